@@ -1,0 +1,337 @@
+"""Labels for the two losses: nearest resize, entropy-filtered pseudo labels, training schedules.
+
+Everything here is plain PyTorch with static shapes. Nothing reads a device value on the host, so a
+training step that uses it can be captured in a CUDA graph or compiled with ``fullgraph=True``.
+
+Reference: Wang et al., "Hunting Sparsity: Density-Guided Contrastive Learning for Semi-Supervised
+Semantic Segmentation", CVPR 2023, section 3.2 (pseudo labels) and section 4.1 (schedules).
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+# Share of pixels whose pseudo label is dropped, at the start and at the end of the training.
+CLASSIFICATION_DROP = (0.20, 0.0)
+CONTRAST_DROP = (0.80, 0.10)
+
+_LABEL_DTYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
+)
+
+
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes a label map by nearest neighbour, in integers from end to end.
+
+    Output pixel (i, j) is input pixel (floor(i H / h), floor(j W / w)), the rule of
+    ``torch.nn.functional.interpolate(mode="nearest")``. Labels are copied and never pass through a
+    float, so large ids and the ignored value survive. The rule is evaluated in integers too:
+    ``interpolate`` multiplies by a rounded float32 scale and lands one pixel lower on some sizes
+    where i H / h is a whole number (most of them enlargements, such as 2 -> 82).
+
+    Args:
+        labels: label map of any integer or boolean dtype.
+        size: output height and width, for example ``features.shape[-2:]``.
+
+    Returns:
+        The labels at the new size, same dtype and device.
+
+    Raises:
+        TypeError: labels are not integers, or size is not a pair of ints.
+        ValueError: labels have the wrong rank or no pixels, or a size is not positive.
+
+    Shape:
+        - labels: [B, H, W] or [H, W]
+        - output: [B, h, w] or [h, w]
+    """
+    if not isinstance(labels, Tensor) or labels.dtype not in _LABEL_DTYPES:
+        raise TypeError(f"resize_labels: labels must be an integer tensor, got {_kind(labels)}")
+    if labels.dim() not in (2, 3):
+        raise ValueError(
+            f"resize_labels: labels must have shape [B, H, W] or [H, W], got {list(labels.shape)}"
+        )
+    # A SymInt of a dynamic shape is not an int, so sizes are told by what they must not be.
+    if (
+        isinstance(size, (str, Tensor))
+        or not isinstance(size, Sequence)
+        or any(isinstance(side, (bool, float)) for side in size)
+    ):
+        raise TypeError(f"resize_labels: size must be a pair of ints (h, w), got {size!r}")
+    if len(size) != 2 or any(side < 1 for side in size):
+        raise ValueError(
+            f"resize_labels: size must hold two positive ints (h, w), got {tuple(size)}"
+        )
+    height, width = labels.shape[-2:]
+    if height == 0 or width == 0:
+        raise ValueError(
+            f"resize_labels: labels must have at least one pixel, got {list(labels.shape)}"
+        )
+    rows = torch.arange(size[0], device=labels.device) * height // size[0]
+    columns = torch.arange(size[1], device=labels.device) * width // size[1]
+    return labels.index_select(-2, rows).index_select(-1, columns)
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the softmax over the classes, in nats.
+
+    Computed in float32 (float64 for float64 logits). A class at -inf has probability 0 and adds 0;
+    a NaN or +inf logit, or a pixel that is -inf throughout, gives NaN.
+
+    Args:
+        logits: class scores before the softmax.
+
+    Returns:
+        The entropy of each pixel, in [0, log C].
+
+    Raises:
+        TypeError: logits are not floating point.
+        ValueError: logits have the wrong rank or no classes.
+
+    Shape:
+        - logits: [B, C, H, W]
+        - output: [B, H, W]
+    """
+    _check_logits("prediction_entropy", logits)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.special.entr(wide.softmax(dim=1)).sum(dim=1)
+
+
+@torch.no_grad()
+def entropy_filter(
+    logits: Tensor,
+    keep_fraction: float | Tensor,
+    *,
+    ignore_index: int = 255,
+    valid_mask: Tensor | None = None,
+) -> Tensor:
+    """Turns a teacher's logits into pseudo labels and ignores the most uncertain pixels.
+
+    A pixel's label is its argmax (the lowest class on ties). It is ignored when its entropy is at
+    or above the (1 - d) quantile of the batch's entropies, where d = 1 - keep_fraction is the share
+    to drop. The quantile is interpolated linearly as by ``torch.quantile``, over the pixels that
+    are valid and not NaN, and it works at any size (``torch.quantile`` stops at 2**24 elements).
+    "At or above" is the paper's rule: pixels tied with the threshold all go. The two ends are
+    exact: keep_fraction 1 keeps every pixel (a quantile would still drop the maximum), 0 keeps
+    none. No value is read on the host.
+
+    Args:
+        logits: the teacher's class scores before the softmax.
+        keep_fraction: share of pixels to keep, in [0, 1]. As a 0-dim tensor it may change from step
+            to step without a recompilation; a tensor's value is clamped to [0, 1], NaN keeps none.
+        ignore_index: the label of ignored pixels, outside [0, C).
+        valid_mask: pixels that count; False marks padding (a crop's border, a CutMix hole), which
+            is ignored and left out of the quantile. None: all.
+
+    Returns:
+        The filtered labels, int64. A pixel with a NaN logit is never kept.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: a shape does not fit, keep_fraction is outside [0, 1], or ignore_index is a
+            class.
+
+    Shape:
+        - logits: [B, C, H, W]
+        - valid_mask: [B, H, W] bool
+        - output: [B, H, W] int64
+
+    Reference: METHOD "pseudo label of a pixel", Wang et al., CVPR 2023, section 3.2.
+    """
+    _check_logits("entropy_filter", logits)
+    keep = _checked_fraction(keep_fraction, logits.device)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"entropy_filter: ignore_index must be an int, got {ignore_index!r}")
+    if 0 <= ignore_index < logits.shape[1]:
+        raise ValueError(
+            f"entropy_filter: ignore_index must lie outside the classes [0, {logits.shape[1]}), "
+            f"got {ignore_index}"
+        )
+    labels = logits.argmax(dim=1)  # [B, H, W]
+    entropy = prediction_entropy(logits)  # [B, H, W]
+    usable = ~entropy.isnan()
+    if valid_mask is not None:
+        if not isinstance(valid_mask, Tensor) or valid_mask.dtype != torch.bool:
+            raise TypeError(
+                f"entropy_filter: valid_mask must be a bool tensor, got {_kind(valid_mask)}"
+            )
+        if valid_mask.shape != labels.shape:
+            raise ValueError(
+                f"entropy_filter: valid_mask must have shape {list(labels.shape)}, "
+                f"got {list(valid_mask.shape)}"
+            )
+        usable = usable & valid_mask
+    certain = (entropy < _masked_quantile(entropy, keep, usable)) | (keep >= 1)
+    return labels.masked_fill(~(certain & usable), ignore_index)
+
+
+def _masked_quantile(values: Tensor, fraction: Tensor, usable: Tensor) -> Tensor:
+    """Linearly interpolated quantile of ``values[usable]``, without a size limit or a host sync.
+
+    The position fraction * (n - 1) is a float64: float32 has no odd integers above 2**24, which
+    would move the threshold of a large batch. Unusable entries sort last as +inf, so the first n
+    entries are the usable ones and n stays on the device.
+
+    Args:
+        values: any shape; its usable entries are finite.
+        fraction: 0-dim tensor in [0, 1].
+        usable: bool, the shape of values.
+
+    Returns:
+        A 0-dim tensor of values' dtype; +inf or NaN where nothing is usable.
+    """
+    if values.numel() == 0:
+        return values.new_full((), math.inf)
+    ordered = values.masked_fill(~usable, math.inf).flatten().sort().values
+    position = fraction * (usable.sum() - 1).clamp_min(0)
+    below = position.floor()
+    indices = torch.stack([below, position.ceil()]).long()
+    low, high = ordered.index_select(0, indices).to(position.dtype).unbind()
+    return torch.lerp(low, high, position - below).to(values.dtype)
+
+
+def linear_schedule(start: float, end: float, progress: float | Tensor) -> float | Tensor:
+    """Straight line from start to end, exact at both ends.
+
+    Args:
+        start: the value at progress 0.
+        end: the value at progress 1.
+        progress: share of the training done; clamped to [0, 1]. A tensor gives a tensor.
+
+    Returns:
+        (1 - progress) * start + progress * end.
+
+    Raises:
+        ValueError: progress is a float NaN.
+    """
+    if isinstance(progress, Tensor):
+        done = progress.clamp(0, 1)
+    elif math.isnan(progress):
+        raise ValueError(f"linear_schedule: progress must be a number, got {progress}")
+    else:
+        done = min(max(progress, 0.0), 1.0)
+    return (1 - done) * start + done * end
+
+
+def classification_drop_fraction(progress: float | Tensor) -> float | Tensor:
+    """Share of pixels dropped from the pseudo labels of the classification loss: 0.20 -> 0."""
+    return linear_schedule(*CLASSIFICATION_DROP, progress)
+
+
+def contrast_drop_fraction(progress: float | Tensor) -> float | Tensor:
+    """Share of pixels dropped from the labels of the contrastive loss: 0.80 -> 0.10."""
+    return linear_schedule(*CONTRAST_DROP, progress)
+
+
+def training_progress(epoch: float, warmup_epochs: float, epochs: float) -> float:
+    """Share of the training done after the warm-up.
+
+    Args:
+        epoch: epochs done so far; a fraction (epoch + step / steps) gives a smooth schedule.
+        warmup_epochs: supervised epochs at the start.
+        epochs: epochs in all.
+
+    Returns:
+        (epoch - warmup_epochs) / (epochs - warmup_epochs), clamped to [0, 1].
+
+    Raises:
+        ValueError: warmup_epochs is negative, or no epoch is left after the warm-up.
+    """
+    if warmup_epochs < 0:
+        raise ValueError(
+            f"training_progress: warmup_epochs must not be negative, got {warmup_epochs}"
+        )
+    if not epochs > warmup_epochs:
+        raise ValueError(
+            f"training_progress: epochs must exceed warmup_epochs {warmup_epochs}, got {epochs}"
+        )
+    return min(max((epoch - warmup_epochs) / (epochs - warmup_epochs), 0.0), 1.0)
+
+
+def ema_decay(step: int, maximum: float = 0.999) -> float:
+    """Decay of the teacher's moving average, min(1 - 1 / (step + 1), maximum).
+
+    The ramp makes the teacher the plain mean of the student so far; step 0 copies the student.
+
+    Args:
+        step: updates done so far.
+        maximum: the decay after the ramp, in [0, 1].
+
+    Returns:
+        The weight of the teacher's old value.
+
+    Raises:
+        ValueError: step is negative or maximum is outside [0, 1].
+    """
+    if step < 0:
+        raise ValueError(f"ema_decay: step must not be negative, got {step}")
+    if not 0 <= maximum <= 1:
+        raise ValueError(f"ema_decay: maximum must lie in [0, 1], got {maximum}")
+    return min(1 - 1 / (step + 1), maximum)
+
+
+def poly_learning_rate(base: float, step: int, total: int, power: float = 0.9) -> float:
+    """Polynomial decay, base * (1 - step / total) ** power; 0 from step = total on.
+
+    Args:
+        base: learning rate at step 0.
+        step: optimiser steps done so far.
+        total: steps of the whole training.
+        power: exponent of the decay.
+
+    Returns:
+        The learning rate of this step.
+
+    Raises:
+        ValueError: step is negative, or total or power is not positive.
+    """
+    if step < 0:
+        raise ValueError(f"poly_learning_rate: step must not be negative, got {step}")
+    if total <= 0:
+        raise ValueError(f"poly_learning_rate: total must be positive, got {total}")
+    if not power > 0:
+        raise ValueError(f"poly_learning_rate: power must be positive, got {power}")
+    return base * max(1 - step / total, 0.0) ** power
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"{name}: logits must be a floating point tensor, got {_kind(logits)}")
+    if logits.dim() != 4 or logits.shape[1] == 0:
+        raise ValueError(
+            f"{name}: logits must have shape [B, C, H, W] with C > 0, got {list(logits.shape)}"
+        )
+
+
+def _checked_fraction(fraction: float | Tensor, device: torch.device) -> Tensor:
+    """The kept share as a 0-dim tensor on the device, float64 where the device has it."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    if isinstance(fraction, Tensor):
+        if fraction.dim() != 0:
+            raise ValueError(
+                f"entropy_filter: keep_fraction must be 0-dim, got {list(fraction.shape)}"
+            )
+        return fraction.detach().to(device, dtype, non_blocking=True).nan_to_num(0.0).clamp(0, 1)
+    if not isinstance(fraction, (int, float, Real, torch.SymFloat)):
+        raise TypeError(
+            f"entropy_filter: keep_fraction must be a float or a 0-dim tensor, got {fraction!r}"
+        )
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"entropy_filter: keep_fraction must lie in [0, 1], got {fraction}")
+    return torch.full((), fraction, dtype=dtype, device=device)
+
+
+def _kind(value: object) -> str:
+    """What an argument is, for an error: a tensor's dtype, or a type's name."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
