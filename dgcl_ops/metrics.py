@@ -1,0 +1,360 @@
+"""How well features cluster by class: scores and density statistics, without an N x N matrix.
+
+The three scores equal scikit-learn's of the same name. They take features on any device, gather
+and widen them to float64 a block of rows at a time, and accumulate in float64. A block is sized so
+that the working memory stays below 64 MB beside a few vectors of length N and the class means
+[C, D]. Features on a device without float64 (MPS) are scored on the CPU.
+
+References:
+    - P. Rousseeuw, "Silhouettes: a graphical aid ...", J. Comput. Appl. Math. 20, 1987.
+    - T. Calinski, J. Harabasz, "A dendrite method for cluster analysis", Comm. Stat. 3, 1974.
+    - D. Davies, D. Bouldin, "A cluster separation measure", IEEE TPAMI 1(2), 1979.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BUDGET_DOUBLES = 64 * 2**20 // 8
+_LARGEST_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """The rows that count, sorted by class."""
+
+    features: Tensor  # [N, D], as given
+    order: Tensor  # [n] rows of features that count, sorted by class
+    ids: Tensor  # [n] class of each sorted row, numbered 0 .. C-1
+    counts: Tensor  # [C] rows of each class
+
+    @property
+    def block(self) -> int:
+        """Rows a block may hold: two float64 blocks [b, D] with their copies, three tiles [b, b],
+        and two [C, b] tables, all within the budget."""
+        row = 6 * self.features.shape[1] + 4 * _LARGEST_BLOCK + 2 * self.counts.numel()
+        return max(1, min(_LARGEST_BLOCK, _BUDGET_DOUBLES // row))
+
+    def blocks(self) -> Iterator[slice]:
+        for start in range(0, self.order.numel(), self.block):
+            yield slice(start, min(start + self.block, self.order.numel()))
+
+    def rows(self, block: slice) -> Tensor:
+        """The sorted rows of a block, widened: [b, D] float64."""
+        return self.features.index_select(0, self.order[block]).double()
+
+    def class_means(self) -> Tensor:
+        """[C, D] float64."""
+        sums = self.features.new_zeros(
+            self.counts.numel(), self.features.shape[1], dtype=torch.float64
+        )
+        for block in self.blocks():
+            sums.index_add_(0, self.ids[block], self.rows(block))
+        return sums / self.counts[:, None]
+
+
+def _clusters(name: str, features: Tensor, labels: Tensor, ignore_index: int | None) -> _Clusters:
+    """Checks the arguments of a score and sorts the rows that count by class."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"{name}: features must be a floating point tensor, got {kind}")
+    _check_integers(name, labels)
+    if features.dim() != 2:
+        raise ValueError(f"{name}: features must have shape [N, D], got {list(features.shape)}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"{name}: labels must have shape [{features.shape[0]}], one per row of features, "
+            f"got {list(labels.shape)}"
+        )
+    if labels.device != features.device:
+        raise ValueError(
+            f"{name}: labels must be on the device of features, {features.device}, "
+            f"got {labels.device}"
+        )
+    if features.device.type == "mps":
+        features, labels = features.cpu(), labels.cpu()
+    labels, order = labels.long().sort(stable=True)
+    if ignore_index is not None:
+        kept = labels != ignore_index
+        labels, order = labels[kept], order[kept]
+    _, ids, counts = labels.unique_consecutive(return_inverse=True, return_counts=True)
+    clusters = _Clusters(features, order, ids, counts)
+    if not 2 <= counts.numel() < order.numel():
+        raise ValueError(
+            f"{name}: labels must hold at least 2 classes and fewer classes than rows, "
+            f"got {counts.numel()} classes in {order.numel()} rows"
+        )
+    for block in clusters.blocks():
+        if not features.index_select(0, order[block]).isfinite().all():
+            raise ValueError(f"{name}: features must be finite, got NaN or infinity")
+    return clusters
+
+
+def _distances(columns: Tensor, rows: Tensor) -> Tensor:
+    """Euclidean distances [c, r] of two float64 blocks [c, D] and [r, D], to 1e-11 relative.
+
+    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y is one matrix product, but it cancels where x and y are close
+    beside their length. So both are centred at the mean of the rows (rows come sorted by class, so
+    what is left of a pair in one class is its spread), and a tile that still holds a pair closer
+    than a hundredth of its lengths is computed again from differences, about three times slower.
+    """
+    centre = rows.mean(dim=0)
+    left, right = columns - centre, rows - centre
+    lengths = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)  # [c, r]
+    tile = torch.addmm(lengths, left, right.T, alpha=-2)
+    if (tile < 1e-4 * lengths).any():
+        return torch.cdist(columns, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return tile.sqrt_()
+
+
+@torch.no_grad()
+def silhouette_score(
+    features: Tensor, labels: Tensor, *, ignore_index: int | None = None
+) -> Tensor:
+    """Mean silhouette of all rows, in [-1, 1]; higher is better.
+
+    A row's silhouette is (b - a) / max(a, b) with a its mean Euclidean distance to the other rows
+    of its class and b its smallest mean distance to the rows of another class. A row that is alone
+    in its class, or whose a and b are both 0, has silhouette 0.
+
+    Time grows with N^2 D; memory does not grow with N^2: each tile of distances is reduced to sums
+    by class at once.
+
+    Args:
+        features: one row per sample, any float dtype, finite.
+        labels: the class of each row, any integers.
+        ignore_index: rows of this label are left out. None: no row is.
+
+    Returns:
+        A 0-dim float64 tensor.
+
+    Raises:
+        TypeError: features are not floating point or labels are not integers.
+        ValueError: a shape does not fit, features are not finite, or there are fewer than 2
+            classes or as many classes as rows.
+
+    Shape:
+        - features: [N, D]
+        - labels: [N]
+        - output: []
+
+    Reference: Rousseeuw 1987; ``sklearn.metrics.silhouette_score``.
+    """
+    clusters = _clusters("silhouette_score", features, labels, ignore_index)
+    ids, counts = clusters.ids, clusters.counts
+    # First and last class of each block, read once: a block's classes are a contiguous range.
+    blocks = list(clusters.blocks())
+    edges = ids[[edge for block in blocks for edge in (block.start, block.stop - 1)]].tolist()
+    spans = list(zip(blocks, edges[::2], edges[1::2], strict=True))
+    total = torch.zeros((), dtype=torch.float64, device=ids.device)
+    for row_block, _, _ in spans:
+        rows = clusters.rows(row_block)  # [r, D]
+        sums = rows.new_zeros(counts.numel(), rows.shape[0])  # [C, r]
+        for column_block, first, last in spans:
+            tile = _distances(clusters.rows(column_block), rows)  # [c, r]
+            members = torch.arange(first, last + 1, device=ids.device)[:, None] == ids[column_block]
+            sums[first : last + 1].addmm_(members.double(), tile)
+        own = ids[row_block][None]  # [1, r]
+        own_counts = counts[own]
+        intra = sums.gather(0, own) / (own_counts - 1)  # 0 / 0 = NaN where the row is alone
+        sums /= counts[:, None]
+        inter = sums.scatter_(0, own, torch.inf).amin(dim=0, keepdim=True)
+        silhouettes = (inter - intra) / torch.maximum(intra, inter)  # NaN: alone, or all 0
+        total += silhouettes.nan_to_num(0.0).sum()
+    return total / ids.numel()
+
+
+@torch.no_grad()
+def calinski_harabasz_score(
+    features: Tensor, labels: Tensor, *, ignore_index: int | None = None
+) -> Tensor:
+    """Ratio of between-class to within-class dispersion; higher is better.
+
+    With n rows, C classes, class sizes n_c, class means m_c and the mean m of all rows:
+    (sum_c n_c |m_c - m|^2 / (C - 1)) / (sum_i |x_i - m_c(i)|^2 / (n - C)), and 1 if the
+    within-class dispersion is 0.
+
+    Args:
+        features: one row per sample, any float dtype, finite.
+        labels: the class of each row, any integers.
+        ignore_index: rows of this label are left out. None: no row is.
+
+    Returns:
+        A 0-dim float64 tensor.
+
+    Raises:
+        TypeError, ValueError: as :func:`silhouette_score`.
+
+    Shape:
+        - features: [N, D]
+        - labels: [N]
+        - output: []
+
+    Reference: Calinski and Harabasz 1974; ``sklearn.metrics.calinski_harabasz_score``.
+    """
+    clusters = _clusters("calinski_harabasz_score", features, labels, ignore_index)
+    counts, rows = clusters.counts, clusters.order.numel()
+    classes = counts.numel()
+    means = clusters.class_means()  # [C, D]
+    mean = (means * counts[:, None]).sum(dim=0) / rows
+    between = (counts * (means - mean).square().sum(dim=1)).sum()
+    within = torch.zeros_like(between)
+    for block in clusters.blocks():
+        within += (clusters.rows(block) - means[clusters.ids[block]]).square().sum()
+    score = between * (rows - classes) / (within * (classes - 1))
+    return torch.where(within == 0, torch.ones_like(score), score)
+
+
+@torch.no_grad()
+def davies_bouldin_score(
+    features: Tensor, labels: Tensor, *, ignore_index: int | None = None
+) -> Tensor:
+    """Mean over classes of the similarity to the most similar other class; lower is better.
+
+    With s_c the mean distance of class c's rows to their mean m_c, the similarity of two classes is
+    (s_c + s_d) / |m_c - m_d|. Classes whose means coincide are not compared, and the score is 0 if
+    all s_c or all distances of means are 0 (within 1e-8), as in scikit-learn.
+
+    Args:
+        features: one row per sample, any float dtype, finite.
+        labels: the class of each row, any integers.
+        ignore_index: rows of this label are left out. None: no row is.
+
+    Returns:
+        A 0-dim float64 tensor, not negative.
+
+    Raises:
+        TypeError, ValueError: as :func:`silhouette_score`.
+
+    Shape:
+        - features: [N, D]
+        - labels: [N]
+        - output: []
+
+    Reference: Davies and Bouldin 1979; ``sklearn.metrics.davies_bouldin_score``.
+    """
+    clusters = _clusters("davies_bouldin_score", features, labels, ignore_index)
+    means = clusters.class_means()  # [C, D]
+    spread = means.new_zeros(means.shape[0])  # [C]
+    for block in clusters.blocks():
+        ids = clusters.ids[block]
+        spread.index_add_(0, ids, (clusters.rows(block) - means[ids]).norm(dim=1))
+    spread /= clusters.counts
+    total, widest = means.new_zeros(()), means.new_zeros(())
+    for start in range(0, means.shape[0], clusters.block):
+        block = slice(start, start + clusters.block)
+        # From differences: coinciding means have distance 0, not the root of a rounding error.
+        distances = torch.cdist(
+            means[block], means, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # [b, C]
+        widest = torch.maximum(widest, distances.amax())
+        distances.masked_fill_(distances == 0, torch.inf)
+        total += ((spread[block, None] + spread) / distances).amax(dim=1).sum()
+    degenerate = (spread.amax() <= 1e-8) | (widest <= 1e-8)
+    return torch.where(degenerate, torch.zeros_like(total), total / means.shape[0])
+
+
+@torch.no_grad()
+def density_statistics(
+    density: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    quantiles: Sequence[float] = (0.25, 0.5, 0.75),
+    ignore_index: int | None = 255,
+) -> dict[str, Tensor]:
+    """Summarises local densities class by class, without a loop over classes.
+
+    NaN densities (of NaN features) are left out, as are ignored labels. Labels outside
+    [0, num_classes) raise on the CPU and are left out on other devices, where looking at them would
+    stop the stream; nothing is read on the host there.
+
+    Args:
+        density: local density of each row or pixel, as :func:`dgcl_ops.knn_density` gives it.
+        labels: the class of each.
+        num_classes: C.
+        quantiles: the quantiles to report, in [0, 1], linearly interpolated.
+        ignore_index: label to leave out. None: none is.
+
+    Returns:
+        "count" int64; "mean", "min", "max" and "quantiles", float64 (float32 on MPS), NaN for a
+        class without rows.
+
+    Raises:
+        TypeError: density is not floating point or labels are not integers.
+        ValueError: shapes differ, num_classes is not positive, a quantile is outside [0, 1], or (on
+            the CPU) a label is out of range.
+
+    Shape:
+        - density, labels: the same, any
+        - "count", "mean", "min", "max": [C]
+        - "quantiles": [Q, C]
+    """
+    name = "density_statistics"
+    if not isinstance(density, Tensor) or not density.is_floating_point():
+        kind = density.dtype if isinstance(density, Tensor) else type(density).__name__
+        raise TypeError(f"{name}: density must be a floating point tensor, got {kind}")
+    _check_integers(name, labels)
+    if labels.shape != density.shape:
+        raise ValueError(
+            f"{name}: labels must have the shape of density, {list(density.shape)}, "
+            f"got {list(labels.shape)}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"{name}: num_classes must be positive, got {num_classes}")
+    if not all(0 <= quantile <= 1 for quantile in quantiles):
+        raise ValueError(f"{name}: quantiles must lie in [0, 1], got {tuple(quantiles)}")
+    wide = torch.float32 if density.device.type == "mps" else torch.float64
+    values, classes = density.flatten().to(wide), labels.flatten().long()
+    used = (classes >= 0) & (classes < num_classes)
+    if ignore_index is not None:
+        if labels.device.type == "cpu" and not (used | (classes == ignore_index)).all():
+            wrong = classes[~used & (classes != ignore_index)][0].item()
+            raise ValueError(
+                f"{name}: labels must lie in [0, {num_classes}) or equal ignore_index "
+                f"{ignore_index}, got {wrong}"
+            )
+        used &= classes != ignore_index
+    elif labels.device.type == "cpu" and not used.all():
+        raise ValueError(
+            f"{name}: labels must lie in [0, {num_classes}), got {classes[~used][0].item()}"
+        )
+    used &= ~values.isnan()
+    # Unused rows form class C, behind the others; two stable sorts order by (class, density).
+    classes = torch.where(used, classes, num_classes)
+    values, order = values.sort()
+    classes, order = classes[order].sort(stable=True)
+    values = values[order]
+    counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=values.device)
+    counts.index_add_(0, classes, torch.ones_like(classes))
+    sums = values.new_zeros(num_classes + 1).index_add_(0, classes, values)[:-1]
+    counts = counts[:-1]
+    first = counts.cumsum(0) - counts  # [C]
+    values = torch.cat([values, values.new_full((1,), torch.nan)])  # where an empty class looks
+    last = (first + counts - 1).clamp_min(0)
+    empty, nowhere = counts == 0, values.numel() - 1
+    positions = values.new_tensor([0.0, 1.0, *quantiles])[:, None] * (last - first)  # [2 + Q, C]
+    below = positions.floor()
+    low = values[torch.where(empty, nowhere, first + below.long())]
+    high = values[torch.where(empty, nowhere, first + positions.ceil().long())]
+    table = torch.lerp(low, high, positions - below)
+    return {
+        "count": counts,
+        "mean": sums / counts,
+        "min": table[0],
+        "max": table[1],
+        "quantiles": table[2:],
+    }
+
+
+def _check_integers(name: str, labels: Tensor) -> None:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: labels must be an integer tensor, got {kind}")
