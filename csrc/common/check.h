@@ -1,0 +1,85 @@
+// One way to refuse bad input: name the op, the argument, the rule and the value that was seen.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace dgcl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
+  out << ']';
+  return out.str();
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+inline bool is_supported_float(ScalarType dtype) {
+  return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+// float64 as soon as one input is float64, float32 otherwise.
+template <typename... Tensors>
+ScalarType compute_type(const Tensors&... tensors) {
+  return ((tensors.scalar_type() == ScalarType::Double) || ...) ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_float(const char* op, const char* name, const Tensor& t) {
+  if (!is_supported_float(t.scalar_type()))
+    fail(op, name, " must be float64, float32, float16 or bfloat16, got ", dtype_name(t.scalar_type()));
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  if (t.is_cpu() != like.is_cpu() || t.is_cuda() != like.is_cuda() || t.get_device_index() != like.get_device_index())
+    fail(op, name, " must be on the same device as the first argument");
+}
+
+// `shape` uses -1 for "any".
+inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                        const char* rule) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (int64_t want : shape) {
+    if (!same) break;
+    same = want < 0 || t.size(i) == want;
+    ++i;
+  }
+  if (!same) fail(op, name, " must have shape ", rule, ", got ", shape_of(t));
+}
+
+inline void check_int64_vector(const char* op, const char* name, const Tensor& t, int64_t length, const char* rule) {
+  if (t.scalar_type() != ScalarType::Long) fail(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
+  check_shape(op, name, t, {length}, rule);
+}
+
+}  // namespace dgcl

@@ -1,0 +1,67 @@
+// Chooses the level at run time.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "levels.h"
+
+namespace dgcl {
+namespace {
+
+enum Level { kPortable, kAvx2, kAvx512 };
+constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512"};
+
+Level widest_available() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+    return kPortable;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return kAvx512;
+  return kAvx2;
+#else
+  return kPortable;
+#endif
+}
+
+Level choose_level() {
+  const Level widest = widest_available();
+  const char* asked = std::getenv("DGCL_OPS_CPU_CAPABILITY");
+  if (!asked || !*asked) return widest;
+  for (int level = kPortable; level <= kAvx512; ++level) {
+    if (std::string(asked) != kLevelNames[level]) continue;
+    if (level > widest)
+      throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + asked + ", its widest level is " +
+                               kLevelNames[widest]);
+    return static_cast<Level>(level);
+  }
+  throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY must be portable, avx2 or avx512, got ") + asked);
+}
+
+Level level() {
+  static const Level chosen = choose_level();
+  return chosen;
+}
+
+}  // namespace
+
+template <>
+const Primitives<float>& primitives<float>() {
+#if defined(__x86_64__)
+  if (level() == kAvx512) return avx512::float_primitives;
+  if (level() == kAvx2) return avx2::float_primitives;
+#endif
+  return portable::float_primitives;
+}
+
+template <>
+const Primitives<double>& primitives<double>() {
+#if defined(__x86_64__)
+  if (level() == kAvx512) return avx512::double_primitives;
+  if (level() == kAvx2) return avx2::double_primitives;
+#endif
+  return portable::double_primitives;
+}
+
+}  // namespace dgcl

@@ -1,0 +1,12 @@
+#include "levels.h"
+#if defined(__x86_64__)
+#include "primitives_impl.h"
+#include "vec_avx2.h"
+
+namespace dgcl::avx2 {
+
+const Primitives<float> float_primitives = make_primitives<VecFloat>("avx2");
+const Primitives<double> double_primitives = make_primitives<VecDouble>("avx2");
+
+}  // namespace dgcl::avx2
+#endif

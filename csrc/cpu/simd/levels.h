@@ -1,0 +1,15 @@
+// One pair of tables per instruction set; the avx files are empty on other processors.
+#pragma once
+#include "primitives.h"
+
+#define DGCL_DECLARE_LEVEL(level)                      \
+  namespace dgcl::level {                              \
+  extern const Primitives<float> float_primitives;     \
+  extern const Primitives<double> double_primitives;   \
+  }
+
+DGCL_DECLARE_LEVEL(portable)
+DGCL_DECLARE_LEVEL(avx2)
+DGCL_DECLARE_LEVEL(avx512)
+
+#undef DGCL_DECLARE_LEVEL

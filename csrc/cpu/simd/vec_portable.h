@@ -1,0 +1,63 @@
+// Plain C++ registers: any processor. The compiler turns the loops into whatever vectors the baseline has.
+#pragma once
+#include <cstdint>
+
+namespace dgcl::portable {
+
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// IEEE binary16 -> binary32, exact.
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 1023u;
+  uint32_t bits;
+  if (exponent == 31) {
+    bits = sign | 0x7f800000u | (fraction << 13);
+  } else if (exponent) {
+    bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+  } else {
+    const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24
+    __builtin_memcpy(&bits, &magnitude, 4);
+    bits |= sign;
+  }
+  float out;
+  __builtin_memcpy(&out, &bits, 4);
+  return out;
+}
+
+template <typename S, int Width>
+struct Vec {
+  using Scalar = S;
+  static constexpr int width = Width;
+  static constexpr int tile_rows = 4, tile_registers = 2;
+  S v[Width];
+
+  template <typename F>
+  static Vec make(F f) {
+    Vec out;
+    for (int i = 0; i < Width; ++i) out.v[i] = f(i);
+    return out;
+  }
+  static Vec zero() { return make([](int) { return S(0); }); }
+  static Vec broadcast(S x) { return make([&](int) { return x; }); }
+  static Vec load(const S* p) { return make([&](int i) { return p[i]; }); }
+  static Vec load_partial(const S* p, int64_t n) { return make([&](int i) { return i < n ? p[i] : S(0); }); }
+  static void store(S* p, Vec x) {
+    for (int i = 0; i < Width; ++i) p[i] = x.v[i];
+  }
+  static Vec add(Vec a, Vec b) { return make([&](int i) { return a.v[i] + b.v[i]; }); }
+  static Vec sub(Vec a, Vec b) { return make([&](int i) { return a.v[i] - b.v[i]; }); }
+  static Vec div(Vec a, Vec b) { return make([&](int i) { return a.v[i] / b.v[i]; }); }
+  // One rounding, as the canonical sums need it (a library call where the processor has no such instruction).
+  static Vec fma(Vec a, Vec b, Vec c) { return make([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); }); }
+  // Any rounding: for sums whose error is bounded anyway.
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+  static uint32_t not_less(Vec a, Vec b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < Width; ++i) bits |= static_cast<uint32_t>(!(a.v[i] < b.v[i])) << i;
+    return bits;
+  }
+  static Vec load_half(const uint16_t* p) { return make([&](int i) { return S(half_to_float(p[i])); }); }
+};
+
+}  // namespace dgcl::portable

@@ -1,0 +1,35 @@
+// Multi-scale density as one weighted sum over one sorted selection.
+//
+//   rho_k(q) = (1/k) sum_{r <= k} s_(r)         rho(q) = (1/|K|) sum_{k in K} rho_k(q)
+//   =>  rho(q) = sum_r w_r s_(r)    with    w_r = (1/|K|) sum_{k in K, k >= r} 1/k
+//
+// A k larger than the `found` neighbours counts as `found`. Weights in double, rounded once to T; summed in increasing r
+// with fused multiply-add in T, the same on every backend. No neighbour: 0.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+namespace dgcl {
+
+// weights [found]
+template <typename T>
+void scale_weights(const int64_t* scales, int64_t num_scales, int64_t found, T* weights) {
+  for (int64_t r = 1; r <= found; ++r) {
+    double weight = 0;
+    for (int64_t i = 0; i < num_scales; ++i) {
+      const int64_t k = scales[i] < found ? scales[i] : found;
+      if (k >= r) weight += 1.0 / static_cast<double>(k);
+    }
+    weights[r - 1] = static_cast<T>(weight / static_cast<double>(num_scales));
+  }
+}
+
+// scores [found], sorted downward
+template <typename T>
+T weighted_sum(const T* weights, const T* scores, int64_t found) {
+  T sum = 0;
+  for (int64_t r = 0; r < found; ++r) sum = std::fma(weights[r], scores[r], sum);
+  return sum;
+}
+
+}  // namespace dgcl

@@ -1,0 +1,24 @@
+#include "class_counts.h"
+
+#include <torch/csrc/stable/library.h>
+
+namespace dgcl {
+
+void check_class_counts(const Tensor& labels, int64_t num_classes) {
+  const char* op = "class_counts";
+  if (num_classes < 1) fail(op, "num_classes must be at least 1, got ", num_classes);
+  switch (labels.scalar_type()) {
+    case ScalarType::Long:
+    case ScalarType::Int:
+    case ScalarType::Short:
+    case ScalarType::Char:
+    case ScalarType::Byte: return;
+    default: fail(op, "labels must be of an integer dtype, got ", dtype_name(labels.scalar_type()));
+  }
+}
+
+}  // namespace dgcl
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+  m.def("class_counts(Tensor labels, int num_classes, int ignore_index) -> Tensor");
+}

@@ -1,0 +1,22 @@
+#include "knn_density.h"
+
+#include <torch/csrc/stable/library.h>
+
+namespace dgcl {
+
+void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vector<int64_t>& scales, const std::string& metric,
+                       const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts) {
+  const char* op = "knn_density";
+  check_knn_arguments(op, queries, bank, metric, query_offsets, bank_counts);
+  if (scales.empty()) fail(op, "scales must name at least one k, got none");
+  for (int64_t k : scales)
+    if (k < 1) fail(op, "scales must be positive, got ", k);
+}
+
+}  // namespace dgcl
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+  m.def(
+      "knn_density(Tensor queries, Tensor bank, int[] scales, str metric, Tensor? query_offsets, Tensor? bank_counts, "
+      "bool exclude_self, bool per_scale, bool unit_bank) -> Tensor");
+}
