@@ -1,0 +1,435 @@
+"""The losses as modules: density-guided contrast with its memory bank, and cross-entropy on pseudo labels."""
+
+import torch
+from torch import Tensor, nn
+
+from dgcl_ops import sampling, selection
+from dgcl_ops.memory import FixedDtypeModule, MemoryBank, check_batch, one_of, without_autocast
+from dgcl_ops.ops import _arguments, density_contrast
+
+
+class DensityContrastLoss(FixedDtypeModule):
+    """Pulls each class's features of lowest density towards its densest ones, away from other classes.
+
+    For each class c of the batch that is ready and not excluded (METHOD.md, section 3):
+
+        anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
+                      of them at most
+        key p         the mean of the projections of the candidates and of the bank rows of highest density
+        negatives n_j pixels of other classes, drawn at random
+        L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
+
+    and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
+    the batch's rows are pushed into the bank after the loss has been computed. A step copies nothing to the
+    host: it compiles with fullgraph=True and can be captured in a CUDA graph. Arithmetic is in float32, in
+    float64 for float64 projections, under autocast too.
+
+    Args:
+        num_classes: C.
+        feature_dim: D.
+        projection_dim: E, D by default.
+        scales: neighbourhood sizes of the density.
+        temperature: T.
+        num_anchors: anchors of a class, at most.
+        num_keys: rows of the batch, and again rows of the bank, that the key is the mean of, at most.
+        num_negatives: negatives of a class.
+        max_candidates: pixels of a class looked at, at most.
+        anchors: "low_density", "random" or "low_confidence".
+        keys: "high_density"; "average", the mean over all candidates and all bank rows; or
+            "high_confidence", rows of the batch alone, since the bank stores no confidence.
+        exclude_classes: classes without anchors, loss and bank rows. Their pixels still serve as negatives.
+        ignore_index: label of pixels that take no part at all.
+        bank: a MemoryBank to use. Its capacity, rows_per_push, min_rows, refresh_every and backfill are then
+            in force instead of those given here; its metric and scales must be the same.
+        bank_capacity: rows of each class's ring.
+        rows_per_push: rows of each class pushed by a step, at most; not more than `max_candidates`.
+        min_rows: bank rows from which on a class is ready; by default the largest scale.
+        metric: of the densities: "cosine", "dot" or "l2".
+        start: "per_class": a class takes part once it is ready; "all_full": none before all are full.
+        refresh_every, backfill, bank_dtype: see MemoryBank.
+        disjoint: a class too small for all its anchors and keys shares its pixels out between them in
+            proportion, instead of letting some be both.
+        normalize_keys: take the mean of unit rows; else long projections weigh more.
+        eps: added inside the log, see `density_contrast`.
+        grad_scale: factor of the gradient; the loss's value is not changed by it.
+        seed: of the draws; by default drawn from torch's global generator. Part of the state.
+        device: of the buffers.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range.
+
+    Example:
+        >>> loss = DensityContrastLoss(num_classes=21, feature_dim=256, exclude_classes=(0,))
+        >>> value = loss(projections, labels, features)  # [B, 256, H, W], [B, H, W], [B, 256, H, W]
+        >>> value.backward()
+
+    Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
+        Semi-Supervised Semantic Segmentation", CVPR 2023.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        projection_dim: int | None = None,
+        *,
+        scales: tuple[int, ...] = (8, 16, 32),
+        temperature: float = 0.5,
+        num_anchors: int = 200,
+        num_keys: int = 50,
+        num_negatives: int = 512,
+        max_candidates: int = 10_000,
+        anchors: str = "low_density",
+        keys: str = "high_density",
+        exclude_classes: tuple[int, ...] = (),
+        ignore_index: int = 255,
+        bank: MemoryBank | None = None,
+        bank_capacity: int = 10_000,
+        rows_per_push: int = 1_000,
+        min_rows: int | None = None,
+        metric: str = "cosine",
+        start: str = "per_class",
+        refresh_every: int = 0,
+        backfill: bool = True,
+        bank_dtype: torch.dtype = torch.float32,
+        disjoint: bool = False,
+        normalize_keys: bool = False,
+        eps: float = 0.0,
+        grad_scale: float = 1.0,
+        seed: int | None = None,
+        device=None,
+    ):
+        super().__init__()
+        op = "DensityContrastLoss"
+        self.num_classes = _arguments.positive_integer(op, "num_classes", num_classes)
+        self.temperature = _arguments.number(op, "temperature", temperature, positive=True)
+        self.strategy = selection.Strategy(
+            num_anchors=num_anchors,
+            num_keys=num_keys,
+            num_negatives=num_negatives,
+            max_candidates=max_candidates,
+            anchors=anchors,
+            keys=keys,
+            start=start,
+            disjoint=bool(disjoint),
+            normalize_keys=bool(normalize_keys),
+            ignore_index=ignore_index,
+        )
+        self.exclude_classes = tuple(
+            _arguments.integral(op, "each of exclude_classes", c) for c in exclude_classes
+        )
+        for excluded in self.exclude_classes:
+            if not 0 <= excluded < self.num_classes:
+                raise ValueError(
+                    f"{op}: exclude_classes must lie in [0, {self.num_classes}), got {excluded}"
+                )
+        self.eps = _arguments.number(op, "eps", eps, positive=False)
+        self.grad_scale = _arguments.number(op, "grad_scale", grad_scale, positive=False)
+
+        if bank is None:
+            bank = MemoryBank(
+                num_classes,
+                feature_dim,
+                projection_dim,
+                capacity=bank_capacity,
+                rows_per_push=rows_per_push,
+                metric=metric,
+                scales=scales,
+                dtype=bank_dtype,
+                min_rows=min_rows,
+                refresh_every=refresh_every,
+                backfill=backfill,
+                seed=seed,
+                device=device,
+            )
+        self.bank = self._matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
+        if bank.rows_per_push > max_candidates:
+            raise ValueError(
+                f"{op}: rows_per_push must be at most max_candidates {max_candidates}, since the rows pushed "
+                f"are candidates whose densities are known, got {bank.rows_per_push}"
+            )
+        device = bank.counts.device
+        self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
+        contrasted = torch.ones(num_classes, dtype=torch.bool, device=device)
+        contrasted[list(self.exclude_classes)] = False
+        self.register_buffer("contrasted", contrasted, persistent=False)
+        for name, dtype in (
+            ("class_loss", torch.float32),
+            ("active", torch.bool),
+            ("candidates", torch.int64),
+            ("anchor_density", torch.float32),
+            ("key_density", torch.float32),
+        ):
+            record = torch.zeros(num_classes, dtype=dtype, device=device)
+            self.register_buffer(f"_{name}", record, persistent=False)
+        record = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("_non_finite_rows", record, persistent=False)
+
+    @staticmethod
+    def _matching(bank, num_classes, feature_dim, projection_dim, metric, scales) -> MemoryBank:
+        op = "DensityContrastLoss"
+        if not isinstance(bank, MemoryBank):
+            raise TypeError(f"{op}: bank must be a MemoryBank, got {type(bank).__name__}")
+        for name, ours in (
+            ("num_classes", num_classes),
+            ("feature_dim", feature_dim),
+            ("projection_dim", feature_dim if projection_dim is None else projection_dim),
+            ("metric", metric),
+            ("scales", _arguments.scale_tuple(op, scales)),
+        ):
+            theirs = getattr(bank, name)
+            if theirs != ours:
+                raise ValueError(f"{op}: bank must have {name} {ours!r} like the loss, got {theirs!r}")
+        return bank
+
+    @classmethod
+    def paper(
+        cls,
+        dataset: str,
+        num_classes: int | None = None,
+        feature_dim: int = 256,
+        projection_dim: int = 256,
+        *,
+        world_size: int = 1,
+        **changes,
+    ) -> "DensityContrastLoss":
+        """The published setting, with the traits of the authors' program that change its numbers.
+
+        Args:
+            dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
+            num_classes: by default the data set's.
+            feature_dim: D.
+            projection_dim: E.
+            world_size: number of processes W; the program's gradient is 1/W of the loss's.
+            changes: further keyword arguments of the loss, taking precedence.
+        """
+        one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))
+        world_size = _arguments.positive_integer(
+            "DensityContrastLoss.paper", "world_size", world_size
+        )
+        setting = dict(
+            exclude_classes=(0,) if dataset == "voc" else (),
+            start="all_full",  # one rare class keeps the loss at 0 until its ring is full
+            min_rows=1_001,  # rows pushed while the class holds at most 1,000 have density 0,
+            backfill=False,  # and keep it
+            eps=1e-6,
+            grad_scale=1.0 / world_size,
+        )
+        if num_classes is None:
+            num_classes = 21 if dataset == "voc" else 19
+        return cls(num_classes, feature_dim, projection_dim, **{**setting, **changes})
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.strategy}, temperature={self.temperature}, exclude_classes={self.exclude_classes}, "
+            f"eps={self.eps}, grad_scale={self.grad_scale}"
+        )
+
+    # ---- one step -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        projections: Tensor,
+        labels: Tensor,
+        features: Tensor | None = None,
+        confidence: Tensor | None = None,
+        *,
+        update_bank: bool = True,
+    ) -> Tensor:
+        """The loss of a batch. In training mode, afterwards, the batch's rows enter the bank.
+
+        Args:
+            projections: receive the gradient.
+            labels: class of each pixel, any integer type, `ignore_index` where there is none.
+            features: what densities are computed from; by default the projections. No gradient.
+            confidence: of each pixel's label; needed by "low_confidence" and "high_confidence".
+            update_bank: False leaves the bank as it is.
+
+        Returns:
+            The mean over the classes that take part; 0, still connected to `projections`, if there is none.
+            float32, for float64 projections float64.
+
+        Raises:
+            TypeError, ValueError: if dtypes or shapes do not fit.
+            RuntimeError: on the CPU, if a label lies outside [0, C) and is not `ignore_index`.
+
+        Shape:
+            projections [B, E, H, W], labels [B, H, W], features [B, D, H, W], confidence [B, H, W];
+            or flat: [M, E], [M], [M, D], [M].
+        """
+        features = self._checked(projections, labels, features, confidence)
+        wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
+        with without_autocast(projections):
+            if labels.numel() == 0:
+                return projections.to(wide).sum()
+            with torch.no_grad():
+                update_bank = update_bank and self.training
+                chosen = self._draw(projections, labels, features, confidence, update_bank)
+                keys = selection.positive_keys(
+                    self.strategy, chosen, self.bank, projections, wide
+                )
+                negatives = sampling.gather_rows(projections, chosen.negatives.index)
+            per_class = density_contrast(
+                sampling.gather_rows(projections, chosen.anchors.index).to(wide),
+                keys,
+                negatives.to(wide),
+                self.temperature,
+                anchor_counts=chosen.anchors.counts,
+                negative_counts=chosen.negatives.counts,
+                eps=self.eps,
+            )
+            loss = per_class.sum() / chosen.active.sum().clamp(min=1)
+            if self.grad_scale != 1:
+                loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
+            with torch.no_grad():
+                self._record(chosen, per_class)
+                if update_bank:
+                    self.bank.push_rows(
+                        sampling.gather_rows(features, chosen.push.index),
+                        sampling.gather_rows(projections, chosen.push.index),
+                        chosen.push_density,
+                        chosen.push.counts,
+                    )
+                if self.training:
+                    self.rng_state[1].add_(1)
+        return loss
+
+    def _checked(self, projections, labels, features, confidence) -> Tensor:
+        """The features to use, if everything fits."""
+        op = "DensityContrastLoss"
+        if features is None:
+            if self.bank.feature_dim != self.bank.projection_dim:
+                raise ValueError(
+                    f"{op}: features must be given when feature_dim {self.bank.feature_dim} is not "
+                    f"projection_dim {self.bank.projection_dim}, got None"
+                )
+            features = projections
+        check_batch(op, self.bank, projections, labels, features)
+        strategy = self.strategy
+        if confidence is not None:
+            if confidence.shape != labels.shape or not confidence.is_floating_point():
+                raise ValueError(
+                    f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
+                    f"got {confidence.dtype} {list(confidence.shape)}"
+                )
+        elif strategy.by_confidence:
+            raise ValueError(
+                f"{op}: confidence must be given with anchors {strategy.anchors!r} and keys "
+                f"{strategy.keys!r}, got None"
+            )
+        return features
+
+    def _draw(self, projections, labels, features, confidence, push: bool) -> selection.Draw:
+        return selection.draw(
+            self.strategy,
+            self.bank,
+            self.contrasted,
+            self.rng_state,
+            projections,
+            labels,
+            features,
+            confidence,
+            push,
+        )
+
+    # ---- diagnostics ----------------------------------------------------------------------------------
+
+    def _record(self, chosen: selection.Draw, per_class: Tensor) -> None:
+        self._class_loss.copy_(per_class)
+        self._active.copy_(chosen.active)
+        self._candidates.copy_(chosen.candidate_counts)
+        self._non_finite_rows.add_(chosen.non_finite)
+        if self.strategy.by_density:
+            self._anchor_density.copy_(_used_mean(chosen.anchor_density, chosen.anchors))
+            self._key_density.copy_(_used_mean(chosen.key_density, chosen.keys))
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the last step did and what the bank holds, as tensors that nobody waits for until they are read.
+
+        Returns:
+            dict with, for each class [C]:
+                rows: bank rows held.
+                ready: whether they suffice.
+                mean_density: mean of the stored densities, 0 without rows.
+                active: whether the class took part in the last step.
+                candidates: its pixels looked at.
+                class_loss: its loss, 0 if it took no part.
+                anchor_density, key_density: mean density of the batch's anchors and keys; 0 if the class took
+                    no part or no densities were needed.
+            and, as scalars:
+                non_finite_rows: labelled pixels passed over because of an inf or NaN, since construction.
+                pushes: of the bank.
+        """
+        bank = self.bank
+        total = torch.where(bank.held(), bank.density, 0).sum(1)
+        return {
+            "rows": bank.counts.clone(),
+            "ready": bank.ready(),
+            "mean_density": total / bank.counts.clamp(min=1),
+            "active": self._active.clone(),
+            "candidates": self._candidates.clone(),
+            "class_loss": self._class_loss.clone(),
+            "anchor_density": self._anchor_density.clone(),
+            "key_density": self._key_density.clone(),
+            "non_finite_rows": self._non_finite_rows.clone(),
+            "pushes": bank.pushes.clone(),
+        }
+
+
+def _used_mean(values: Tensor, table: sampling.Table) -> Tensor:
+    """[C, W] -> [C]: mean of the entries that mean something, 0 without any."""
+    total = torch.where(sampling.used_entries(table), values, 0).sum(1)
+    return total / table.counts.clamp(min=1)
+
+
+class PseudoLabelLoss(nn.Module):
+    """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept) as in METHOD.md, section 5.
+
+    The mean over the kept pixels grows by this factor the more pixels the entropy filter has taken out.
+
+    Args:
+        ignore_index: label of the pixels taken out.
+    """
+
+    def __init__(self, ignore_index: int = 255):
+        super().__init__()
+        self.ignore_index = _arguments.integral("PseudoLabelLoss", "ignore_index", ignore_index)
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}"
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss; 0, still connected to `logits`, if no pixel is kept.
+
+        Args:
+            logits: of any float dtype; the loss is computed in float32 or float64.
+            labels: any integer type.
+
+        Returns:
+            float32 scalar, float64 for float64 logits.
+
+        Raises:
+            TypeError, ValueError: if dtypes or shapes do not fit.
+
+        Shape:
+            logits [B, C, H, W], labels [B, H, W]; or [M, C], [M].
+        """
+        op = "PseudoLabelLoss"
+        if not logits.is_floating_point():
+            raise TypeError(f"{op}: logits must have a float dtype, got {logits.dtype}")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
+        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
+            raise ValueError(
+                f"{op}: labels must have the shape of logits {list(logits.shape)} without its classes, got "
+                f"{list(labels.shape)}"
+            )
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        with without_autocast(logits):
+            labels = labels.to(torch.int64)
+            total = torch.nn.functional.cross_entropy(
+                logits.to(wide), labels, ignore_index=self.ignore_index, reduction="sum"
+            )
+            kept = (labels != self.ignore_index).sum().clamp(min=1)
+            return (total / kept) * (labels.numel() / kept)

@@ -1,0 +1,301 @@
+"""What one step of the density-guided contrast chooses: candidates, anchors, keys, negatives, rows to push.
+
+`draw` chooses and changes nothing: called twice with the same state it returns the same tables. The loss is
+then arithmetic on the chosen rows alone. Shapes are static, see `sampling`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import sampling
+from dgcl_ops.memory import MemoryBank, one_of
+from dgcl_ops.ops import _arguments
+from dgcl_ops.sampling import Rows, Table
+
+ANCHORS = ("low_density", "random", "low_confidence")
+KEYS = ("high_density", "average", "high_confidence")
+STARTS = ("per_class", "all_full")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to choose. The fields are the arguments of DensityContrastLoss of the same names."""
+
+    num_anchors: int
+    num_keys: int
+    num_negatives: int
+    max_candidates: int
+    anchors: str
+    keys: str
+    start: str
+    disjoint: bool
+    normalize_keys: bool
+    ignore_index: int
+
+    def __post_init__(self):
+        op = "DensityContrastLoss"
+        for name in ("num_anchors", "num_keys", "num_negatives", "max_candidates"):
+            _arguments.positive_integer(op, name, getattr(self, name))
+        one_of(op, "anchors", self.anchors, ANCHORS)
+        one_of(op, "keys", self.keys, KEYS)
+        one_of(op, "start", self.start, STARTS)
+        _arguments.integral(op, "ignore_index", self.ignore_index)
+        if self.disjoint and self.keys == "average":
+            raise ValueError(
+                f"{op}: disjoint must be False with keys 'average', the mean of all candidates, anchors "
+                f"among them, got {self.disjoint!r}"
+            )
+
+    @property
+    def by_density(self) -> bool:
+        return self.anchors == "low_density" or self.keys == "high_density"
+
+    @property
+    def by_confidence(self) -> bool:
+        return self.anchors == "low_confidence" or self.keys == "high_confidence"
+
+
+class Draw(NamedTuple):
+    """All that one step chooses. Tables hold pixels of the batch, `bank_keys` slots of the rings."""
+
+    active: Tensor  # [C] bool, the classes that have a loss
+    candidates: Rows  # rows that anchors and keys are chosen from
+    candidate_counts: Tensor  # [C] int64, 0 where not active
+    anchors: Table  # [C, A]
+    keys: Table  # [C, K], counts 0 with keys "average"
+    bank_keys: Table  # [C, K], counts 0 unless keys are "high_density"
+    negatives: Table  # [C, N]
+    push: Table | None  # [C, P]
+    push_density: Tensor | None  # [C, P]
+    anchor_density: Tensor | None  # [C, A], where densities were needed
+    key_density: Tensor | None  # [C, K], likewise
+    non_finite: Tensor  # [] int64, labelled pixels passed over because of an inf or NaN
+
+
+def draw(
+    strategy: Strategy,
+    bank: MemoryBank,
+    contrasted: Tensor,
+    rng_state: Tensor,
+    projections: Tensor,
+    labels: Tensor,
+    features: Tensor,
+    confidence: Tensor | None,
+    push: bool,
+) -> Draw:
+    """Chooses, from the batch, the bank as it is, and the random state.
+
+    The rows to push are the first of each class's random segment, and the candidates more of the same segment:
+    where densities choose, those of the pushed rows are among them and are never computed twice.
+
+    Args:
+        strategy: how.
+        bank: the memory bank.
+        contrasted: [C] bool, False for excluded classes.
+        rng_state: [2] int64.
+        projections, labels, features, confidence: the batch, as in DensityContrastLoss.
+        push: whether rows to push are wanted.
+    """
+    pixel_count = labels.numel()
+    usable = sampling.finite_rows(projections)
+    if features is not projections:
+        usable = usable & sampling.finite_rows(features)
+    if strategy.by_confidence:
+        usable = usable & torch.isfinite(confidence.reshape(-1))
+    bits = sampling.random_bits(rng_state, 0, (pixel_count,))
+    segments = sampling.partition(
+        labels, bank.num_classes, strategy.ignore_index, bits, usable
+    )
+    labelled = labels.reshape(-1) != strategy.ignore_index
+
+    if strategy.start == "all_full":
+        ready = (bank.ready(bank.capacity) | ~contrasted).all()
+    else:
+        ready = bank.ready()
+    active = contrasted & ready & (segments.counts > 0)
+
+    # Candidates, and rows whose density is needed. Where densities choose, an active class needs those of its
+    # candidates, which include its push; any other class those of its push.
+    width = min(strategy.max_candidates, pixel_count)
+    push_width = min(bank.rows_per_push, pixel_count)
+    candidate_limits = torch.where(active, width, 0)
+    push_limits = torch.where(contrasted, push_width if push else 0, 0)
+    counts = torch.minimum(segments.counts, candidate_limits)
+    candidate_size = min(pixel_count, bank.num_classes * width)
+    if strategy.by_density:
+        limits = torch.maximum(candidate_limits, push_limits)
+        queries = sampling.leading_rows(segments, limits, candidate_size)
+        candidates = queries
+    else:
+        query_size = min(pixel_count, bank.num_classes * push_width)
+        queries = sampling.leading_rows(segments, push_limits, query_size) if push else None
+        candidates = sampling.leading_rows(segments, candidate_limits, candidate_size)
+    density = push_table = push_density = None
+    if queries is not None:
+        rows = sampling.gather_rows(features, queries.pixels)
+        density = bank.density_of(rows, queries.offsets)
+    if push:
+        push_counts = torch.minimum(segments.counts, push_limits)
+        push_table = sampling.front(queries, push_counts, push_width)
+        push_density = density[push_table.index]
+        push_table = Table(queries.pixels[push_table.index], push_counts)
+
+    values = {"low_density": density, "high_density": density}
+    if strategy.by_confidence:
+        chosen = confidence.reshape(-1)[candidates.pixels]
+        values.update(low_confidence=chosen, high_confidence=chosen)
+    anchors, keys = _anchors_and_keys(
+        strategy, candidates, counts, values.get(strategy.anchors), values.get(strategy.keys)
+    )
+    if strategy.keys == "high_confidence":
+        active = active & (keys.counts > 0)  # a single pixel that is anchor has no key, with `disjoint`
+    anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
+
+    negative_bits = sampling.random_bits(
+        rng_state, 1, (bank.num_classes, strategy.num_negatives)
+    )
+    return Draw(
+        active=active,
+        candidates=candidates,
+        candidate_counts=counts,
+        anchors=Table(candidates.pixels[anchors.index], anchors.counts),
+        keys=Table(candidates.pixels[keys.index], keys.counts),
+        bank_keys=_bank_keys(strategy, bank),
+        negatives=sampling.draw_negatives(segments, negative_bits),
+        push=push_table,
+        push_density=push_density,
+        anchor_density=density[anchors.index] if strategy.by_density else None,
+        key_density=density[keys.index] if strategy.by_density else None,
+        non_finite=(labelled & ~usable).sum(),
+    )
+
+
+def _anchors_and_keys(
+    strategy: Strategy,
+    candidates: Rows,
+    counts: Tensor,
+    anchor_values: Tensor | None,
+    key_values: Tensor | None,
+) -> tuple[Table, Table]:
+    """The rows of lowest `anchor_values`, or any without them, and the rows of highest `key_values`.
+
+    Candidates stand in random order inside a class: "any" are the first ones, and so are the winners of ties.
+
+    Shape: counts [C], values [M] -> tables of row numbers [C, A] and [C, K].
+    """
+    size = candidates.pixels.shape[0]
+    num_anchors, num_keys = strategy.num_anchors, strategy.num_keys
+    anchor_counts = counts.clamp(max=num_anchors)
+    key_counts = counts.clamp(max=num_keys)
+    if strategy.disjoint:
+        share = counts * num_keys // (num_anchors + num_keys)
+        share = torch.maximum(share, (counts > 1).to(share.dtype))
+        key_counts = share.clamp(max=num_keys)
+        anchor_counts = (counts - key_counts).clamp(max=num_anchors)
+    if key_values is None:
+        order = None
+        keys = sampling.front(candidates, torch.zeros_like(counts), min(num_keys, size))
+    else:
+        order = sampling.order_by(key_values, candidates)
+        keys = sampling.back(candidates, key_counts, min(num_keys, size), order)
+    if strategy.disjoint:
+        taken = torch.zeros(size + 1, dtype=torch.bool, device=counts.device)
+        spare = torch.where(sampling.used_entries(keys), keys.index, size)
+        taken = taken.scatter(0, spare.reshape(-1), True)[:size]
+        anchor_values = key_values.new_zeros(()) if anchor_values is None else anchor_values
+        order = sampling.order_by(torch.where(taken, torch.inf, anchor_values), candidates)
+    elif anchor_values is None:
+        order = None
+    elif anchor_values is not key_values:
+        order = sampling.order_by(anchor_values, candidates)
+    anchors = sampling.front(candidates, anchor_counts, min(num_anchors, size), order)
+    return anchors, keys
+
+
+def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table:
+    """The slots of highest stored density; of equal ones, the lowest slots."""
+    width = min(strategy.num_keys, bank.capacity)
+    if strategy.keys != "high_density":
+        slots = torch.zeros((bank.num_classes, width), dtype=torch.int64, device=bank.counts.device)
+        return Table(slots, torch.zeros_like(bank.counts))
+    density = torch.where(bank.held(), bank.density, -torch.inf)
+    slots = torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
+    return Table(slots, bank.counts.clamp(max=width))
+
+
+# ---- positive keys ----------------------------------------------------------------------------------
+
+
+def positive_keys(
+    strategy: Strategy, chosen: Draw, bank: MemoryBank, projections: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The mean of the key rows of batch and bank: the estimate of each class's centre.
+
+    Shape: projections [B, E, H, W] or [M, E] -> [C, E] of `dtype`.
+    """
+    if strategy.keys == "average":
+        total = _candidate_sums(strategy, chosen, bank.num_classes, projections, dtype)
+        rows = bank.projections.to(dtype)
+        weights = bank.held().to(dtype)
+        if strategy.normalize_keys:
+            weights = weights * _inverse_norms(rows, 2)
+        total = total + torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
+        count = chosen.candidate_counts + bank.counts
+    else:
+        rows = sampling.gather_rows(projections, chosen.keys.index).to(dtype)
+        total = _sum_of_used(strategy, rows, chosen.keys)
+        class_index = torch.arange(bank.num_classes, device=rows.device).unsqueeze(1)
+        rows = bank.projections[class_index, chosen.bank_keys.index].to(dtype)
+        total = total + _sum_of_used(strategy, rows, chosen.bank_keys)
+        count = chosen.keys.counts + chosen.bank_keys.counts
+    return total / count.clamp(min=1).unsqueeze(1)
+
+
+def _sum_of_used(strategy: Strategy, rows: Tensor, table: Table) -> Tensor:
+    """[C, K, E] -> [C, E]. An entry without meaning may be NaN: it is replaced, not multiplied by 0."""
+    if strategy.normalize_keys:
+        rows = rows * _inverse_norms(rows, 2).unsqueeze(2)
+    return torch.where(sampling.used_entries(table).unsqueeze(2), rows, 0).sum(1)
+
+
+def _candidate_sums(
+    strategy: Strategy, chosen: Draw, num_classes: int, projections: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Sum of the candidates' projections of each class, as a product with a one-hot matrix.
+
+    Image by image, so that no second copy of the whole map exists; unlike atomic additions, a matrix product
+    adds in the same order each time.
+
+    Shape: projections [B, E, H, W] or [M, E] -> [C, E].
+    """
+    rows = chosen.candidates
+    position = torch.arange(rows.pixels.shape[0], device=rows.pixels.device)
+    first = torch.nn.functional.pad(rows.offsets[:-1], (0, 1))[rows.classes]
+    limit = torch.nn.functional.pad(chosen.candidate_counts, (0, 1))[rows.classes]
+    pixel_count = projections.numel() // projections.shape[1]
+    # Rows that are no candidates write their mark into a spare place behind the last pixel.
+    place = torch.where(position - first < limit, rows.pixels, pixel_count)
+    member = torch.full((pixel_count + 1,), num_classes, device=place.device)
+    member = member.scatter(0, place, rows.classes)[:pixel_count]
+    if projections.dim() == 2:
+        images = (projections.t(),)
+    else:
+        images = projections.flatten(2).unbind(0)
+    total = torch.zeros((num_classes, projections.shape[1]), dtype=dtype, device=place.device)
+    class_index = torch.arange(num_classes, device=place.device)
+    for image, classes in zip(images, member.view(len(images), -1)):  # [E, H * W], [H * W]
+        image = torch.where(classes < num_classes, image.to(dtype), 0)
+        weights = (classes == class_index.unsqueeze(1)).to(dtype)
+        if strategy.normalize_keys:
+            weights = weights * _inverse_norms(image, 0)
+        total = total + weights @ image.t()
+    return total
+
+
+def _inverse_norms(rows: Tensor, dim: int) -> Tensor:
+    """1 / |x| along a dimension, 0 for a zero row."""
+    norms = torch.linalg.vector_norm(rows, dim=dim)
+    return torch.where(norms > 0, 1 / norms, 0)
