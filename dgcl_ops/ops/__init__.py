@@ -1,0 +1,13 @@
+"""The operators as Python functions: one file per operator, the same stem as in csrc/.
+
+Each file holds the function users call, the operator's fake kernel (shapes for torch.compile) and its
+derivative.
+"""
+
+from dgcl_ops.ops.class_counts import class_counts
+from dgcl_ops.ops.density_contrast import density_contrast
+from dgcl_ops.ops.knn_density import knn_density
+from dgcl_ops.ops.knn_topk import knn_topk
+from dgcl_ops.ops.memory_push import memory_push
+
+__all__ = ["class_counts", "density_contrast", "knn_density", "knn_topk", "memory_push"]

@@ -1,0 +1,39 @@
+"""A histogram of labels that needs no copy to the host."""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops.ops import _arguments
+
+_OP = "dgcl_ops::class_counts"
+
+
+def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """How often each class occurs among the labels.
+
+    Args:
+        labels: integers of any shape and any integer dtype.
+        num_classes: classes are 0 to num_classes - 1.
+        ignore_index: the label that stands for none; not counted, even when it lies in the classes' range.
+
+    Returns:
+        The counts.
+
+    Raises:
+        TypeError, ValueError: for a bad `num_classes` or `ignore_index`.
+        RuntimeError: on the CPU, for a label that is neither a class nor `ignore_index`; other devices do
+            not count it.
+
+    Shape:
+        labels [...] -> [num_classes] int64.
+    """
+    _arguments.tensors("class_counts", labels=labels)
+    num_classes = _arguments.positive_integer("class_counts", "num_classes", num_classes)
+    ignore_index = _arguments.integral("class_counts", "ignore_index", ignore_index)
+    return torch.ops.dgcl_ops.class_counts(labels, num_classes, ignore_index)
+
+
+@torch.library.register_fake(_OP)
+def _fake(labels, num_classes, ignore_index):
+    return labels.new_empty((num_classes,), dtype=torch.int64)

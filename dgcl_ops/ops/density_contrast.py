@@ -1,0 +1,106 @@
+"""Contrastive loss of sparse anchors against one dense key per group."""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops.ops import _arguments
+from dgcl_ops.reference import compute_dtype
+
+_OP = "dgcl_ops::density_contrast"
+
+
+def density_contrast(
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    temperature: float = 0.5,
+    *,
+    anchor_counts: Tensor | None = None,
+    negative_counts: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Mean over each group's anchors of minus the log-softmax at the group's key.
+
+    With unit rows a_i, p, n_j:  z_i0 = a_i.p / T,  z_ij = a_i.n_j / T,  lse_i = log sum_j exp z_ij (j = 0
+    included),  loss = mean_i (lse_i - z_i0). Rows are normalised inside; a zero row stays zero and receives
+    gradient 0. Backward keeps only the lse.
+
+    Differentiable in `anchors`, and in `keys` and `negatives` where they require it. No second derivatives.
+
+    Args:
+        anchors: rows to be pulled to the key of their group.
+        keys: one positive key per group.
+        negatives: rows to be pushed away from.
+        temperature: T, positive.
+        anchor_counts: anchors in use per group; all by default. A group without anchors has loss 0.
+        negative_counts: negatives in use per group; all by default. Without negatives the loss is 0.
+        eps: added to the softmax inside the log, as the authors' program does with 1e-6: -log(p_0 + eps).
+            0 is the plain log-softmax.
+
+    Returns:
+        The loss of each group, in float32 (float64 if an input is float64).
+
+    Raises:
+        TypeError, ValueError: for a bad `temperature` or `eps`.
+        RuntimeError: for bad tensors; on the CPU also for counts out of range, which CUDA clamps.
+
+    Shape:
+        anchors [G, A, E], keys [G, E], negatives [G, N, E], counts [G] int64 -> [G].
+
+    Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.4 (density-guided contrast).
+    """
+    _arguments.tensors("density_contrast", anchors=anchors, keys=keys, negatives=negatives)
+    temperature = _arguments.number("density_contrast", "temperature", temperature, positive=True)
+    eps = _arguments.number("density_contrast", "eps", eps, positive=False)
+    loss, _ = torch.ops.dgcl_ops.density_contrast(
+        anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps
+    )
+    return loss
+
+
+@torch.library.register_fake(_OP)
+def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps):
+    groups, rows, _ = anchors.shape
+    dtype = compute_dtype(anchors, keys, negatives)
+    return anchors.new_empty((groups,), dtype=dtype), anchors.new_empty((groups, rows), dtype=dtype)
+
+
+@torch.library.register_fake(f"{_OP}_backward")
+def _backward_fake(
+    dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts, eps
+):
+    return (
+        anchors.new_empty(anchors.shape),
+        keys.new_empty(keys.shape),
+        negatives.new_empty(negatives.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    anchors, keys, negatives, ctx.temperature, anchor_counts, negative_counts, ctx.eps = inputs
+    lse = output[1]
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(anchors, keys, negatives, lse, anchor_counts, negative_counts)
+
+
+def _backward(ctx, dL_dloss, _dL_dlse):
+    anchors, keys, negatives, lse, anchor_counts, negative_counts = ctx.saved_tensors
+    gradients = torch.ops.dgcl_ops.density_contrast_backward(
+        dL_dloss,
+        anchors,
+        keys,
+        negatives,
+        lse,
+        ctx.temperature,
+        anchor_counts,
+        negative_counts,
+        ctx.eps,
+    )
+    return *gradients, None, None, None, None
+
+
+torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    f"{_OP}_backward", _arguments.no_second_derivative("density_contrast")
+)

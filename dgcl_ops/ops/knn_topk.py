@@ -1,0 +1,98 @@
+"""The k nearest bank rows of each query."""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops.ops import _arguments
+from dgcl_ops.reference import compute_dtype
+
+_OP = "dgcl_ops::knn_topk"
+
+
+def knn_topk(
+    queries: Tensor,
+    bank: Tensor,
+    k: int,
+    *,
+    metric: str = "cosine",
+    query_offsets: Tensor | None = None,
+    bank_counts: Tensor | None = None,
+    exclude_self: bool = False,
+    unit_bank: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The `k` best-scoring bank rows of each query, sorted by score downward.
+
+    The selection is that of a float32 (float64) score summed in a fixed order: the same on every backend
+    and instruction set and for every number of threads. Equal scores go to the lower index. A score that
+    is NaN or -inf is never a neighbour.
+
+    Differentiable in `queries` and `bank` through the values, with the neighbour set held fixed; an l2
+    distance of 0 has gradient 0. No second derivatives.
+
+    Args:
+        queries: rows to look up; grouped: sorted by class.
+        bank: rows to choose from, one matrix or one per class. Row distances may be any (views are read in
+            place); queries and bank may differ in dtype.
+        k: neighbours per query, at least 1. May exceed the rows there are.
+        metric: "cosine" (a zero row scores 0 with everything), "dot", or "l2" (minus the Euclidean distance,
+            from differences).
+        query_offsets: class c's queries are rows query_offsets[c] to query_offsets[c + 1]; needed exactly
+            when the bank is grouped. Rows outside belong to no class and find nothing.
+        bank_counts: rows in use per class; all of them by default.
+        exclude_self: query number p of its class is bank row p of that class and not its own neighbour;
+            where the bank has no row p, the query finds nothing.
+        unit_bank: the bank's rows are unit rows already, so "cosine" does not normalise them.
+
+    Returns:
+        values, in float32 (float64 if an input is float64), and indices into the rows of the query's class.
+        Missing neighbours have value -inf and index -1.
+
+    Raises:
+        TypeError, ValueError: for a bad `k` or `metric`.
+        RuntimeError: for bad tensors; on the CPU also for offsets or counts out of range, which CUDA, to
+            stay free of synchronisation, clamps.
+
+    Shape:
+        queries [M, D]; bank [N, D], or [C, N, D] with query_offsets [C + 1] and bank_counts [C], int64
+        -> values [M, k], indices [M, k] int64.
+
+    Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (nearest-neighbour graphs).
+    """
+    _arguments.tensors("knn_topk", queries=queries, bank=bank)
+    k = _arguments.positive_integer("knn_topk", "k", k)
+    metric = _arguments.metric_name("knn_topk", metric)
+    return torch.ops.dgcl_ops.knn_topk(
+        queries, bank, k, metric, query_offsets, bank_counts, bool(exclude_self), bool(unit_bank)
+    )
+
+
+@torch.library.register_fake(_OP)
+def _fake(queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank):
+    shape = (queries.shape[0], k)
+    values = queries.new_empty(shape, dtype=compute_dtype(queries, bank))
+    return values, queries.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.register_fake(f"{_OP}_backward")
+def _backward_fake(grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank):
+    return queries.new_empty(queries.shape), bank.new_empty(bank.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    queries, bank, _, ctx.metric, query_offsets, _, _, ctx.unit_bank = inputs
+    values, indices = output
+    ctx.mark_non_differentiable(indices)
+    ctx.save_for_backward(queries, bank, values, indices, query_offsets)
+
+
+def _backward(ctx, grad_values, _grad_indices):
+    queries, bank, values, indices, query_offsets = ctx.saved_tensors
+    grad_queries, grad_bank = torch.ops.dgcl_ops.knn_topk_backward(
+        grad_values, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
+    )
+    return grad_queries, grad_bank, None, None, None, None, None, None
+
+
+torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
+torch.library.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("knn_topk"))

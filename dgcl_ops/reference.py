@@ -1,0 +1,299 @@
+"""Every formula in plain PyTorch: the deliberate second telling of the compiled kernels.
+
+Three uses: the oracle of the tests, the baseline of the benchmarks, and the implementation on devices
+without a compiled kernel. Written to be read beside the method; only whole-tensor operations, any
+device, any dtype, differentiable by ordinary autograd.
+
+Numerics, as in the kernels:
+    compute type  float32, or float64 if any input is float64; autocast is disabled inside.
+    zero rows     have the unit row 0; rows holding inf or NaN have the unit row NaN.
+    neighbours    a score that is NaN or -inf is never one; a missing entry is -inf with index -1.
+    ties          lowest index first, by a stable sort. `torch.topk` leaves the order of equal scores open
+                  and gives different indices on different devices. The scores themselves are those of
+                  `matmul`, whose last bit may depend on its tiling; the kernels' canonical sum does not.
+Two liberties: class offsets and counts are copied to the host, and `queries` are taken in chunks, so that
+no more than `CHUNK_ELEMENTS` scores exist at a time.
+
+The raw operators' argument order is kept, so that these functions register as they stand.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 23
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is float64, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def no_autocast(tensor: Tensor):
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
+
+
+def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest magnitude of each row, and the power of two that keeps its squares in range."""
+    size = rows.detach().abs().amax(-1, keepdim=True)
+    bound, shift = (2.0**400, 2.0**800) if rows.dtype == torch.float64 else (2.0**48, 2.0**96)
+    one = torch.ones_like(size)
+    scale = torch.where(size > bound, one / shift, torch.where(size < 1 / bound, one * shift, one))
+    return size, scale
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """x / |x| for each row; 0 for a zero row, NaN for a row holding inf or NaN.
+
+    Neither kind passes a gradient on. Multiplying a row by a power of two changes nothing, however large.
+
+    Shape: rows [..., D], float32 or float64 -> [..., D].
+    """
+    size, scale = rescue_scale(rows)
+    usable = (size > 0) & (size < torch.inf)
+    safe = torch.where(usable, rows * scale, 1.0)
+    unit = safe / safe.square().sum(-1, keepdim=True).sqrt()
+    return torch.where(usable, unit, torch.where(size == 0, 0.0, torch.nan))
+
+
+def scale_weights(scales, found: Tensor, ranks: int) -> Tensor:
+    """Weights w[m, r] with which query m's sorted scores sum to its multi-scale density.
+
+    w_r = (1/|K|) sum over {k in K : k' >= r} of 1/k', where k' = min(k, found) (METHOD.md section 3). In
+    float64, except on Apple GPUs, which have none.
+
+    Shape: found [M] int64, the neighbours each query has -> [M, ranks].
+    """
+    wide = torch.float32 if found.device.type == "mps" else torch.float64
+    rank = torch.arange(1, ranks + 1, device=found.device)
+    weights = torch.zeros((found.shape[0], ranks), dtype=wide, device=found.device)
+    for k in scales:
+        clamped = found.clamp(max=k).unsqueeze(1)
+        share = 1.0 / clamped.clamp(min=1).to(wide)
+        weights = weights + torch.where(rank <= clamped, share, 0.0)
+    return weights / len(scales)
+
+
+def _segments(queries: Tensor, bank: Tensor, query_offsets, bank_counts):
+    """Yields (first query, one past the last, bank rows [n, D]) per class. Copies the offsets to the host."""
+    if bank.dim() == 2:
+        yield 0, queries.shape[0], bank
+        return
+    classes, rows, _ = bank.shape
+    counts = [rows] * classes if bank_counts is None else bank_counts.tolist()
+    offsets = query_offsets.tolist()
+    for c in range(classes):
+        yield offsets[c], offsets[c + 1], bank[c, : counts[c]]
+
+
+def _scores(queries: Tensor, bank: Tensor, metric: str) -> Tensor:
+    """[m, D] x [n, D] -> [m, n]. Rows are unit rows already if the metric is cosine."""
+    if metric == "l2":
+        return -torch.cdist(queries, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    return queries @ bank.T
+
+
+def _pair_scores(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
+    """[m, 1, D] x [m, k, D] -> [m, k], with gradient 0 where an l2 distance is 0."""
+    if metric == "l2":
+        square = (queries - rows).square().sum(-1)
+        return -torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+    return (queries * rows).sum(-1)
+
+
+def _select(
+    queries: Tensor, bank: Tensor, k: int, metric: str, first_self
+) -> tuple[Tensor, Tensor]:
+    """Top-k of one chunk. `first_self`: bank row of the first query, or None."""
+    missing = queries.new_full((queries.shape[0], k), -torch.inf)
+    if bank.shape[0] == 0:
+        return missing, missing.new_full(missing.shape, -1, dtype=torch.int64)
+    with torch.no_grad():
+        scores = _scores(queries, bank, metric)
+        scores = torch.where(scores.isnan(), -torch.inf, scores)
+        if first_self is not None:
+            own = torch.arange(queries.shape[0], device=queries.device) + first_self
+            columns = torch.arange(bank.shape[0], device=queries.device)
+            excluded = (own[:, None] == columns) | (own[:, None] >= bank.shape[0])
+            scores.masked_fill_(excluded, -torch.inf)
+        values, indices = torch.sort(scores, dim=1, descending=True, stable=True)
+        values, indices = values[:, :k], indices[:, :k]
+        found = values > -torch.inf
+        pad = (0, k - values.shape[1])
+        indices = torch.nn.functional.pad(torch.where(found, indices, -1), pad, value=-1)
+        values = torch.nn.functional.pad(values, pad, value=-torch.inf)
+    if torch.is_grad_enabled() and (queries.requires_grad or bank.requires_grad):
+        # The choice has no gradient. Only the chosen pairs are scored again, so that nothing of size
+        # [m, n] is kept and a NaN row that is nobody's neighbour cannot reach a gradient as 0 * NaN.
+        found = indices >= 0
+        rows = bank[indices.clamp(min=0)].masked_fill(~found.unsqueeze(-1), 0.0)
+        values = torch.where(found, _pair_scores(queries.unsqueeze(1), rows, metric), missing)
+    return values, indices
+
+
+def knn_topk(
+    queries: Tensor,
+    bank: Tensor,
+    k: int,
+    metric: str = "cosine",
+    query_offsets: Tensor | None = None,
+    bank_counts: Tensor | None = None,
+    exclude_self: bool = False,
+    unit_bank: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The k best-scoring bank rows of each query: see `dgcl_ops.ops.knn_topk`."""
+    dtype = compute_dtype(queries, bank)
+    with no_autocast(queries):
+        wide_queries, wide_bank = queries.to(dtype), bank.to(dtype)
+        if metric == "cosine":
+            wide_queries = unit_rows(wide_queries)
+            wide_bank = wide_bank if unit_bank else unit_rows(wide_bank)
+        values, indices, done = [], [], 0
+        empty = wide_queries.new_zeros((0, bank.shape[-1]))
+
+        def select(begin, end, rows, first_self=None):
+            chosen = _select(wide_queries[begin:end], rows, k, metric, first_self)
+            values.append(chosen[0])
+            indices.append(chosen[1])
+
+        for begin, end, rows in _segments(queries, wide_bank, query_offsets, bank_counts):
+            select(done, begin, empty)
+            chunk = max(1, CHUNK_ELEMENTS // max(1, rows.shape[0]))
+            for at in range(begin, end, chunk):
+                select(at, min(at + chunk, end), rows, at - begin if exclude_self else None)
+            done = end
+        select(done, queries.shape[0], empty)
+        return torch.cat(values), torch.cat(indices)
+
+
+def knn_density(
+    queries: Tensor,
+    bank: Tensor,
+    scales=(8, 16, 32),
+    metric: str = "cosine",
+    query_offsets: Tensor | None = None,
+    bank_counts: Tensor | None = None,
+    exclude_self: bool = False,
+    per_scale: bool = False,
+    unit_bank: bool = False,
+) -> Tensor:
+    """The mean of the k best scores for each k of `scales`, and their mean: see `dgcl_ops.ops.knn_density`."""
+    values, indices = knn_topk(
+        queries, bank, max(scales), metric, query_offsets, bank_counts, exclude_self, unit_bank
+    )
+    found = indices >= 0
+    scores = torch.where(found, values, 0.0)
+    means = [scores[:, :k].sum(1) / found[:, :k].sum(1).clamp(min=1) for k in scales]
+    density = torch.stack(means)
+    # A query holding NaN is nowhere; one holding inf has no direction. Without bank rows: 0 all the same.
+    lost = ~queries.isfinite() if metric == "cosine" else queries.isnan()
+    for begin, end, rows in _segments(queries, bank, query_offsets, bank_counts):
+        last = min(end, begin + rows.shape[0]) if exclude_self or rows.shape[0] == 0 else end
+        density[:, begin:last].masked_fill_(lost[begin:last].any(1), torch.nan)
+    return density if per_scale else density.mean(0)
+
+
+def counted(rows: int, counts: Tensor | None, groups: int, device) -> Tensor:
+    """[G, rows] mask of the first counts[g] rows of each group."""
+    position = torch.arange(rows, device=device).expand(groups, rows)
+    return position < (rows if counts is None else counts[:, None])
+
+
+def density_contrast_with_lse(
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    temperature: float = 0.5,
+    anchor_counts: Tensor | None = None,
+    negative_counts: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Loss [G] and the log-sum-exp [G, A] of each anchor's logits (0 for rows beyond the count)."""
+    dtype = compute_dtype(anchors, keys, negatives)
+    with no_autocast(anchors):
+        groups, rows, _ = anchors.shape
+        used = counted(rows, anchor_counts, groups, anchors.device)
+        pushing = counted(negatives.shape[1], negative_counts, groups, anchors.device)
+        # Rows beyond the counts may hold anything; a zero row is harmless.
+        unit_anchors = unit_rows(anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0))
+        unit_negatives = unit_rows(negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0))
+        unit_keys = unit_rows(keys.to(dtype)).unsqueeze(1)
+        to_key = (unit_anchors @ unit_keys.mT) / temperature  # [G, A, 1]
+        to_negatives = (unit_anchors @ unit_negatives.mT) / temperature  # [G, A, N]
+        to_negatives = to_negatives.masked_fill(~pushing.unsqueeze(1), -torch.inf)
+        logits = torch.cat([to_key, to_negatives], dim=2)
+        lse = logits.logsumexp(2)
+        surprise = lse - logits[..., 0]
+        if eps:
+            surprise = -(torch.exp(-surprise) + eps).log()
+        loss = torch.where(used, surprise, 0.0).sum(1) / used.sum(1).clamp(min=1)
+        return loss, torch.where(used, lse, 0.0)
+
+
+def density_contrast(*args, **kwargs) -> Tensor:
+    """The loss [G] alone: see `dgcl_ops.ops.density_contrast`."""
+    return density_contrast_with_lse(*args, **kwargs)[0]
+
+
+def memory_push(
+    bank_features: Tensor,
+    bank_projections: Tensor,
+    bank_density: Tensor,
+    counts: Tensor,
+    heads: Tensor,
+    features: Tensor,
+    projections: Tensor,
+    density: Tensor,
+    row_counts: Tensor,
+    normalize: bool = False,
+) -> None:
+    """Writes each class's first row_counts[c] rows into its ring, in place. Copies the counts to the host."""
+    capacity = bank_features.shape[1]
+    if normalize:
+        features = unit_rows(features.to(compute_dtype(bank_features, features)))
+    for c, rows in enumerate(row_counts.tolist()):
+        # Of more rows than the ring holds, only the last ones stay: an index is never written twice.
+        kept = torch.arange(max(0, rows - capacity), rows, device=features.device)
+        slot = (heads[c] + kept) % capacity
+        for target, source in (
+            (bank_features, features),
+            (bank_projections, projections),
+            (bank_density, density),
+        ):
+            target[c].index_copy_(0, slot, source[c][kept].to(target.dtype))
+    counts.copy_((counts + row_counts).clamp(max=capacity))
+    heads.copy_((heads + row_counts) % capacity)
+
+
+def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """How often each class occurs: see `dgcl_ops.ops.class_counts`. On the CPU, a stray label is an error."""
+    flat = labels.reshape(-1).to(torch.int64)
+    valid = (flat >= 0) & (flat < num_classes)
+    stray = flat[~valid & (flat != ignore_index)] if flat.device.type == "cpu" else flat[:0]
+    if stray.numel():
+        raise RuntimeError(
+            f"class_counts: labels must lie in [0, {num_classes}) or equal ignore_index "
+            f"{ignore_index}, got {int(stray[0])}"
+        )
+    valid &= flat != ignore_index
+    return torch.bincount(flat[valid], minlength=num_classes)
+
+
+def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
+    """Density as usually programmed: both sides normalised anew, one full matrix, one top-k per scale."""
+    normalize = torch.nn.functional.normalize
+    similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
+    return torch.stack([similarity.topk(k, dim=1).values.mean(1) for k in scales]).mean(0)
+
+
+def matmul_topk_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
+    """The best of plain PyTorch: one full matrix, one top-k, every scale from it by its weights."""
+    normalize = torch.nn.functional.normalize
+    k_max = max(scales)
+    best = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).topk(k_max, dim=1).values
+    found = torch.full((1,), k_max, device=queries.device)
+    return best @ scale_weights(scales, found, k_max)[0].to(best.dtype)

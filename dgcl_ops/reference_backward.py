@@ -1,0 +1,117 @@
+"""The gradients of `reference.py` written out, for devices without a compiled kernel.
+
+An operator's backward runs below autograd, where `reference.py` cannot differentiate itself; these are
+the formulas it would arrive at. The tests hold them against ordinary autograd through `reference.py`.
+The neighbour set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
+"""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import reference
+from dgcl_ops.reference import CHUNK_ELEMENTS, compute_dtype, unit_rows
+
+
+def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
+    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` passes nothing on."""
+    size, scale = reference.rescue_scale(rows)
+    usable = (size > 0) & (size < torch.inf)
+    safe = torch.where(usable, rows * scale, 1.0)
+    norm = safe.square().sum(-1, keepdim=True).sqrt()
+    unit = safe / norm
+    radial = (dL_dunit * unit).sum(-1, keepdim=True)
+    return torch.where(usable, (dL_dunit - radial * unit) / norm * scale, 0.0)
+
+
+def _query_classes(rows: int, query_offsets: Tensor | None, device) -> Tensor:
+    """The class of each query; queries outside the offsets have no neighbours, so theirs is never used."""
+    position = torch.arange(rows, device=device)
+    if query_offsets is None:
+        return torch.zeros_like(position)
+    classes = torch.searchsorted(query_offsets.contiguous(), position, right=True) - 1
+    return classes.clamp(0, query_offsets.shape[0] - 2)
+
+
+def knn_topk_backward(
+    grad_values: Tensor,
+    queries: Tensor,
+    bank: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    metric: str,
+    query_offsets: Tensor | None = None,
+    unit_bank: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `knn_topk`'s values with the neighbour set held fixed, written out.
+
+    dot: ds/dq = b, ds/db = q; cosine: the same on unit rows, then through x / |x|;
+    l2: ds/dq = (q - b) / s = -ds/db, and 0 where s = 0.
+    """
+    dtype = compute_dtype(queries, bank)
+    with reference.no_autocast(queries):
+        raw_queries, raw_bank = queries.to(dtype), bank.to(dtype).reshape(-1, bank.shape[-1])
+        cosine = metric == "cosine"
+        wide_queries = unit_rows(raw_queries) if cosine else raw_queries
+        wide_bank = unit_rows(raw_bank) if cosine and not unit_bank else raw_bank
+        grad_queries, grad_bank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
+        first_row = _query_classes(queries.shape[0], query_offsets, queries.device) * bank.shape[-2]
+        chunk = max(1, CHUNK_ELEMENTS // max(1, indices.shape[1] * bank.shape[-1]))
+        for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
+            part = slice(at, at + chunk)
+            found = indices[part] >= 0
+            # A query without neighbours may hold NaN; it passes nothing on.
+            lonely = ~found.any(1, keepdim=True)
+            chosen_queries = wide_queries[part].masked_fill(lonely, 0.0).unsqueeze(1)
+            flat = (first_row[part, None] + indices[part]).clamp(min=0)
+            rows = wide_bank[flat].masked_fill(~found.unsqueeze(-1), 0.0)
+            grad = torch.where(found, grad_values[part].to(dtype), 0.0).unsqueeze(-1)
+            if metric == "l2":
+                score = values[part].to(dtype).unsqueeze(-1)
+                slope = torch.where((score < 0) & found.unsqueeze(-1), grad / score, 0.0)
+                to_query = slope * (chosen_queries - rows)
+                to_bank = -to_query
+            else:
+                to_query, to_bank = grad * rows, grad * chosen_queries
+            grad_queries[part] = to_query.sum(1)
+            to_bank = to_bank.masked_fill(~found.unsqueeze(-1), 0.0)
+            grad_bank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
+        if cosine:
+            grad_queries = _unit_rows_backward(grad_queries, raw_queries)
+            grad_bank = grad_bank if unit_bank else _unit_rows_backward(grad_bank, raw_bank)
+        return grad_queries.to(queries.dtype), grad_bank.reshape(bank.shape).to(bank.dtype)
+
+
+def density_contrast_backward(
+    dL_dloss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    lse: Tensor,
+    temperature: float,
+    anchor_counts: Tensor | None = None,
+    negative_counts: Tensor | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients written out: dL/dz = p0 / (p0 + eps) (P - onehot0) / (count T), then through x / |x|."""
+    dtype = compute_dtype(anchors, keys, negatives)
+    with reference.no_autocast(anchors):
+        groups, rows, _ = anchors.shape
+        used = reference.counted(rows, anchor_counts, groups, anchors.device)
+        pushing = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)
+        raw_anchors = anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0)
+        raw_negatives = negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0)
+        raw_keys = keys.to(dtype).unsqueeze(1)
+        a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
+        p0 = torch.exp((a @ p.mT) / temperature - lse.unsqueeze(-1))
+        pn = torch.exp((a @ n.mT) / temperature - lse.unsqueeze(-1))
+        pn = pn.masked_fill(~pushing.unsqueeze(1), 0.0)
+        share = dL_dloss.to(dtype) / (used.sum(1).clamp(min=1) * temperature)
+        share = torch.where(used, share.unsqueeze(1), 0.0).unsqueeze(-1)
+        if eps:  # without eps the factor is 1, also where p0 underflows
+            share = share * p0 / (p0 + eps)
+        dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
+        return (
+            _unit_rows_backward(dz0 * p + dzn @ n, raw_anchors).to(anchors.dtype),
+            _unit_rows_backward(dz0.mT @ a, raw_keys).squeeze(1).to(keys.dtype),
+            _unit_rows_backward(dzn.mT @ a, raw_negatives).to(negatives.dtype),
+        )

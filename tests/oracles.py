@@ -1,0 +1,193 @@
+"""Float64 oracles as plain Python loops, random samples, and the one table of tolerances.
+
+Nothing here calls a matrix product, a sort of PyTorch or the package: a mistake would have to be made
+twice, in two styles, to go unseen.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Largest error allowed, as a multiple of the size of the summed terms (1 for cosines).
+TOLERANCES = {
+    # Sums of <= 300 terms in a tree over 32 lanes, plus a norm, a division and a mean: at most ~50
+    # roundings, each 2^-53; the oracle itself, summing one by one, is no better than ~300 of them.
+    torch.float64: 400 * 2.0**-53,
+    # The same ~50 roundings at 2^-24. Low-precision inputs are widened exactly and belong here as well.
+    torch.float32: 64 * 2.0**-24,
+    # Only gradients come out in the inputs' dtype: one rounding of a float32 number, 11 or 8 bits.
+    torch.float16: 2.0**-11 + 64 * 2.0**-24,
+    torch.bfloat16: 2.0**-8 + 64 * 2.0**-24,
+}
+
+
+def assert_close(actual: Tensor, expected: Tensor, magnitude: float = 1.0) -> None:
+    """|actual - expected| <= tolerance of actual's dtype * (magnitude + |expected|); NaN and inf in the same places."""
+    assert actual.shape == expected.shape
+    tolerance = TOLERANCES[actual.dtype]
+    got, want = actual.detach().cpu().double(), expected.detach().cpu().double()
+    assert torch.equal(got.isnan(), want.isnan())
+    special = want.isinf() | got.isinf()
+    assert torch.equal(got[special], want[special])
+    usual = want.isfinite()
+    error = (got - want).abs()[usual]
+    allowed = (tolerance * (magnitude + want.abs()))[usual]
+    assert bool((error <= allowed).all()), f"error {error.max()}, allowed {allowed.min()}"
+
+
+def random_rows(*shape: int, dtype=torch.float32, seed: int = 0, device="cpu") -> Tensor:
+    """Normal numbers; a different seed gives different rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def integers(values, device="cpu") -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def unit_row(row: list[float]) -> list[float]:
+    if not all(math.isfinite(x) for x in row):
+        return [math.nan] * len(row)
+    largest = max(abs(x) for x in row)
+    if largest == 0:
+        return [0.0] * len(row)
+    _, exponent = math.frexp(largest)
+    scaled = [math.ldexp(x, -exponent) for x in row]
+    norm = math.sqrt(sum(x * x for x in scaled))
+    return [x / norm for x in scaled]
+
+
+def score(query: list[float], row: list[float], metric: str) -> float:
+    """Of unit rows already, if the metric is cosine."""
+    if metric == "l2":
+        return -math.sqrt(sum((q - b) * (q - b) for q, b in zip(query, row)))
+    return sum(q * b for q, b in zip(query, row))
+
+
+def _classes(queries, bank, query_offsets, bank_counts):
+    """(first query, one past the last, rows of the bank) per class."""
+    if bank.dim() == 2:
+        return [(0, queries.shape[0], bank.double().tolist())]
+    offsets = query_offsets.tolist()
+    counts = [bank.shape[1]] * bank.shape[0] if bank_counts is None else bank_counts.tolist()
+    return [
+        (offsets[c], offsets[c + 1], bank[c].double().tolist()[: counts[c]])
+        for c in range(bank.shape[0])
+    ]
+
+
+def knn_topk(
+    queries,
+    bank,
+    k,
+    metric="cosine",
+    query_offsets=None,
+    bank_counts=None,
+    exclude_self=False,
+    unit_bank=False,
+):
+    """values [M, k] float64 and indices [M, k]."""
+    rows = queries.shape[0]
+    values = [[-math.inf] * k for _ in range(rows)]
+    indices = [[-1] * k for _ in range(rows)]
+    lists = queries.double().tolist()
+    for begin, end, bank_rows in _classes(queries, bank, query_offsets, bank_counts):
+        if metric == "cosine" and not unit_bank:
+            bank_rows = [unit_row(row) for row in bank_rows]
+        for position, m in enumerate(range(begin, end)):
+            if exclude_self and position >= len(bank_rows):
+                continue
+            query = unit_row(lists[m]) if metric == "cosine" else lists[m]
+            scored = []
+            for j, row in enumerate(bank_rows):
+                s = score(query, row, metric)
+                if not math.isnan(s) and s != -math.inf and not (exclude_self and j == position):
+                    scored.append((-s, j))
+            for r, (negated, j) in enumerate(sorted(scored)[:k]):
+                values[m][r], indices[m][r] = -negated, j
+    shape = (rows, k)
+    return (
+        torch.tensor(values, dtype=torch.float64).reshape(shape),
+        torch.tensor(indices, dtype=torch.int64).reshape(shape),
+    )
+
+
+def knn_density(
+    queries,
+    bank,
+    scales,
+    metric="cosine",
+    query_offsets=None,
+    bank_counts=None,
+    exclude_self=False,
+    per_scale=False,
+    unit_bank=False,
+):
+    """[M] float64, or [S, M]: the k best, averaged, for each k by itself."""
+    values, _ = knn_topk(
+        queries, bank, max(scales), metric, query_offsets, bank_counts, exclude_self, unit_bank
+    )
+    density = torch.zeros(len(scales), queries.shape[0], dtype=torch.float64)
+    for s, k in enumerate(scales):
+        for m in range(queries.shape[0]):
+            best = [v for v in values[m, :k].tolist() if v != -math.inf]
+            density[s, m] = sum(best) / len(best) if best else 0.0
+    for begin, end, bank_rows in _classes(queries, bank, query_offsets, bank_counts):
+        for position, m in enumerate(range(begin, end)):
+            has_bank = bank_rows and not (exclude_self and position >= len(bank_rows))
+            lost = any(
+                math.isnan(x) or (math.isinf(x) and metric == "cosine") for x in queries[m].tolist()
+            )
+            if lost and has_bank:
+                density[:, m] = math.nan
+    return density if per_scale else density.mean(0)
+
+
+def density_contrast(
+    anchors, keys, negatives, temperature, anchor_counts=None, negative_counts=None, eps=0.0
+):
+    """[G] float64, one anchor and one logit at a time."""
+    groups, rows, _ = anchors.shape
+    losses = []
+    for g in range(groups):
+        used = rows if anchor_counts is None else int(anchor_counts[g])
+        pushing = negatives.shape[1] if negative_counts is None else int(negative_counts[g])
+        key = unit_row(keys[g].double().tolist())
+        others = [unit_row(negatives[g, j].double().tolist()) for j in range(pushing)]
+        total = 0.0
+        for i in range(used):
+            anchor = unit_row(anchors[g, i].double().tolist())
+            to_key = score(anchor, key, "dot") / temperature
+            logits = [to_key] + [score(anchor, n, "dot") / temperature for n in others]
+            top = max(logits)
+            lse = top + math.log(sum(math.exp(z - top) for z in logits))
+            total += -math.log(math.exp(to_key - lse) + eps) if eps else lse - to_key
+        losses.append(total / used if used else 0.0)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def memory_push(state: dict, rows: dict, row_counts, normalize=False) -> dict:
+    """New rings, row by row in the order of arrival: what lies furthest back is overwritten."""
+    new = {name: tensor.clone() for name, tensor in state.items()}
+    capacity = state["bank_features"].shape[1]
+    for c, count in enumerate(row_counts.tolist()):
+        for i in range(count):
+            slot = int(new["heads"][c])
+            feature = rows["features"][c, i].double()
+            if normalize:
+                feature = torch.tensor(unit_row(feature.tolist()), dtype=torch.float64)
+            new["bank_features"][c, slot] = feature.to(new["bank_features"].dtype)
+            new["bank_projections"][c, slot] = rows["projections"][c, i]
+            new["bank_density"][c, slot] = rows["density"][c, i]
+            new["heads"][c] = (slot + 1) % capacity
+            new["counts"][c] = min(int(new["counts"][c]) + 1, capacity)
+    return new
+
+
+def class_counts(labels, num_classes: int, ignore_index: int):
+    counts = [0] * num_classes
+    for label in labels.reshape(-1).tolist():
+        if label != ignore_index:
+            counts[label] += 1
+    return integers(counts)
