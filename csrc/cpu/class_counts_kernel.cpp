@@ -1,9 +1,9 @@
-#include "../ops/class_counts.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+
+#include "../ops/class_counts.h"
 
 namespace dgcl {
 namespace {
@@ -15,7 +15,8 @@ void count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, int6
     const int64_t c = label[i];
     if (c == ignore_index) continue;
     if (c < 0 || c >= num_classes)
-      fail("class_counts", "labels must lie in [0, ", num_classes, ") or equal ignore_index ", ignore_index, ", got ", c);
+      fail("class_counts", "labels must lie in [0, ", num_classes, ") or equal ignore_index ", ignore_index, ", got ",
+           c);
     ++counts[c];
   }
 }
@@ -27,11 +28,20 @@ Tensor class_counts_cpu(const Tensor& labels, int64_t num_classes, int64_t ignor
   int64_t* counts = static_cast<int64_t*>(out.mutable_data_ptr());
   std::fill_n(counts, num_classes, int64_t(0));
   switch (labels.scalar_type()) {
-    case ScalarType::Long: count<int64_t>(dense, num_classes, ignore_index, counts); break;
-    case ScalarType::Int: count<int32_t>(dense, num_classes, ignore_index, counts); break;
-    case ScalarType::Short: count<int16_t>(dense, num_classes, ignore_index, counts); break;
-    case ScalarType::Char: count<int8_t>(dense, num_classes, ignore_index, counts); break;
-    default: count<uint8_t>(dense, num_classes, ignore_index, counts);
+    case ScalarType::Long:
+      count<int64_t>(dense, num_classes, ignore_index, counts);
+      break;
+    case ScalarType::Int:
+      count<int32_t>(dense, num_classes, ignore_index, counts);
+      break;
+    case ScalarType::Short:
+      count<int16_t>(dense, num_classes, ignore_index, counts);
+      break;
+    case ScalarType::Char:
+      count<int8_t>(dense, num_classes, ignore_index, counts);
+      break;
+    default:
+      count<uint8_t>(dense, num_classes, ignore_index, counts);
   }
   return out;
 }

@@ -1,11 +1,10 @@
-#include "../ops/density_contrast.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "../common/parallel.h"
 #include "../math/contrast.h"
+#include "../ops/density_contrast.h"
 #include "knn_problem.h"
 #include "panel.h"
 
@@ -21,15 +20,21 @@ struct Problem {
   std::vector<int64_t> anchor_counts, negative_counts;
   double temperature, eps;
 
-  Problem(const char* op, const Tensor& a, const Tensor& k, const Tensor& n, double temperature_, const std::optional<Tensor>& a_counts,
-          const std::optional<Tensor>& n_counts, double eps_)
-      : anchors(row_source(a, keep_anchors)), keys(row_source(k, keep_keys)), negatives(row_source(n, keep_negatives)),
-        groups(a.size(0)), num_anchors(a.size(1)), num_negatives(n.size(1)), dim(a.size(2)),
+  Problem(const char* op, const Tensor& a, const Tensor& k, const Tensor& n, double temperature_,
+          const std::optional<Tensor>& a_counts, const std::optional<Tensor>& n_counts, double eps_)
+      : anchors(row_source(a, keep_anchors)),
+        keys(row_source(k, keep_keys)),
+        negatives(row_source(n, keep_negatives)),
+        groups(a.size(0)),
+        num_anchors(a.size(1)),
+        num_negatives(n.size(1)),
+        dim(a.size(2)),
         anchor_counts(a_counts ? read_counts(op, "anchor_counts", *a_counts, num_anchors)
                                : std::vector<int64_t>(static_cast<size_t>(groups), num_anchors)),
         negative_counts(n_counts ? read_counts(op, "negative_counts", *n_counts, num_negatives)
                                  : std::vector<int64_t>(static_cast<size_t>(groups), num_negatives)),
-        temperature(temperature_), eps(eps_) {}
+        temperature(temperature_),
+        eps(eps_) {}
 };
 
 // Unit rows of one group and what is needed to go back to raw rows.
@@ -72,8 +77,12 @@ template <typename T>
 class LogitTiles {
  public:
   LogitTiles(int64_t num_negatives, int64_t dim)
-      : prims_(primitives<T>()), dim_(dim), stride_((num_negatives + prims_.tile_columns - 1) / prims_.tile_columns * prims_.tile_columns),
-        panels_(stride_ * dim), packed_(prims_.tile_rows * dim), logits_(prims_.tile_rows * std::max<int64_t>(stride_, 1)) {}
+      : prims_(primitives<T>()),
+        dim_(dim),
+        stride_((num_negatives + prims_.tile_columns - 1) / prims_.tile_columns * prims_.tile_columns),
+        panels_(stride_ * dim),
+        packed_(prims_.tile_rows * dim),
+        logits_(prims_.tile_rows * std::max<int64_t>(stride_, 1)) {}
 
   void set_negatives(const UnitRows<T>& negatives) {
     count_ = negatives.count;
@@ -158,13 +167,15 @@ void write(Tensor& out, int64_t row, const T* x, int64_t dim) {
 
 // One group at a time per thread, so that every sum has one order. Rows beyond the counts get 0.
 template <typename T>
-void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danchors, Tensor& dL_dkeys, Tensor& dL_dnegatives) {
+void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danchors, Tensor& dL_dkeys,
+              Tensor& dL_dnegatives) {
   const bool shared_needed = dL_dkeys.numel() > 0 || dL_dnegatives.numel() > 0;
   run_queue(p.groups, [&](auto& next) {
     const Primitives<T>& prims = primitives<T>();
     UnitRows<T> anchors(p.num_anchors, p.dim), key(1, p.dim), negatives(p.num_negatives, p.dim);
     LogitTiles<T> tiles(p.num_negatives, p.dim);
-    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(shared_needed ? p.num_negatives * p.dim : 0), zeros(p.dim);
+    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(shared_needed ? p.num_negatives * p.dim : 0),
+        zeros(p.dim);
     std::fill_n(zeros.get(), p.dim, T(0));
     for (int64_t g; (g = next()) >= 0;) {
       const int64_t count = p.anchor_counts[g];
@@ -180,7 +191,8 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t i = start + r;
           const T* anchor = anchors.row(i);
-          const double key_logit = prims.dot(anchor, key.row(0), p.dim) / p.temperature, total = lse[g * p.num_anchors + i];
+          const double key_logit = prims.dot(anchor, key.row(0), p.dim) / p.temperature,
+                       total = lse[g * p.num_anchors + i];
           const double scale = dL_dloss[g] * contrast_gradient_factor(key_logit, total, p.eps) /
                                (static_cast<double>(count) * p.temperature);
           const T at_key = static_cast<T>(scale * (std::exp(key_logit - total) - 1));
@@ -209,34 +221,40 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
   });
 }
 
-std::tuple<Tensor, Tensor> density_contrast_cpu(const Tensor& anchors, const Tensor& keys, const Tensor& negatives, double temperature,
-                                                std::optional<Tensor> anchor_counts, std::optional<Tensor> negative_counts, double eps) {
+std::tuple<Tensor, Tensor> density_contrast_cpu(const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
+                                                double temperature, std::optional<Tensor> anchor_counts,
+                                                std::optional<Tensor> negative_counts, double eps) {
   check_density_contrast(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
   const Problem p("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
   const ScalarType type = compute_type(anchors, keys, negatives);
   Tensor loss = torch::stable::new_empty(anchors, {p.groups}, type);
   Tensor lse = torch::stable::new_empty(anchors, {p.groups, p.num_anchors}, type);
-  if (type == ScalarType::Double) forward(p, static_cast<double*>(loss.mutable_data_ptr()), static_cast<double*>(lse.mutable_data_ptr()));
-  else forward(p, static_cast<float*>(loss.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
+  if (type == ScalarType::Double)
+    forward(p, static_cast<double*>(loss.mutable_data_ptr()), static_cast<double*>(lse.mutable_data_ptr()));
+  else
+    forward(p, static_cast<float*>(loss.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
   return {loss, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cpu(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys,
-                                                                 const Tensor& negatives, const Tensor& lse, double temperature,
+std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cpu(const Tensor& dL_dloss, const Tensor& anchors,
+                                                                 const Tensor& keys, const Tensor& negatives,
+                                                                 const Tensor& lse, double temperature,
                                                                  std::optional<Tensor> anchor_counts,
                                                                  std::optional<Tensor> negative_counts, double eps) {
-  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts, eps);
-  const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts,
+                                  eps);
+  const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts,
+                  eps);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);
   Tensor dL_danchors = torch::stable::new_empty(anchors, anchors.sizes(), anchors.scalar_type());
   Tensor dL_dkeys = torch::stable::new_empty(keys, keys.sizes(), keys.scalar_type());
   Tensor dL_dnegatives = torch::stable::new_empty(negatives, negatives.sizes(), negatives.scalar_type());
   if (compute_type(anchors, keys, negatives) == ScalarType::Double)
-    backward(p, static_cast<const double*>(upstream.const_data_ptr()), static_cast<const double*>(saved.const_data_ptr()), dL_danchors,
-             dL_dkeys, dL_dnegatives);
+    backward(p, static_cast<const double*>(upstream.const_data_ptr()),
+             static_cast<const double*>(saved.const_data_ptr()), dL_danchors, dL_dkeys, dL_dnegatives);
   else
-    backward(p, static_cast<const float*>(upstream.const_data_ptr()), static_cast<const float*>(saved.const_data_ptr()), dL_danchors,
-             dL_dkeys, dL_dnegatives);
+    backward(p, static_cast<const float*>(upstream.const_data_ptr()), static_cast<const float*>(saved.const_data_ptr()),
+             dL_danchors, dL_dkeys, dL_dnegatives);
   return {dL_danchors, dL_dkeys, dL_dnegatives};
 }
 

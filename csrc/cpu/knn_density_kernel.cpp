@@ -1,10 +1,9 @@
-#include "../ops/knn_density.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "../math/density.h"
+#include "../ops/knn_density.h"
 #include "knn_problem.h"
 
 namespace dgcl {
@@ -20,7 +19,8 @@ void density(const KnnProblem& problem, const std::vector<std::vector<int64_t>>&
   std::fill_n(out, rows * num_queries, T(0));
   knn_search<T>(problem, [&](int64_t query, const Neighbour<T>* neighbours, int64_t found) {
     if (found <= 0) {
-      for (int64_t o = 0; o < rows; ++o) out[o * num_queries + query] = found < 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
+      for (int64_t o = 0; o < rows; ++o)
+        out[o * num_queries + query] = found < 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
       return;
     }
     std::vector<T> scores(static_cast<size_t>(found)), fewer(found < k ? static_cast<size_t>(found) : 0);
@@ -36,9 +36,9 @@ void density(const KnnProblem& problem, const std::vector<std::vector<int64_t>>&
   });
 }
 
-Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<int64_t> scales, const std::string& metric,
-                       std::optional<Tensor> query_offsets, std::optional<Tensor> bank_counts, bool exclude_self, bool per_scale,
-                       bool unit_bank) {
+Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<int64_t> scales,
+                       const std::string& metric, std::optional<Tensor> query_offsets,
+                       std::optional<Tensor> bank_counts, bool exclude_self, bool per_scale, bool unit_bank) {
   check_knn_density(queries, bank, scales, metric, query_offsets, bank_counts);
   const int64_t largest = *std::max_element(scales.begin(), scales.end());
   // More than the bank holds is never found; the weights of a clamped scale are computed per query.
@@ -54,8 +54,10 @@ Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<in
   const int64_t m = queries.size(0);
   Tensor out = per_scale ? torch::stable::new_empty(queries, {static_cast<int64_t>(scales.size()), m}, type)
                          : torch::stable::new_empty(queries, {m}, type);
-  if (type == ScalarType::Double) density<double>(made.problem, outputs, m, static_cast<double*>(out.mutable_data_ptr()));
-  else density<float>(made.problem, outputs, m, static_cast<float*>(out.mutable_data_ptr()));
+  if (type == ScalarType::Double)
+    density<double>(made.problem, outputs, m, static_cast<double*>(out.mutable_data_ptr()));
+  else
+    density<float>(made.problem, outputs, m, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
 

@@ -11,9 +11,9 @@ std::vector<int64_t> read_counts(const char* op, const char* name, const Tensor&
   return out;
 }
 
-KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
-                            const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts, bool exclude_self,
-                            bool unit_bank) {
+KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,
+                            const std::string& metric, const std::optional<Tensor>& query_offsets,
+                            const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank) {
   KnnTensors made;
   KnnProblem& p = made.problem;
   const int64_t num_queries = queries.size(0);
@@ -32,7 +32,8 @@ KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor&
     p.offsets = {0, num_queries};
   }
   const size_t classes = p.offsets.size() - 1;
-  p.counts = bank_counts ? read_counts(op, "bank_counts", *bank_counts, p.bank_rows) : std::vector<int64_t>(classes, p.bank_rows);
+  p.counts = bank_counts ? read_counts(op, "bank_counts", *bank_counts, p.bank_rows)
+                         : std::vector<int64_t>(classes, p.bank_rows);
   p.queries = row_source(queries, made.queries);
   p.bank = row_source(bank, made.bank);
   return made;

@@ -11,10 +11,10 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockQueries = 384;        // a multiple of every level's tile_rows
-constexpr int64_t kBlockBytes = 1 << 20;      // packed queries of one item
-constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one item
-constexpr int64_t kCopyBytes = 24 << 20;      // a bank up to this size is widened and normalised once, up front
+constexpr int64_t kBlockQueries = 384;       // a multiple of every level's tile_rows
+constexpr int64_t kBlockBytes = 1 << 20;     // packed queries of one item
+constexpr int64_t kSurvivorBytes = 4 << 20;  // survivor buffers of one item
+constexpr int64_t kCopyBytes = 24 << 20;     // a bank up to this size is widened and normalised once, up front
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -48,7 +48,10 @@ template <typename T>
 class Searcher {
  public:
   Searcher(const KnnProblem& problem, const Layout<T>& layout, const KnnEmit<T>& emit)
-      : p_(problem), prims_(primitives<T>()), layout_(layout), emit_(emit),
+      : p_(problem),
+        prims_(primitives<T>()),
+        layout_(layout),
+        emit_(emit),
         gamma_(filter_gamma<T>(problem.dim)),
         underflow_(filter_underflow<T>(problem.dim)),
         packed_queries_(layout.block * problem.dim),
@@ -116,7 +119,8 @@ class Searcher {
 
   // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range.
   T norm_bound(const T* x, T square) const {
-    if (square >= smallest_safe_square<T>() && square <= std::numeric_limits<T>::max()) return std::sqrt(square) * T(1.001);
+    if (square >= smallest_safe_square<T>() && square <= std::numeric_limits<T>::max())
+      return std::sqrt(square) * T(1.001);
     T largest = 0;
     for (int64_t d = 0; d < p_.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
     return largest * std::sqrt(static_cast<T>(p_.dim)) * T(1.001);
@@ -173,10 +177,12 @@ class Searcher {
     T threshold[kMaxTileRows];
     uint64_t passes[kMaxTileRows];
     for (int r = 0; r < layout_.rows; ++r) threshold[r] = kth_[tile + r] - 2 * bound(tile + r);
-    prims_.score_tile(packed_queries_.get() + tile * p_.dim, panel_.get(), bias_, p_.dim, threshold, tile_scores_, passes);
+    prims_.score_tile(packed_queries_.get() + tile * p_.dim, panel_.get(), bias_, p_.dim, threshold, tile_scores_,
+                      passes);
     for (int r = 0; r < layout_.rows; ++r) {
       uint64_t bits = passes[r] & valid;
-      if (bits && tile + r < item_.count && !is_nan_[tile + r]) keep(tile + r, start, bits, tile_scores_ + r * layout_.columns);
+      if (bits && tile + r < item_.count && !is_nan_[tile + r])
+        keep(tile + r, start, bits, tile_scores_ + r * layout_.columns);
     }
   }
 
@@ -204,7 +210,8 @@ class Searcher {
 
   T canonical_score(const T* query, int64_t i) {
     const T* row = bank_row(i, bank_row_.get());
-    return p_.metric == Metric::l2 ? -std::sqrt(prims_.squared_distance(query, row, p_.dim)) : prims_.dot(query, row, p_.dim);
+    return p_.metric == Metric::l2 ? -std::sqrt(prims_.squared_distance(query, row, p_.dim))
+                                   : prims_.dot(query, row, p_.dim);
   }
 
   // Drops what cannot be among the k largest any more and returns the k-th largest filter score.
@@ -302,7 +309,8 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const bool is_t = p.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   const bool as_stored = is_t && (p.metric != Metric::cosine || p.unit_bank);
   Buffer<T> copy;
-  if (!as_stored && groups * p.bank_rows * p.dim * static_cast<int64_t>(sizeof(T)) <= kCopyBytes) copy = copy_bank<T>(p);
+  if (!as_stored && groups * p.bank_rows * p.dim * static_cast<int64_t>(sizeof(T)) <= kCopyBytes)
+    copy = copy_bank<T>(p);
 
   const Layout<T> layout(p, primitives<T>());
   std::vector<Item> items;

@@ -1,11 +1,10 @@
-#include "../ops/knn_topk.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "../common/parallel.h"
+#include "../ops/knn_topk.h"
 #include "knn_problem.h"
 
 namespace dgcl {
@@ -35,16 +34,18 @@ std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& ban
   const ScalarType type = compute_type(queries, bank);
   Tensor values = torch::stable::new_empty(queries, {queries.size(0), k}, type);
   Tensor indices = torch::stable::new_empty(queries, {queries.size(0), k}, ScalarType::Long);
-  if (type == ScalarType::Double) topk<double>(made.problem, values, indices);
-  else topk<float>(made.problem, values, indices);
+  if (type == ScalarType::Double)
+    topk<double>(made.problem, values, indices);
+  else
+    topk<float>(made.problem, values, indices);
   return {values, indices};
 }
 
 // With the neighbours held fixed, each (query q, neighbour b) of score s and incoming gradient g adds
 //   to q:  a b + c_q q        to b:  a q + c_b b
-//   cosine: a = g / (|q| |b|), c_q = -g s / |q|^2, c_b = -g s / |b|^2      (a unit bank counts as it is: |b| = 1, c_b = 0)
-//   dot:    a = g, c_q = c_b = 0
-//   l2:     s = -|q - b|: a = -g / s, c_q = c_b = g / s                    (0 at distance 0)
+//   cosine: a = g / (|q| |b|), c_q = -g s / |q|^2, c_b = -g s / |b|^2      (a unit bank counts as it is: |b| = 1, c_b =
+//   0) dot:    a = g, c_q = c_b = 0 l2:     s = -|q - b|: a = -g / s, c_q = c_b = g / s                    (0 at
+//   distance 0)
 // Rows of length 0 get 0.
 template <typename T>
 class TopkBackward {
@@ -57,7 +58,8 @@ class TopkBackward {
       bank_norm_.assign(p_.counts.size() * static_cast<size_t>(p_.bank_rows), 1.0);
       if (!p_.unit_bank)
         for (size_t c = 0; c < p_.counts.size(); ++c)
-          fill_norms(p_.bank, static_cast<int64_t>(c), p_.bank_rows, bank_norm_.data() + c * static_cast<size_t>(p_.bank_rows));
+          fill_norms(p_.bank, static_cast<int64_t>(c), p_.bank_rows,
+                     bank_norm_.data() + c * static_cast<size_t>(p_.bank_rows));
     }
   }
 
@@ -134,7 +136,8 @@ class TopkBackward {
     const double g = grad_[i * p_.k + r], s = value_[i * p_.k + r];
     if (t.row < 0 || g == 0) return t;
     if (p_.metric == Metric::cosine) {
-      const double q = query_norm_[static_cast<size_t>(i)], b = bank_norm_[static_cast<size_t>(c * p_.bank_rows + t.row)];
+      const double q = query_norm_[static_cast<size_t>(i)],
+                   b = bank_norm_[static_cast<size_t>(c * p_.bank_rows + t.row)];
       if (q == 0 || b == 0) return t;
       t.other = static_cast<T>(g / (q * b));
       t.query_self = static_cast<T>(-g * s / (q * q));
@@ -163,13 +166,15 @@ template <typename T>
 void store_rows(const std::vector<T>& rows, int64_t dim, Tensor& out) {
   char* data = static_cast<char*>(out.mutable_data_ptr());
   const int64_t bytes = dim * static_cast<int64_t>(out.element_size());
-  for (int64_t i = 0; i < out.numel() / dim; ++i) store_row(out.scalar_type(), rows.data() + i * dim, dim, data + i * bytes);
+  for (int64_t i = 0; i < out.numel() / dim; ++i)
+    store_row(out.scalar_type(), rows.data() + i * dim, dim, data + i * bytes);
 }
 
 template <typename T>
-void backward(const KnnProblem& problem, const Tensor& grad_values, const Tensor& values, const Tensor& indices, Tensor& grad_queries,
-              Tensor& grad_bank) {
-  const TopkBackward<T> pass(problem, static_cast<const T*>(grad_values.const_data_ptr()), static_cast<const T*>(values.const_data_ptr()),
+void backward(const KnnProblem& problem, const Tensor& grad_values, const Tensor& values, const Tensor& indices,
+              Tensor& grad_queries, Tensor& grad_bank) {
+  const TopkBackward<T> pass(problem, static_cast<const T*>(grad_values.const_data_ptr()),
+                             static_cast<const T*>(values.const_data_ptr()),
                              static_cast<const int64_t*>(indices.const_data_ptr()));
   std::vector<T> rows(static_cast<size_t>(grad_queries.numel()), T(0));
   pass.queries(rows.data());
@@ -183,8 +188,8 @@ std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& grad_values, cons
                                                  const Tensor& values, const Tensor& indices, const std::string& metric,
                                                  std::optional<Tensor> query_offsets, bool unit_bank) {
   check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
-  const KnnTensors made = make_knn_problem("knn_topk_backward", queries, bank, values.size(1), metric, query_offsets, std::nullopt,
-                                           false, unit_bank);
+  const KnnTensors made = make_knn_problem("knn_topk_backward", queries, bank, values.size(1), metric, query_offsets,
+                                           std::nullopt, false, unit_bank);
   const Tensor grad = torch::stable::contiguous(grad_values), score = torch::stable::contiguous(values),
                index = torch::stable::contiguous(indices);
   const int64_t* row = static_cast<const int64_t*>(index.const_data_ptr());
@@ -193,8 +198,10 @@ std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& grad_values, cons
       fail("knn_topk_backward", "indices must lie in [-1, ", made.problem.bank_rows, "), got ", row[i]);
   Tensor grad_queries = torch::stable::new_empty(queries, queries.sizes(), queries.scalar_type());
   Tensor grad_bank = torch::stable::new_empty(bank, bank.sizes(), bank.scalar_type());
-  if (compute_type(queries, bank) == ScalarType::Double) backward<double>(made.problem, grad, score, index, grad_queries, grad_bank);
-  else backward<float>(made.problem, grad, score, index, grad_queries, grad_bank);
+  if (compute_type(queries, bank) == ScalarType::Double)
+    backward<double>(made.problem, grad, score, index, grad_queries, grad_bank);
+  else
+    backward<float>(made.problem, grad, score, index, grad_queries, grad_bank);
   return {grad_queries, grad_bank};
 }
 

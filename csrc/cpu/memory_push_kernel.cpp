@@ -1,10 +1,9 @@
-#include "../ops/memory_push.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "../common/parallel.h"
+#include "../ops/memory_push.h"
 #include "knn_problem.h"
 
 namespace dgcl {
@@ -16,7 +15,9 @@ struct Ring {
   ScalarType dtype;
 
   Ring(const Tensor& t, int64_t row_dim)
-      : data(static_cast<char*>(t.mutable_data_ptr())), dim(row_dim), row_bytes(row_dim * static_cast<int64_t>(t.element_size())),
+      : data(static_cast<char*>(t.mutable_data_ptr())),
+        dim(row_dim),
+        row_bytes(row_dim * static_cast<int64_t>(t.element_size())),
         dtype(t.scalar_type()) {}
 };
 
@@ -28,25 +29,27 @@ void copy_row(const RowSource& from, int64_t c, int64_t i, const Ring& ring, int
   store_row(ring.dtype, scratch, ring.dim, ring.data + slot * ring.row_bytes);
 }
 
-void memory_push_cpu(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density, const Tensor& counts,
-                     const Tensor& heads, const Tensor& features, const Tensor& projections, const Tensor& density,
-                     const Tensor& row_counts, bool normalize) {
-  check_memory_push(bank_features, bank_projections, bank_density, counts, heads, features, projections, density, row_counts);
+void memory_push_cpu(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density,
+                     const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,
+                     const Tensor& density, const Tensor& row_counts, bool normalize) {
+  check_memory_push(bank_features, bank_projections, bank_density, counts, heads, features, projections, density,
+                    row_counts);
   const char* op = "memory_push";
   const int64_t classes = bank_features.size(0), capacity = bank_features.size(1), rows = features.size(1);
   const std::vector<int64_t> arriving = read_counts(op, "row_counts", row_counts, rows);
   const std::vector<int64_t> filled = read_counts(op, "counts", counts, capacity);
   const std::vector<int64_t> head = read_counts(op, "heads", heads, capacity - 1);
   Tensor keep_features, keep_projections;
-  const RowSource feature_rows = row_source(features, keep_features), projection_rows = row_source(projections, keep_projections);
+  const RowSource feature_rows = row_source(features, keep_features),
+                  projection_rows = row_source(projections, keep_projections);
   const Tensor densities = torch::stable::contiguous(density);
   RowSource density_rows;  // [C, P] read as C groups of P one-element rows
   density_rows.data = static_cast<const char*>(densities.const_data_ptr());
   density_rows.row_bytes = static_cast<int64_t>(densities.element_size());
   density_rows.group_bytes = rows * density_rows.row_bytes;
   density_rows.dtype = densities.scalar_type();
-  const Ring feature_ring(bank_features, bank_features.size(2)), projection_ring(bank_projections, bank_projections.size(2)),
-      density_ring(bank_density, 1);
+  const Ring feature_ring(bank_features, bank_features.size(2)),
+      projection_ring(bank_projections, bank_projections.size(2)), density_ring(bank_density, 1);
 
   run_queue(classes, [&](auto& next) {
     Buffer<double> scratch(std::max<int64_t>({feature_ring.dim, projection_ring.dim, 1}));
@@ -55,8 +58,10 @@ void memory_push_cpu(const Tensor& bank_features, const Tensor& bank_projections
     for (int64_t c; (c = next()) >= 0;) {
       for (int64_t i = std::max<int64_t>(0, arriving[c] - capacity); i < arriving[c]; ++i) {
         const int64_t slot = c * capacity + (head[c] + i) % capacity;
-        if (wide_features) copy_row<double>(feature_rows, c, i, feature_ring, slot, normalize, scratch.get());
-        else copy_row<float>(feature_rows, c, i, feature_ring, slot, normalize, narrow);
+        if (wide_features)
+          copy_row<double>(feature_rows, c, i, feature_ring, slot, normalize, scratch.get());
+        else
+          copy_row<float>(feature_rows, c, i, feature_ring, slot, normalize, narrow);
         copy_row<double>(projection_rows, c, i, projection_ring, slot, false, scratch.get());
         copy_row<double>(density_rows, c, i, density_ring, slot, false, scratch.get());
       }

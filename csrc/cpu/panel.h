@@ -19,8 +19,10 @@ void pack_columns(const T* const* rows, int64_t count, int64_t dim, int columns,
     for (; d + 4 <= dim; d += 4, to += 4 * columns) {
       const Four a = *reinterpret_cast<const Four*>(r0 + d), b = *reinterpret_cast<const Four*>(r1 + d);
       const Four e = *reinterpret_cast<const Four*>(r2 + d), f = *reinterpret_cast<const Four*>(r3 + d);
-      const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const Four ef_low = __builtin_shufflevector(e, f, 0, 4, 1, 5), ef_high = __builtin_shufflevector(e, f, 2, 6, 3, 7);
+      const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Four ef_low = __builtin_shufflevector(e, f, 0, 4, 1, 5),
+                 ef_high = __builtin_shufflevector(e, f, 2, 6, 3, 7);
       *reinterpret_cast<Four*>(to) = __builtin_shufflevector(ab_low, ef_low, 0, 1, 4, 5);
       *reinterpret_cast<Four*>(to + columns) = __builtin_shufflevector(ab_low, ef_low, 2, 3, 6, 7);
       *reinterpret_cast<Four*>(to + 2 * columns) = __builtin_shufflevector(ab_high, ef_high, 0, 1, 4, 5);

@@ -15,10 +15,14 @@ void store_as(const T* x, int64_t dim, char* row) {
 template <typename T>
 void store(ScalarType dtype, const T* x, int64_t dim, char* row) {
   switch (dtype) {
-    case ScalarType::Half: return store_as<T, c10::Half>(x, dim, row);
-    case ScalarType::BFloat16: return store_as<T, c10::BFloat16>(x, dim, row);
-    case ScalarType::Float: return store_as<T, float>(x, dim, row);
-    default: return store_as<T, double>(x, dim, row);
+    case ScalarType::Half:
+      return store_as<T, c10::Half>(x, dim, row);
+    case ScalarType::BFloat16:
+      return store_as<T, c10::BFloat16>(x, dim, row);
+    case ScalarType::Float:
+      return store_as<T, float>(x, dim, row);
+    default:
+      return store_as<T, double>(x, dim, row);
   }
 }
 

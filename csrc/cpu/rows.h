@@ -1,14 +1,14 @@
 // Reading rows of any supported dtype as rows of the compute type.
 #pragma once
-#include "../common/check.h"
-#include "../math/unit_row.h"
-#include "simd/primitives.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <cstring>
 #include <memory>
 #include <new>
+
+#include "../common/check.h"
+#include "../math/unit_row.h"
+#include "simd/primitives.h"
 
 namespace dgcl {
 
@@ -22,7 +22,8 @@ struct RowSource {
   const char* row(int64_t i, int64_t group = 0) const { return data + group * group_bytes + i * row_bytes; }
 };
 
-// `t` [N, D] or [C, N, D]. Keeps views whose last dimension is contiguous; copies others. `keep` holds what is read from.
+// `t` [N, D] or [C, N, D]. Keeps views whose last dimension is contiguous; copies others. `keep` holds what is read
+// from.
 inline RowSource row_source(const Tensor& t, Tensor& keep) {
   keep = t;
   if (t.numel() > 0 && t.size(t.dim() - 1) > 1 && t.stride(t.dim() - 1) != 1) keep = torch::stable::contiguous(t);
@@ -39,8 +40,12 @@ inline RowSource row_source(const Tensor& t, Tensor& keep) {
 template <typename T>
 void load_row(const Primitives<T>& prims, ScalarType dtype, const char* row, int64_t dim, T* out) {
   switch (dtype) {
-    case ScalarType::Half: prims.from_half(reinterpret_cast<const uint16_t*>(row), dim, out); break;
-    case ScalarType::BFloat16: prims.from_bfloat16(reinterpret_cast<const uint16_t*>(row), dim, out); break;
+    case ScalarType::Half:
+      prims.from_half(reinterpret_cast<const uint16_t*>(row), dim, out);
+      break;
+    case ScalarType::BFloat16:
+      prims.from_bfloat16(reinterpret_cast<const uint16_t*>(row), dim, out);
+      break;
     case ScalarType::Float: {
       const float* x = reinterpret_cast<const float*>(row);
       if constexpr (sizeof(T) == sizeof(float)) {
@@ -66,7 +71,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size = 0) : size_(size) {
-    if (size > 0) data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t(64))));
+    if (size > 0)
+      data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t(64))));
   }
   T* get() const { return data_.get(); }
   T& operator[](int64_t i) const { return data_.get()[i]; }

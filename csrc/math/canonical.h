@@ -36,7 +36,8 @@ struct CanonicalSum {
 
 // combine(sum, a, b) -> new sum, per register.
 template <typename V, typename Combine>
-typename V::Scalar canonical_sum(const typename V::Scalar* a, const typename V::Scalar* b, int64_t dim, Combine combine) {
+typename V::Scalar canonical_sum(const typename V::Scalar* a, const typename V::Scalar* b, int64_t dim,
+                                 Combine combine) {
   CanonicalSum<V> total;
   constexpr int registers = CanonicalSum<V>::kRegisters;
   int64_t d = 0;

@@ -3,8 +3,8 @@
 //   rho_k(q) = (1/k) sum_{r <= k} s_(r)         rho(q) = (1/|K|) sum_{k in K} rho_k(q)
 //   =>  rho(q) = sum_r w_r s_(r)    with    w_r = (1/|K|) sum_{k in K, k >= r} 1/k
 //
-// A k larger than the `found` neighbours counts as `found`. Weights in double, rounded once to T; summed in increasing r
-// with fused multiply-add in T, the same on every backend. No neighbour: 0.
+// A k larger than the `found` neighbours counts as `found`. Weights in double, rounded once to T; summed in increasing
+// r with fused multiply-add in T, the same on every backend. No neighbour: 0.
 #pragma once
 #include <cmath>
 #include <cstdint>

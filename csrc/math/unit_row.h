@@ -13,11 +13,16 @@ namespace dgcl {
 template <typename T>
 constexpr T smallest_safe_square();
 template <>
-constexpr float smallest_safe_square<float>() { return 0x1p-90f; }
+constexpr float smallest_safe_square<float>() {
+  return 0x1p-90f;
+}
 template <>
-constexpr double smallest_safe_square<double>() { return 0x1p-900; }
+constexpr double smallest_safe_square<double>() {
+  return 0x1p-900;
+}
 
-// Ops offers dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`. Returns false for a row with NaN or infinity.
+// Ops offers dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`. Returns false for a row with NaN or
+// infinity.
 template <typename T, typename Ops>
 bool unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   T square = ops.dot(x, x, dim);

@@ -12,8 +12,10 @@ void check_class_counts(const Tensor& labels, int64_t num_classes) {
     case ScalarType::Int:
     case ScalarType::Short:
     case ScalarType::Char:
-    case ScalarType::Byte: return;
-    default: fail(op, "labels must be of an integer dtype, got ", dtype_name(labels.scalar_type()));
+    case ScalarType::Byte:
+      return;
+    default:
+      fail(op, "labels must be of an integer dtype, got ", dtype_name(labels.scalar_type()));
   }
 }
 

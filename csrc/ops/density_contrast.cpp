@@ -7,9 +7,11 @@
 namespace dgcl {
 namespace {
 
-void check_arguments(const char* op, const Tensor& anchors, const Tensor& keys, const Tensor& negatives, double temperature,
-                     const std::optional<Tensor>& anchor_counts, const std::optional<Tensor>& negative_counts, double eps) {
-  if (!(temperature > 0) || !std::isfinite(temperature)) fail(op, "temperature must be positive and finite, got ", temperature);
+void check_arguments(const char* op, const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
+                     double temperature, const std::optional<Tensor>& anchor_counts,
+                     const std::optional<Tensor>& negative_counts, double eps) {
+  if (!(temperature > 0) || !std::isfinite(temperature))
+    fail(op, "temperature must be positive and finite, got ", temperature);
   if (!(eps >= 0) || !std::isfinite(eps)) fail(op, "eps must be 0 or positive, got ", eps);
   check_float(op, "anchors", anchors);
   check_float(op, "keys", keys);
@@ -38,8 +40,9 @@ void check_density_contrast(const Tensor& anchors, const Tensor& keys, const Ten
   check_arguments("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
 }
 
-void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
-                                     const Tensor& lse, double temperature, const std::optional<Tensor>& anchor_counts,
+void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys,
+                                     const Tensor& negatives, const Tensor& lse, double temperature,
+                                     const std::optional<Tensor>& anchor_counts,
                                      const std::optional<Tensor>& negative_counts, double eps) {
   const char* op = "density_contrast_backward";
   check_arguments(op, anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
@@ -60,6 +63,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
       "density_contrast(Tensor anchors, Tensor keys, Tensor negatives, float temperature, Tensor? anchor_counts, "
       "Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)");
   m.def(
-      "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, Tensor lse, float temperature, "
-      "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)");
+      "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, Tensor lse, float "
+      "temperature, "
+      "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor "
+      "dL_dnegatives)");
 }

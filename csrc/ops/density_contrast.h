@@ -1,4 +1,5 @@
-// density_contrast: anchors pulled to their group's key, away from its negatives. Contract: dgcl_ops/ops/density_contrast.py.
+// density_contrast: anchors pulled to their group's key, away from its negatives. Contract:
+// dgcl_ops/ops/density_contrast.py.
 #pragma once
 #include <optional>
 
@@ -7,10 +8,12 @@
 namespace dgcl {
 
 void check_density_contrast(const Tensor& anchors, const Tensor& keys, const Tensor& negatives, double temperature,
-                            const std::optional<Tensor>& anchor_counts, const std::optional<Tensor>& negative_counts, double eps);
+                            const std::optional<Tensor>& anchor_counts, const std::optional<Tensor>& negative_counts,
+                            double eps);
 
-void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
-                                     const Tensor& lse, double temperature, const std::optional<Tensor>& anchor_counts,
+void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys,
+                                     const Tensor& negatives, const Tensor& lse, double temperature,
+                                     const std::optional<Tensor>& anchor_counts,
                                      const std::optional<Tensor>& negative_counts, double eps);
 
 }  // namespace dgcl

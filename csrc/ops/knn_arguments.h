@@ -17,13 +17,15 @@ inline void check_knn_arguments(const char* op, const Tensor& queries, const Ten
   if (bank.dim() != 2 && bank.dim() != 3) fail(op, "bank must have shape [N, D] or [C, N, D], got ", shape_of(bank));
   const int64_t dim = queries.size(1);
   if (dim < 1) fail(op, "queries must have at least one column, got ", shape_of(queries));
-  if (bank.size(bank.dim() - 1) != dim)
-    fail(op, "bank must have ", dim, " columns like queries, got ", shape_of(bank));
-  if (bank.size(bank.dim() - 2) > INT32_MAX) fail(op, "bank must have fewer than 2^31 rows a class, got ", shape_of(bank));
+  if (bank.size(bank.dim() - 1) != dim) fail(op, "bank must have ", dim, " columns like queries, got ", shape_of(bank));
+  if (bank.size(bank.dim() - 2) > INT32_MAX)
+    fail(op, "bank must have fewer than 2^31 rows a class, got ", shape_of(bank));
   check_same_device(op, "bank", bank, queries);
   const bool grouped = bank.dim() == 3;
   if (grouped != query_offsets.has_value())
-    fail(op, grouped ? "query_offsets is needed with a bank of shape [C, N, D]" : "query_offsets needs a bank of shape [C, N, D], got ",
+    fail(op,
+         grouped ? "query_offsets is needed with a bank of shape [C, N, D]"
+                 : "query_offsets needs a bank of shape [C, N, D], got ",
          grouped ? "" : shape_of(bank));
   if (!grouped && bank_counts) fail(op, "bank_counts needs a bank of shape [C, N, D], got ", shape_of(bank));
   if (query_offsets) {

@@ -6,7 +6,8 @@
 
 namespace dgcl {
 
-void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vector<int64_t>& scales, const std::string& metric,
-                       const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts);
+void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vector<int64_t>& scales,
+                       const std::string& metric, const std::optional<Tensor>& query_offsets,
+                       const std::optional<Tensor>& bank_counts);
 
 }  // namespace dgcl

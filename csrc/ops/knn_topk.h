@@ -8,6 +8,7 @@ void check_knn_topk(const Tensor& queries, const Tensor& bank, int64_t k, const 
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts);
 
 void check_knn_topk_backward(const Tensor& grad_values, const Tensor& queries, const Tensor& bank, const Tensor& values,
-                             const Tensor& indices, const std::string& metric, const std::optional<Tensor>& query_offsets);
+                             const Tensor& indices, const std::string& metric,
+                             const std::optional<Tensor>& query_offsets);
 
 }  // namespace dgcl

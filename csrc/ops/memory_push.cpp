@@ -4,9 +4,9 @@
 
 namespace dgcl {
 
-void check_memory_push(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density, const Tensor& counts,
-                       const Tensor& heads, const Tensor& features, const Tensor& projections, const Tensor& density,
-                       const Tensor& row_counts) {
+void check_memory_push(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density,
+                       const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,
+                       const Tensor& density, const Tensor& row_counts) {
   const char* op = "memory_push";
   check_shape(op, "bank_features", bank_features, {-1, -1, -1}, "[C, capacity, D]");
   const int64_t classes = bank_features.size(0), capacity = bank_features.size(1);
@@ -17,24 +17,29 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
   check_int64_vector(op, "heads", heads, classes, "[C]");
   check_shape(op, "features", features, {classes, -1, bank_features.size(2)}, "[C, P, D] with the bank's C and D");
   const int64_t rows = features.size(1);
-  check_shape(op, "projections", projections, {classes, rows, bank_projections.size(2)}, "[C, P, E] with the bank's C and E");
+  check_shape(op, "projections", projections, {classes, rows, bank_projections.size(2)},
+              "[C, P, E] with the bank's C and E");
   check_shape(op, "density", density, {classes, rows}, "[C, P]");
   check_int64_vector(op, "row_counts", row_counts, classes, "[C]");
-  const std::pair<const char*, const Tensor*> written[] = {
-      {"bank_features", &bank_features}, {"bank_projections", &bank_projections}, {"bank_density", &bank_density},
-      {"counts", &counts},               {"heads", &heads}};
+  const std::pair<const char*, const Tensor*> written[] = {{"bank_features", &bank_features},
+                                                           {"bank_projections", &bank_projections},
+                                                           {"bank_density", &bank_density},
+                                                           {"counts", &counts},
+                                                           {"heads", &heads}};
   for (const auto& [name, tensor] : written)
     if (!tensor->is_contiguous()) fail(op, name, " must be contiguous: it is written in place");
-  const std::pair<const char*, const Tensor*> floats[] = {{"bank_features", &bank_features},
-                                                          {"bank_projections", &bank_projections},
-                                                          {"bank_density", &bank_density},
-                                                          {"features", &features},
-                                                          {"projections", &projections},
-                                                          {"density", &density}};
+  const std::pair<const char*, const Tensor*> floats[] = {
+      {"bank_features", &bank_features}, {"bank_projections", &bank_projections}, {"bank_density", &bank_density},
+      {"features", &features},           {"projections", &projections},           {"density", &density}};
   for (const auto& [name, tensor] : floats) check_float(op, name, *tensor);
-  const std::pair<const char*, const Tensor*> all[] = {
-      {"bank_projections", &bank_projections}, {"bank_density", &bank_density}, {"counts", &counts},   {"heads", &heads},
-      {"features", &features},                 {"projections", &projections},   {"density", &density}, {"row_counts", &row_counts}};
+  const std::pair<const char*, const Tensor*> all[] = {{"bank_projections", &bank_projections},
+                                                       {"bank_density", &bank_density},
+                                                       {"counts", &counts},
+                                                       {"heads", &heads},
+                                                       {"features", &features},
+                                                       {"projections", &projections},
+                                                       {"density", &density},
+                                                       {"row_counts", &row_counts}};
   for (const auto& [name, tensor] : all) check_same_device(op, name, *tensor, bank_features);
 }
 
@@ -43,5 +48,6 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
 STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
   m.def(
       "memory_push(Tensor(a!) bank_features, Tensor(b!) bank_projections, Tensor(c!) bank_density, Tensor(d!) counts, "
-      "Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, Tensor row_counts, bool normalize) -> ()");
+      "Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, Tensor row_counts, bool normalize) -> "
+      "()");
 }

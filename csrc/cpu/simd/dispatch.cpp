@@ -32,8 +32,8 @@ Level choose_level() {
   for (int level = kPortable; level <= kAvx512; ++level) {
     if (std::string(asked) != kLevelNames[level]) continue;
     if (level > widest)
-      throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + asked + ", its widest level is " +
-                               kLevelNames[widest]);
+      throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + asked +
+                               ", its widest level is " + kLevelNames[widest]);
     return static_cast<Level>(level);
   }
   throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY must be portable, avx2 or avx512, got ") + asked);

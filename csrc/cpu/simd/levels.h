@@ -2,10 +2,10 @@
 #pragma once
 #include "primitives.h"
 
-#define DGCL_DECLARE_LEVEL(level)                      \
-  namespace dgcl::level {                              \
-  extern const Primitives<float> float_primitives;     \
-  extern const Primitives<double> double_primitives;   \
+#define DGCL_DECLARE_LEVEL(level)                    \
+  namespace dgcl::level {                            \
+  extern const Primitives<float> float_primitives;   \
+  extern const Primitives<double> double_primitives; \
   }
 
 DGCL_DECLARE_LEVEL(portable)

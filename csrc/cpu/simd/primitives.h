@@ -1,7 +1,8 @@
 // The few numeric leaf functions that exist once per instruction set. Everything else is ordinary C++.
 //
 // Each level lives in a file of its own that is compiled with that level's flags and includes no standard library
-// templates: an inline function of the standard library compiled for AVX-512 could otherwise be the copy the linker keeps.
+// templates: an inline function of the standard library compiled for AVX-512 could otherwise be the copy the linker
+// keeps.
 #pragma once
 #include <cstdint>
 
@@ -10,9 +11,9 @@ namespace dgcl {
 // T is float or double. Rows have `dim` elements.
 template <typename T>
 struct Primitives {
-  const char* level;        // "avx512", "avx2", "portable"
-  int tile_rows;            // queries per tile
-  int tile_columns;         // bank rows per tile (one packed panel); at most 64, so that a bit mask fits
+  const char* level;  // "avx512", "avx2", "portable"
+  int tile_rows;      // queries per tile
+  int tile_columns;   // bank rows per tile (one packed panel); at most 64, so that a bit mask fits
   // Canonical sums (csrc/math/canonical.h): the same bits on every level.
   T (*dot)(const T* a, const T* b, int64_t dim);
   T (*squared_distance)(const T* a, const T* b, int64_t dim);

@@ -38,26 +38,46 @@ struct Vec {
     for (int i = 0; i < Width; ++i) out.v[i] = f(i);
     return out;
   }
-  static Vec zero() { return make([](int) { return S(0); }); }
-  static Vec broadcast(S x) { return make([&](int) { return x; }); }
-  static Vec load(const S* p) { return make([&](int i) { return p[i]; }); }
-  static Vec load_partial(const S* p, int64_t n) { return make([&](int i) { return i < n ? p[i] : S(0); }); }
+  static Vec zero() {
+    return make([](int) { return S(0); });
+  }
+  static Vec broadcast(S x) {
+    return make([&](int) { return x; });
+  }
+  static Vec load(const S* p) {
+    return make([&](int i) { return p[i]; });
+  }
+  static Vec load_partial(const S* p, int64_t n) {
+    return make([&](int i) { return i < n ? p[i] : S(0); });
+  }
   static void store(S* p, Vec x) {
     for (int i = 0; i < Width; ++i) p[i] = x.v[i];
   }
-  static Vec add(Vec a, Vec b) { return make([&](int i) { return a.v[i] + b.v[i]; }); }
-  static Vec sub(Vec a, Vec b) { return make([&](int i) { return a.v[i] - b.v[i]; }); }
-  static Vec div(Vec a, Vec b) { return make([&](int i) { return a.v[i] / b.v[i]; }); }
+  static Vec add(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static Vec sub(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static Vec div(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] / b.v[i]; });
+  }
   // One rounding, as the canonical sums need it (a library call where the processor has no such instruction).
-  static Vec fma(Vec a, Vec b, Vec c) { return make([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); }); }
+  static Vec fma(Vec a, Vec b, Vec c) {
+    return make([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); });
+  }
   // Any rounding: for sums whose error is bounded anyway.
-  static Vec multiply_add(Vec a, Vec b, Vec c) { return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) {
+    return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
   static uint32_t not_less(Vec a, Vec b) {
     uint32_t bits = 0;
     for (int i = 0; i < Width; ++i) bits |= static_cast<uint32_t>(!(a.v[i] < b.v[i])) << i;
     return bits;
   }
-  static Vec load_half(const uint16_t* p) { return make([&](int i) { return S(half_to_float(p[i])); }); }
+  static Vec load_half(const uint16_t* p) {
+    return make([&](int i) { return S(half_to_float(p[i])); });
+  }
 };
 
 }  // namespace dgcl::portable
