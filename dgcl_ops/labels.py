@@ -217,7 +217,7 @@ def linear_schedule(start: float, end: float, progress: float | Tensor) -> float
     """
     if isinstance(progress, Tensor):
         done = progress.clamp(0, 1)
-    elif math.isnan(progress):
+    elif progress != progress:  # NaN; math.isnan is a graph break for a traced float
         raise ValueError(f"linear_schedule: progress must be a number, got {progress}")
     else:
         done = min(max(progress, 0.0), 1.0)

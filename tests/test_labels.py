@@ -269,6 +269,17 @@ def test_filter_and_resize_compile_without_breaks():
     assert counter.frame_count == 1  # a tensor keep_fraction never recompiles
 
 
+def test_dynamic_shapes_and_a_traced_schedule_compile_without_breaks():
+    def labels_at(logits, features, progress):
+        labels = L.entropy_filter(logits, 1 - L.contrast_drop_fraction(progress))
+        return L.resize_labels(labels, features.shape[-2:])
+
+    compiled = torch.compile(labels_at, fullgraph=True, backend="aot_eager", dynamic=True)
+    for side in (4, 5, 9):
+        arguments = random_logits(2, 3, 2 * side, 3 * side), torch.zeros(2, 7, side, side), side / 9
+        assert torch.equal(compiled(*arguments), labels_at(*arguments))
+
+
 def test_quantile_equals_torch_where_torch_works():
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 3, 10, 31, 1000, 4097):
