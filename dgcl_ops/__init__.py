@@ -1,1 +1,34 @@
+"""Density-guided contrastive learning for semi-supervised segmentation.
+
+The way of the data: a module (`losses`, `memory`) -> an operator (`ops`) -> its schema and checks (csrc/ops) -> a kernel
+(csrc/cpu) -> a formula (csrc/math). `reference` tells every formula again in plain PyTorch.
+"""
+
 __version__ = "0.1.0"
+
+from dgcl_ops._extension import backend_info
+from dgcl_ops.integration import FeatureTap, ProjectionHead, ddp_ignore_bank
+from dgcl_ops.labels import entropy_filter, resize_labels
+from dgcl_ops.losses import DensityContrastLoss, PseudoLabelLoss
+from dgcl_ops.memory import MemoryBank
+from dgcl_ops.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
+from dgcl_ops.ops import density_contrast, knn_density, knn_topk
+
+__all__ = [
+    "DensityContrastLoss",
+    "FeatureTap",
+    "MemoryBank",
+    "ProjectionHead",
+    "PseudoLabelLoss",
+    "__version__",
+    "backend_info",
+    "calinski_harabasz_score",
+    "davies_bouldin_score",
+    "ddp_ignore_bank",
+    "density_contrast",
+    "entropy_filter",
+    "knn_density",
+    "knn_topk",
+    "resize_labels",
+    "silhouette_score",
+]
