@@ -243,8 +243,8 @@ def _find_module(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         pass
     names = [name for name, _ in model.named_modules() if name]
-    last = path.rpartition(".")[2]
-    near = [name for name in names if last and name.rpartition(".")[2] == last][:5]
+    # A wrapper's prefix ("module.") or a forgotten parent leaves the end right: those come first.
+    near = [name for name in names if path and name.endswith(f".{path}")]
     near += [n for n in difflib.get_close_matches(path, names, n=5, cutoff=0.5) if n not in near]
     near = near or [name for name, _ in model.named_children()]
     listed = ", ".join(repr(name) for name in near[:8]) or "none"

@@ -119,12 +119,12 @@ def entropy_filter(
     """Turns a teacher's logits into pseudo labels and ignores the most uncertain pixels.
 
     A pixel's label is its argmax (the lowest class on ties). It is ignored when its entropy is at
-    or above the (1 - d) quantile of the batch's entropies, where d = 1 - keep_fraction is the share
-    to drop. The quantile is interpolated linearly as by ``torch.quantile``, over the pixels that
-    are valid and not NaN, and it works at any size (``torch.quantile`` stops at 2**24 elements).
-    "At or above" is the paper's rule: pixels tied with the threshold all go. The two ends are
-    exact: keep_fraction 1 keeps every pixel (a quantile would still drop the maximum), 0 keeps
-    none. No value is read on the host.
+    or above the keep_fraction quantile of the batch's entropies. The quantile is interpolated
+    linearly as by ``torch.quantile``, over the pixels that are valid and not NaN, and it works at
+    any size (``torch.quantile`` of PyTorch 2.13 stops at 2**24 elements). "At or above" is the
+    paper's rule: pixels tied with the threshold all go. The two ends are exact: keep_fraction 1
+    keeps every pixel (a quantile would still drop the maximum), 0 keeps none. No value is read on
+    the host.
 
     Args:
         logits: the teacher's class scores before the softmax.
@@ -147,7 +147,7 @@ def entropy_filter(
         - valid_mask: [B, H, W] bool
         - output: [B, H, W] int64
 
-    Reference: METHOD "pseudo label of a pixel", Wang et al., CVPR 2023, section 3.2.
+    Reference: Wang et al., CVPR 2023, section 3.2.
     """
     _check_logits("entropy_filter", logits)
     keep = _checked_fraction(keep_fraction, logits.device)

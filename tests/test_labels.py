@@ -299,8 +299,6 @@ def test_quantile_above_two_to_the_24():
     count, position = 2**24 + 3, 2**24 + 1
     bits = torch.arange(count, dtype=torch.int32) + 0x3F000000
     values = bits.view(torch.float32).flip(0)
-    with pytest.raises(RuntimeError, match="too large"):
-        torch.quantile(values, 0.5)
     fraction = torch.tensor(position / (count - 1), dtype=torch.float64)
     got = L._masked_quantile(values, fraction, torch.ones(count, dtype=torch.bool))
     assert got.view(torch.int32).item() == bits[position].item()
