@@ -322,16 +322,16 @@ def _two_ranks(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     seen = {}
-    for helped in (False, True):
+    for told in (False, True):
         root = WithBank()
-        names = ddp_ignore_bank(root) if helped else []
+        names = ddp_ignore_bank(root) if told else []
         wrapped = DistributedDataParallel(root)
         bank = root.contrast.bank
         for buffer in bank.buffers():
             buffer.fill_(rank + 1)
         root.running.fill_(rank + 1)
         wrapped(torch.randn(5, 4)).sum().backward()
-        seen[helped] = {
+        seen[told] = {
             "bank": {
                 name: buffer.double().unique().tolist() for name, buffer in bank.named_buffers()
             },
@@ -358,7 +358,7 @@ def test_ddp_overwrites_the_bank_of_rank_1_unless_told_not_to(tmp_path):
     assert all(values == [2.0] for values in second[True]["bank"].values())  # its own
     assert all(values == [1.0] for values in first[True]["bank"].values())
     assert second[True]["names"] == first[True]["names"] != []
-    for helped in (False, True):  # other buffers and the gradients are synchronised as before
-        assert second[helped]["running"] == [1.0, 1.0]
-        torch.testing.assert_close(first[helped]["gradient"], second[helped]["gradient"])
+    for told in (False, True):  # other buffers and the gradients are synchronised as before
+        assert second[told]["running"] == [1.0, 1.0]
+        torch.testing.assert_close(first[told]["gradient"], second[told]["gradient"])
     assert "must be the module before it is wrapped" in first["error"]
