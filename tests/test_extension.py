@@ -1,0 +1,127 @@
+"""The binary: stable ABI, limited Python API, the levels kept apart, bounded memory; and the doctor's report on it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dgcl_ops import backend_info, doctor
+
+EXTENSION = backend_info()["extension"]
+
+
+def symbols(*options: str) -> list[str]:
+    listing = subprocess.run(
+        ["nm", *options, EXTENSION], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split()[-1].split("@")[0] for line in listing.splitlines()]
+
+
+def test_binary_asks_pytorch_for_c_functions_only():
+    """C++ symbols of PyTorch change between releases; the C functions of the stable ABI do not."""
+    wanted = symbols("-D", "--undefined-only")
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in wanted)
+    unstable = [
+        n for n in wanted if n.startswith("_Z") and any(p in n for p in ("2at", "3c10", "5torch"))
+    ]
+    assert unstable == []
+
+
+def test_binary_is_named_for_the_limited_api_and_exports_its_entry_point_only():
+    assert EXTENSION.endswith(".abi3.so")
+    exported = [
+        n
+        for n in symbols("-D", "--defined-only")
+        if not n.startswith(("_Z", "__", "_init", "_fini", "_edata", "_end"))
+    ]
+    assert exported == ["PyInit__C"]
+
+
+def test_importing_the_module_is_all_it_takes():
+    code = "import dgcl_ops, torch; print(torch.ops.dgcl_ops.knn_topk.default._schema)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("dgcl_ops::knn_topk(Tensor queries, Tensor bank, int k")
+
+
+PEAK = """
+import torch
+torch.set_num_threads(2)
+from dgcl_ops import knn_density, knn_topk
+
+def status(field):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(field)) / 1024
+
+m, n, d = {m}, {n}, {d}
+queries, bank = torch.randn(m, d), torch.randn(n, d)
+knn_density(queries[:100], bank[:100])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+{call}
+print(status("VmHWM") - before - {outputs} / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
+@pytest.mark.parametrize(
+    ("m", "n", "d", "call", "outputs"),
+    [
+        (30_000, 60_000, 48, "out = knn_density(queries, bank)", 30_000 * 4),
+        (2_000, 300_000, 64, "out = knn_density(queries, bank)", 2_000 * 4),
+        (200_000, 500, 48, "out = knn_topk(queries, bank, 8, metric='l2')", 200_000 * 8 * 12),
+        (400, 3_000, 1_500, "out = knn_topk(queries, bank, 300)", 400 * 300 * 12),
+    ],
+)
+def test_extra_memory_is_bounded(m, n, d, call, outputs):
+    """At most 64 MB beside inputs and outputs at 2 threads; the similarity matrix alone would take up to 7 GB."""
+    code = PEAK.format(m=m, n=n, d=d, call=call, outputs=outputs)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert float(out.stdout) <= 64
+
+
+def test_peak_measurement_sees_a_matrix():
+    code = PEAK.format(m=4_000, n=8_000, d=16, call="out = (queries @ bank.T).sum()", outputs=0)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(out.stdout) > 110  # 4,000 x 8,000 x 4 bytes = 122 MB
+
+
+def test_doctor_passes_and_names_what_it_ran(capsys):
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    assert EXTENSION in text
+    assert "all checks passed" in text
+    for name in doctor.CHECKS:
+        assert f"  {name}" in text
+
+
+@pytest.mark.parametrize("name", list(doctor.CHECKS))
+def test_doctor_sees_a_wrong_operator(name, monkeypatch):
+    """Each check fails when the operator it calls returns something slightly different."""
+    genuine = getattr(doctor, name)
+
+    def nudge(result):
+        if isinstance(result, tuple):
+            return (result[0] + 1e-3, *result[1:])
+        return result + (1 if not result.is_floating_point() else 1e-3)
+
+    def wrong(*args, **kwargs):
+        result = genuine(*args, **kwargs)
+        if result is None:  # in place
+            args[0][0, 0, 0] += 1e-3
+            return None
+        return nudge(result)
+
+    monkeypatch.setattr(doctor, name, wrong)
+    text, passed = doctor.report()
+    assert not passed
+    assert "WRONG" in text
+
+
+def test_doctor_reports_a_failure_as_text(monkeypatch):
+    def broken(device):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setitem(doctor.CHECKS, "knn_topk", broken)
+    text, passed = doctor.report()
+    assert not passed
+    assert "FAILED: RuntimeError: no such luck" in text
