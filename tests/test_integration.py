@@ -126,7 +126,8 @@ def test_copies_of_the_model_store_nothing():
     teacher = copy.deepcopy(model)
     teacher(images)
     (hook,) = teacher.decoder["classifier"]._forward_pre_hooks.values()
-    assert hook.__self__ is not tap and hook.__self__._features is None
+    assert hook.__self__ is not tap
+    assert hook.__self__._features is None
     assert tap.pop().shape == (2, 4, 2, 2)
     with pytest.raises(RuntimeError, match="nothing was captured"):
         tap.pop()  # the teacher's forward did not reach it
@@ -266,7 +267,7 @@ def test_head_shape_errors(shape):
 def test_head_argument_errors():
     with pytest.raises(ValueError, match="ProjectionHead: in_channels must be positive, got 0"):
         ProjectionHead(0)
-    with pytest.raises(TypeError, match="ProjectionHead: out_channels must be an int, got 2.5"):
+    with pytest.raises(TypeError, match=r"ProjectionHead: out_channels must be an int, got 2\.5"):
         ProjectionHead(1, out_channels=2.5)
 
 
@@ -292,7 +293,8 @@ def test_ignore_names_every_bank_buffer_and_nothing_else():
     root._ddp_params_and_buffers_to_ignore = ["0.running"]
     names = ddp_ignore_bank(root)
     expected = [n for n, _ in root.named_buffers() if ".contrast.bank." in n]
-    assert sorted(names) == sorted(expected) and len(names) >= 2 * 5
+    assert sorted(names) == sorted(expected)
+    assert len(names) >= 2 * 5
     assert root._ddp_params_and_buffers_to_ignore == ["0.running", *names]
     assert ddp_ignore_bank(root) == names  # calling again changes nothing
     assert len(root._ddp_params_and_buffers_to_ignore) == 1 + len(names)

@@ -76,7 +76,9 @@ def test_equals_scikit_learn(name, rows, width, classes):
     labels[2] = 0
     mine, theirs = SCORES[name]
     got = mine(features, labels)
-    assert got.shape == () and got.dtype == torch.float64 and got.device == features.device
+    assert got.shape == ()
+    assert got.dtype == torch.float64
+    assert got.device == features.device
     expected = theirs(features.numpy(), labels.numpy())
     if name == "davies_bouldin_score" and classes == 45:
         # scikit-learn gives a row that is its own class mean a distance of 1e-8, not 0.
@@ -320,7 +322,8 @@ def test_density_statistics_equal_numpy(dtype):
 def test_density_statistics_edges():
     got = M.density_statistics(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 3)
     assert got["count"].tolist() == [0, 0, 0]
-    assert got["quantiles"].shape == (3, 3) and got["quantiles"].isnan().all()
+    assert got["quantiles"].shape == (3, 3)
+    assert got["quantiles"].isnan().all()
     got = M.density_statistics(torch.tensor([0.5, 1.0]), torch.tensor([255, 2]), 3, quantiles=())
     assert got["count"].tolist() == [0, 0, 1]
     assert got["min"][2] == got["max"][2] == got["mean"][2] == 1
