@@ -1,0 +1,244 @@
+"""What the benchmarks share: paired timing, peak memory, the machine's description, dated rows.
+
+Timing. All contenders live in one process and use the same number of threads. After one round that
+is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat:
+a slow moment of the machine falls on all of them alike. Medians are reported, and ratios are medians
+of the ratios inside each repeat. On CUDA, events around the call are read after a synchronisation.
+
+Memory. "Extra memory" is the peak beyond the inputs, result included, of one call.
+    CPU   each contender in a fresh process: inputs are built, a call of tiny size loads libraries and
+          threads, freed heap is given back (malloc_trim), the kernel's high-water mark of resident
+          memory is reset (/proc/self/clear_refs), and after one call VmHWM - VmRSS before it is read.
+          A warm allocator would hide what it keeps for the next call; a fresh process cannot. Good to
+          about 1 MB. Without Linux's /proc nothing is measured, and the table says so.
+    CUDA  torch.cuda.max_memory_allocated against memory_allocated before the call.
+"""
+
+import csv
+import ctypes
+import datetime
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINE_COLUMNS = (
+    *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "load"),
+)
+MEGABYTE = 1e6
+
+
+class Disagreement(RuntimeError):
+    """Contenders do not compute the same thing: their times must not be compared."""
+
+
+def say(text: str) -> None:
+    """Progress, on stderr, so that tables can be redirected."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- time -------------------------------------------------------------------------------------------
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    """How long one call takes, and what it returns."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        result = function()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / 1e3, result
+    begin = time.perf_counter()
+    result = function()
+    return time.perf_counter() - begin, result
+
+
+def alternate(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Runs everything `repeats` times in rotating order; each run returns its own measurement."""
+    names = list(runs)
+    measured = {name: [] for name in names}
+    for repeat in range(repeats):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
+            measured[name].append(runs[name]())
+        latest = ", ".join(f"{name} {measured[name][-1]:.3f} s" for name in names)
+        say(f"  repeat {repeat + 1}/{repeats}: {latest}")
+    return measured
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Median over the repeats of the ratio inside each repeat."""
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def set_threads(count: int) -> None:
+    """The same number of threads for PyTorch, and for every OpenMP and BLAS library loaded so far."""
+    torch.set_num_threads(count)
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(count)
+    try:
+        import threadpoolctl
+    except ImportError:
+        return  # it comes with scikit-learn, whose threads it is for
+    threadpoolctl.threadpool_limits(count)
+
+
+# ---- memory -----------------------------------------------------------------------------------------
+
+
+def memory_method(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "torch.cuda.max_memory_allocated"
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        return "VmHWM, fresh process"
+    return "not measured: no /proc/self/clear_refs"
+
+
+def _resident_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def peak_beyond_inputs(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which memory in use rises at most while the function runs; inputs exist already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        kept = function()  # alive until the peak is read
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        del kept
+        return peak - before
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_bytes("VmRSS")
+    kept = function()
+    peak = _resident_bytes("VmHWM")
+    del kept
+    return max(0, peak - before)
+
+
+def _answer(connection, function, arguments) -> None:
+    connection.send(function(*arguments))
+    connection.close()
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """Calls a module-level function in a newly started Python and returns its result."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(
+            f"{function.__name__}{arguments}: its process failed, see above"
+        ) from None
+    finally:
+        process.join()
+
+
+def extra_memory(measure: Callable, device: torch.device, *arguments) -> int | None:
+    """The result of measure(*arguments), in a fresh process on the CPU; None where it cannot be told."""
+    if device.type == "cuda":
+        return measure(*arguments)
+    if memory_method(device).startswith("not"):
+        return None
+    return in_fresh_process(measure, *arguments)
+
+
+# ---- machine ----------------------------------------------------------------------------------------
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    name = found.get("model name", platform.machine())
+    if "cpu family" in found:
+        name += f" (family {found['cpu family']} model {found['model']})"
+    return name
+
+
+def _commit() -> str:
+    """Short hash of the source tree, with + if the library's own sources differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+        changed = subprocess.check_output(
+            [*git, "status", "--porcelain", "-uno", "--", "csrc", "dgcl_ops"], text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed.strip() else "")
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Everything about this run that is not about one contender."""
+    cuda = device.type == "cuda"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "cpu_capability": torch.ops.dgcl_ops.cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
+    }
+
+
+# ---- results ----------------------------------------------------------------------------------------
+
+
+def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    """Adds rows to a CSV file; one with other columns is an error, never rewritten."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists() or path.stat().st_size == 0
+    if not fresh:
+        with path.open(newline="") as file:
+            present = tuple(next(csv.reader(file)))
+        if present != columns:
+            raise RuntimeError(
+                f"{path}: columns must be {columns}, got {present}; choose another --out"
+            )
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """The first column to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    for row in [headers, tuple("-" * width for width in widths), *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        print("  ".join(cells).rstrip())
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

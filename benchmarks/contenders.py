@@ -1,0 +1,219 @@
+"""Ways to compute KNN densities, behind one interface: ours, plain PyTorch's, other libraries'.
+
+Each takes raw rows and returns densities: normalising and building an index are part of the work.
+The plain tellings come from `dgcl_ops.reference`; nothing is programmed a second time here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import knn_density, reference
+
+OURS = "dgcl_ops"
+FLOOR = "fp32 matmul alone"
+# scikit-learn holds float64 chunks of distances and its brute force is not made for millions of pairs.
+SKLEARN_PAIRS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Queries and the bank they are measured against; grouped by class if there are offsets."""
+
+    queries: Tensor  # [M, D]
+    bank: Tensor  # [N, D], or [C, N, D]
+    unit_bank: Tensor  # the bank's rows divided by their norms, as MemoryBank stores them
+    scales: tuple[int, ...]
+    metric: str
+    offsets: Tensor | None = None  # [C + 1] int64
+
+    def classes(self) -> list["Problem"]:
+        if self.offsets is None:
+            return [self]
+        cuts = self.offsets.tolist()
+        return [
+            replace(
+                self,
+                queries=self.queries[cuts[c] : cuts[c + 1]],
+                bank=self.bank[c],
+                unit_bank=self.unit_bank[c],
+                offsets=None,
+            )
+            for c in range(len(cuts) - 1)
+        ]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`run` returns densities [M], or None if it computes none. `missing` says why it cannot take part."""
+
+    run: Callable[[Problem], Tensor | None]
+    missing: Callable[[Problem], str] = lambda problem: ""
+
+
+def _cosine_only(problem: Problem) -> str:
+    return "" if problem.metric == "cosine" else "told for cosine only"
+
+
+def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
+    def missing(problem: Problem) -> str:
+        try:
+            __import__(module)
+        except ImportError as error:
+            return f"not installed ({error})"
+        if cpu_only and problem.queries.device.type != "cpu":
+            return "its CPU build only is wired up here"
+        return ""
+
+    return missing
+
+
+def _density(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
+    """Scores [M, max(scales)], sorted downward, to densities [M]."""
+    ranks = max(scales)
+    found = torch.full((1,), ranks, device=sorted_scores.device)
+    weights = reference.scale_weights(scales, found, ranks)[0]
+    return sorted_scores @ weights.to(sorted_scores.dtype)
+
+
+def _plain_rows(rows: Tensor, metric: str) -> Tensor:
+    rows = rows.float()
+    return torch.nn.functional.normalize(rows, dim=1) if metric == "cosine" else rows
+
+
+def _ours(problem: Problem) -> Tensor:
+    return knn_density(
+        problem.queries,
+        problem.bank,
+        problem.scales,
+        metric=problem.metric,
+        query_offsets=problem.offsets,
+    )
+
+
+def _ours_with_unit_bank(problem: Problem) -> Tensor:
+    return knn_density(
+        problem.queries,
+        problem.unit_bank,
+        problem.scales,
+        metric=problem.metric,
+        query_offsets=problem.offsets,
+        unit_bank=True,
+    )
+
+
+def _published(problem: Problem) -> Tensor:
+    return reference.published_density(problem.queries, problem.bank, problem.scales)
+
+
+def _matmul_topk(problem: Problem) -> Tensor:
+    return reference.matmul_topk_density(problem.queries, problem.bank, problem.scales)
+
+
+def _plain_telling(problem: Problem) -> Tensor:
+    return reference.knn_density(problem.queries, problem.bank, problem.scales, problem.metric)
+
+
+def _matmul_alone(problem: Problem) -> None:
+    problem.queries.float() @ problem.bank.float().T
+
+
+def _faiss(problem: Problem) -> Tensor:
+    import faiss
+
+    queries = _plain_rows(problem.queries, problem.metric)
+    bank = _plain_rows(problem.bank, problem.metric)
+    dim = bank.shape[1]
+    index = faiss.IndexFlatL2(dim) if problem.metric == "l2" else faiss.IndexFlatIP(dim)
+    index.add(bank.numpy())
+    scores = torch.from_numpy(index.search(queries.numpy(), max(problem.scales))[0])
+    if problem.metric == "l2":
+        scores = -scores.clamp(min=0).sqrt()
+    return _density(scores, problem.scales)
+
+
+def _sklearn(problem: Problem) -> Tensor:
+    from sklearn.neighbors import NearestNeighbors
+
+    metric = {"cosine": "cosine", "l2": "euclidean"}[problem.metric]
+    search = NearestNeighbors(n_neighbors=max(problem.scales), algorithm="brute", metric=metric)
+    search.fit(problem.bank.float().numpy())
+    distances = torch.from_numpy(search.kneighbors(problem.queries.float().numpy())[0])
+    scores = 1 - distances if problem.metric == "cosine" else -distances
+    return _density(scores, problem.scales)
+
+
+def _sklearn_missing(problem: Problem) -> str:
+    if problem.metric == "dot":
+        return "has no dot product metric"
+    pairs = problem.queries.shape[0] * problem.bank.shape[-2]
+    if pairs > SKLEARN_PAIRS:
+        return f"small sizes only: {pairs:,} pairs"
+    return _package("sklearn")(problem)
+
+
+def _keops(problem: Problem) -> Tensor:
+    from pykeops.torch import LazyTensor
+
+    queries = LazyTensor(_plain_rows(problem.queries, problem.metric)[:, None, :])
+    bank = LazyTensor(_plain_rows(problem.bank, problem.metric)[None, :, :])
+    if problem.metric == "l2":
+        scores = (
+            -((queries - bank) ** 2).sum(-1).Kmin(max(problem.scales), dim=1).clamp(min=0).sqrt()
+        )
+    else:
+        scores = -(-(queries | bank)).Kmin(max(problem.scales), dim=1)
+    return _density(scores, problem.scales)
+
+
+SINGLE = {
+    OURS: Contender(_ours),
+    "dgcl_ops, unit bank": Contender(
+        _ours_with_unit_bank,
+        lambda p: (
+            _cosine_only(p)
+            or (
+                "" if p.bank.dtype in (torch.float32, torch.float64) else "float32 and float64 only"
+            )
+        ),
+    ),
+    "authors' way": Contender(_published, _cosine_only),
+    "matmul + one top-k": Contender(_matmul_topk, _cosine_only),
+    FLOOR: Contender(_matmul_alone),
+    "faiss IndexFlat": Contender(_faiss, _package("faiss")),
+    "scikit-learn brute": Contender(_sklearn, _sklearn_missing),
+    "pykeops": Contender(_keops, _package("pykeops", cpu_only=False)),
+    # The oracle sorts whole rows; only where it is the sole plain telling does its time say anything.
+    "reference.py": Contender(
+        _plain_telling,
+        lambda p: "" if p.metric != "cosine" else "slower than the two above by design",
+    ),
+}
+
+
+def _per_class(contender: Contender) -> Contender:
+    def run(problem: Problem) -> Tensor | None:
+        parts = [contender.run(part) for part in problem.classes()]
+        return None if parts[0] is None else torch.cat(parts)
+
+    def missing(problem: Problem) -> str:
+        return next(filter(None, map(contender.missing, problem.classes())), "")
+
+    return Contender(run, missing)
+
+
+GROUPED = {
+    OURS: SINGLE[OURS],
+    "dgcl_ops, unit bank": SINGLE["dgcl_ops, unit bank"],
+    "dgcl_ops, call per class": _per_class(SINGLE[OURS]),
+    **{
+        name: _per_class(SINGLE[name])
+        for name in ("authors' way", "matmul + one top-k", FLOOR, "faiss IndexFlat")
+    },
+}
+
+
+def contenders_for(grouped: bool) -> dict[str, Contender]:
+    return GROUPED if grouped else SINGLE

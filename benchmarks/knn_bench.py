@@ -1,0 +1,228 @@
+"""KNN density: ours against what one would write or install instead.
+
+    python benchmarks/knn_bench.py --sizes 10000x10000x256
+    python benchmarks/knn_bench.py --sizes 10000x10000x256 --sweep n
+    python benchmarks/knn_bench.py --sizes 20000x10000x256 --classes 21
+
+A size is MxNxD: queries, bank rows, dimensions. With --classes C, M queries belong to C classes of unequal
+size with N bank rows each. Every contender's densities are compared with a float64 brute force over a random
+subset of the queries first; a contender that is wrong ends the run. How time and memory are taken: common.py.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from common import (
+    MACHINE_COLUMNS,
+    MEGABYTE,
+    Disagreement,
+    alternate,
+    append_rows,
+    extra_memory,
+    machine,
+    median_ratio,
+    memory_method,
+    number,
+    peak_beyond_inputs,
+    print_table,
+    say,
+    seconds,
+    set_threads,
+)
+from contenders import FLOOR, OURS, contenders_for
+from plots import plot_sweep
+from workloads import DTYPES, build, check_agreement, exact_densities
+
+COLUMNS = (
+    *MACHINE_COLUMNS,
+    *("queries", "bank", "dim", "classes", "scales", "metric", "dtype", "data"),
+    *("contender", "status", "repeats", "median_ms", "min_ms", "max_ms", "time_over_ours"),
+    *("extra_mb", "memory_method", "max_error"),
+)
+# Options that are the same for every size of a run.
+FIXED = ("classes", "scales", "metric", "dtype", "device", "threads")
+SWEEPS = {
+    "n": (1_000, 2_000, 5_000, 10_000, 20_000, 50_000),
+    "d": (16, 32, 64, 128, 256, 512, 1_024),
+}
+
+
+# ---- measurement ------------------------------------------------------------------------------------
+
+
+def memory_of(name: str, case: dict) -> int:
+    """Extra memory of one call, in this process. Called in a fresh one on the CPU."""
+    contender = contenders_for(case["classes"] > 0)[name]
+    ranks = max(case["scales"])
+    classes = case["classes"]
+    tiny = dict(case, queries=max(64, 4 * classes), bank=2 * ranks)
+    set_threads(case["threads"])
+    problem = build(tiny)
+    contender.missing(problem)  # imports
+    set_threads(case["threads"])
+    contender.run(problem)
+    problem = build(case)
+    return peak_beyond_inputs(lambda: contender.run(problem), torch.device(case["device"]))
+
+
+def measure(case: dict, repeats: int, with_memory: bool) -> list[dict]:
+    """One row per contender, those that are missing too."""
+    device = torch.device(case["device"])
+    problem = build(case)
+    offered = contenders_for(case["classes"] > 0)
+    missing = {name: contender.missing(problem) for name, contender in offered.items()}
+    present = {name: contender for name, contender in offered.items() if not missing[name]}
+    chosen, expected = exact_densities(problem)
+    errors = {}
+    for name, contender in present.items():
+        density = contender.run(problem)
+        if density is not None:
+            errors[name] = check_agreement(name, density, problem, chosen, expected, case["dtype"])
+        del density
+    set_threads(case["threads"])  # every library has been loaded by now
+    times = alternate(
+        {
+            name: lambda run=contender.run: seconds(lambda: run(problem), device)[0]
+            for name, contender in present.items()
+        },
+        repeats,
+    )
+    facts = machine(device)
+    rows = []
+    for name in offered:
+        row = {**facts, **{k: case[k] for k in COLUMNS if k in case}, "contender": name}
+        row["scales"] = " ".join(map(str, case["scales"]))
+        row["status"] = missing[name] or "measured"
+        if not missing[name]:
+            ms = [1e3 * t for t in times[name]]
+            row |= {
+                "repeats": repeats,
+                "median_ms": round(statistics.median(ms), 3),
+                "min_ms": round(min(ms), 3),
+                "max_ms": round(max(ms), 3),
+                "time_over_ours": round(median_ratio(times[name], times[OURS]), 3),
+                "max_error": f"{errors[name]:.1e}" if name in errors else "",
+            }
+            if with_memory:
+                extra = extra_memory(memory_of, device, name, case)
+                row["memory_method"] = memory_method(device)
+                row["extra_mb"] = None if extra is None else round(extra / MEGABYTE, 2)
+        rows.append(row)
+    return rows
+
+
+def report(rows: list[dict]) -> None:
+    """The table, and in words where we lose."""
+    first = rows[0]
+    size = f"{first['queries']} x {first['bank']} x {first['dim']}"
+    classes = f", {first['classes']} classes" if first["classes"] else ""
+    print(
+        f"\nKNN density, {size}{classes}, scales ({first['scales']}), {first['metric']}, {first['dtype']}, "
+        f"{first['data']}; {first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, "
+        f"torch {first['torch']}, load {first['load']}"
+    )
+    table, absent = [], []
+    for row in rows:
+        if row["status"] != "measured":
+            absent.append(f"  absent: {row['contender']}: {row['status']}")
+            continue
+        cells = (row["contender"], number(row["median_ms"]), number(row["min_ms"]))
+        cells += (number(row["max_ms"]), number(row["time_over_ours"], 2) + "x")
+        table.append((*cells, number(row.get("extra_mb")), row["max_error"] or "-"))
+    headers = ("contender", "median ms", "min", "max", "time / ours", "extra MB", "max error")
+    print_table(headers, table)
+    print(*absent, sep="\n")
+    faster = [
+        f"{row['contender']} ({row['time_over_ours']:.3g}x our time)"
+        for row in rows
+        if row["status"] == "measured"
+        and row["time_over_ours"] < 1
+        and not row["contender"].startswith(OURS)
+    ]
+    floor = [f for f in faster if f.startswith(FLOOR)]
+    losing = [f for f in faster if f not in floor]
+    print("we lose to: " + (", ".join(losing) or "none of those present"))
+    if floor:
+        print(f"below us as a floor, without any selection: {floor[0]}")
+
+
+# ---- command line -----------------------------------------------------------------------------------
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    try:
+        m, n, dim = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must look like 10000x10000x256, got {text!r}") from None
+    if min(m, n, dim) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text!r}")
+    return m, n, dim
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--sizes", type=parse_size, nargs="+", default=[(10_000, 10_000, 256)])
+    parser.add_argument("--scales", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--metric", choices=("cosine", "dot", "l2"), default="cosine")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument(
+        "--data", choices=("clusters", "uniform", "tight"), nargs="+", default=["clusters"]
+    )
+    parser.add_argument("--classes", type=int, default=0, help="grouped by that many classes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), help="vary N or D of each size, and plot")
+    parser.add_argument(
+        "--values", type=int, nargs="+", help="of the sweep, instead of the usual ones"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    smallest = min(n for _, n, _ in options.sizes)
+    if options.sweep == "n":
+        smallest = min(options.values or SWEEPS["n"])
+    if min(options.scales) < 1 or max(options.scales) > smallest:
+        parser.error(
+            f"--scales must lie in [1, N = {smallest}], which plain top-k needs, got {options.scales}"
+        )
+    return options
+
+
+def sizes_of(options: argparse.Namespace) -> list[tuple[int, int, int]]:
+    if not options.sweep:
+        return options.sizes
+    values = options.values or SWEEPS[options.sweep]
+    place = {"n": 1, "d": 2}[options.sweep]
+    return [(*size[:place], v, *size[place + 1 :]) for size in options.sizes for v in values]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    set_threads(options.threads)
+    done = []
+    for data in options.data:
+        for m, n, dim in sizes_of(options):
+            say(f"{m} x {n} x {dim}, {data}")
+            fixed = {name: getattr(options, name) for name in FIXED}
+            case = {"queries": m, "bank": n, "dim": dim, "data": data, **fixed}
+            try:
+                rows = measure(case, options.repeats, not options.no_memory)
+            except Disagreement as error:
+                say(f"DISAGREEMENT, nothing was recorded for this size: {error}")
+                return 1
+            report(rows)
+            append_rows(options.out / "knn_bench.csv", COLUMNS, rows)
+            done += rows
+        if options.sweep:
+            say(f"plotted {plot_sweep(done, options.sweep, options.out, data)}")
+            done = []
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Time and extra memory of a sweep, as one picture."""
+
+from pathlib import Path
+
+AXES = {"n": ("bank", "bank rows N"), "d": ("dim", "dimensions D")}
+# One look per contender in every picture; ours stands out.
+STYLES = {
+    "dgcl_ops": ("#c0392b", "o", 2.4),
+    "dgcl_ops, unit bank": ("#e59866", "o", 1.4),
+    "authors' way": ("#1f618d", "s", 1.4),
+    "matmul + one top-k": ("#2980b9", "^", 1.4),
+    "fp32 matmul alone": ("#7f8c8d", "x", 1.2),
+    "faiss IndexFlat": ("#1e8449", "D", 1.4),
+    "scikit-learn brute": ("#8e44ad", "v", 1.4),
+    "pykeops": ("#b7950b", "P", 1.4),
+}
+
+
+def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
+    """Draws rows of knn_bench.py that differ in N or in D only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    column, label = AXES[sweep]
+    measured = [row for row in rows if row["status"] == "measured"]
+    figure, (time_axis, memory_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
+    for name in dict.fromkeys(row["contender"] for row in measured):
+        own = [row for row in measured if row["contender"] == name]
+        color, marker, width = STYLES.get(name, (None, ".", 1.2))
+        style = {
+            "label": name,
+            "color": color,
+            "marker": marker,
+            "linewidth": width,
+            "markersize": 5,
+        }
+        time_axis.plot([r[column] for r in own], [r["median_ms"] for r in own], **style)
+        known = [r for r in own if r.get("extra_mb")]
+        memory_axis.plot([r[column] for r in known], [r["extra_mb"] for r in known], **style)
+    for axis, title in ((time_axis, "median time, ms"), (memory_axis, "extra memory, MB")):
+        axis.set(xscale="log", yscale="log", xlabel=label, title=title)
+        axis.grid(alpha=0.3, which="both", linewidth=0.4)
+        ticks = sorted({row[column] for row in measured})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
+    time_axis.legend(fontsize=8, frameon=False)
+    first = measured[0]
+    others = {"n": f"M = {first['queries']:,}, D = {first['dim']}"}
+    others["d"] = f"M = {first['queries']:,}, N = {first['bank']:,}"
+    figure.suptitle(
+        f"KNN density, {others[sweep]}, {data}, {first['metric']}, {first['dtype']}, scales "
+        f"{first['scales']}\n{first['cpu']}, {first['threads']} threads, {first['cpu_capability']}, "
+        f"torch {first['torch']}, {first['date'][:10]}",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    path = folder / f"knn_{data}_over_{sweep}.png"
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
