@@ -25,6 +25,7 @@ FALLBACKS = {
     "density_contrast_backward": reference_backward.density_contrast_backward,
     "memory_push": reference.memory_push,
     "class_counts": reference.class_counts,
+    "gather_rows": reference.gather_rows,
 }
 
 
@@ -92,8 +93,8 @@ def _serving(device: str, key: str) -> dict:
         if device == "cuda" and not torch.cuda.is_available():
             reason += "; this machine shows PyTorch no such device"
         return {"implementation": "compiled", "reason": reason}
-    missing = sorted(set(FALLBACKS) - set(compiled))
-    reason = f"the extension has no kernel for {', '.join(missing)} on this device type"
+    missing = ", ".join(sorted(set(FALLBACKS) - set(compiled))) if compiled else "any operator"
+    reason = f"the extension has no kernel for {missing} on this device type"
     if require_compiled():
         return {"implementation": "error", "reason": f"{reason}, and {REQUIRE_COMPILED} is set"}
     return {"implementation": "reference" if not compiled else "mixed", "reason": reason}

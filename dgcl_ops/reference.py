@@ -127,11 +127,12 @@ def _select(
         indices = torch.nn.functional.pad(torch.where(found, indices, -1), pad, value=-1)
         values = torch.nn.functional.pad(values, pad, value=-torch.inf)
     if torch.is_grad_enabled() and (queries.requires_grad or bank.requires_grad):
-        # The choice has no gradient. Only the chosen pairs are scored again, so that nothing of size
-        # [m, n] is kept and a NaN row that is nobody's neighbour cannot reach a gradient as 0 * NaN.
+        # The choice has no gradient. Only the chosen pairs are scored again: nothing of size [m, n] is
+        # kept, and a NaN row, which is nobody's neighbour, cannot reach a gradient as 0 * NaN.
         found = indices >= 0
         rows = bank[indices.clamp(min=0)].masked_fill(~found.unsqueeze(-1), 0.0)
-        values = torch.where(found, _pair_scores(queries.unsqueeze(1), rows, metric), missing)
+        asking = queries.masked_fill(~found.any(1, keepdim=True), 0.0).unsqueeze(1)
+        values = torch.where(found, _pair_scores(asking, rows, metric), missing)
     return values, indices
 
 
@@ -281,6 +282,12 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
         )
     valid &= flat != ignore_index
     return torch.bincount(flat[valid], minlength=num_classes)
+
+
+def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
+    """[B, D, H, W], pixels [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
+    area = maps.shape[2] * maps.shape[3]
+    return maps.flatten(2)[pixels // area, :, pixels % area]
 
 
 def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgcl_ops import ops
 from dgcl_ops.ops import class_counts
 
 _WORD = 0xFFFFFFFF  # random words are 32 bits wide, held in int64
@@ -221,12 +222,9 @@ def draw_negatives(segments: Segments, bits: Tensor) -> Table:
 
 
 def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
-    """The chosen pixels' vectors. The map itself is neither copied nor permuted; its gradient is written back
-    to the chosen pixels only.
+    """The chosen pixels' vectors. Neither the map nor a permuted copy of it is kept; its gradient is written
+    back to the chosen pixels only.
 
     Shape: maps [B, D, H, W] or [M, D], pixels [...] -> [..., D].
     """
-    if maps.dim() == 2:
-        return maps[pixels]
-    area = maps.shape[2] * maps.shape[3]
-    return maps.flatten(2)[pixels // area, :, pixels % area]
+    return maps[pixels] if maps.dim() == 2 else ops.gather_rows(maps, pixels)

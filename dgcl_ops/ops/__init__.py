@@ -6,8 +6,9 @@ derivative.
 
 from dgcl_ops.ops.class_counts import class_counts
 from dgcl_ops.ops.density_contrast import density_contrast
+from dgcl_ops.ops.gather_rows import gather_rows
 from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
 from dgcl_ops.ops.memory_push import memory_push
 
-__all__ = ["class_counts", "density_contrast", "knn_density", "knn_topk", "memory_push"]
+__all__ = ["class_counts", "density_contrast", "gather_rows", "knn_density", "knn_topk", "memory_push"]

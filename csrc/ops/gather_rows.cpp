@@ -1,0 +1,18 @@
+#include "gather_rows.h"
+
+#include <torch/csrc/stable/library.h>
+
+namespace dgcl {
+
+void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
+  const char* op = "gather_rows";
+  check_float(op, "maps", maps);
+  check_shape(op, "maps", maps, {-1, -1, -1, -1}, "[B, D, H, W]");
+  if (pixels.scalar_type() != ScalarType::Long)
+    fail(op, "pixels must be int64, got ", dtype_name(pixels.scalar_type()));
+  check_same_device(op, "pixels", pixels, maps);
+}
+
+}  // namespace dgcl
+
+STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) { m.def("gather_rows(Tensor maps, Tensor pixels) -> Tensor"); }

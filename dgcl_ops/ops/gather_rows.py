@@ -1,0 +1,58 @@
+"""The vectors of chosen pixels of a feature map."""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops.ops import _arguments
+
+_OP = "dgcl_ops::gather_rows"
+
+
+def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
+    """The chosen pixels' vectors; neither a permuted nor a contiguous copy of the map is made.
+
+    Differentiable in `maps`: the gradient is added to the chosen pixels, in the order of `pixels`.
+
+    Args:
+        maps: channel first in shape; channel-last strides are read in place as well.
+        pixels: numbers b * H * W + y * W + x, in any order, repeated or not.
+
+    Returns:
+        The vectors, in the map's dtype.
+
+    Raises:
+        RuntimeError: for wrong shapes or dtypes; on the CPU also for pixels outside [0, B * H * W).
+
+    Shape:
+        maps [B, D, H, W], pixels [...] int64 -> [..., D].
+    """
+    _arguments.tensors("gather_rows", maps=maps, pixels=pixels)
+    return torch.ops.dgcl_ops.gather_rows(maps, pixels)
+
+
+@torch.library.register_fake(_OP)
+def _fake(maps, pixels):
+    return maps.new_empty((*pixels.shape, maps.shape[1]))
+
+
+def _setup_context(ctx, inputs, output):
+    maps, pixels = inputs
+    ctx.shape = maps.shape
+    ctx.save_for_backward(pixels)
+
+
+def _backward(ctx, dL_drows):
+    (pixels,) = ctx.saved_tensors
+    images, dim, height, width = ctx.shape
+    area = height * width
+    dL_dmaps = dL_drows.new_zeros((images, dim, area))
+    pixels = pixels.reshape(-1)
+    # [images, area, dim] strides over the same memory: the two index tensors stand side by side.
+    dL_dmaps.mT.index_put_(
+        (pixels // area, pixels % area), dL_drows.reshape(-1, dim), accumulate=True
+    )
+    return dL_dmaps.view(ctx.shape), None
+
+
+torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
