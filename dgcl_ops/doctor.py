@@ -15,7 +15,14 @@ import torch
 
 import dgcl_ops
 from dgcl_ops import reference
-from dgcl_ops.ops import class_counts, density_contrast, knn_density, knn_topk, memory_push
+from dgcl_ops.ops import (
+    class_counts,
+    density_contrast,
+    gather_rows,
+    knn_density,
+    knn_topk,
+    memory_push,
+)
 
 # Largest difference allowed to the float64 reference: sums of at most a few hundred float32 products of unit rows,
 # each rounded to 6e-8, leave room of a factor of ten and more; an exact operator must agree exactly.
@@ -99,12 +106,19 @@ def _check_class_counts(device: str) -> float:
     return _difference(class_counts(labels, 4, 255), torch.tensor([1, 1, 3, 0]))
 
 
+def _check_gather_rows(device: str) -> float:
+    maps = _inputs(device)(2, 5, 6, 7)
+    pixels = torch.tensor([[83, 0, 41], [42, 0, 7]], device=device)
+    return _difference(gather_rows(maps, pixels), reference.gather_rows(maps.cpu(), pixels.cpu()))
+
+
 CHECKS = {
     "knn_topk": _check_knn_topk,
     "knn_density": _check_knn_density,
     "density_contrast": _check_density_contrast,
     "memory_push": _check_memory_push,
     "class_counts": _check_class_counts,
+    "gather_rows": _check_gather_rows,
 }
 
 
