@@ -276,18 +276,25 @@ class MemoryBank(FixedDtypeModule):
             features [C, P, D], projections [C, P, E], density [C, P], row_counts [C] int64 in [0, P].
         """
         was_ready = self.ready()
+        # Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read,
+        # fused into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it
+        # keeps in its place. The `where` is there because a clone would be optimised away.
+        counts = torch.where(row_counts >= 0, self.counts, 0)
+        heads = torch.where(row_counts >= 0, self.heads, 0)
         memory_push(
             self.features,
             self.projections,
             self.density,
-            self.counts,
-            self.heads,
+            counts,
+            heads,
             features,
             projections,
             density,
             row_counts,
             self.metric == "cosine",
         )
+        self.counts.copy_(counts)
+        self.heads.copy_(heads)
         self.pushes.add_(1)
         if self.backfill or self.refresh_every:
             due = torch.zeros_like(was_ready)
