@@ -179,7 +179,9 @@ class DensityContrastLoss(FixedDtypeModule):
         ):
             theirs = getattr(bank, name)
             if theirs != ours:
-                raise ValueError(f"{op}: bank must have {name} {ours!r} like the loss, got {theirs!r}")
+                raise ValueError(
+                    f"{op}: bank must have {name} {ours!r} like the loss, got {theirs!r}"
+                )
         return bank
 
     @classmethod
@@ -265,9 +267,7 @@ class DensityContrastLoss(FixedDtypeModule):
             with torch.no_grad():
                 update_bank = update_bank and self.training
                 chosen = self._draw(projections, labels, features, confidence, update_bank)
-                keys = selection.positive_keys(
-                    self.strategy, chosen, self.bank, projections, wide
-                )
+                keys = selection.positive_keys(self.strategy, chosen, self.bank, projections, wide)
                 negatives = sampling.gather_rows(projections, chosen.negatives.index)
             per_class = density_contrast(
                 sampling.gather_rows(projections, chosen.anchors.index).to(wide),

@@ -106,9 +106,7 @@ def draw(
     if strategy.by_confidence:
         usable = usable & torch.isfinite(confidence.reshape(-1))
     bits = sampling.random_bits(rng_state, 0, (pixel_count,))
-    segments = sampling.partition(
-        labels, bank.num_classes, strategy.ignore_index, bits, usable
-    )
+    segments = sampling.partition(labels, bank.num_classes, strategy.ignore_index, bits, usable)
     labelled = labels.reshape(-1) != strategy.ignore_index
 
     if strategy.start == "all_full":
@@ -151,12 +149,12 @@ def draw(
         strategy, candidates, counts, values.get(strategy.anchors), values.get(strategy.keys)
     )
     if strategy.keys == "high_confidence":
-        active = active & (keys.counts > 0)  # a single pixel that is anchor has no key, with `disjoint`
+        active = active & (
+            keys.counts > 0
+        )  # a single pixel that is anchor has no key, with `disjoint`
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
-    negative_bits = sampling.random_bits(
-        rng_state, 1, (bank.num_classes, strategy.num_negatives)
-    )
+    negative_bits = sampling.random_bits(rng_state, 1, (bank.num_classes, strategy.num_negatives))
     return Draw(
         active=active,
         candidates=candidates,

@@ -70,7 +70,16 @@ def test_each_byte_is_even(seed, stream, shift):
 
 @pytest.mark.parametrize(
     "other",
-    [(0, 1, 0), (0, 2, 0), (0, 1000, 0), (0, 2**32, 0), (1, 0, 0), (-1, 0, 0), (2**32, 0, 0), (0, 0, 1)],
+    [
+        (0, 1, 0),
+        (0, 2, 0),
+        (0, 1000, 0),
+        (0, 2**32, 0),
+        (1, 0, 0),
+        (-1, 0, 0),
+        (2**32, 0, 0),
+        (0, 0, 1),
+    ],
 )
 def test_draws_are_independent(other):
     # Joint distribution of the top and of the bottom four bits: 256 buckets of pairs.
@@ -128,9 +137,7 @@ def test_partition(labels, ignore_index, seed):
     assert sorted(segments.pixels.tolist()) == list(range(len(labels)))
     for c in range(4):
         begin, end = segments.offsets[c : c + 2].tolist()
-        own = [
-            i for i, label in enumerate(labels) if label == c != ignore_index and usable[i]
-        ]
+        own = [i for i, label in enumerate(labels) if label == c != ignore_index and usable[i]]
         assert sorted(segments.pixels[begin:end].tolist()) == own
         assert segments.counts[c] == len(own)
         drawn = [python_bits(seed, 0, 0, i) for i in segments.pixels[begin:end].tolist()]
