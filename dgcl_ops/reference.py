@@ -1,8 +1,7 @@
 """Every formula in plain PyTorch: the deliberate second telling of the compiled kernels.
 
-Three uses: the oracle of the tests, the baseline of the benchmarks, and the implementation on devices
-without a compiled kernel. Written to be read beside the method; only whole-tensor operations, any
-device, any dtype, differentiable by ordinary autograd.
+The oracle of the tests, the baseline of the benchmarks, and the implementation on devices without a
+compiled kernel. Any device, any dtype, differentiable by ordinary autograd.
 
 Numerics, as in the kernels:
     compute type  float32, or float64 if any input is float64; autocast is disabled inside.
@@ -11,16 +10,15 @@ Numerics, as in the kernels:
     ties          lowest index first, by a stable sort. `torch.topk` leaves the order of equal scores open
                   and gives different indices on different devices. The scores themselves are those of
                   `matmul`, whose last bit may depend on its tiling; the kernels' canonical sum does not.
-Two liberties: class offsets and counts are copied to the host, and `queries` are taken in chunks, so that
-no more than `CHUNK_ELEMENTS` scores exist at a time.
-
-The raw operators' argument order is kept, so that these functions register as they stand.
+Class offsets and counts are copied to the host. Queries are taken in chunks, so that no more than
+`CHUNK_ELEMENTS` scores exist at a time. The arguments are those of the raw operators, in their order.
 """
 
 import contextlib
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 CHUNK_ELEMENTS = 1 << 23
 
@@ -73,8 +71,7 @@ def scale_weights(scales, found: Tensor, ranks: int) -> Tensor:
     weights = torch.zeros((found.shape[0], ranks), dtype=wide, device=found.device)
     for k in scales:
         clamped = found.clamp(max=k).unsqueeze(1)
-        share = 1.0 / clamped.clamp(min=1).to(wide)
-        weights = weights + torch.where(rank <= clamped, share, 0.0)
+        weights = weights + (rank <= clamped) / clamped.clamp(min=1).to(wide)
     return weights / len(scales)
 
 
@@ -101,7 +98,7 @@ def _pair_scores(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     """[m, 1, D] x [m, k, D] -> [m, k], with gradient 0 where an l2 distance is 0."""
     if metric == "l2":
         square = (queries - rows).square().sum(-1)
-        return -torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+        return -torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
     return (queries * rows).sum(-1)
 
 
@@ -120,12 +117,11 @@ def _select(
             columns = torch.arange(bank.shape[0], device=queries.device)
             excluded = (own[:, None] == columns) | (own[:, None] >= bank.shape[0])
             scores.masked_fill_(excluded, -torch.inf)
-        values, indices = torch.sort(scores, dim=1, descending=True, stable=True)
-        values, indices = values[:, :k], indices[:, :k]
-        found = values > -torch.inf
-        pad = (0, k - values.shape[1])
-        indices = torch.nn.functional.pad(torch.where(found, indices, -1), pad, value=-1)
-        values = torch.nn.functional.pad(values, pad, value=-torch.inf)
+        ranked = torch.sort(scores, dim=1, descending=True, stable=True)
+        values, indices = (t[:, :k] for t in ranked)
+        indices = torch.where(values > -torch.inf, indices, -1)
+        fewer = (0, k - values.shape[1])
+        values, indices = pad(values, fewer, value=-torch.inf), pad(indices, fewer, value=-1)
     if torch.is_grad_enabled() and (queries.requires_grad or bank.requires_grad):
         # The choice has no gradient. Only the chosen pairs are scored again: nothing of size [m, n] is
         # kept, and a NaN row, which is nobody's neighbour, cannot reach a gradient as 0 * NaN.
@@ -292,14 +288,12 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
 
 def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
     """Density as usually programmed: both sides normalised anew, one full matrix, one top-k per scale."""
-    normalize = torch.nn.functional.normalize
     similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
     return torch.stack([similarity.topk(k, dim=1).values.mean(1) for k in scales]).mean(0)
 
 
 def matmul_topk_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
     """The best of plain PyTorch: one full matrix, one top-k, every scale from it by its weights."""
-    normalize = torch.nn.functional.normalize
     k_max = max(scales)
     best = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).topk(k_max, dim=1).values
     found = torch.full((1,), k_max, device=queries.device)

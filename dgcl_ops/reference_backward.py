@@ -105,7 +105,7 @@ def density_contrast_backward(
         p0 = torch.exp((a @ p.mT) / temperature - lse.unsqueeze(-1))
         pn = torch.exp((a @ n.mT) / temperature - lse.unsqueeze(-1))
         pn = pn.masked_fill(~pushing.unsqueeze(1), 0.0)
-        share = dL_dloss.to(dtype) / (used.sum(1).clamp(min=1) * temperature)
+        share = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
         share = torch.where(used, share.unsqueeze(1), 0.0).unsqueeze(-1)
         if eps:  # without eps the factor is 1, also where p0 underflows
             share = share * p0 / (p0 + eps)

@@ -28,8 +28,9 @@ def repeatable():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def one_thread():
+    """The samples are small; that threads change nothing is a test of its own (test_relations.py)."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=DEVICES)

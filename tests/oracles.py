@@ -61,8 +61,8 @@ def unit_row(row: list[float]) -> list[float]:
 def score(query: list[float], row: list[float], metric: str) -> float:
     """Of unit rows already, if the metric is cosine."""
     if metric == "l2":
-        return -math.sqrt(sum((q - b) * (q - b) for q, b in zip(query, row)))
-    return sum(q * b for q, b in zip(query, row))
+        return -math.sqrt(sum((q - b) * (q - b) for q, b in zip(query, row, strict=True)))
+    return sum(q * b for q, b in zip(query, row, strict=True))
 
 
 def _classes(queries, bank, query_offsets, bank_counts):

@@ -20,7 +20,8 @@ def test_counts(implementation, device, dtype, shape):
     ignore_index = -1 if dtype == torch.int8 else 100
     labels = random_labels(*shape, ignore_index=ignore_index, dtype=dtype, device=device)
     counts = implementation.class_counts(labels, 5, ignore_index)
-    assert counts.dtype == torch.int64 and counts.device == labels.device
+    assert counts.dtype == torch.int64
+    assert counts.device == labels.device
     assert torch.equal(counts.cpu(), oracles.class_counts(labels, 5, ignore_index))
 
 
@@ -58,7 +59,7 @@ def test_a_stray_label_is_an_error_on_the_cpu(implementation, stray):
 
 
 @pytest.mark.parametrize(
-    "arguments, error, text",
+    ("arguments", "error", "text"),
     [
         (([1, 2], 3), TypeError, "class_counts: labels must be a torch.Tensor, got list"),
         ((torch.tensor([1]), 0), ValueError, "num_classes must be a positive integer, got 0"),
@@ -73,4 +74,5 @@ def test_errors(arguments, error, text):
 
     with pytest.raises(error) as caught:
         ops.class_counts(*arguments)
-    assert text in str(caught.value) and str(caught.value).startswith("class_counts: ")
+    assert text in str(caught.value)
+    assert str(caught.value).startswith("class_counts: ")

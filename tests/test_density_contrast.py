@@ -94,7 +94,8 @@ def test_rows_beyond_the_counts_may_hold_anything(implementation, device):
     anchors[1] = math.inf
     negatives[0, 2:] = NAN
     got = implementation.density_contrast(anchors, keys, negatives, **counts)
-    assert torch.equal(got, want) and got[1].item() == 0.0
+    assert torch.equal(got, want)
+    assert got[1].item() == 0.0
 
 
 def test_without_negatives_the_loss_is_zero(implementation, device):
@@ -124,7 +125,7 @@ def test_lengths_of_rows_do_not_matter(implementation, device):
     rows = case(device=device)
     want = implementation.density_contrast(*rows)
     for powers in ((3, -2, 5), (-60, 70, 100)):
-        scaled = [t * 2.0**power for t, power in zip(rows, powers)]
+        scaled = [t * 2.0**power for t, power in zip(rows, powers, strict=True)]
         assert torch.equal(implementation.density_contrast(*scaled), want)
 
 
@@ -159,7 +160,7 @@ def test_by_hand(implementation, device):
 
 
 @pytest.mark.parametrize(
-    "change, error, text",
+    ("change", "error", "text"),
     [
         ({"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
         ({"temperature": -0.5}, ValueError, "temperature must be positive and finite, got -0.5"),

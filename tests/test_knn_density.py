@@ -92,7 +92,8 @@ def test_nothing_to_measure(implementation, device):
     none = implementation.knn_density(
         random_rows(0, 3, device=device), random_rows(5, 3, device=device)
     )
-    assert none.shape == (0,) and none.dtype == torch.float32
+    assert none.shape == (0,)
+    assert none.dtype == torch.float32
     queries = random_rows(2, 3, device=device)
     for metric in METRICS:
         empty = implementation.knn_density(queries, random_rows(0, 3, device=device), metric=metric)
@@ -100,7 +101,8 @@ def test_nothing_to_measure(implementation, device):
     each = implementation.knn_density(
         queries, random_rows(0, 3, device=device), (1, 2, 3), per_scale=True
     )
-    assert each.shape == (3, 2) and not each.any()
+    assert each.shape == (3, 2)
+    assert not each.any()
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -113,7 +115,8 @@ def test_nan_and_infinite_rows(implementation, device, metric):
     check(implementation, queries, bank, (4, 80), metric=metric)
     only_nan = torch.full((3, 5), NAN, device=device)
     density = implementation.knn_density(queries[[0, 2]], only_nan, (2,), metric=metric)
-    assert density[0].item() == 0.0 and math.isnan(density[1].item())
+    assert density[0].item() == 0.0
+    assert math.isnan(density[1].item())
 
 
 def test_an_infinite_query(implementation, device):
@@ -173,7 +176,7 @@ def test_strided_inputs(implementation, device):
 
 
 @pytest.mark.parametrize(
-    "change, error, text",
+    ("change", "error", "text"),
     [
         ({"scales": (0,)}, ValueError, "knn_density: scales must be positive integers, got (0,)"),
         (

@@ -6,7 +6,7 @@ from oracles import integers
 
 
 @pytest.mark.parametrize(
-    "change, error, text",
+    ("change", "error", "text"),
     [
         ({"k": 0}, ValueError, "knn_topk: k must be a positive integer, got 0"),
         ({"k": -3}, ValueError, "knn_topk: k must be a positive integer, got -3"),
@@ -71,7 +71,7 @@ def bad_case(change, is_group):
 
 
 @pytest.mark.parametrize(
-    "change, text, is_group",
+    ("change", "text", "is_group"),
     [(*case, False) for case in BAD_TENSORS] + [(*case, True) for case in BAD_GROUPS],
 )
 def test_bad_tensors_are_refused_by_both_knn_operators(change, text, is_group):

@@ -18,7 +18,8 @@ def check(implementation, queries, bank, k, **options):
     want_values, want_indices = oracles.knn_topk(queries.cpu(), bank.cpu(), k, **options)
     both = (queries, bank)
     wide = torch.float64 if any(t.dtype == torch.float64 for t in both) else torch.float32
-    assert values.dtype == wide and indices.dtype == torch.int64
+    assert values.dtype == wide
+    assert indices.dtype == torch.int64
     finite = [t[t.isfinite()].double().abs().max().item() if t.numel() else 0.0 for t in both]
     terms = queries.shape[1] * finite[0] * finite[1]
     magnitude = {"cosine": 1.0, "dot": terms, "l2": max(finite) * math.sqrt(queries.shape[1])}
@@ -43,7 +44,7 @@ def test_columns(implementation, device, columns, metric):
     )
 
 
-@pytest.mark.parametrize("k", list(range(1, 41)) + [300])
+@pytest.mark.parametrize("k", [*list(range(1, 41)), 300])
 def test_k(implementation, device, k):
     bank = random_rows(33, 4, seed=2, device=device)
     values, _ = check(implementation, random_rows(4, 4, seed=1, device=device), bank, k)
@@ -87,7 +88,8 @@ def test_zero_rows_have_cosine_zero(implementation, device):
     queries = torch.tensor([[0.0, 0.0], [3.0, 4.0]], device=device)
     bank = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [3.0, 4.0]], device=device)
     values, indices = check(implementation, queries, bank, 3)
-    assert values[0].tolist() == [0, 0, 0] and indices[0].tolist() == [0, 1, 2]
+    assert values[0].tolist() == [0, 0, 0]
+    assert indices[0].tolist() == [0, 1, 2]
     assert indices[1].tolist() == [2, 0, 1]
 
 
@@ -110,7 +112,8 @@ def test_a_nan_query_finds_nothing_and_disturbs_nobody(implementation, device, m
     calm = implementation.knn_topk(queries[[0, 1, 3, 4, 5]], bank, 6, metric=metric)
     queries[2, 1] = NAN
     values, indices = check(implementation, queries, bank, 6, metric=metric)
-    assert values[2].tolist() == [-INF] * 6 and indices[2].tolist() == [-1] * 6
+    assert values[2].tolist() == [-INF] * 6
+    assert indices[2].tolist() == [-1] * 6
     assert torch.equal(indices[[0, 1, 3, 4, 5]], calm[1])
 
 
@@ -134,7 +137,8 @@ def test_rows_near_the_ends_of_the_float_range_have_a_direction(implementation, 
     want = implementation.knn_topk(queries, ordinary, 7)
     for power in (-100, -70, 70, 120):
         got = implementation.knn_topk(queries * 2.0**power, ordinary * 2.0**-power, 7)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
 
 
 def test_denormal_rows(implementation, device):
@@ -211,7 +215,8 @@ def test_one_class_equals_a_plain_bank(implementation, device):
     bank = random_rows(30, 5, seed=2, device=device)
     plain = implementation.knn_topk(queries, bank, 4)
     one = implementation.knn_topk(queries, bank[None], 4, query_offsets=integers([0, 9], device))
-    assert torch.equal(plain[0], one[0]) and torch.equal(plain[1], one[1])
+    assert torch.equal(plain[0], one[0])
+    assert torch.equal(plain[1], one[1])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -227,7 +232,8 @@ def test_exclude_self_beyond_the_bank_finds_nothing(implementation, device):
     queries = random_rows(8, 4, seed=1, device=device)
     bank = random_rows(5, 4, seed=2, device=device)
     _, indices = check(implementation, queries, bank, 3, exclude_self=True)
-    assert bool((indices[5:] == -1).all()) and bool((indices[:5] >= 0).all())
+    assert bool((indices[5:] == -1).all())
+    assert bool((indices[:5] >= 0).all())
 
 
 def test_exclude_self_keeps_equal_rows(implementation, device):
@@ -245,7 +251,8 @@ def test_unit_bank_skips_the_normalisation(implementation, device):
     for metric in ("dot", "l2"):  # no meaning there: ignored
         plain = implementation.knn_topk(queries, bank, 4, metric=metric)
         flagged = implementation.knn_topk(queries, bank, 4, metric=metric, unit_bank=True)
-        assert torch.equal(plain[0], flagged[0]) and torch.equal(plain[1], flagged[1])
+        assert torch.equal(plain[0], flagged[0])
+        assert torch.equal(plain[1], flagged[1])
 
 
 # ---- memory layouts -------------------------------------------------------------------------------
@@ -271,8 +278,9 @@ def test_strided_inputs_equal_contiguous_ones(implementation, device, dtype):
     bank = random_rows(40, 6, dtype=dtype, seed=2, device=device)
     for metric in METRICS:
         want_values, want_indices = implementation.knn_topk(queries, bank, 5, metric=metric)
-        for strided_queries, strided_bank in zip(layouts(queries), layouts(bank)):
-            assert torch.equal(strided_bank, bank) and not strided_bank.is_contiguous()
+        for strided_queries, strided_bank in zip(layouts(queries), layouts(bank), strict=True):
+            assert torch.equal(strided_bank, bank)
+            assert not strided_bank.is_contiguous()
             values, indices = implementation.knn_topk(
                 strided_queries, strided_bank, 5, metric=metric
             )
@@ -288,7 +296,8 @@ def test_strided_groups(implementation, device):
     wide = torch.full((4, 40, 9), NAN, device=device)
     wide[:, 3:39:2, 1:8] = bank
     for view in (by_rows, wide[:, 3:39:2, 1:8]):
-        assert torch.equal(view, bank) and not view.is_contiguous()
+        assert torch.equal(view, bank)
+        assert not view.is_contiguous()
         values, indices = implementation.knn_topk(queries, view, 5, **case)
         assert_close(values, want[0].double())
         assert torch.equal(indices, want[1])

@@ -155,7 +155,7 @@ def test_a_backward_that_saved_the_old_bank_raises():
 
 
 @pytest.mark.parametrize(
-    "change, text",
+    ("change", "text"),
     [
         (
             {"bank_features": torch.ones(3, 5)},
@@ -196,5 +196,7 @@ def test_arguments_that_are_no_tensors():
     from dgcl_ops import ops
 
     arguments = bank() | rows() | {"row_counts": [4, 4, 4]}
-    with pytest.raises(TypeError, match="memory_push: row_counts must be a torch.Tensor, got list"):
+    with pytest.raises(
+        TypeError, match=r"memory_push: row_counts must be a torch\.Tensor, got list"
+    ):
         ops.memory_push(**arguments)

@@ -11,4 +11,11 @@ from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
 from dgcl_ops.ops.memory_push import memory_push
 
-__all__ = ["class_counts", "density_contrast", "gather_rows", "knn_density", "knn_topk", "memory_push"]
+__all__ = [
+    "class_counts",
+    "density_contrast",
+    "gather_rows",
+    "knn_density",
+    "knn_topk",
+    "memory_push",
+]

@@ -104,14 +104,12 @@ def _backward(ctx, dL_drho):
         ctx.unit_bank,
     )
     found = (indices >= 0).sum(1)
-    if ctx.per_scale:
-        terms = zip(ctx.scales, dL_drho)
-    else:
-        terms = [(ctx.scales, dL_drho)]
+    # With per_scale, each scale has a gradient of its own.
+    terms = [((k,), g) for k, g in zip(ctx.scales, dL_drho, strict=True)] if ctx.per_scale else []
     dL_dscores = torch.zeros_like(values)
-    for scales, gradient in terms:
-        weights = scale_weights((scales,) if ctx.per_scale else scales, found, ranks)
-        dL_dscores = dL_dscores + weights.to(values.dtype) * gradient.unsqueeze(1)
+    for scales, gradient in terms or [(ctx.scales, dL_drho)]:
+        weights = scale_weights(scales, found, ranks).to(values.dtype)
+        dL_dscores = dL_dscores + weights * gradient.unsqueeze(1)
     grad_queries, grad_bank = torch.ops.dgcl_ops.knn_topk_backward(
         dL_dscores, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
     )

@@ -1,0 +1,331 @@
+"""The score that decides a selection, told again in numpy and compared with ==.
+
+The canonical dot product: 32 lanes, lane l summing elements l, l + 32, ... in increasing order with fused
+multiply-add, then lanes added pairwise at distance 16, 8, 4, 2, 1. Norms are the square root of the same
+sum, unit rows an elementwise division; l2 takes the same sum of squared float differences. Every backend
+and instruction set must give these very bits.
+"""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import integers, random_rows
+
+from dgcl_ops import ops
+
+METRICS = ("cosine", "dot", "l2")
+LANES = 32
+
+
+def fma(a, b, c):
+    """a * b + c in float32 with one rounding, elementwise.
+
+    The product of two float32 is exact in float64. The sum is rounded to odd there: truncated, with the last
+    bit set if anything was lost. Float64 has more than 2 * 24 + 2 bits, so rounding that to float32 equals
+    rounding the exact sum (Boldo and Melquiond, 2008).
+    """
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    back = total - product
+    lost = (product - (total - back)) + (addend - back)
+    even = (total.view(np.int64) & 1) == 0
+    toward = np.nextafter(total, np.where(lost > 0, np.inf, -np.inf))
+    return np.where((lost != 0) & even, toward, total).astype(np.float32)
+
+
+def fma_double(a, b, c):
+    """The same in float64: exact fractions, rounded once. Slow; for few numbers."""
+    out = np.empty(np.broadcast_shapes(a.shape, b.shape, c.shape))
+    for at, (x, y, z) in zip(np.ndindex(out.shape), np.nditer([a, b, c]), strict=True):
+        out[at] = float(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)))
+    return out
+
+
+def canonical_dot(a, b):
+    """[..., D] x [..., D] -> [...]."""
+    a, b = np.broadcast_arrays(a, b)
+    steps = -(-a.shape[-1] // LANES)
+    fused = fma if a.dtype == np.float32 else fma_double
+    lanes = np.zeros((*a.shape[:-1], LANES), dtype=a.dtype)
+    for step in range(steps):
+        part = slice(step * LANES, min((step + 1) * LANES, a.shape[-1]))
+        width = part.stop - part.start
+        lanes[..., :width] = fused(a[..., part], b[..., part], lanes[..., :width])
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def unit_rows(rows):
+    """Where the sum of squares leaves the safe range, rows are first scaled by a power of two."""
+    square = canonical_dot(rows, rows)[:, None]
+    smallest = np.exp2(-90 if rows.dtype == np.float32 else -900)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    rescue = ~((square >= smallest) & np.isfinite(square)) & (largest > 0)
+    _, exponent = np.frexp(largest)
+    rows = np.where(rescue, np.ldexp(rows, 1 - exponent), rows)
+    norm = np.sqrt(canonical_dot(rows, rows))[:, None]
+    return np.divide(rows, norm, out=np.zeros_like(rows), where=norm != 0)
+
+
+def canonical_scores(queries, bank, metric):
+    """[M, D] x [N, D] -> [M, N]."""
+    if metric == "cosine":
+        queries, bank = unit_rows(queries), unit_rows(bank)
+    if metric == "l2":
+        difference = queries[:, None] - bank[None]
+        return -np.sqrt(canonical_dot(difference, difference))
+    return canonical_dot(queries[:, None], bank[None])
+
+
+def as_numpy(tensor, other=None):
+    """In the compute type of both tensors."""
+    wide = torch.float64 in (tensor.dtype, tensor.dtype if other is None else other.dtype)
+    return tensor.cpu().to(torch.float64 if wide else torch.float32).numpy()
+
+
+def check(queries, bank, k, metric):
+    """Equal bits, and of all orderings the one by (score down, index up)."""
+    values, indices = ops.knn_topk(queries, bank, k, metric=metric)
+    scores = canonical_scores(as_numpy(queries, bank), as_numpy(bank, queries), metric)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert values.cpu().numpy().dtype == scores.dtype
+    assert np.array_equal(indices.cpu().numpy(), order)
+    assert np.array_equal(values.cpu().numpy(), np.take_along_axis(scores, order, axis=1))
+
+
+def test_fused_multiply_add_rounds_once():
+    """Against exact fractions, on numbers chosen so that two roundings would go wrong."""
+    generator = np.random.default_rng(0)
+    a = generator.standard_normal(2000).astype(np.float32)
+    b = generator.standard_normal(2000).astype(np.float32)
+    c = (-a * b * (1 + generator.integers(-2, 3, 2000) * 2.0**-23)).astype(np.float32)
+    c[::3] = (generator.standard_normal(667) * 2.0**30).astype(np.float32)
+    a[1::5], b[1::5] = np.float32(1 + 2**-23), np.float32(1 - 2**-24)
+    got = fma(a, b, c)
+    for x, y, z, value in zip(a, b, c, got, strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        assert float(value) == round_to(exact, torch.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "columns", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 100, 257]
+)
+def test_float32(device, columns, metric):
+    queries = random_rows(7, columns, seed=1, device=device)
+    check(queries, random_rows(70, columns, seed=2, device=device), 40, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_widened_first(device, dtype, metric):
+    queries = random_rows(7, 77, dtype=dtype, seed=1, device=device)
+    bank = random_rows(70, 77, dtype=dtype, seed=2, device=device)
+    check(queries, bank, 20, metric)
+    check(queries, random_rows(70, 77, seed=2, device=device), 20, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("columns", [1, 31, 33, 70])
+def test_float64(device, columns, metric):
+    queries = random_rows(3, columns, dtype=torch.float64, seed=1, device=device)
+    check(queries, random_rows(20, columns, dtype=torch.float64, seed=2, device=device), 20, metric)
+    check(queries, random_rows(20, columns, seed=2, device=device), 20, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 3e-8])
+def test_a_tight_class(device, spread, metric):
+    """Rows so alike that scores are equal or one bit apart: a filter that is off by one bit shows here."""
+    centre = random_rows(1, 96, seed=3)
+    queries = (centre + spread * random_rows(12, 96, seed=1)).to(device)
+    bank = (centre + spread * random_rows(900, 96, seed=2)).to(device)
+    check(queries, bank, 33, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_huge_coordinate(device, metric):
+    """All scores share a large part; what tells rows apart is near its rounding error."""
+    queries, bank = random_rows(8, 40, seed=1), random_rows(500, 40, seed=2)
+    queries[:, 11], bank[:, 11] = 3000.0, 2000.0
+    check(queries.to(device), bank.to(device), 16, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_wide_range_of_lengths(device, metric):
+    powers = 2.0 ** (torch.arange(300) % 60 - 30).float()
+    bank = random_rows(300, 33, seed=2) * powers[:, None]
+    check(random_rows(8, 33, seed=1).to(device), bank.to(device), 24, metric)
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_denormal_scores(device, metric):
+    """Products below 2^-126 keep what float32 keeps of them: nothing is flushed to zero."""
+    queries = random_rows(6, 20, seed=1, device=device) * 2.0**-68
+    check(queries, random_rows(80, 20, seed=2, device=device) * 2.0**-68, 10, metric)
+
+
+# Rows whose scores crowd together, or leave the range in which a filter's error bound is easy.
+HARD = {
+    "grid": lambda draw, n, d: torch.randint(-2, 3, (n, d), generator=draw).float(),
+    "all equal": lambda draw, n, d: torch.randn(1, d, generator=draw).repeat(n, 1),
+    "one bit apart": lambda draw, n, d: flip_last_bits(
+        torch.randn(1, d, generator=draw).repeat(n, 1), draw
+    ),
+    "huge coordinate": lambda draw, n, d: (
+        torch.randn(n, d, generator=draw) + 1e6 * (torch.arange(d) == d // 2)
+    ),
+    "denormal": lambda draw, n, d: torch.randn(n, d, generator=draw) * 2.0**-140,
+    "huge": lambda draw, n, d: torch.randn(n, d, generator=draw) * 2.0**60,
+    "some zero": lambda draw, n, d: (
+        torch.randn(n, d, generator=draw) * torch.randint(0, 2, (n, 1), generator=draw)
+    ),
+    "two clusters": lambda draw, n, d: (
+        1e-5 * torch.randn(n, d, generator=draw) + torch.randint(0, 2, (n, 1), generator=draw)
+    ),
+}
+
+
+def flip_last_bits(rows, draw):
+    flips = torch.randint(-1, 2, rows.shape, generator=draw, dtype=torch.int32)
+    return (rows.view(torch.int32) + flips).view(torch.float32)
+
+
+@given(
+    kind=st.sampled_from(sorted(HARD)),
+    metric=st.sampled_from(METRICS),
+    rows=st.integers(1, 400),
+    columns=st.integers(1, 40),
+    k=st.integers(1, 50),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=150)
+def test_no_neighbour_is_missed(kind, metric, rows, columns, k, seed):
+    draw = torch.Generator().manual_seed(seed)
+    drawn = HARD[kind](draw, rows + 3, columns)
+    check(drawn[:3], drawn[3:], min(k, rows), metric)
+
+
+def fingerprint() -> str:
+    """A digest of all bits of selections over metrics, dtypes and sizes."""
+    digest = hashlib.sha256()
+    for metric in METRICS:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            for columns in (1, 19, 32, 75):
+                queries = random_rows(13, columns, dtype=dtype, seed=1)
+                bank = random_rows(150, columns, dtype=dtype, seed=2)
+                results = ops.knn_topk(queries, bank, 20, metric=metric)
+                density = ops.knn_density(queries, bank, (8, 16, 32), metric=metric)
+                for tensor in (*results, density):
+                    digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("capability", ["portable", "avx2"])
+def test_every_instruction_set_gives_the_same_bits(capability):
+    order = ["portable", "avx2", "avx512"]
+    if order.index(capability) > order.index(torch.ops.dgcl_ops.cpu_capability()):
+        pytest.skip(f"this processor has no {capability}")
+    code = (
+        "import torch, test_canonical; "
+        "print(torch.ops.dgcl_ops.cpu_capability(), test_canonical.fingerprint())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "DGCL_OPS_CPU_CAPABILITY": capability},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [capability, fingerprint()]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_groups_score_alike(device, metric):
+    queries = random_rows(10, 50, seed=1, device=device)
+    bank = random_rows(2, 90, 50, seed=2, device=device)
+    values, indices = ops.knn_topk(
+        queries,
+        bank,
+        8,
+        metric=metric,
+        query_offsets=integers([1, 4, 10], device),
+        bank_counts=integers([90, 65], device),
+    )
+    for begin, end, rows in ((1, 4, bank[0]), (4, 10, bank[1, :65])):
+        scores = canonical_scores(as_numpy(queries[begin:end]), as_numpy(rows), metric)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :8]
+        assert np.array_equal(indices[begin:end].cpu().numpy(), order)
+        best = np.take_along_axis(scores, order, axis=1)
+        assert np.array_equal(values[begin:end].cpu().numpy(), best)
+
+
+def test_rows_stored_as_unit_rows_score_as_if_normalised_now(device):
+    """memory_push(normalize=True) into float32 keeps the very bits that knn would compute."""
+    rows, queries = (
+        random_rows(1, 60, 45, seed=2, device=device),
+        random_rows(5, 45, seed=1, device=device),
+    )
+    ring = torch.zeros(1, 60, 45, device=device)
+    side = [torch.zeros(1, 60, 1, device=device), torch.zeros(1, 60, device=device)]
+    state = [integers([0], device), integers([0], device)]
+    count = integers([60], device)
+    ops.memory_push(ring, *side, *state, rows, side[0], side[1], count, normalize=True)
+    assert np.array_equal(ring[0].cpu().numpy(), unit_rows(as_numpy(rows[0])))
+    stored = ops.knn_topk(queries, ring[0], 12, unit_bank=True)
+    fresh = ops.knn_topk(queries, rows[0], 12)
+    assert torch.equal(stored[0], fresh[0])
+    assert torch.equal(stored[1], fresh[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("scales", [(8, 16, 32), (5,), (3, 3, 50)])
+def test_density_is_the_weighted_sum_of_topk(device, dtype, metric, scales):
+    """Bit for bit: weights in float64, rounded once; terms added in rank order with one rounding each."""
+    queries = random_rows(7, 11, dtype=dtype, seed=1, device=device)
+    bank = random_rows(40, 11, dtype=dtype, seed=2, device=device)
+    values, indices = ops.knn_topk(queries, bank, max(scales), metric=metric)
+    density = ops.knn_density(queries, bank, scales, metric=metric)
+    for m in range(7):
+        scores = values[m][indices[m] >= 0].tolist()
+        total = 0.0
+        for r, score in enumerate(scores, start=1):
+            used = [min(k, len(scores)) for k in scales]
+            weight = sum(1.0 / k for k in used if k >= r) / len(scales)
+            weight = torch.tensor(weight, dtype=torch.float64).to(dtype).item()
+            exact = Fraction(weight) * Fraction(score) + Fraction(total)
+            total = round_to(exact, dtype)
+        assert density[m].item() == total
+
+
+def round_to(exact, dtype) -> float:
+    """A fraction to the nearest float of dtype, with one rounding (ties to even)."""
+    double = float(exact)
+    if dtype == torch.float64:
+        return double
+    single = torch.tensor(double, dtype=torch.float64).float()
+    near = [
+        single,
+        torch.nextafter(single, torch.tensor(math.inf)),
+        torch.nextafter(single, torch.tensor(-math.inf)),
+    ]
+    even = [int(x.view(torch.int32)) & 1 for x in near]
+    ranked = sorted(
+        zip(near, even, strict=True),
+        key=lambda pair: (abs(Fraction(pair[0].item()) - exact), pair[1]),
+    )
+    return ranked[0][0].item()

@@ -1,0 +1,229 @@
+"""What PyTorch expects of an operator: schema, fake kernels, autograd keys, torch.compile, autocast."""
+
+import contextlib
+
+import pytest
+import torch
+from oracles import assert_close, integers, random_rows
+
+from dgcl_ops import ops
+
+
+def knn_arguments(metric="cosine", dtype=torch.float32, grad=True):
+    queries = random_rows(9, 5, dtype=dtype, seed=1).requires_grad_(grad)
+    bank = random_rows(3, 11, 5, dtype=dtype, seed=2).requires_grad_(grad)
+    return queries, bank, integers([1, 4, 4, 8]), integers([11, 7, 0])
+
+
+def contrast_arguments(dtype=torch.float32, grad=True):
+    rows = (
+        random_rows(3, 4, 6, dtype=dtype, seed=1),
+        random_rows(3, 6, dtype=dtype, seed=2),
+        random_rows(3, 5, 6, dtype=dtype, seed=3),
+    )
+    return tuple(t.requires_grad_(grad) for t in rows)
+
+
+def push_arguments(dtype=torch.float32):
+    ring = [torch.zeros(2, 6, 5, dtype=dtype), torch.zeros(2, 6, 3), torch.zeros(2, 6)]
+    new = [random_rows(2, 4, 5, seed=1), random_rows(2, 4, 3, seed=2), random_rows(2, 4, seed=3)]
+    return [*ring, integers([6, 2]), integers([4, 2]), *new, integers([4, 1])]
+
+
+def samples(op: str):
+    """Positional arguments of the raw operators."""
+    if op == "class_counts":
+        labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
+        return [(labels, 3, 255), (labels.to(torch.uint8), 4, 255), (labels[:0], 2, 255)]
+    if op == "memory_push":
+        return [(*push_arguments(), False), (*push_arguments(torch.bfloat16), True)]
+    if op == "density_contrast":
+        plain = (*contrast_arguments(), 0.5, None, None, 0.0)
+        counts = integers([4, 0, 2]), integers([5, 2, 0])
+        return [plain, (*contrast_arguments(torch.float64), 0.1, *counts, 1e-6)]
+    if op == "density_contrast_backward":
+        rows = contrast_arguments(grad=False)
+        loss, lse = torch.ops.dgcl_ops.density_contrast(*rows, 0.5, None, None, 0.0)
+        return [(loss, *rows, lse, 0.5, None, None, 0.0)]
+    cases = []
+    for metric in ("cosine", "dot", "l2"):
+        grad = op != "knn_topk_backward"
+        queries, bank, offsets, counts = knn_arguments(grad=grad)
+        plain_bank = bank.detach()[0].requires_grad_(grad)
+        if op == "knn_topk":
+            cases.append((queries, bank, 3, metric, offsets, counts, True, False))
+            cases.append((queries, plain_bank, 40, metric, None, None, False, True))
+        elif op == "knn_density":
+            cases.append((queries, bank, [2, 3], metric, offsets, counts, True, False, False))
+            cases.append((queries, plain_bank, [40], metric, None, None, False, True, True))
+        else:
+            found = torch.ops.dgcl_ops.knn_topk(
+                queries, bank, 3, metric, offsets, counts, False, False
+            )
+            gradient = torch.ones_like(found[0])
+            cases.append((gradient, queries, bank, *found, metric, offsets, False))
+    return cases
+
+
+OPERATORS = (
+    "knn_topk",
+    "knn_topk_backward",
+    "knn_density",
+    "density_contrast",
+    "density_contrast_backward",
+    "memory_push",
+    "class_counts",
+)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_opcheck(op):
+    """Schema tells the truth about mutation, fake kernels about shapes and dtypes, autograd is registered."""
+    overload = getattr(torch.ops.dgcl_ops, op).default
+    for arguments in samples(op):
+        results = torch.library.opcheck(overload, arguments)
+        assert set(results.values()) == {"SUCCESS"}
+
+
+# ---- public functions under torch.compile ---------------------------------------------------------
+
+
+def step_topk(queries, bank, offsets, counts):
+    options = {"query_offsets": offsets, "bank_counts": counts}
+    values, indices = ops.knn_topk(queries * 2, bank, 3, metric="dot", **options)
+    return torch.where(indices >= 0, values, 0.0) * 3
+
+
+def step_density(queries, bank, offsets, counts):
+    options = {"query_offsets": offsets, "bank_counts": counts, "exclude_self": True}
+    per_scale = ops.knn_density(queries, bank, (2, 4), metric="l2", per_scale=True, **options)
+    return per_scale.sum(0) + ops.knn_density(queries + 1, bank, **options)
+
+
+def step_contrast(anchors, keys, negatives):
+    counts = {"anchor_counts": torch.full((3,), 2), "negative_counts": torch.full((3,), 4)}
+    return ops.density_contrast(anchors, keys, negatives, 0.3, eps=1e-6, **counts) * 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("step", "arguments"),
+    [
+        (step_topk, knn_arguments),
+        (step_density, knn_arguments),
+        (step_contrast, contrast_arguments),
+    ],
+)
+def test_compiled_steps_equal_eager_ones(step, arguments, dynamic):
+    """One graph, values and gradients with equal bits."""
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    results = []
+    for function in (step, compiled):
+        inputs = arguments()
+        learned = [t for t in inputs if t.requires_grad]
+        output = function(*inputs)
+        results.append([output, *torch.autograd.grad(output.sum(), learned)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(bool(t.any()) for t in results[0])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_push_changes_the_bank(dynamic):
+    torch._dynamo.reset()
+
+    def step(*arguments):
+        ops.memory_push(*arguments, normalize=True)
+        return arguments[0].sum() + 1
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    eager_arguments, compiled_arguments = push_arguments(), push_arguments()
+    assert torch.equal(step(*eager_arguments), compiled(*compiled_arguments))
+    for mine, theirs in zip(compiled_arguments, eager_arguments, strict=True):
+        assert torch.equal(mine, theirs)
+    assert bool(compiled_arguments[0].any())
+
+
+def test_compiled_class_counts():
+    torch._dynamo.reset()
+    labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
+    compiled = torch.compile(
+        lambda t: ops.class_counts(t, 3).cumsum(0), fullgraph=True, backend="aot_eager"
+    )
+    assert compiled(labels).tolist() == [1, 3, 5]
+
+
+# ---- autocast -------------------------------------------------------------------------------------
+
+
+def all_outputs(implementation, dtype, forward, backward):
+    """Every output and gradient, computed inside the two contexts."""
+    queries, bank, offsets, counts = knn_arguments(dtype=dtype)
+    rows = contrast_arguments(dtype)
+    results = []
+    for metric in ("cosine", "dot", "l2"):
+        options = {"metric": metric, "query_offsets": offsets, "bank_counts": counts}
+        with forward():
+            values, indices = implementation.knn_topk(queries, bank, 3, **options)
+            density = implementation.knn_density(queries, bank, (2, 4), **options)
+        weighted = (density * torch.arange(9)).sum()
+        with backward():
+            results += [*torch.autograd.grad(weighted, (queries, bank)), values, indices, density]
+    with forward():
+        loss = implementation.density_contrast(*rows)
+    total = loss.sum()
+    with backward():
+        return [*results, loss, *torch.autograd.grad(total, rows)]
+
+
+def low_precision():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_changes_nothing(implementation, dtype):
+    """The forward pass never; the backward pass neither, where it is an operator of its own."""
+    plain = all_outputs(implementation, dtype, contextlib.nullcontext, contextlib.nullcontext)
+    compiled = implementation is ops
+    backward = low_precision if compiled else contextlib.nullcontext
+    under_autocast = all_outputs(implementation, dtype, low_precision, backward)
+    for mine, theirs in zip(under_autocast, plain, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+def test_inference_mode():
+    queries, bank, offsets, counts = knn_arguments()
+    want = ops.knn_density(queries, bank, query_offsets=offsets, bank_counts=counts)
+    with torch.inference_mode():
+        got = ops.knn_density(queries, bank, query_offsets=offsets, bank_counts=counts)
+    assert torch.equal(got, want)
+    assert not got.requires_grad
+
+
+def test_meta_tensors_have_the_right_shapes():
+    """Shape inference without data, as used by tracing and by models built on the meta device."""
+    queries, bank, offsets, counts = (t.detach().to("meta") for t in knn_arguments())
+    options = {"query_offsets": offsets, "bank_counts": counts}
+    values, indices = ops.knn_topk(queries, bank.double(), 6, **options)
+    assert (values.shape, values.dtype, values.device.type) == ((9, 6), torch.float64, "meta")
+    assert (indices.shape, indices.dtype) == ((9, 6), torch.int64)
+    density = ops.knn_density(queries, bank, (1, 2, 3), per_scale=True, **options)
+    assert (density.shape, density.dtype) == ((3, 9), torch.float32)
+    loss = ops.density_contrast(*(t.detach().to("meta") for t in contrast_arguments()))
+    assert (loss.shape, loss.dtype) == ((3,), torch.float32)
+
+
+def test_vector_of_gradients_from_autograd_equals_the_backward_operator():
+    """The gradient that autograd delivers is the operator's own, for values that are used twice."""
+    queries, bank, offsets, counts = knn_arguments(dtype=torch.float64)
+    options = {"query_offsets": offsets, "bank_counts": counts}
+    values, indices = ops.knn_topk(queries, bank, 2, **options)
+    weights = random_rows(9, 2, dtype=torch.float64, seed=5)
+    finite = torch.where(indices >= 0, values, 0.0)
+    got = torch.autograd.grad((finite * weights + 2 * finite * weights).sum(), (queries, bank))
+    want = torch.ops.dgcl_ops.knn_topk_backward(
+        3 * weights, queries, bank, values, indices, "cosine", offsets, False
+    )
+    for mine, theirs in zip(got, want, strict=True):
+        assert_close(mine, theirs)
