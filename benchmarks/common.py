@@ -1,8 +1,9 @@
 """What the benchmarks share: paired timing, peak memory, the machine's description, dated rows.
 
 Timing. All contenders live in one process and use the same number of threads. After one round that
-is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat:
-a slow moment of the machine falls on all of them alike. Medians are reported, and ratios are medians
+is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat,
+forwards and backwards in turn: a slow moment of the machine, and what one leaves to the next in the
+caches, falls on all of them alike. Medians are reported, and ratios are medians
 of the ratios inside each repeat. On CUDA, events around the call are read after a synchronisation.
 
 Memory. "Extra memory" is the peak beyond the inputs, result included, of one call.
@@ -29,11 +30,14 @@ from pathlib import Path
 
 import torch
 
+from dgcl_ops import backend_info
+
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE_COLUMNS = (
     *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "load"),
 )
 MEGABYTE = 1e6
+REST = 0.02  # seconds before each run: idle OpenMP threads of the run before it stop spinning
 
 
 class Disagreement(RuntimeError):
@@ -69,7 +73,9 @@ def alternate(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, l
     measured = {name: [] for name in names}
     for repeat in range(repeats):
         shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
+        order = names[shift:] + names[:shift]
+        for name in order if repeat % 2 == 0 else order[::-1]:
+            time.sleep(REST)
             measured[name].append(runs[name]())
         latest = ", ".join(f"{name} {measured[name][-1]:.3f} s" for name in names)
         say(f"  repeat {repeat + 1}/{repeats}: {latest}")
@@ -202,7 +208,7 @@ def machine(device: torch.device) -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "cpu_capability": torch.ops.dgcl_ops.cpu_capability(),
+        "cpu_capability": backend_info()["cpu_capability"],
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -25,7 +25,12 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
 
     column, label = AXES[sweep]
     measured = [row for row in rows if row["status"] == "measured"]
-    figure, (time_axis, memory_axis) = plt.subplots(1, 2, figsize=(11, 4.6))
+    panels = [("median_ms", "median time, ms")]
+    if any(row.get("extra_mb") for row in measured):
+        panels.append(("extra_mb", "extra memory, MB"))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 4.6), squeeze=False, layout="tight"
+    )
     for name in dict.fromkeys(row["contender"] for row in measured):
         own = [row for row in measured if row["contender"] == name]
         color, marker, width = STYLES.get(name, (None, ".", 1.2))
@@ -36,16 +41,16 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
             "linewidth": width,
             "markersize": 5,
         }
-        time_axis.plot([r[column] for r in own], [r["median_ms"] for r in own], **style)
-        known = [r for r in own if r.get("extra_mb")]
-        memory_axis.plot([r[column] for r in known], [r["extra_mb"] for r in known], **style)
-    for axis, title in ((time_axis, "median time, ms"), (memory_axis, "extra memory, MB")):
+        for axis, (quantity, _) in zip(axes[0], panels, strict=True):
+            known = [row for row in own if row.get(quantity)]
+            axis.plot([row[column] for row in known], [row[quantity] for row in known], **style)
+    for axis, (_, title) in zip(axes[0], panels, strict=True):
         axis.set(xscale="log", yscale="log", xlabel=label, title=title)
         axis.grid(alpha=0.3, which="both", linewidth=0.4)
         ticks = sorted({row[column] for row in measured})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
-    time_axis.legend(fontsize=8, frameon=False)
+    axes[0, 0].legend(fontsize=8, frameon=False)
     first = measured[0]
     others = {"n": f"M = {first['queries']:,}, D = {first['dim']}"}
     others["d"] = f"M = {first['queries']:,}, N = {first['bank']:,}"
@@ -55,7 +60,6 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
         f"torch {first['torch']}, {first['date'][:10]}",
         fontsize=9,
     )
-    figure.tight_layout()
     path = folder / f"knn_{data}_over_{sweep}.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -1,0 +1,232 @@
+"""One step of the loss (forward, backward, push): ours against the published step, told plainly.
+
+    python benchmarks/loss_bench.py              # PASCAL VOC size, 21 and 11 classes present; several minutes
+    python benchmarks/loss_bench.py --small      # seconds
+    python benchmarks/loss_bench.py --profile    # where our step spends its time
+
+Both get the same maps, labels and full banks, in the published setting (`DensityContrastLoss.paper`,
+`published.PublishedStep`), and the same threads, in one process. They draw other random rows, so their values
+agree only about; the run ends if they do not. Our push is part of forward: "forward" is measured without
+it, and "push" is what a forward with it takes longer. How time and memory are taken: common.py.
+"""
+
+import argparse
+import functools
+import statistics
+from pathlib import Path
+
+import torch
+from common import (
+    MACHINE_COLUMNS,
+    MEGABYTE,
+    Disagreement,
+    alternate,
+    append_rows,
+    extra_memory,
+    machine,
+    median_ratio,
+    memory_method,
+    number,
+    peak_beyond_inputs,
+    print_table,
+    say,
+    set_threads,
+)
+from loss_steps import BUILDERS, OURS, PUBLISHED, SIZES, Size, make_batch
+
+COLUMNS = (
+    *MACHINE_COLUMNS,
+    *("size", "batch", "side", "classes", "present", "background", "dim", "capacity", "contender"),
+    *(
+        "repeats",
+        "forward_ms",
+        "backward_ms",
+        "push_ms",
+        "total_ms",
+        "total_min_ms",
+        "total_max_ms",
+    ),
+    *("time_over_ours", "extra_mb", "memory_over_ours", "memory_method", "loss", "shared_anchors"),
+)
+# Negatives are drawn apart: 512 of them leave the log-sum-exp of a class uncertain by about 0.02 of 5.5.
+LOSS_BAND = 0.03
+# Without a draw of candidates, the anchors are the same pixels but for densities that tie in float32.
+SHARED_ANCHORS = 0.97
+
+
+def check_agreement(steps: dict, batch, size: Size) -> dict[str, dict[str, float]]:
+    """Loss of each contender on the same banks, and the share of anchors that both chose.
+
+    The pixels with a gradient are the anchors.
+    """
+    losses, anchors = {}, {}
+    for name, step in steps.items():
+        loss = step.forward(batch)
+        loss.backward()
+        losses[name] = loss.item()
+        anchors[name] = batch[0].grad.abs().amax(1) > 0
+        batch[0].grad = None
+    ours, theirs = losses[OURS], losses[PUBLISHED]
+    if not abs(ours - theirs) <= LOSS_BAND * abs(theirs) or theirs == 0:
+        raise Disagreement(f"losses must agree within {LOSS_BAND:.0%}, got {ours} and {theirs}")
+    both = (anchors[OURS] & anchors[PUBLISHED]).sum().item()
+    shared = both / max(1, anchors[PUBLISHED].sum().item())
+    most = torch.bincount(batch[1].flatten())[1:].max().item()
+    if most <= size.max_candidates and shared < SHARED_ANCHORS:
+        raise Disagreement(f"anchors must agree to {SHARED_ANCHORS:.0%}, got {shared:.1%}")
+    return {"loss": losses, "shared": shared}
+
+
+def memory_of(name: str, size: Size, present: int, background: float, device: str, threads: int):
+    """Extra memory of one whole step, the gradient of the projections included."""
+    set_threads(threads)
+    place = torch.device(device)
+    small = SIZES["small"]
+    BUILDERS[name](small, place).whole(make_batch(small, 3, None, place))  # libraries and threads
+    step, batch = BUILDERS[name](size, place), make_batch(size, present, background, place)
+    return peak_beyond_inputs(lambda: step.whole(batch), place)
+
+
+def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]:
+    """A row for each contender."""
+    device = torch.device(options.device)
+    batch = make_batch(size, present, options.background, device)
+    steps = {name: build(size, device) for name, build in BUILDERS.items()}
+    say("  agreement")
+    agreed = check_agreement(steps, batch, size)
+    parts = {name: [] for name in steps}
+
+    def run(name: str) -> float:
+        parts[name].append(steps[name].timed(batch, device))
+        batch[0].grad = None
+        return parts[name][-1]["total"]
+
+    totals = alternate({name: functools.partial(run, name) for name in steps}, options.repeats)
+    facts = machine(device)
+    extra = {}
+    for name in steps:
+        say(f"  memory of {name}")
+        extra[name] = extra_memory(
+            memory_of,
+            device,
+            name,
+            size,
+            present,
+            options.background,
+            options.device,
+            options.threads,
+        )
+    sizes = {k: getattr(size, k) for k in ("batch", "side", "classes", "dim", "capacity")}
+    rows = []
+    for name in steps:
+        ms = {
+            f"{part}_ms": round(1e3 * statistics.median(p[part] for p in parts[name]), 2)
+            for part in ("forward", "backward", "push", "total")
+        }
+        known = extra[name] is not None and extra[OURS]
+        rows.append(
+            {
+                **facts,
+                "size": size.name,
+                **sizes,
+                "present": present,
+                "background": options.background or "equal",
+                "contender": name,
+                "repeats": options.repeats,
+                **ms,
+                "total_min_ms": round(1e3 * min(totals[name]), 2),
+                "total_max_ms": round(1e3 * max(totals[name]), 2),
+                "time_over_ours": round(median_ratio(totals[name], totals[OURS]), 3),
+                "extra_mb": round(extra[name] / MEGABYTE, 1) if known else None,
+                "memory_over_ours": round(extra[name] / extra[OURS], 3) if known else None,
+                "memory_method": memory_method(device),
+                "loss": round(agreed["loss"][name], 5),
+                "shared_anchors": round(agreed["shared"], 4),
+            }
+        )
+    return rows
+
+
+def report(rows: list[dict], size: Size) -> None:
+    first = rows[0]
+    gradient = size.batch * size.side**2 * size.dim * 4 / MEGABYTE
+    print(
+        f"\nOne loss step, {size.batch} x {size.side} x {size.side} pixels, D = E = {size.dim}, "
+        f"{first['present']} of {size.classes} classes present, banks of {size.capacity:,} rows, full; "
+        f"{first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, torch {first['torch']}, "
+        f"load {first['load']}"
+    )
+    headers = ("contender", "forward ms", "backward", "push", "total", "time / ours", "extra MB")
+    table = []
+    for row in rows:
+        times = [number(row[f"{part}_ms"]) for part in ("forward", "backward", "push", "total")]
+        extra = (
+            number(row["extra_mb"]),
+            number(row["memory_over_ours"], 2) + "x",
+            f"{row['loss']:.4f}",
+        )
+        table.append((row["contender"], *times, number(row["time_over_ours"], 2) + "x", *extra))
+    print_table((*headers, "memory / ours", "loss"), table)
+    print(
+        f"{gradient:.0f} MB of each extra memory are the projections' gradient; anchors shared: "
+        f"{first['shared_anchors']:.1%}"
+    )
+
+
+def profile(size: Size, present: int, options: argparse.Namespace) -> None:
+    """Our step by operator, largest first."""
+    device = torch.device(options.device)
+    batch = make_batch(size, present, options.background, device)
+    step = BUILDERS[OURS](size, device)
+    step.whole(batch)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True) as record:
+        step.whole(batch)
+    averages = record.key_averages(group_by_input_shape=True)
+    print(f"\nOur step by operator, {size.name}, {present} classes present")
+    print(
+        averages.table(
+            sort_by=f"self_{device.type}_time_total", row_limit=16, max_shapes_column_width=60
+        )
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--present", type=int, nargs="+", help="classes present; default 21 and 11")
+    parser.add_argument(
+        "--background", type=float, help="share of class 0, which has no loss; default: equal"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="profile our step instead")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    size = SIZES["small" if options.small else "voc"]
+    for present in options.present or size.usual_present:
+        if not 2 <= present <= size.classes:
+            parser.error(f"--present must lie in [2, {size.classes}], got {present}")
+        torch.manual_seed(0)
+        set_threads(options.threads)
+        say(f"{size.name}, {present} classes present")
+        if options.profile:
+            profile(size, present, options)
+            continue
+        try:
+            rows = measure(size, present, options)
+        except Disagreement as error:
+            say(f"DISAGREEMENT, nothing was recorded for this size: {error}")
+            return 1
+        report(rows, size)
+        append_rows(options.out / "loss_bench.csv", COLUMNS, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

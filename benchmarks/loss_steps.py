@@ -1,0 +1,180 @@
+"""The contenders of loss_bench.py behind one interface, and their inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from common import seconds
+from torch import Tensor
+
+from dgcl_ops import DensityContrastLoss, resize_labels
+from dgcl_ops.published import PublishedStep
+
+OURS, PUBLISHED = "dgcl_ops", "published step"
+SPREAD = 0.905  # of rows around their class's centre: cosine 0.55 inside a class
+CELLS = 11  # label maps are that many times that many cells of one class each
+SEED = 0
+
+Batch = tuple[Tensor, Tensor, Tensor]  # projections, labels, features
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    batch: int
+    side: int
+    classes: int
+    dim: int
+    capacity: int
+    rows_per_push: int
+    max_candidates: int
+    num_anchors: int
+    num_keys: int
+    num_negatives: int
+    usual_present: tuple[int, ...]
+
+
+SIZES = {
+    "voc": Size("voc", 8, 129, 21, 256, 10_000, 1_000, 10_000, 200, 50, 512, (21, 11)),
+    "small": Size("small", 2, 33, 6, 32, 500, 50, 2_000, 40, 10, 512, (6, 3)),
+}
+
+
+def _centres(size: Size, stream: int) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED + stream)
+    return torch.randn(size.classes, size.dim, generator=generator)
+
+
+def _rows(centres: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
+    """Noisy copies of the centres. Shape: classes [R] -> [R, D]."""
+    noise = torch.randn(len(classes), centres.shape[1], generator=generator)
+    return noise.mul_(SPREAD).add_(centres[classes])
+
+
+def make_batch(size: Size, present: int, background: float | None, device: torch.device) -> Batch:
+    """Projections, labels and features of a batch in which classes 0 to present - 1 occur.
+
+    Args:
+        background: share of the cells that are class 0; by default every class has the same share.
+
+    Shape:
+        -> [B, E, side, side] with a gradient, [B, side, side] int64, [B, D, side, side].
+    """
+    generator = torch.Generator().manual_seed(SEED + 10)
+    cells = size.batch * CELLS**2
+    if background is None:
+        classes = torch.arange(cells) % present
+    else:
+        classes = 1 + torch.arange(cells) % (present - 1)
+        classes[: round(background * cells)] = 0
+    cells = classes[torch.randperm(cells, generator=generator)].view(size.batch, CELLS, CELLS)
+    labels = resize_labels(cells, (size.side, size.side))
+    maps = []
+    for stream in (0, 1):
+        rows = _rows(_centres(size, stream), labels.flatten(), generator)
+        maps.append(rows.view(*labels.shape, size.dim).permute(0, 3, 1, 2).contiguous())
+    features, projections = (m.to(device) for m in maps)
+    return projections.requires_grad_(), labels.to(device), features
+
+
+def bank_rows(size: Size, c: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What class c's bank holds: features, projections, and densities, which only rank the rows.
+
+    Shape: -> [capacity, D], [capacity, E], [capacity].
+    """
+    generator = torch.Generator().manual_seed(SEED + 100 + c)
+    classes = torch.full((size.capacity,), c)
+    features = _rows(_centres(size, 0), classes, generator)
+    projections = _rows(_centres(size, 1), classes, generator)
+    return features, projections, torch.rand(size.capacity, generator=generator)
+
+
+class OurStep:
+    """DensityContrastLoss in the published setting, its bank full."""
+
+    def __init__(self, size: Size, device: torch.device):
+        self.loss = DensityContrastLoss.paper(
+            "voc",
+            size.classes,
+            size.dim,
+            size.dim,
+            bank_capacity=size.capacity,
+            rows_per_push=size.rows_per_push,
+            min_rows=size.capacity // 10 + 1,
+            max_candidates=size.max_candidates,
+            num_anchors=size.num_anchors,
+            num_keys=size.num_keys,
+            num_negatives=size.num_negatives,
+            seed=SEED,
+            device=device,
+        )
+        bank = self.loss.bank
+        for c in range(size.classes):
+            features, projections, density = bank_rows(size, c)
+            bank.features[c] = torch.nn.functional.normalize(features, dim=1)
+            bank.projections[c] = projections
+            bank.density[c] = density
+        bank.counts.fill_(size.capacity)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss, the bank left as it is."""
+        return self.loss(*batch, update_bank=False)
+
+    def whole(self, batch: Batch) -> Tensor:
+        loss = self.loss(*batch)
+        loss.backward()
+        return loss
+
+    def timed(self, batch: Batch, device: torch.device) -> dict[str, float]:
+        """Seconds of each part of one step. The push is inside forward: a second forward goes without it."""
+        alone, _ = seconds(lambda: self.forward(batch), device)
+        both, loss = seconds(lambda: self.loss(*batch), device)
+        backward, _ = seconds(loss.backward, device)
+        return {
+            "forward": alone,
+            "backward": backward,
+            "push": both - alone,
+            "total": both + backward,
+        }
+
+
+class Published:
+    """The published step, its bank full."""
+
+    def __init__(self, size: Size, device: torch.device):
+        self.step = PublishedStep(
+            size.classes,
+            size.dim,
+            size.dim,
+            capacity=size.capacity,
+            rows_per_push=size.rows_per_push,
+            density_rows=size.capacity // 10,
+            max_candidates=size.max_candidates,
+            num_anchors=size.num_anchors,
+            num_keys=size.num_keys,
+            num_negatives=size.num_negatives,
+            device=device,
+        )
+        for c in self.step.classes:
+            rows = (part.to(device) for part in bank_rows(size, c))
+            self.step.features[c], self.step.projections[c], self.step.density[c] = rows
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss, the bank left as it is."""
+        return self.step.forward(*batch)
+
+    def whole(self, batch: Batch) -> Tensor:
+        loss = self.forward(batch)
+        loss.backward()  # before the push, which then needs no memory beside the graph's
+        self.step.update(*batch)
+        return loss
+
+    def timed(self, batch: Batch, device: torch.device) -> dict[str, float]:
+        """Seconds of each part of one step."""
+        forward, loss = seconds(lambda: self.forward(batch), device)
+        backward, _ = seconds(loss.backward, device)
+        push, _ = seconds(lambda: self.step.update(*batch), device)
+        total = forward + backward + push
+        return {"forward": forward, "backward": backward, "push": push, "total": total}
+
+
+BUILDERS = {OURS: OurStep, PUBLISHED: Published}

@@ -1,0 +1,186 @@
+"""The benchmarks run, write what they promise, and refuse to time contenders that disagree."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgcl_ops import backend_info
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+KNN = ("--sizes", "200x150x16", "--scales", "2", "5", "--threads", "1", "--repeats", "2")
+
+
+def run(script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def read(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Makes the benchmarks' modules importable for one test."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def test_knn_bench_writes_a_dated_row_per_contender(tmp_path):
+    result = run("knn_bench.py", *KNN, "--no-memory", "--data", "tight", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {row["contender"]: row for row in read(tmp_path / "knn_bench.csv")}
+    for name in ("dgcl_ops", "dgcl_ops, unit bank", "authors' way", "matmul + one top-k"):
+        assert rows[name]["status"] == "measured"
+        assert float(rows[name]["median_ms"]) > 0
+        assert float(rows[name]["max_error"]) < 1e-5
+        assert name in result.stdout
+    assert rows["fp32 matmul alone"]["max_error"] == ""  # selects nothing
+    assert float(rows["dgcl_ops"]["time_over_ours"]) == 1
+    assert {"faiss IndexFlat", "scikit-learn brute", "pykeops"} <= set(rows)
+    for row in rows.values():
+        assert row["date"]
+        assert row["cpu"]
+        assert row["torch"] == torch.__version__
+        assert (row["cpu_capability"], row["threads"]) == (backend_info()["cpu_capability"], "1")
+        assert (row["queries"], row["bank"], row["dim"], row["scales"]) == (
+            "200",
+            "150",
+            "16",
+            "2 5",
+        )
+        if row["status"] != "measured":
+            assert f"absent: {row['contender']}: {row['status']}" in result.stdout
+    assert "median ms" in result.stdout
+    assert "we lose to: " in result.stdout
+    assert "repeat 2/2" in result.stderr
+
+
+def test_knn_bench_grouped(tmp_path):
+    result = run("knn_bench.py", *KNN, "--classes", 3, "--no-memory", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {row["contender"]: row for row in read(tmp_path / "knn_bench.csv")}
+    assert rows["dgcl_ops, call per class"]["status"] == "measured"
+    assert rows["dgcl_ops"]["classes"] == "3"
+
+
+def test_knn_bench_sweep_plots_and_appends(tmp_path, benchmarks):
+    pytest.importorskip("matplotlib")
+    import knn_bench
+
+    arguments = [*KNN, "--no-memory", "--sweep", "d", "--values", "4", "8", "--out", str(tmp_path)]
+    assert knn_bench.main(arguments) == 0
+    assert (tmp_path / "knn_clusters_over_d.png").stat().st_size > 0
+    assert [
+        row["dim"] for row in read(tmp_path / "knn_bench.csv") if row["contender"] == "dgcl_ops"
+    ] == [
+        "4",
+        "8",
+    ]
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_other_metrics_agree(tmp_path, benchmarks, metric):
+    import knn_bench
+
+    arguments = [*KNN, "--no-memory", "--metric", metric, "--out", str(tmp_path)]
+    assert knn_bench.main(arguments) == 0
+    rows = {row["contender"]: row for row in read(tmp_path / "knn_bench.csv")}
+    assert rows["reference.py"]["status"] == "measured"
+    assert rows["authors' way"]["status"] == "told for cosine only"
+
+
+def test_wrong_densities_are_not_timed(tmp_path, benchmarks, monkeypatch, capsys):
+    import contenders
+    import knn_bench
+
+    right = contenders.knn_density
+    monkeypatch.setattr(contenders, "knn_density", lambda *a, **k: right(*a, **k) + 1e-3)
+    assert knn_bench.main([*KNN, "--no-memory", "--out", str(tmp_path)]) == 1
+    assert "DISAGREEMENT" in capsys.readouterr().err
+    assert not (tmp_path / "knn_bench.csv").exists()
+
+
+def test_nan_is_a_disagreement(benchmarks):
+    import contenders
+    import workloads
+
+    rows = torch.ones(4, 2)
+    problem = contenders.Problem(rows, rows, rows, (2,), "cosine")
+    chosen, expected = workloads.exact_densities(problem)
+    wrong = torch.full((4,), torch.nan)
+    with pytest.raises(workloads.Disagreement, match="dgcl_ops: densities must be within"):
+        workloads.check_agreement("dgcl_ops", wrong, problem, chosen, expected, "float32")
+
+
+def test_peak_memory_is_that_of_the_call(benchmarks):
+    import common
+
+    if common.memory_method(torch.device("cpu")).startswith("not"):
+        pytest.skip("needs Linux's /proc/self/clear_refs")
+    inputs = torch.ones(4_000_000)  # 16 MB
+
+    def call():
+        temporary = inputs + inputs
+        return temporary + inputs
+
+    peak = common.peak_beyond_inputs(call, torch.device("cpu"))
+    assert 31e6 < peak < 36e6  # temporary and result; the inputs are not counted
+
+
+def test_rows_of_another_format_are_not_mixed_in(tmp_path, benchmarks):
+    import common
+
+    path = tmp_path / "rows.csv"
+    common.append_rows(path, ("a", "b"), [{"a": 1, "b": 2}])
+    common.append_rows(path, ("a", "b"), [{"a": 3, "b": 4}])
+    assert [row["a"] for row in read(path)] == ["1", "3"]
+    with pytest.raises(RuntimeError, match="choose another --out"):
+        common.append_rows(path, ("a", "c"), [{"a": 1, "c": 2}])
+
+
+def test_loss_bench_writes_both_steps(tmp_path):
+    small = ("--small", "--present", 3, "--threads", 1, "--repeats", 1)
+    result = run("loss_bench.py", *small, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, published = read(tmp_path / "loss_bench.csv")
+    assert (ours["contender"], published["contender"]) == ("dgcl_ops", "published step")
+    assert float(ours["loss"]) == pytest.approx(float(published["loss"]), rel=0.03)
+    assert float(ours["shared_anchors"]) > 0.97
+    for row in (ours, published):
+        parts = [float(row[f"{part}_ms"]) for part in ("forward", "backward", "push")]
+        assert float(row["total_ms"]) == pytest.approx(sum(parts), abs=0.1)
+        assert row["memory_method"]
+        assert (row["size"], row["present"]) == ("small", "3")
+    assert "time / ours" in result.stdout
+
+
+def test_a_loss_that_differs_is_not_timed(tmp_path, benchmarks, monkeypatch, capsys):
+    import loss_bench
+    import loss_steps
+
+    right = loss_steps.OurStep.forward
+    monkeypatch.setattr(loss_steps.OurStep, "forward", lambda *arguments: right(*arguments) * 1.1)
+    small = [
+        "--small",
+        "--present",
+        "3",
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    assert loss_bench.main(small) == 1
+    assert "DISAGREEMENT" in capsys.readouterr().err
+    assert not (tmp_path / "loss_bench.csv").exists()
