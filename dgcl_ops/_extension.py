@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from dgcl_ops import reference, reference_backward
+from dgcl_ops import _checks, reference, reference_backward
 
 NAMESPACE = "dgcl_ops"
 REQUIRE_COMPILED = "DGCL_OPS_REQUIRE_COMPILED"
@@ -67,13 +67,15 @@ def _announce_fallback(op: str, device: str) -> None:
 
 
 def _register_fallback(op: str, function) -> None:
+    names = [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
+
     @functools.wraps(function)
     def fallback(*args, **kwargs):
-        tensor = next(
-            value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
-        )
+        given = dict(zip(names, args, strict=False)) | kwargs
+        tensor = next(value for value in given.values() if isinstance(value, torch.Tensor))
         _announce_fallback(op, tensor.device.type)
-        return function(*args, **kwargs)
+        _checks.check(op, given)
+        return function(**given)
 
     library.impl(op, fallback, "CompositeExplicitAutograd")
 

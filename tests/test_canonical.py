@@ -146,6 +146,23 @@ def test_float64(device, columns, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("queries", "rows", "columns", "k"),
+    [
+        (900, 40, 5, 6),  # more queries than one work item takes
+        (4, 1500, 20, 256),  # long lists
+        (4, 1500, 20, 257),
+        (4, 1500, 20, 1400),
+        (30, 70, 1500, 9),  # wide rows
+        (2, 50_000, 130, 32),  # a bank too large for a normalised copy (26 MB)
+    ],
+)
+def test_sizes_that_change_the_plan(device, queries, rows, columns, k, metric):
+    asked = random_rows(queries, columns, seed=1, device=device)
+    check(asked, random_rows(rows, columns, seed=2, device=device), k, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 3e-8])
 def test_a_tight_class(device, spread, metric):
     """Rows so alike that scores are equal or one bit apart: a filter that is off by one bit shows here."""

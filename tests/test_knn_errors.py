@@ -53,13 +53,13 @@ BAD_TENSORS = [
 BAD_GROUPS = [
     ({"query_offsets": integers([0, 2])}, "query_offsets must have shape [C + 1], got [2]"),
     ({"query_offsets": torch.tensor([0, 1, 2.0])}, "query_offsets must be int64, got float32"),
-    ({"query_offsets": integers([0, 2, 1])}, "query_offsets must"),
-    ({"query_offsets": integers([-1, 1, 2])}, "query_offsets must"),
-    ({"query_offsets": integers([0, 1, 3])}, "query_offsets must"),
+    ({"query_offsets": integers([0, 2, 1])}, "query_offsets must not decrease, got 2 before 1"),
+    ({"query_offsets": integers([-1, 1, 2])}, "query_offsets must lie in [0, 2], got -1"),
+    ({"query_offsets": integers([0, 1, 3])}, "query_offsets must lie in [0, 2], got 3"),
     ({"bank_counts": integers([4])}, "bank_counts must have shape [C], got [1]"),
     ({"bank_counts": torch.ones(2)}, "bank_counts must be int64, got float32"),
-    ({"bank_counts": integers([4, 5])}, "bank_counts must"),
-    ({"bank_counts": integers([-1, 4])}, "bank_counts must"),
+    ({"bank_counts": integers([4, 5])}, "bank_counts must lie in [0, 4], got 5"),
+    ({"bank_counts": integers([-1, 4])}, "bank_counts must lie in [0, 4], got -1"),
 ]
 
 
@@ -86,3 +86,52 @@ def test_bad_tensors_are_refused_by_both_knn_operators(change, text, is_group):
             call()
         message = str(caught.value)
         assert message.splitlines()[0].startswith(f"{op}: {text}"), message
+
+
+def topk_gradient_arguments():
+    """grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank."""
+    scores, indices, offsets = torch.ones(2, 1), integers([[0], [3]]), integers([0, 1, 2])
+    queries, bank = torch.ones(2, 3), torch.ones(2, 4, 3)
+    return [scores.clone(), queries, bank, scores, indices, "dot", offsets, False]
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "text"),
+    [
+        (4, integers([[0], [4]]), "indices must lie in [-1, 4), got 4"),
+        (4, integers([[-2], [0]]), "indices must lie in [-1, 4), got -2"),
+        (4, torch.zeros(2, 1), "indices must be int64, got float32"),
+        (4, integers([[0, 0], [0, 0]]), "indices must have shape [M, k], got [2, 2]"),
+        (3, torch.ones(3, 1), "values must have shape [M, k], got [3, 1]"),
+        (3, torch.ones(2, 1).double(), "values must be float32, got float64"),
+        (0, torch.ones(2, 2), "grad_values must have shape [M, k], got [2, 2]"),
+        (0, torch.ones(2, 1).half(), "grad_values must be float32, got float16"),
+        (5, "l1", "metric must be"),
+        (6, integers([0, 1, 3]), "query_offsets must lie in [0, 2], got 3"),
+    ],
+)
+def test_the_raw_gradient_operator_protects_memory(position, value, text):
+    """It can be called by itself, so it trusts no earlier check."""
+    import dgcl_ops.ops  # noqa: F401
+
+    arguments = topk_gradient_arguments()
+    torch.ops.dgcl_ops.knn_topk_backward(*arguments)
+    arguments[position] = value
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.dgcl_ops.knn_topk_backward(*arguments)
+    assert str(caught.value).startswith(f"knn_topk_backward: {text}"), str(caught.value)
+
+
+def test_raw_operators_check_their_hyper_parameters():
+    import dgcl_ops.ops  # noqa: F401
+
+    rows = torch.ones(2, 3)
+    options = (None, None, False, False)
+    with pytest.raises(RuntimeError, match=r"knn_topk: k must be at least 1, got 0"):
+        torch.ops.dgcl_ops.knn_topk(rows, rows, 0, "dot", *options)
+    with pytest.raises(RuntimeError, match=r"knn_density: scales must be positive, got -1"):
+        torch.ops.dgcl_ops.knn_density(rows, rows, [2, -1], "dot", *options, False)
+    with pytest.raises(RuntimeError, match=r"knn_density: scales must name at least one k"):
+        torch.ops.dgcl_ops.knn_density(rows, rows, [], "dot", *options, False)
+    with pytest.raises(RuntimeError, match=r"knn_topk: metric must be"):
+        torch.ops.dgcl_ops.knn_topk(rows, rows, 1, "l1", *options)

@@ -303,6 +303,17 @@ def test_strided_groups(implementation, device):
         assert torch.equal(indices, want[1])
 
 
+def test_strided_offsets_and_counts(implementation, device):
+    case = grouped(device)
+    queries, bank = case.pop("queries"), case.pop("bank")
+    want = implementation.knn_topk(queries, bank, 5, **case)
+    every_second = {n: torch.stack([t, t - 99], dim=1)[:, 0] for n, t in case.items()}
+    assert not any(t.is_contiguous() for t in every_second.values())
+    got = implementation.knn_topk(queries, bank, 5, **every_second)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
 def test_an_expanded_bank(implementation, device):
     row = random_rows(1, 5, seed=2, device=device)
     _, indices = implementation.knn_topk(row, row.expand(50, 5), 4)

@@ -5,6 +5,8 @@ import math
 import oracles
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import assert_close, integers, random_rows
 
 RINGS = ("bank_features", "bank_projections", "bank_density")
@@ -20,7 +22,7 @@ def bank(classes=3, capacity=8, columns=5, projected=2, dtype=torch.float32, dev
         ),
         "bank_density": random_rows(classes, capacity, seed=3, device=device),
         "counts": integers([capacity, 2, 0][:classes], device),
-        "heads": integers([capacity - 2, 2, 0][:classes], device),
+        "heads": integers([max(0, capacity - 2), 2, 0][:classes], device),
     }
 
 
@@ -99,6 +101,19 @@ def test_many_pushes_go_round(implementation, device):
     assert state["heads"].tolist() == [12 % 8, 27 % 8, (0 + 1 + 2 + 3 + 0 + 1 + 2 + 3 + 0) % 8]
 
 
+@given(
+    capacity=st.integers(1, 9),
+    pushes=st.lists(st.lists(st.integers(0, 12), min_size=2, max_size=2), min_size=1, max_size=6),
+)
+def test_any_history(implementation, capacity, pushes):
+    state = bank(2, capacity)
+    state["counts"].zero_()
+    state["heads"].zero_()
+    for step, counts in enumerate(pushes):
+        new = rows(2, 12, seed=30 + 3 * step)
+        push_and_check(implementation, state, new, integers(counts))
+
+
 def test_zero_nan_and_huge_rows_when_normalising(implementation, device):
     state, new = bank(device=device), rows(device=device)
     new["features"][0, 0] = 0
@@ -173,11 +188,11 @@ def test_a_backward_that_saved_the_old_bank_raises():
         ({"density": torch.ones(3, 5)}, "density must have shape [C, P], got [3, 5]"),
         ({"density": torch.ones(3, 4, dtype=torch.int32)}, "density must be float64, float32"),
         ({"row_counts": integers([1])}, "row_counts must have shape [C], got [1]"),
-        ({"row_counts": integers([0, 5, 0])}, "row_counts must"),
-        ({"row_counts": integers([0, 0, -1])}, "row_counts must"),
-        ({"counts": integers([8, 9, 0])}, "counts must"),
-        ({"heads": integers([0, 8, 0])}, "heads must"),
-        ({"heads": integers([0, -1, 0])}, "heads must"),
+        ({"row_counts": integers([0, 5, 0])}, "row_counts must lie in [0, 4], got 5"),
+        ({"row_counts": integers([0, 0, -1])}, "row_counts must lie in [0, 4], got -1"),
+        ({"counts": integers([8, 9, 0])}, "counts must lie in [0, 8], got 9"),
+        ({"heads": integers([0, 8, 0])}, "heads must lie in [0, 7], got 8"),
+        ({"heads": integers([0, -1, 0])}, "heads must lie in [0, 7], got -1"),
         ({"bank_features": torch.ones(3, 8, 10)[..., ::2]}, "bank_features must be contiguous"),
     ],
 )

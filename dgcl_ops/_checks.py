@@ -1,0 +1,88 @@
+"""The rules of each operator's tensors, for devices without a compiled kernel.
+
+Compiled kernels check for themselves, next to their schemas in csrc/ops/. The plain PyTorch path copies
+offsets and counts to the host anyway, so it refuses the same input, before anything is written.
+"""
+
+import torch
+from torch import Tensor
+
+# Equal letters are equal sizes. A bank is one matrix, or one per class.
+_KNN = {"queries": "M D", "bank": "N D", "query_offsets": "C+1", "bank_counts": "C"}
+_TOPK_GRADIENT = {"grad_values": "M k", "values": "M k", "indices": "M k"}
+_CONTRAST = {
+    "anchors": "G A E",
+    "keys": "G E",
+    "negatives": "G N E",
+    "anchor_counts": "G",
+    "negative_counts": "G",
+}
+SHAPES = {
+    "knn_topk": _KNN,
+    "knn_density": _KNN,
+    "knn_topk_backward": _KNN | _TOPK_GRADIENT,
+    "density_contrast": _CONTRAST,
+    "density_contrast_backward": _CONTRAST | {"dL_dloss": "G", "lse": "G A"},
+    "memory_push": {
+        "bank_features": "C capacity D",
+        "bank_projections": "C capacity E",
+        "bank_density": "C capacity",
+        "counts": "C",
+        "heads": "C",
+        "features": "C P D",
+        "projections": "C P E",
+        "density": "C P",
+        "row_counts": "C",
+    },
+    "gather_rows": {"maps": "B D H W"},
+}
+# Entries lie in [0, this size]; heads below it.
+LARGEST = {
+    "query_offsets": "M",
+    "bank_counts": "N",
+    "anchor_counts": "A",
+    "negative_counts": "N",
+    "row_counts": "P",
+    "counts": "capacity",
+    "heads": "capacity",
+}
+
+
+def check(op: str, given: dict) -> None:
+    """Raises RuntimeError naming op, argument, rule and value. `given`: the arguments by name."""
+    sizes = _check_shapes(op, given)
+    for name, size in LARGEST.items():
+        values = given.get(name)
+        if values is None or name not in SHAPES.get(op, ()):
+            continue
+        if values.dtype != torch.int64:
+            raise RuntimeError(f"{op}: {name} must be int64, got {str(values.dtype)[6:]}")
+        largest = sizes[size] - (name == "heads")
+        wrong = values[(values < 0) | (values > largest)]
+        if wrong.numel():
+            raise RuntimeError(f"{op}: {name} must lie in [0, {largest}], got {int(wrong[0])}")
+        if name == "query_offsets" and bool((values.diff() < 0).any()):
+            raise RuntimeError(f"{op}: query_offsets must not decrease, got {values.tolist()}")
+
+
+def _check_shapes(op: str, given: dict) -> dict:
+    sizes: dict = {}
+    for name, letters in SHAPES.get(op, {}).items():
+        tensor = given.get(name)
+        if not isinstance(tensor, Tensor):
+            continue
+        if name == "bank" and (given.get("query_offsets") is not None or tensor.dim() == 3):
+            letters = "C N D"
+            if given.get("query_offsets") is None:
+                raise RuntimeError(f"{op}: query_offsets is needed with a bank of shape [C, N, D]")
+        expected = letters.split()
+        shape = list(tensor.shape)
+        known = {letter: sizes[letter] for letter in expected if letter in sizes}
+        fits = len(shape) == len(expected)
+        for letter, size in zip(expected, shape, strict=False):
+            letter, size = ("C", size - 1) if letter == "C+1" else (letter, size)
+            fits = fits and sizes.setdefault(letter, size) == size
+        if not fits:
+            rule = f"[{', '.join(expected)}]" + (f" with {known}" if known else "")
+            raise RuntimeError(f"{op}: {name} must have shape {rule}, got {shape}")
+    return sizes
