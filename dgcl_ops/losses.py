@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dgcl_ops import sampling, selection
-from dgcl_ops.memory import FixedDtypeModule, MemoryBank, check_batch, one_of, without_autocast
+from dgcl_ops._modules import FixedDtypeModule, check_batch, one_of, without_autocast
+from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
 
 
@@ -209,14 +210,14 @@ class DensityContrastLoss(FixedDtypeModule):
         world_size = _arguments.positive_integer(
             "DensityContrastLoss.paper", "world_size", world_size
         )
-        setting = dict(
-            exclude_classes=(0,) if dataset == "voc" else (),
-            start="all_full",  # one rare class keeps the loss at 0 until its ring is full
-            min_rows=1_001,  # rows pushed while the class holds at most 1,000 have density 0,
-            backfill=False,  # and keep it
-            eps=1e-6,
-            grad_scale=1.0 / world_size,
-        )
+        setting = {
+            "exclude_classes": (0,) if dataset == "voc" else (),
+            "start": "all_full",  # one rare class keeps the loss at 0 until its ring is full
+            "min_rows": 1_001,  # rows pushed while the class holds at most 1,000 have density 0,
+            "backfill": False,  # and keep it
+            "eps": 1e-6,
+            "grad_scale": 1.0 / world_size,
+        }
         if num_classes is None:
             num_classes = 21 if dataset == "voc" else 19
         return cls(num_classes, feature_dim, projection_dim, **{**setting, **changes})
@@ -304,7 +305,16 @@ class DensityContrastLoss(FixedDtypeModule):
                     f"projection_dim {self.bank.projection_dim}, got None"
                 )
             features = projections
-        check_batch(op, self.bank, projections, labels, features)
+        bank = self.bank
+        check_batch(
+            op,
+            projections,
+            labels,
+            features,
+            bank.projection_dim,
+            bank.feature_dim,
+            bank.counts.device,
+        )
         strategy = self.strategy
         if confidence is not None:
             if confidence.shape != labels.shape or not confidence.is_floating_point():

@@ -5,49 +5,19 @@ buffer on the bank's device, so that a checkpoint continues bit for bit and no s
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgcl_ops import sampling
+from dgcl_ops._modules import (
+    FixedDtypeModule,
+    at_least,
+    check_batch,
+    one_of,
+    without_autocast,
+)
 from dgcl_ops.ops import _arguments, knn_density, memory_push
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class FixedDtypeModule(nn.Module):
-    """A module whose buffers keep their dtype: `.half()`, `.bfloat16()` and `.to(dtype)` pass them by.
-
-    A cast to half precision would destroy what the buffers are for: unit rows that are unit to float32's
-    last bit, and a state that resumes exactly. Moves between devices work as ever.
-    """
-
-    def _apply(self, fn, recurse=True):
-        def apply_without_cast(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0))  # tells device and dtype without casting the whole bank
-            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
-
-        return super()._apply(apply_without_cast, recurse)
-
-    def _replicate_for_data_parallel(self):
-        raise RuntimeError(
-            f"{type(self).__name__}: torch.nn.DataParallel is not supported, got a replica: replicas are "
-            "thrown away after each forward, and the rows pushed into them with them; use "
-            "torch.nn.parallel.DistributedDataParallel, or call the loss outside the replicated model"
-        )
-
-
-def at_least(op: str, name: str, value, minimum: int) -> int:
-    """The value, if it is an integer of at least `minimum`."""
-    value = _arguments.integral(op, name, value)
-    if value < minimum:
-        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
-    return value
-
-
-def one_of(op: str, name: str, value, choices: tuple):
-    """The value, if it is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
-    return value
 
 
 class MemoryBank(FixedDtypeModule):
@@ -243,7 +213,15 @@ class MemoryBank(FixedDtypeModule):
             features [B, D, H, W], projections [B, E, H, W], labels [B, H, W];
             or flat: [M, D], [M, E], [M].
         """
-        check_batch("MemoryBank.push", self, projections, labels, features)
+        check_batch(
+            "MemoryBank.push",
+            projections,
+            labels,
+            features,
+            self.projection_dim,
+            self.feature_dim,
+            self.counts.device,
+        )
         pixel_count = labels.numel()
         if pixel_count == 0:
             return
@@ -337,47 +315,3 @@ class MemoryBank(FixedDtypeModule):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def without_autocast(tensor: Tensor):
-    """A context in which operations on the tensor's device keep the dtypes they are given."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-def check_batch(
-    op: str, bank: MemoryBank, projections: Tensor, labels: Tensor, features: Tensor
-) -> None:
-    """Raises unless maps and labels fit each other and the bank.
-
-    Shape: projections [B, E, H, W], labels [B, H, W], features [B, D, H, W]; or [M, E], [M], [M, D].
-    """
-    for name, tensor, channels in (
-        ("projections", projections, bank.projection_dim),
-        ("features", features, bank.feature_dim),
-    ):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name} must have a float dtype, got {tensor.dtype}")
-        if tensor.dim() not in (2, 4) or tensor.shape[1] != channels:
-            raise ValueError(
-                f"{op}: {name} must have shape [B, {channels}, H, W] or [M, {channels}], "
-                f"got {list(tensor.shape)}"
-            )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
-    size = [*projections.shape[:1], *projections.shape[2:]]
-    if list(features.shape[:1] + features.shape[2:]) != size:
-        raise ValueError(
-            f"{op}: features must have the size of the projections {list(projections.shape)}, "
-            f"got {list(features.shape)}"
-        )
-    if list(labels.shape) != size:
-        raise ValueError(
-            f"{op}: labels must have shape {size}, one for each pixel of the maps, got "
-            f"{list(labels.shape)}; dgcl_ops.resize_labels brings a label map to the maps' size"
-        )
-    for name, tensor in (("projections", projections), ("features", features), ("labels", labels)):
-        if tensor.device != bank.counts.device:
-            raise ValueError(
-                f"{op}: {name} must be on the bank's device {bank.counts.device}, got {tensor.device}; "
-                "move the module with .to(device)"
-            )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import sampling
-from dgcl_ops.memory import MemoryBank, one_of
+from dgcl_ops._modules import one_of
+from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments
 from dgcl_ops.sampling import Rows, Table
 
@@ -109,10 +110,11 @@ def draw(
     segments = sampling.partition(labels, bank.num_classes, strategy.ignore_index, bits, usable)
     labelled = labels.reshape(-1) != strategy.ignore_index
 
-    if strategy.start == "all_full":
-        ready = (bank.ready(bank.capacity) | ~contrasted).all()
-    else:
-        ready = bank.ready()
+    ready = (
+        (bank.ready(bank.capacity) | ~contrasted).all()
+        if strategy.start == "all_full"
+        else bank.ready()
+    )
     active = contrasted & ready & (segments.counts > 0)
 
     # Candidates, and rows whose density is needed. Where densities choose, an active class needs those of its
@@ -278,13 +280,12 @@ def _candidate_sums(
     place = torch.where(position - first < limit, rows.pixels, pixel_count)
     member = torch.full((pixel_count + 1,), num_classes, device=place.device)
     member = member.scatter(0, place, rows.classes)[:pixel_count]
-    if projections.dim() == 2:
-        images = (projections.t(),)
-    else:
-        images = projections.flatten(2).unbind(0)
+    images = (projections.t(),) if projections.dim() == 2 else projections.flatten(2).unbind(0)
     total = torch.zeros((num_classes, projections.shape[1]), dtype=dtype, device=place.device)
     class_index = torch.arange(num_classes, device=place.device)
-    for image, classes in zip(images, member.view(len(images), -1)):  # [E, H * W], [H * W]
+    for image, classes in zip(
+        images, member.view(len(images), -1), strict=False
+    ):  # [E, H * W], [H * W]
         image = torch.where(classes < num_classes, image.to(dtype), 0)
         weights = (classes == class_index.unsqueeze(1)).to(dtype)
         if strategy.normalize_keys:

@@ -2,15 +2,15 @@
 
 import copy
 
+import oracles
 import pytest
 import torch
-
-import oracles
-from dgcl_ops.memory import MemoryBank
 from oracles import integers, random_rows
 
+from dgcl_ops.memory import MemoryBank
+
 C, D, E = 3, 5, 4
-SMALL = dict(capacity=12, rows_per_push=4, scales=(2, 3), seed=0)
+SMALL = {"capacity": 12, "rows_per_push": 4, "scales": (2, 3), "seed": 0}
 
 
 def bank_of(**changes) -> MemoryBank:
@@ -65,7 +65,8 @@ def test_a_push_stores_rows_of_each_class(metric):
                 unit(features[source : source + 1])[0] if metric == "cosine" else features[source]
             )
             oracles.assert_close(bank.features[c, i], expected.double())
-    assert not bank.features[1].any() and not bank.features[0, 3:].any()
+    assert not bank.features[1].any()
+    assert not bank.features[0, 3:].any()
 
 
 def test_which_rows_are_drawn_is_random():
@@ -134,42 +135,42 @@ def test_an_empty_push_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "change, error, message",
+    ("change", "error", "message"),
     [
         (
-            dict(features=torch.zeros(4, D + 1)),
+            {"features": torch.zeros(4, D + 1)},
             ValueError,
             r"features must have shape \[B, 5, H, W\]",
         ),
         (
-            dict(projections=torch.zeros(4, E + 1)),
+            {"projections": torch.zeros(4, E + 1)},
             ValueError,
             r"projections must have shape \[B, 4, H, W\]",
         ),
         (
-            dict(features=torch.zeros(5, D)),
+            {"features": torch.zeros(5, D)},
             ValueError,
             "features must have the size of the projections",
         ),
-        (dict(labels=torch.zeros(5, dtype=torch.int64)), ValueError, "resize_labels"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, "resize_labels"),
         (
-            dict(labels=torch.zeros(4)),
+            {"labels": torch.zeros(4)},
             TypeError,
             "labels must have an integer dtype, got torch.float32",
         ),
         (
-            dict(labels=torch.zeros(4, dtype=torch.bool)),
+            {"labels": torch.zeros(4, dtype=torch.bool)},
             TypeError,
             "labels must have an integer dtype",
         ),
         (
-            dict(features=torch.zeros(4, D, dtype=torch.int64)),
+            {"features": torch.zeros(4, D, dtype=torch.int64)},
             TypeError,
             "features must have a float dtype",
         ),
-        (dict(labels=integers([0, 1, 2, 3])), RuntimeError, r"labels must lie in \[0, 3\)"),
+        ({"labels": integers([0, 1, 2, 3])}, RuntimeError, r"labels must lie in \[0, 3\)"),
         (
-            dict(features=torch.zeros(4, D, device="meta")),
+            {"features": torch.zeros(4, D, device="meta")},
             ValueError,
             "features must be on the bank's device",
         ),
@@ -179,11 +180,11 @@ def test_a_bad_push_writes_nothing(change, error, message):
     bank = bank_of()
     bank.push(*flat_batch([4, 4, 4]))
     before = snapshot(bank)
-    good = dict(
-        features=torch.ones(4, D),
-        projections=torch.ones(4, E),
-        labels=integers([0, 1, 2, 2]),
-    )
+    good = {
+        "features": torch.ones(4, D),
+        "projections": torch.ones(4, E),
+        "labels": integers([0, 1, 2, 2]),
+    }
     with pytest.raises(error, match=message):
         bank.push(**{**good, **change})
     assert_unchanged(bank, before)
@@ -229,7 +230,8 @@ def test_the_push_that_makes_a_class_ready_computes_all_its_densities():
     bank.push(*flat_batch([2, 2, 2], seed=7))
     assert bank.ready().tolist() == [True, False, False]
     oracles.assert_close(bank.density[0, :4], own_density(bank, 0))
-    assert not bank.density[1:].any() and not bank.density[0, 4:].any()
+    assert not bank.density[1:].any()
+    assert not bank.density[0, 4:].any()
     # Only then: later pushes leave the old rows' densities as they are.
     kept = bank.density[0, :4].clone()
     bank.push(*flat_batch([2, 0, 0], seed=9))
@@ -241,7 +243,8 @@ def test_without_backfill_early_rows_keep_density_0():
     bank = bank_of(rows_per_push=2, min_rows=4, backfill=False)
     for seed in range(3):
         bank.push(*flat_batch([2, 0, 0], seed=seed))
-    assert not bank.density[0, :4].any() and bank.density[0, 4:6].all()
+    assert not bank.density[0, :4].any()
+    assert bank.density[0, 4:6].all()
 
 
 def test_densities_are_refreshed_every_so_many_pushes():
@@ -265,9 +268,11 @@ def test_density_of_leaves_out_what_is_not_ready_or_not_wanted():
     bank.push(*flat_batch([6, 6, 2]))
     queries, offsets = random_rows(9, D, seed=3), integers([0, 3, 6, 9])
     density = bank.density_of(queries, offsets)
-    assert density[:6].all() and not density[6:].any()
+    assert density[:6].all()
+    assert not density[6:].any()
     partial = bank.density_of(queries, offsets, classes=torch.tensor([False, True, True]))
-    assert not partial[:3].any() and torch.equal(partial[3:], density[3:])
+    assert not partial[:3].any()
+    assert torch.equal(partial[3:], density[3:])
 
 
 # ---- state ------------------------------------------------------------------------------------------
@@ -283,7 +288,8 @@ def test_ready_and_reset():
     empty = bank_of().checksum()
     assert bank.checksum() != empty
     bank.reset()
-    assert bank.checksum() == empty and int(bank.pushes) == 0
+    assert bank.checksum() == empty
+    assert int(bank.pushes) == 0
     assert bank.rng_state.tolist() == [0, 1]  # goes on: a reset bank draws other rows
 
 
@@ -292,7 +298,8 @@ def test_checksum_sees_every_bit_and_the_order(dtype):
     bank = bank_of(dtype=dtype)
     bank.push(*flat_batch([4, 4, 4]))
     reference = bank.checksum()
-    assert reference.dtype == torch.int64 and reference.dim() == 0
+    assert reference.dtype == torch.int64
+    assert reference.dim() == 0
     assert copy.deepcopy(bank).checksum() == reference
     word = {8: torch.int64, 4: torch.int32, 2: torch.int16}
     for name in ("features", "projections", "density", "counts", "heads"):
@@ -324,7 +331,9 @@ def test_state_dict_holds_everything(tmp_path):
 def test_rows_of_another_dtype_are_not_loaded():
     bank = bank_of()
     before = snapshot(bank)
-    with pytest.raises(RuntimeError, match="stored rows must have the bank's dtype torch.float32"):
+    with pytest.raises(
+        RuntimeError, match=r"stored rows must have the bank's dtype torch\.float32"
+    ):
         bank.load_state_dict(bank_of(dtype=torch.bfloat16).state_dict())
     assert_unchanged(bank, before)
 
@@ -384,25 +393,25 @@ def test_no_gradient_enters_the_bank():
 
 
 @pytest.mark.parametrize(
-    "change, error, message",
+    ("change", "error", "message"),
     [
-        (dict(num_classes=0), ValueError, "num_classes must be a positive integer, got 0"),
-        (dict(num_classes=2.5), TypeError, "num_classes must be an integer, got 2.5"),
-        (dict(feature_dim=-1), ValueError, "feature_dim must be a positive integer, got -1"),
-        (dict(projection_dim=0), ValueError, "projection_dim must be a positive integer"),
-        (dict(capacity=0), ValueError, "capacity must be a positive integer"),
-        (dict(capacity=True), TypeError, "capacity must be an integer, got True"),
-        (dict(rows_per_push=0), ValueError, "rows_per_push must be a positive integer"),
-        (dict(metric="cos"), ValueError, "metric must be one of cosine, dot, l2, got 'cos'"),
-        (dict(scales=()), ValueError, "scales must be positive integers"),
-        (dict(scales=(4, 0)), ValueError, "scales must be positive integers"),
-        (dict(scales=(4, 1.5)), TypeError, "each of scales must be an integer, got 1.5"),
-        (dict(dtype=torch.int32), ValueError, "dtype must be one of"),
-        (dict(min_rows=0), ValueError, "min_rows must be a positive integer"),
-        (dict(min_rows=13), ValueError, "min_rows must be at most capacity 12, got 13"),
-        (dict(refresh_every=-1), ValueError, "refresh_every must be at least 0, got -1"),
-        (dict(placement="sharded"), ValueError, "placement must be 'replicated' in this version"),
-        (dict(process_group=object()), ValueError, "process_group must be None in this version"),
+        ({"num_classes": 0}, ValueError, "num_classes must be a positive integer, got 0"),
+        ({"num_classes": 2.5}, TypeError, "num_classes must be an integer, got 2.5"),
+        ({"feature_dim": -1}, ValueError, "feature_dim must be a positive integer, got -1"),
+        ({"projection_dim": 0}, ValueError, "projection_dim must be a positive integer"),
+        ({"capacity": 0}, ValueError, "capacity must be a positive integer"),
+        ({"capacity": True}, TypeError, "capacity must be an integer, got True"),
+        ({"rows_per_push": 0}, ValueError, "rows_per_push must be a positive integer"),
+        ({"metric": "cos"}, ValueError, "metric must be one of cosine, dot, l2, got 'cos'"),
+        ({"scales": ()}, ValueError, "scales must be positive integers"),
+        ({"scales": (4, 0)}, ValueError, "scales must be positive integers"),
+        ({"scales": (4, 1.5)}, TypeError, "each of scales must be an integer, got 1.5"),
+        ({"dtype": torch.int32}, ValueError, "dtype must be one of"),
+        ({"min_rows": 0}, ValueError, "min_rows must be a positive integer"),
+        ({"min_rows": 13}, ValueError, "min_rows must be at most capacity 12, got 13"),
+        ({"refresh_every": -1}, ValueError, "refresh_every must be at least 0, got -1"),
+        ({"placement": "sharded"}, ValueError, "placement must be 'replicated' in this version"),
+        ({"process_group": object()}, ValueError, "process_group must be None in this version"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -414,5 +423,7 @@ def test_bad_arguments(change, error, message):
 def test_defaults():
     bank = MemoryBank(2, 3)
     assert bank.projections.shape == (2, 10_000, 3)
-    assert bank.min_rows == 32 and bank.refresh_every == 0 and bank.backfill
+    assert bank.min_rows == 32
+    assert bank.refresh_every == 0
+    assert bank.backfill
     assert MemoryBank(2, 3, capacity=5).min_rows == 5

@@ -4,9 +4,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from oracles import integers
 
 from dgcl_ops import sampling
-from oracles import integers
 
 # Five standard deviations: with fixed seeds nothing here is a matter of luck, and a fault is far outside.
 SIGMAS = 5.0
@@ -49,7 +49,8 @@ def test_mix_is_a_bijection_on_a_sample():
     words = torch.arange(1 << 16) * 65537 % (1 << 32)
     mixed = sampling.mix(words)
     assert mixed.unique().numel() == words.unique().numel()
-    assert int(mixed.min()) >= 0 and int(mixed.max()) < 1 << 32
+    assert int(mixed.min()) >= 0
+    assert int(mixed.max()) < 1 << 32
 
 
 def chi_square(buckets: torch.Tensor, count: int) -> float:
@@ -97,7 +98,8 @@ def test_draws_are_independent(other):
 def test_ranks_lie_in_range_and_are_even(size):
     bits = sampling.random_bits(state(5), 0, (1 << 16,))
     ranks = sampling.random_ranks(bits, integers(size))
-    assert int(ranks.min()) >= 0 and int(ranks.max()) < max(size, 1)
+    assert int(ranks.min()) >= 0
+    assert int(ranks.max()) < max(size, 1)
     if 1 < size <= 1000:
         assert abs(chi_square(ranks, size)) < SIGMAS
 
@@ -200,7 +202,8 @@ def test_leading_rows_and_orders(labels, limits, seed):
         at += len(own)
     assert (rows.classes[at:] == 4).all()
     for table in (table_front, table_back):
-        assert int(table.index.min()) >= 0 and int(table.index.max()) < size
+        assert int(table.index.min()) >= 0
+        assert int(table.index.max()) < size
     assert sampling.used_entries(table_front).sum(1).tolist() == counts.clamp(max=5).tolist()
 
 
