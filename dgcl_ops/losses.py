@@ -151,9 +151,10 @@ class DensityContrastLoss(FixedDtypeModule):
             )
         device = bank.counts.device
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
-        contrasted = torch.ones(num_classes, dtype=torch.bool, device=device)
-        contrasted[list(self.exclude_classes)] = False
-        self.register_buffer("contrasted", contrasted, persistent=False)
+        contrasted = [c not in self.exclude_classes for c in range(num_classes)]
+        self.register_buffer(
+            "contrasted", torch.tensor(contrasted, device=device), persistent=False
+        )
         for name, dtype in (
             ("class_loss", torch.float32),
             ("active", torch.bool),
