@@ -12,7 +12,7 @@ from dgcl_ops.ops import _arguments, density_contrast
 class DensityContrastLoss(FixedDtypeModule):
     """Pulls each class's features of lowest density towards its densest ones, away from other classes.
 
-    For each class c of the batch that is ready and not excluded (METHOD.md, section 3):
+    For each class c of the batch that is ready and not excluded:
 
         anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
                       of them at most
@@ -395,7 +395,7 @@ def _used_mean(values: Tensor, table: sampling.Table) -> Tensor:
 
 
 class PseudoLabelLoss(nn.Module):
-    """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept) as in METHOD.md, section 5.
+    """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept).
 
     The mean over the kept pixels grows by this factor the more pixels the entropy filter has taken out.
 

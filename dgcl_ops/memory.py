@@ -1,4 +1,4 @@
-"""The memory bank: for each class a ring of features, projections and densities (METHOD.md, section 4).
+"""The memory bank: for each class a ring of features, projections and densities.
 
 The rings are written in place and read as views. Everything that decides the next step is a persistent
 buffer on the bank's device, so that a checkpoint continues bit for bit and no step waits for the host.

@@ -2,7 +2,7 @@
 
 Every table has a shape that depends on sizes only; how much of it is used stands in counts on the device.
 So nothing is copied to the host, nothing is masked by booleans, and one compiled graph or CUDA graph serves
-every batch (ARCHITECTURE.md, section 3):
+every batch:
 
 1. one sort of the key (class, random number) lays the pixels out in class segments, random inside;
 2. the first rows of a segment are its candidates, and the first of those its push: no second draw;

@@ -123,7 +123,7 @@ def oracle(module: DensityContrastLoss, batch: dict, chosen):
 
 
 def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
-    """The tables hold what METHOD.md, section 3, asks for, given the candidates."""
+    """The tables hold what the method asks for, given the candidates."""
     strategy, bank = module.strategy, module.bank
     labels = batch["labels"].reshape(-1)
     features = flat_rows(batch["features"])
