@@ -10,8 +10,10 @@ Memory. "Extra memory" is the peak beyond the inputs, result included, of one ca
     CPU   each contender in a fresh process: inputs are built, a call of tiny size loads libraries and
           threads, freed heap is given back (malloc_trim), the kernel's high-water mark of resident
           memory is reset (/proc/self/clear_refs), and after one call VmHWM - VmRSS before it is read.
-          A warm allocator would hide what it keeps for the next call; a fresh process cannot. Good to
-          about 1 MB. Without Linux's /proc nothing is measured, and the table says so.
+          A warm allocator would hide what it keeps for the next call; a fresh process cannot. glibc is
+          told to take blocks above 64 KB from the system and to return them at once, for it would keep
+          up to 64 MB of freed ones, more or less by chance. Good to about 2 MB. Without Linux's /proc
+          nothing is measured, and the table says so.
     CUDA  torch.cuda.max_memory_allocated against memory_allocated before the call.
 """
 
@@ -37,6 +39,7 @@ MACHINE_COLUMNS = (
     *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "load"),
 )
 MEGABYTE = 1e6
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REST = 0.02  # seconds before each run: idle OpenMP threads of the run before it stop spinning
 
 
@@ -140,6 +143,9 @@ def peak_beyond_inputs(function: Callable[[], object], device: torch.device) -> 
 
 
 def _answer(connection, function, arguments) -> None:
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 1 << 16)
     connection.send(function(*arguments))
     connection.close()
 

@@ -18,6 +18,7 @@ from dgcl_ops._modules import (
 from dgcl_ops.ops import _arguments, knn_density, memory_push
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_CHECKSUM_WORDS = 1 << 18  # their int64 copies stay in a processor's cache
 
 
 class MemoryBank(FixedDtypeModule):
@@ -175,17 +176,18 @@ class MemoryBank(FixedDtypeModule):
     def checksum(self) -> Tensor:
         """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
         their order. Equal banks have equal checksums on all devices and processes."""
-        words = {8: torch.int32, 4: torch.int32, 2: torch.int16}
         total = torch.zeros((), dtype=torch.int64, device=self.counts.device)
         at = 0
         for name in ("features", "projections", "density", "counts", "heads"):
-            for ring in getattr(self, name):  # class by class: the words are widened to int64
-                word = ring.reshape(-1).view(words[ring.element_size()]).to(torch.int64)
-                word = word & 0xFFFFFFFF
-                place = (torch.arange(word.numel(), device=word.device) + at) & 0xFFFFFFFF
+            buffer = getattr(self, name)
+            narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
+            # In pieces: the words are widened to int64.
+            for words in buffer.view(narrow).reshape(-1).split(_CHECKSUM_WORDS):
+                place = torch.arange(at, at + words.numel(), device=words.device)
+                word = words.to(torch.int64) & 0xFFFFFFFF
                 # Hashes of 32 bits: 2^31 of them fit into the sum.
-                total = total + sampling.mix(word ^ sampling.mix(place)).sum()
-                at += word.numel()
+                total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
+                at += words.numel()
         return total
 
     # ---- writing --------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ struct Problem {
 template <typename T>
 struct UnitRows {
   Buffer<T> rows;
-  Buffer<double> norm;  // 0 for a zero row
+  Buffer<RowNorm<T>> norm;
   int64_t count, dim;
 
   UnitRows(int64_t capacity, int64_t dim_) : rows(capacity * dim_), norm(capacity), count(0), dim(dim_) {}
@@ -50,26 +50,12 @@ struct UnitRows {
     const Primitives<T>& prims = primitives<T>();
     count = n;
     for (int64_t i = 0; i < n; ++i) {
-      T* out = row(i);
-      load_row(prims, source.dtype, source.row(first + i, group), dim, out);
-      double square = 0;
-      for (int64_t d = 0; d < dim; ++d) square += static_cast<double>(out[d]) * static_cast<double>(out[d]);
-      norm[i] = std::sqrt(square);
-      unit_row(prims, out, dim, out);
+      load_row(prims, source.dtype, source.row(first + i, group), dim, row(i));
+      norm[i] = unit_row(prims, row(i), dim, row(i));
     }
   }
   T* row(int64_t i) const { return rows.get() + i * dim; }
-
-  // g, a gradient for unit row i -> for the raw row.
-  void to_raw(int64_t i, T* g) const {
-    if (norm[i] == 0) {
-      std::fill_n(g, dim, T(0));
-      return;
-    }
-    const T along = primitives<T>().dot(g, row(i), dim);
-    const double inverse = 1 / norm[i];
-    for (int64_t d = 0; d < dim; ++d) g[d] = static_cast<T>((g[d] - along * row(i)[d]) * inverse);
-  }
+  void to_raw(int64_t i, T* gradient) const { unit_row_backward(primitives<T>(), row(i), norm[i], dim, gradient); }
 };
 
 // <anchor, negative> / temperature for a block of anchors, tile by tile; [anchor][negative] in `logits`.

@@ -41,147 +41,127 @@ std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& ban
   return {values, indices};
 }
 
-// With the neighbours held fixed, each (query q, neighbour b) of score s and incoming gradient g adds
-//   to q:  a b + c_q q        to b:  a q + c_b b
-//   cosine: a = g / (|q| |b|), c_q = -g s / |q|^2, c_b = -g s / |b|^2      (a unit bank counts as it is: |b| = 1, c_b =
-//   0) dot:    a = g, c_q = c_b = 0 l2:     s = -|q - b|: a = -g / s, c_q = c_b = g / s                    (0 at
-//   distance 0)
-// Rows of length 0 get 0.
+// With the neighbours held fixed, the row x of each pair (x, y) of score s and incoming gradient g receives
+//   cosine: g y^, brought from x^ back to x at the end (unit_row_backward)      dot: g y      l2: (g / s) (x - y), 0 at
+//   s = 0
+// whether x is the query or the bank row. Each row sums its own pairs in the order of the queries: no atomic additions.
 template <typename T>
 class TopkBackward {
  public:
-  TopkBackward(const KnnProblem& problem, const T* grad_values, const T* values, const int64_t* indices)
-      : p_(problem), prims_(primitives<T>()), grad_(grad_values), value_(values), index_(indices) {
-    query_norm_.resize(static_cast<size_t>(p_.offsets.back()));
-    if (p_.metric == Metric::cosine) {
-      fill_norms(p_.queries, 0, p_.offsets.back(), query_norm_.data());
-      bank_norm_.assign(p_.counts.size() * static_cast<size_t>(p_.bank_rows), 1.0);
-      if (!p_.unit_bank)
-        for (size_t c = 0; c < p_.counts.size(); ++c)
-          fill_norms(p_.bank, static_cast<int64_t>(c), p_.bank_rows,
-                     bank_norm_.data() + c * static_cast<size_t>(p_.bank_rows));
-    }
-  }
+  TopkBackward(const KnnProblem& problem, int64_t num_queries, const T* grad_values, const T* values,
+               const int64_t* indices)
+      : p_(problem),
+        prims_(primitives<T>()),
+        num_queries_(num_queries),
+        grad_(grad_values),
+        value_(values),
+        index_(indices) {}
 
-  // out [M][dim] in T
-  void queries(T* out) const {
-    run_queue(static_cast<int64_t>(p_.counts.size()) * kSlices, [&](auto& next) {
-      std::vector<T> q(static_cast<size_t>(p_.dim)), b(static_cast<size_t>(p_.dim));
-      for (int64_t item; (item = next()) >= 0;) {
-        const int64_t c = item / kSlices, slice = item % kSlices;
-        const int64_t begin = p_.offsets[c], length = p_.offsets[c + 1] - begin;
-        for (int64_t i = begin + length * slice / kSlices; i < begin + length * (slice + 1) / kSlices; ++i) {
-          load_row(prims_, p_.queries.dtype, p_.queries.row(i), p_.dim, q.data());
-          for (int64_t r = 0; r < p_.k; ++r) {
-            const Terms t = terms(c, i, r);
-            if (!t.used) continue;
-            load_row(prims_, p_.bank.dtype, p_.bank.row(t.row, c), p_.dim, b.data());
-            prims_.axpy(t.other, b.data(), p_.dim, out + i * p_.dim);
-            prims_.axpy(t.query_self, q.data(), p_.dim, out + i * p_.dim);
-          }
-        }
+  void queries(Tensor& out) const {
+    for_rows(num_queries_, out, [&](int64_t i, Rows& rows) {
+      const int64_t c = class_of(i);
+      if (c < 0) return;
+      const RowNorm<T> norm = load(p_.queries, i, 0, normalise_queries(), rows.own);
+      for (int64_t pair = i * p_.k; pair < (i + 1) * p_.k; ++pair) {
+        if (!used(pair)) continue;
+        load(p_.bank, index_[pair], c, normalise_bank(), rows.other);
+        add(pair, rows);
       }
+      if (normalise_queries()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
     });
   }
 
-  // out [C][N][dim] in T. Threads own columns, so that every sum has one order.
-  void bank(T* out) const {
-    const int64_t width = 64, slices = (p_.dim + width - 1) / width;
-    run_queue(slices, [&](auto& next) {
-      std::vector<T> q(static_cast<size_t>(p_.dim)), b(static_cast<size_t>(p_.dim));
-      for (int64_t slice; (slice = next()) >= 0;) {
-        const int64_t first = slice * width, columns = std::min(width, p_.dim - first);
-        for (int64_t c = 0; c < static_cast<int64_t>(p_.counts.size()); ++c)
-          for (int64_t i = p_.offsets[c]; i < p_.offsets[c + 1]; ++i) {
-            load_slice(p_.queries, p_.queries.row(i), first, columns, q.data());
-            for (int64_t r = 0; r < p_.k; ++r) {
-              const Terms t = terms(c, i, r);
-              if (!t.used) continue;
-              load_slice(p_.bank, p_.bank.row(t.row, c), first, columns, b.data());
-              T* to = out + (c * p_.bank_rows + t.row) * p_.dim + first;
-              prims_.axpy(t.other, q.data(), columns, to);
-              prims_.axpy(t.bank_self, b.data(), columns, to);
-            }
-          }
+  void bank(Tensor& out) const {
+    const int64_t total = static_cast<int64_t>(p_.counts.size()) * p_.bank_rows;
+    std::vector<int64_t> begin(static_cast<size_t>(total + 1), 0), pairs;
+    const auto row_of = [&](int64_t pair) { return class_of(pair / p_.k) * p_.bank_rows + index_[pair]; };
+    const int64_t first = p_.offsets.front() * p_.k, last = p_.offsets.back() * p_.k;
+    for (int64_t pair = first; pair < last; ++pair)
+      if (used(pair)) ++begin[static_cast<size_t>(row_of(pair) + 1)];
+    for (size_t row = 1; row < begin.size(); ++row) begin[row] += begin[row - 1];
+    pairs.resize(static_cast<size_t>(begin.back()));
+    std::vector<int64_t> cursor(begin.begin(), begin.end() - 1);
+    for (int64_t pair = first; pair < last; ++pair)
+      if (used(pair)) pairs[static_cast<size_t>(cursor[static_cast<size_t>(row_of(pair))]++)] = pair;
+
+    for_rows(total, out, [&](int64_t row, Rows& rows) {
+      const int64_t from = begin[static_cast<size_t>(row)], to = begin[static_cast<size_t>(row + 1)];
+      if (from == to) return;
+      const RowNorm<T> norm = load(p_.bank, row % p_.bank_rows, row / p_.bank_rows, normalise_bank(), rows.own);
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t pair = pairs[static_cast<size_t>(i)];
+        load(p_.queries, pair / p_.k, 0, normalise_queries(), rows.other);
+        add(pair, rows);
       }
+      if (normalise_bank()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
     });
   }
 
  private:
-  static constexpr int64_t kSlices = 8;
-  struct Terms {
-    bool used = false;
-    int64_t row = 0;
-    T other = 0, query_self = 0, bank_self = 0;
+  struct Rows {
+    std::vector<T> own, other, sum;
+    explicit Rows(int64_t dim) : own(static_cast<size_t>(dim)), other(own), sum(own) {}
   };
 
-  void load_slice(const RowSource& source, const char* row, int64_t first, int64_t columns, T* out) const {
-    const int64_t bytes = source.dtype == ScalarType::Double ? 8 : source.dtype == ScalarType::Float ? 4 : 2;
-    load_row(prims_, source.dtype, row + first * bytes, columns, out);
+  bool normalise_queries() const { return p_.metric == Metric::cosine; }
+  bool normalise_bank() const { return p_.metric == Metric::cosine && !p_.unit_bank; }
+  bool used(int64_t pair) const { return index_[pair] >= 0 && grad_[pair] != 0; }
+
+  // -1 for a query of no class.
+  int64_t class_of(int64_t query) const {
+    if (query < p_.offsets.front() || query >= p_.offsets.back()) return -1;
+    return std::upper_bound(p_.offsets.begin(), p_.offsets.end(), query) - p_.offsets.begin() - 1;
   }
 
-  void fill_norms(const RowSource& source, int64_t group, int64_t count, double* norms) const {
-    std::vector<T> x(static_cast<size_t>(p_.dim));
-    for (int64_t i = 0; i < count; ++i) {
-      load_row(prims_, source.dtype, source.row(i, group), p_.dim, x.data());
-      double square = 0;
-      for (T v : x) square += static_cast<double>(v) * static_cast<double>(v);
-      norms[i] = std::sqrt(square);
-    }
+  RowNorm<T> load(const RowSource& source, int64_t i, int64_t group, bool normalise, std::vector<T>& out) const {
+    load_row(prims_, source.dtype, source.row(i, group), p_.dim, out.data());
+    return normalise ? unit_row(prims_, out.data(), p_.dim, out.data()) : RowNorm<T>{};
   }
 
-  Terms terms(int64_t c, int64_t i, int64_t r) const {
-    Terms t;
-    t.row = index_[i * p_.k + r];
-    const double g = grad_[i * p_.k + r], s = value_[i * p_.k + r];
-    if (t.row < 0 || g == 0) return t;
-    if (p_.metric == Metric::cosine) {
-      const double q = query_norm_[static_cast<size_t>(i)],
-                   b = bank_norm_[static_cast<size_t>(c * p_.bank_rows + t.row)];
-      if (q == 0 || b == 0) return t;
-      t.other = static_cast<T>(g / (q * b));
-      t.query_self = static_cast<T>(-g * s / (q * q));
-      t.bank_self = p_.unit_bank ? T(0) : static_cast<T>(-g * s / (b * b));
-    } else if (p_.metric == Metric::dot) {
-      t.other = static_cast<T>(g);
-    } else {
-      if (s == 0) return t;
-      t.other = static_cast<T>(-g / s);
-      t.query_self = t.bank_self = static_cast<T>(g / s);
+  void add(int64_t pair, Rows& rows) const {
+    T factor = grad_[pair];
+    if (p_.metric == Metric::l2) {
+      if (value_[pair] == 0) return;
+      factor /= value_[pair];
+      for (size_t d = 0; d < rows.own.size(); ++d) rows.other[d] = rows.own[d] - rows.other[d];
     }
-    t.used = true;
-    return t;
+    prims_.axpy(factor, rows.other.data(), p_.dim, rows.sum.data());
+  }
+
+  // compute(row, rows) adds row's gradient to rows.sum, which starts at 0.
+  template <typename Compute>
+  void for_rows(int64_t count, Tensor& out, const Compute& compute) const {
+    constexpr int64_t chunk = 32;
+    const ScalarType dtype = out.scalar_type();
+    const int64_t row_bytes = p_.dim * static_cast<int64_t>(out.element_size());
+    char* data = static_cast<char*>(out.mutable_data_ptr());
+    run_queue((count + chunk - 1) / chunk, [&](auto& next) {
+      Rows rows(p_.dim);
+      for (int64_t item; (item = next()) >= 0;)
+        for (int64_t i = item * chunk; i < std::min((item + 1) * chunk, count); ++i) {
+          std::fill(rows.sum.begin(), rows.sum.end(), T(0));
+          compute(i, rows);
+          store_row(dtype, rows.sum.data(), p_.dim, data + i * row_bytes);
+        }
+    });
   }
 
   const KnnProblem& p_;
   const Primitives<T>& prims_;
+  const int64_t num_queries_;
   const T* grad_;
   const T* value_;
   const int64_t* index_;
-  std::vector<double> query_norm_, bank_norm_;
 };
-
-// Rows of T into a tensor of its own dtype.
-template <typename T>
-void store_rows(const std::vector<T>& rows, int64_t dim, Tensor& out) {
-  char* data = static_cast<char*>(out.mutable_data_ptr());
-  const int64_t bytes = dim * static_cast<int64_t>(out.element_size());
-  for (int64_t i = 0; i < out.numel() / dim; ++i)
-    store_row(out.scalar_type(), rows.data() + i * dim, dim, data + i * bytes);
-}
 
 template <typename T>
 void backward(const KnnProblem& problem, const Tensor& grad_values, const Tensor& values, const Tensor& indices,
               Tensor& grad_queries, Tensor& grad_bank) {
-  const TopkBackward<T> pass(problem, static_cast<const T*>(grad_values.const_data_ptr()),
+  const TopkBackward<T> pass(problem, grad_queries.size(0), static_cast<const T*>(grad_values.const_data_ptr()),
                              static_cast<const T*>(values.const_data_ptr()),
                              static_cast<const int64_t*>(indices.const_data_ptr()));
-  std::vector<T> rows(static_cast<size_t>(grad_queries.numel()), T(0));
-  pass.queries(rows.data());
-  store_rows(rows, problem.dim, grad_queries);
-  rows.assign(static_cast<size_t>(grad_bank.numel()), T(0));
-  pass.bank(rows.data());
-  store_rows(rows, problem.dim, grad_bank);
+  pass.queries(grad_queries);
+  pass.bank(grad_bank);
 }
 
 std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,

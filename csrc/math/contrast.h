@@ -3,8 +3,7 @@
 //   lse = log sum_j exp(z_j)        p_0 = exp(z_0 - lse)        loss = -log(p_0 + eps)       (eps = 0: lse - z_0)
 //   dloss/dz_j = p_0 / (p_0 + eps) * (exp(z_j - lse) - [j = 0])
 //
-// z_j = <a, b_j> / temperature with unit rows a, b_j. A gradient g for a unit row u = x / |x| becomes (g - <g, u> u) /
-// |x| for x, and 0 for a zero row.
+// z_j = <a, b_j> / temperature with unit rows a, b_j; gradients go back to raw rows by unit_row_backward (unit_row.h).
 #pragma once
 #include <cmath>
 #include <limits>

@@ -21,14 +21,21 @@ constexpr double smallest_safe_square<double>() {
   return 0x1p-900;
 }
 
-// Ops offers dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`. Returns false for a row with NaN or
-// infinity.
+// |x| = value * 2^exponent; value 0 for a row that has no direction (zero, or with a NaN or an infinity).
+template <typename T>
+struct RowNorm {
+  T value = 0;
+  int exponent = 0;
+};
+
+// Ops offers dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`.
 template <typename T, typename Ops>
-bool unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
+RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   T square = ops.dot(x, x, dim);
   if (square >= smallest_safe_square<T>() && square <= std::numeric_limits<T>::max()) {
-    ops.divide(x, std::sqrt(square), dim, out);
-    return true;
+    const T norm = std::sqrt(square);
+    ops.divide(x, norm, dim, out);
+    return {norm, 0};
   }
   T largest = 0;
   bool finite = true;
@@ -39,13 +46,28 @@ bool unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   }
   if (!finite || largest == 0) {
     for (int64_t d = 0; d < dim; ++d) out[d] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
-    return finite;
+    return {};
   }
   const int exponent = std::ilogb(largest);
   for (int64_t d = 0; d < dim; ++d) out[d] = std::scalbn(x[d], -exponent);
   square = ops.dot(out, out, dim);
-  ops.divide(out, std::sqrt(square), dim, out);
-  return true;
+  const T norm = std::sqrt(square);
+  ops.divide(out, norm, dim, out);
+  return {norm, exponent};
+}
+
+// Turns g, a gradient for the unit row u = x / |x|, into that for x: (g - <g, u> u) / |x|, and 0 where x has no
+// direction.
+template <typename T, typename Ops>
+void unit_row_backward(const Ops& ops, const T* u, RowNorm<T> norm, int64_t dim, T* g) {
+  if (norm.value == 0) {
+    for (int64_t d = 0; d < dim; ++d) g[d] = 0;
+    return;
+  }
+  const T along = ops.dot(g, u, dim);
+  for (int64_t d = 0; d < dim; ++d) g[d] = (g[d] - along * u[d]) / norm.value;
+  if (norm.exponent)
+    for (int64_t d = 0; d < dim; ++d) g[d] = std::scalbn(g[d], -norm.exponent);
 }
 
 }  // namespace dgcl
