@@ -1,0 +1,136 @@
+"""What a trained network is measured by: IoU of its predictions, cluster scores and densities of its features."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dgcl_ops import (
+    DensityContrastLoss,
+    FeatureTap,
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    resize_labels,
+    silhouette_score,
+)
+
+SCORES = {
+    "silhouette": silhouette_score,
+    "calinski_harabasz": calinski_harabasz_score,
+    "davies_bouldin": davies_bouldin_score,
+}
+
+
+@torch.no_grad()
+def confusion_matrix(
+    network: nn.Module,
+    samples: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    ignore_index: int,
+) -> Tensor:
+    """Counts pixels by (label, prediction): [C, C] int64. `samples` are batches (images, labels)."""
+    network.eval()
+    matrix = torch.zeros(num_classes**2, dtype=torch.int64)
+    for images, labels in samples:
+        predicted = predict(network, images).cpu()
+        kept = labels != ignore_index
+        pairs = labels[kept] * num_classes + predicted[kept]
+        matrix += torch.bincount(pairs, minlength=num_classes**2)
+    return matrix.view(num_classes, num_classes)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """The class of each pixel, [B, H, W], on the network's device."""
+    device = next(network.parameters()).device
+    return network(images.to(device, memory_format=torch.channels_last)).argmax(1)
+
+
+def class_iou(matrix: Tensor) -> Tensor:
+    """IoU of each class in percent, [C]; NaN for a class that is neither labelled nor predicted."""
+    matrix = matrix.double()
+    return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+
+
+def mean_iou(matrix: Tensor) -> float:
+    return class_iou(matrix).nanmean().item()
+
+
+@torch.no_grad()
+def sample_features(
+    network: nn.Module,
+    samples: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    ignore_index: int,
+    *,
+    per_batch: int = 20,
+    per_class: int = 200,
+) -> tuple[Tensor, Tensor]:
+    """Unit features of random pixels, the same number of each class where there are enough.
+
+    Which pixels are taken depends on the labels only, so two networks are compared on the same pixels.
+
+    Returns:
+        features [N, D] float32, labels [N] int64.
+    """
+    network.eval()
+    rng = np.random.default_rng(0)
+    chosen = [[] for _ in range(num_classes)]
+    with FeatureTap(network, "classifier") as tap:
+        for images, labels in samples:
+            predict(network, images)
+            features = tap.pop()
+            small = resize_labels(labels, features.shape[-2:]).flatten()
+            rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+            for c in range(num_classes):
+                if c != ignore_index:
+                    pixels = (small == c).nonzero()[:, 0].numpy()
+                    pixels = torch.from_numpy(rng.permutation(pixels)[:per_batch])
+                    chosen[c].append(F.normalize(rows[pixels.to(rows.device)]).cpu())
+    chosen = [torch.cat(rows) for rows in chosen]
+    chosen = [rows[torch.from_numpy(rng.permutation(len(rows))[:per_class])] for rows in chosen]
+    counts = torch.tensor([len(rows) for rows in chosen])
+    return torch.cat(chosen), torch.arange(num_classes).repeat_interleave(counts)
+
+
+def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
+    """Silhouette and Calinski-Harabasz (higher is better), Davies-Bouldin (lower is better)."""
+    return {name: float(score(features, labels)) for name, score in SCORES.items()}
+
+
+def density_in_bank(contrast: DensityContrastLoss, features: Tensor, labels: Tensor) -> Tensor:
+    """Density of each feature in the bank of its class: [N, D], [N] -> [N]; 0 where that bank is empty."""
+    order = labels.argsort(stable=True)
+    counts = labels.bincount(minlength=contrast.num_classes)
+    offsets = F.pad(counts.cumsum(0), (1, 0))  # [C + 1], where each class begins
+    density = features.new_empty(len(features))
+    density[order] = contrast.bank.density_of(features[order].contiguous(), offsets)
+    return density
+
+
+@torch.no_grad()
+def density_map(network: nn.Module, contrast: DensityContrastLoss, images: Tensor) -> Tensor:
+    """Density of each pixel's feature in the bank of the class it is predicted as; 0 where that bank is empty.
+
+    The bank holds the student's features, so this is the network to give.
+
+    Shape:
+        images [B, 3, H, W] -> [B, H, W].
+    """
+    network.eval()
+    with FeatureTap(network, "classifier") as tap:
+        predicted = predict(network, images)
+        features = tap.pop()
+    size = features.shape[-2:]
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    small = resize_labels(predicted, size)
+    density = density_in_bank(contrast, rows, small.flatten()).view(len(images), 1, *size)
+    known = contrast.bank.ready()[small][:, None].float()
+    # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
+    known, density = (
+        F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=False)
+        for x in (known, density * known)
+    )
+    return (density / known.clamp(min=1e-6))[:, 0].cpu()

@@ -1,0 +1,67 @@
+"""A small segmentation network that trains from scratch on a CPU in minutes.
+
+It knows nothing of the density loss: the trainer taps the input of `classifier`, as it would in any network.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SegmentationNetwork(nn.Module):
+    """Convolutions at strides 2, 4, 8, ...; a way back up to the feature stride; a 1x1 classifier.
+
+    Args:
+        num_classes: C.
+        widths: channels at stride 2, 4, 8, ...
+        feature_dim: channels of the features that the classifier reads.
+        feature_stride: stride of these features: 2, 4, ...
+
+    Shape:
+        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        widths: tuple[int, ...] = (24, 48, 96),
+        feature_dim: int = 48,
+        feature_stride: int = 2,
+    ):
+        super().__init__()
+        self.finest = (
+            feature_stride.bit_length() - 2
+        )  # index of the stage with the features' stride
+        inputs = (3, *widths[:-1])
+        self.down = nn.ModuleList(
+            nn.Sequential(_convolution(before, width, stride=2), _convolution(width, width))
+            for before, width in zip(inputs, widths, strict=True)
+        )
+        self.lateral = nn.ModuleList(
+            nn.Conv2d(width, feature_dim, kernel_size=1) for width in widths[self.finest :]
+        )
+        self.smooth = _convolution(feature_dim, feature_dim)
+        self.classifier = nn.Conv2d(feature_dim, num_classes, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, stages = (images - 0.5) * 4, []
+        for stage in self.down:
+            x = stage(x)
+            stages.append(x)
+        maps = [f(stage) for f, stage in zip(self.lateral, stages[self.finest :], strict=True)]
+        x = maps.pop()
+        for finer in reversed(maps):
+            x = finer + _resize(x, finer.shape[-2:])
+        return _resize(self.classifier(self.smooth(x)), images.shape[-2:])
+
+
+def _convolution(inputs, outputs, stride=1):
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _resize(x, size):
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,194 @@
+"""The report: one self-contained index.html, light or dark as the reader's system is, and overview.png."""
+
+import base64
+from html import escape
+from pathlib import Path
+
+from semi import figures, summary
+from semi.runs import METHODS, Plan, Run, held_out_scenes
+from semi.scenes import CLASS_NAMES
+
+CONTROL, TREATED = summary.CONTROL, summary.TREATED
+
+
+def write(out: Path, plan: Plan, runs: list[Run], result: dict, facts: dict) -> None:
+    """Writes index.html and overview.png into `out`."""
+    first = {run.method: run.shown for run in reversed(runs)}  # the first seed's runs are shown
+    seed = runs[0].seed
+    rows = scene_tiles(plan, first)
+    panels = [
+        (f"{method}, seed {seed}", first[method], figures.embed(first[method]))
+        for method in (CONTROL, TREATED)
+    ]
+    short = [[row[i] for i in (0, 1, 2, 3, 5)] for row in rows[:4]]
+    (out / "overview.png").write_bytes(figures.overview(short, panels))
+
+    low, high = figures.density_limits([first[CONTROL], first[TREATED]])
+    template = Path(__file__).with_name("page.html").read_text()
+    parts = {
+        "verdict": verdict(result),
+        "cards": cards(result),
+        "table": table(result),
+        "paired": paired_table(result),
+        "tiles": tiles(rows),
+        "legend": legend(),
+        "bar": f'{low:.2f} <img class="bar" alt="" src="{inline(figures.colour_bar())}"> {high:.2f}',
+        "seed": str(seed),
+        "scatter": themed(
+            lambda theme: figures.scatter_figure(panels, theme),
+            "t-SNE of the features of both runs, coloured by class",
+        ),
+        "curves": themed(
+            lambda theme: figures.curve_figure(runs, theme),
+            "mIoU, losses and mean density against the step",
+        ),
+        "matched": matched(result),
+        **{
+            name: str(getattr(plan, name))
+            for name in ("labelled", "unlabelled", "evaluated", "split")
+        },
+        **{
+            name: str(getattr(plan.settings, name))
+            for name in ("steps", "warm_up", "batch", "contrast_weight")
+        },
+        "facts": "".join(
+            f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()
+        ),
+    }
+    for name, value in parts.items():
+        template = template.replace("{{" + name + "}}", value)
+    (out / "index.html").write_text(template)
+
+
+def scene_tiles(plan: Plan, first: dict) -> list[list[tuple]]:
+    """For each scene shown: (title, tile) of the image, the label and what the runs made of it."""
+    images, labels = (x[: plan.shown].numpy() for x in held_out_scenes(plan))
+    limits = figures.density_limits([first[CONTROL], first[TREATED]])
+
+    def density(method, i):
+        shown = first[method]
+        return figures.density_tile(images[i], shown["prediction"][i], shown["density"][i], limits)
+
+    return [
+        [
+            ("image", images[i].transpose(1, 2, 0)),
+            ("label", figures.class_tile(labels[i])),
+            ("self-training", figures.class_tile(first[CONTROL]["prediction"][i])),
+            ("+ density loss", figures.class_tile(first[TREATED]["prediction"][i])),
+            ("pseudo label", figures.class_tile(first[TREATED]["pseudo label"][i])),
+            ("density", density(TREATED, i)),
+            ("density, without", density(CONTROL, i)),
+        ]
+        for i in range(plan.shown)
+    ]
+
+
+# ---- pieces of the page -------------------------------------------------------------------------
+
+
+def verdict(result: dict) -> str:
+    """What came out, in two sentences that follow from the numbers."""
+    miou = result["paired"]["miou"]
+    seeds = len(miou["differences"])
+    gain = (
+        result["methods"][CONTROL]["miou"]["mean"] - result["methods"]["supervised"]["miou"]["mean"]
+    )
+    better = [
+        f"{title} in {result['paired'][metric]['better']} of {seeds}"
+        for metric, title, *_ in summary.METRICS[1:]
+    ]
+    return (
+        f"Self-training moves mIoU by {gain:+.1f} points over the labelled scenes alone. Adding the density loss, "
+        f"all else equal, moves it by <strong>{summary.number('miou', miou, '+')}</strong> "
+        f"(better in {miou['better']} of {seeds} seeds). "
+        f"The features cluster better by {better[0]}, by {better[1]} and by {better[2]} seeds."
+    )
+
+
+def cards(result: dict) -> str:
+    """The headline: each measure, without and with the density loss."""
+    cells = []
+    for metric, title, digits, upward in summary.METRICS:
+        values = [result["methods"][method][metric]["mean"] for method in (CONTROL, TREATED)]
+        paired = result["paired"][metric]
+        good = (paired["mean"] > 0) == upward
+        cells.append(
+            f"<div class='card'><h3>{title} <small>{'higher' if upward else 'lower'} is better</small></h3>"
+            f"<p class='pair'>{values[0]:.{digits}f} <span>→</span> {values[1]:.{digits}f}</p>"
+            f"<p class='{'good' if good else 'bad'}'>{summary.number(metric, paired, '+')}</p></div>"
+        )
+    return "".join(cells)
+
+
+def table(result: dict) -> str:
+    head = "".join(f"<th>{title} {'↑' if up else '↓'}</th>" for _, title, _, up in summary.METRICS)
+    body = ""
+    for method, values in result["methods"].items():
+        cells = "".join(f"<td>{summary.number(m, values[m])}</td>" for m, *_ in summary.METRICS)
+        colour = figures.METHOD_COLOURS[method]
+        body += (
+            f"<tr><th><i class='dot' style='background:{colour}'></i>{method}"
+            f"<small>{escape(METHODS[method])}</small></th>{cells}</tr>"
+        )
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def paired_table(result: dict) -> str:
+    """Density contrast minus self-training, seed by seed."""
+    head = "".join(f"<th>{title} {'↑' if up else '↓'}</th>" for _, title, _, up in summary.METRICS)
+    seeds = [row["seed"] for row in result["runs"] if row["method"] == TREATED]
+    body = ""
+    for i, seed in enumerate(seeds):
+        cells = ""
+        for metric, _, digits, upward in summary.METRICS:
+            difference = result["paired"][metric]["differences"][i]
+            style = "good" if (difference > 0) == upward else "bad"
+            cells += f"<td class='{style}'>{difference:+.{digits}f}</td>"
+        body += f"<tr><th>seed {seed}</th>{cells}</tr>"
+    cells = "".join(
+        f"<td>{result['paired'][m]['better']} of {len(seeds)}</td>" for m, *_ in summary.METRICS
+    )
+    body += f"<tr class='total'><th>better in</th>{cells}</tr>"
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def tiles(rows: list[list[tuple]]) -> str:
+    return "".join(
+        "<div class='scene'>"
+        + "".join(
+            f"<figure><img src='{inline(figures.tile_png(tile))}' alt='{title}'>"
+            f"<figcaption>{title}</figcaption></figure>"
+            for title, tile in row
+        )
+        + "</div>"
+        for row in rows
+    )
+
+
+def legend() -> str:
+    names = [*CLASS_NAMES, "ignored"]
+    colours = [*figures.COLOURS, figures.IGNORED]
+    return "".join(
+        f"<span><i class='dot' style='background:{colour}'></i>{name}</span>"
+        for name, colour in zip(names, colours, strict=True)
+    )
+
+
+def matched(result: dict) -> str:
+    return "; ".join(
+        f"seed {seed}: identical for {found['identical']} steps, "
+        f"{found['before the first contrast']} of them before the first one with a contrast"
+        for seed, found in result["matched"].items()
+    )
+
+
+def themed(draw, alt: str) -> str:
+    """A figure drawn twice, for a light and for a dark page."""
+    return (
+        f"<picture><source media='(prefers-color-scheme: dark)' srcset='{inline(draw(figures.DARK))}'>"
+        f"<img src='{inline(draw(figures.LIGHT))}' alt='{escape(alt)}'></picture>"
+    )
+
+
+def inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

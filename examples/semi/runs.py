@@ -1,0 +1,196 @@
+"""The demo's runs: every method with every seed, side by side in processes of one thread each.
+
+One thread per run, so that the numbers do not depend on how many cores there are.
+"""
+
+import multiprocessing
+import os
+import queue
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from dgcl_ops import entropy_filter
+from dgcl_ops.labels import CLASSIFICATION_DROP
+from semi import evaluate
+from semi.network import SegmentationNetwork
+from semi.scenes import DigitScenes, draw_scenes
+from semi.trainer import Settings, Trainer
+
+METHODS = {
+    "supervised": "labelled scenes only",
+    "self-training": "+ pseudo labels (contrast weight 0)",
+    "density contrast": "+ density loss (contrast weight 0.5)",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of the demo."""
+
+    labelled: int = 40
+    unlabelled: int = 400
+    evaluated: int = 120  # held-out scenes
+    evaluate_every: int = 60  # steps
+    shown: int = 6  # held-out scenes in the report
+    split: str = "test"  # "val" to try settings on
+    settings: Settings = field(
+        default_factory=lambda: Settings(steps=600, warm_up=200, exclude_classes=(0,))
+    )
+
+    def settings_of(self, method: str, seed: int) -> Settings:
+        """All methods share everything but one number."""
+        settings = replace(self.settings, seed=seed)
+        if method == "supervised":
+            return replace(settings, warm_up=settings.steps)
+        if method == "self-training":
+            return replace(settings, contrast_weight=0.0)
+        return settings
+
+
+@dataclass
+class Run:
+    """What one run leaves behind: plain numbers and arrays."""
+
+    method: str
+    seed: int
+    seconds: float
+    curve: list[tuple[int, float]]  # (step, mIoU of the teacher)
+    class_iou: list[float]
+    scores: dict[str, float]  # of the teacher's features
+    history: list[dict[str, float]]
+    shown: dict[str, np.ndarray] = field(repr=False)
+
+    @property
+    def miou(self) -> float:
+        return self.curve[-1][1]
+
+
+def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
+    """One run, from the scenes to the scores. `report((method, seed, step))` is called after each step."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    data = DigitScenes(plan.labelled, plan.unlabelled, seed)
+    sizes = data.num_classes, data.ignore_index
+    images, labels = held_out_scenes(plan)
+    held_out = list(zip(images.split(30), labels.split(30), strict=True))
+
+    torch.manual_seed(seed)  # the weights at the start
+    trainer = Trainer(SegmentationNetwork(data.num_classes), data, plan.settings_of(method, seed))
+    matrices = {}
+
+    def after_step(trainer):
+        report((method, seed, trainer.step))
+        if trainer.step % plan.evaluate_every == 0 or trainer.step == trainer.settings.steps:
+            matrices[trainer.step] = evaluate.confusion_matrix(trainer.teacher, held_out, *sizes)
+
+    trainer.run(record_every=1, after_step=after_step)
+    features, classes = evaluate.sample_features(trainer.teacher, held_out, *sizes)
+    return Run(
+        method=method,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        curve=[(step, evaluate.mean_iou(matrix)) for step, matrix in matrices.items()],
+        class_iou=evaluate.class_iou(matrices[trainer.step]).tolist(),
+        scores=evaluate.cluster_scores(features, classes),
+        history=trainer.history,
+        shown=_to_show(trainer, images[: plan.shown], held_out, sizes),
+    )
+
+
+def held_out_scenes(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scenes all runs are measured on: the same for every seed."""
+    return draw_scenes(plan.evaluated, plan.split, seed=0)
+
+
+@torch.no_grad()
+def _to_show(trainer, images, held_out, sizes):
+    """Predictions and densities of some scenes, and features for a scatter plot.
+
+    The teacher predicts. Densities are the student's, since the bank holds the student's features.
+    """
+    student, teacher, contrast = trainer.student, trainer.teacher, trainer.contrast
+    logits = teacher.eval()(images)
+    pseudo = entropy_filter(logits, 1 - CLASSIFICATION_DROP[0], ignore_index=sizes[1])
+    features, classes = evaluate.sample_features(student, held_out, *sizes, per_class=60)
+    return {
+        "prediction": logits.argmax(1).numpy(),
+        "pseudo label": pseudo.numpy(),
+        "density": evaluate.density_map(student, contrast, images).numpy(),
+        "features": features.numpy(),
+        "classes": classes.numpy(),
+        "feature density": evaluate.density_in_bank(contrast, features, classes).numpy(),
+    }
+
+
+# ---- many runs ----------------------------------------------------------------------------------
+
+
+def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
+    """Every method with every seed, `workers` at a time, with a progress line on the terminal."""
+    # The longest runs first, so that no core is idle at the end.
+    jobs = [(method, seed) for method in reversed(METHODS) for seed in seeds]
+    progress = Progress(plan, jobs)
+    if workers == 1:
+        runs = [train(plan, *job, report=progress.update) for job in jobs]
+    else:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
+        with context.Manager() as manager, ProcessPoolExecutor(workers, context) as pool:
+            steps = manager.Queue()
+            futures = [pool.submit(train, plan, *job, report=steps.put) for job in jobs]
+            while not all(future.done() for future in futures):
+                try:
+                    progress.update(steps.get(timeout=0.5))
+                except queue.Empty:
+                    failed = [f for f in futures if f.done() and f.exception()]
+                    if failed:
+                        pool.shutdown(cancel_futures=True)
+                        raise failed[0].exception() from None
+            runs = [future.result() for future in futures]
+    progress.close()
+    order = list(METHODS)
+    return sorted(runs, key=lambda run: (order.index(run.method), run.seed))
+
+
+class Progress:
+    """A line with a bar, the share done and the time left; on a file, a line every tenth."""
+
+    def __init__(self, plan: Plan, jobs: list[tuple[str, int]]):
+        self.plan, self.done, self.started = plan, dict.fromkeys(jobs, 0), time.perf_counter()
+        self.total = sum(self._cost(job, plan.settings.steps) for job in jobs)
+        self.live, self.printed = sys.stderr.isatty(), -1
+
+    def _cost(self, job, step):
+        """Steps, a semi-supervised one counted as three: it has twice the images, a teacher and a bank."""
+        warm_up = self.plan.settings_of(*job).warm_up
+        return step + 2 * max(0, step - warm_up)
+
+    def update(self, done: tuple[str, int, int]) -> None:
+        method, seed, step = done
+        self.done[method, seed] = step
+        share = sum(self._cost(job, step) for job, step in self.done.items()) / self.total
+        tick = round(share * (1000 if self.live else 10))
+        if tick == self.printed:
+            return
+        self.printed = tick
+        spent = time.perf_counter() - self.started
+        bar = "█" * round(30 * share)
+        line = f"{bar:░<30} {share:4.0%}  {spent:4.0f} s  {spent / share - spent:4.0f} s left"
+        print(
+            f"\r{line}" if self.live else line,
+            end="" if self.live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self.live:
+            print(file=sys.stderr)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,140 @@
+"""Scenes composed of real handwritten digits, with a dense label: a segmentation task without a download.
+
+The digits are the 1,797 handwritten ones that ship with scikit-learn (8x8 pixels; UCI optical recognition of
+handwritten digits). They are divided before any scene is drawn: no digit of a test scene is in a training scene.
+
+A scene is a tinted, grained, noisy ground, digits that are rotated, sheared, scaled, coloured and overlap one another,
+and torn-off pieces of digits that belong to the background. Class 0 is background, class 1 + d is digit d.
+"""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+from semi.augment import random_crop
+
+CLASS_NAMES = ("background", *map(str, range(10)))
+SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # of the digits themselves
+SIZE, CROP = 64, 56  # pixels of a scene, and of what the network sees of it in training
+GRID = 3  # digits sit near the nodes of a 3 x 3 grid: they touch and overlap, but do not hide each other
+DIGITS, PIECES = 7, 1  # whole digits and torn pieces of a scene
+NOISE = 0.05
+
+
+class DigitScenes:
+    """Labelled and unlabelled scenes to train on.
+
+    Args:
+        labelled: number of scenes with a label.
+        unlabelled: number of scenes without.
+        seed: of the scenes.
+    """
+
+    num_classes = len(CLASS_NAMES)
+    class_names = CLASS_NAMES
+    ignore_index = 255
+
+    def __init__(self, labelled: int, unlabelled: int, seed: int):
+        images, labels = draw_scenes(labelled + unlabelled, "train", seed)
+        self.images, self.labels = images[:labelled], labels[:labelled]
+        self.unlabelled_images = images[labelled:]
+
+    def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A random batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
+        chosen = rng.integers(len(self.images), size=count)
+        crops = [_crop(self.images[i], self.labels[i], rng) for i in chosen]
+        images, labels = zip(*crops, strict=True)
+        return torch.stack(images), torch.stack(labels)
+
+    def unlabelled(self, count: int, rng: np.random.Generator) -> Tensor:
+        """A random batch: images [count, 3, CROP, CROP]."""
+        chosen = rng.integers(len(self.unlabelled_images), size=count)
+        return torch.stack([_crop(self.unlabelled_images[i], None, rng)[0] for i in chosen])
+
+
+def _crop(image, label, rng):
+    return random_crop(image, label, (CROP, CROP), rng, scale=(0.9, 1.1))
+
+
+def draw_scenes(count: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws scenes of one split's digits: images [count, 3, SIZE, SIZE] in [0, 1], labels [count, SIZE, SIZE] int64."""
+    rng = np.random.default_rng((seed, list(SHARES).index(split)))
+    strokes, values = split_digits(split)
+    images = _ground(rng, count)
+    labels = torch.zeros(count, SIZE, SIZE, dtype=torch.int64)
+    nodes = rng.permuted(np.tile(np.arange(GRID**2), (count, 1)), axis=1)  # [count, 9]
+    for layer in range(PIECES + DIGITS):
+        torn = layer < PIECES  # pieces lie lowest and hide no digit
+        chosen = rng.integers(len(values), size=count)
+        drawn = _tear(rng, strokes[chosen]) if torn else strokes[chosen]
+        opacity = _place(rng, drawn, nodes[:, layer])  # [count, SIZE, SIZE]
+        colour = _brighter(rng, images)[:, :, None, None]
+        images = torch.lerp(images, colour.expand_as(images), opacity[:, None])
+        label = torch.zeros(count) if torn else values[chosen] + 1
+        labels = torch.where(opacity > 0.5, label.long()[:, None, None], labels)
+    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+    return (images + NOISE * noise).clamp(0, 1), labels
+
+
+def split_digits(split: str) -> tuple[Tensor, Tensor]:
+    """One split's digits: strokes [N, 8, 8] in [0, 1] and values [N]. The division never changes."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    first, last = (round(share * len(order)) for share in SHARES[split])
+    chosen = order[first:last]
+    return torch.from_numpy(digits.images[chosen] / 16).float(), torch.from_numpy(
+        digits.target[chosen]
+    )
+
+
+def _ground(rng, count):
+    """A random dark tint, smooth grain in three octaves (mostly grey), and stripes of random direction."""
+    images = _uniform(rng, 0.2, 0.5, (count, 3, 1, 1)).expand(-1, -1, SIZE, SIZE).clone()
+    for cells, grey, tint in ((3, 0.10, 0.06), (9, 0.08, 0.03), (24, 0.06, 0.0)):
+        coarse = torch.from_numpy(rng.standard_normal((count, 4, cells, cells), dtype=np.float32))
+        grain = F.interpolate(coarse, (SIZE, SIZE), mode="bicubic", align_corners=False)
+        images += grey * grain[:, :1] + tint * grain[:, 1:]
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    limits = ((0, torch.pi), (6, 16), (0, 2 * torch.pi))
+    angle, period, phase = (_uniform(rng, low, high, (count, 1, 1)) for low, high in limits)
+    stripes = torch.sin((x * angle.cos() + y * angle.sin()) * 2 * torch.pi / period + phase)
+    images += 0.1 * stripes[:, None] * _uniform(rng, -1, 1, (count, 1, 1, 1))
+    return images.clamp(0, 1)
+
+
+def _place(rng, strokes, nodes):
+    """Puts each 8x8 stroke near its grid node, by a random affine map: opacities [count, SIZE, SIZE]."""
+    count = len(strokes)
+    angle, shear = _uniform(rng, -0.1, 0.1, count), _uniform(rng, -0.05, 0.05, count)
+    stretch, width = _uniform(rng, 0.85, 1.18, count), _uniform(rng, 0.36, 0.42, count)
+    node = torch.from_numpy(np.stack((nodes % GRID, nodes // GRID), axis=1)) - (GRID - 1) / 2
+    centre = node.float() * (1.96 / GRID) + _uniform(rng, -0.08, 0.08, (count, 2))  # in [-1, 1]
+    # affine_grid takes the map from the scene's coordinates to the stroke's.
+    cos, sin = angle.cos(), angle.sin()
+    rows = torch.stack((cos, sin + shear, -sin * stretch, cos * stretch), dim=1)
+    linear = rows.view(count, 2, 2) / width[:, None, None]
+    shift = -linear @ centre[:, :, None]
+    theta = torch.cat((linear, shift), dim=2)
+    grid = F.affine_grid(theta, (count, 1, SIZE, SIZE), align_corners=False)
+    framed = F.pad(strokes[:, None], (1, 1, 1, 1))  # 10x10: a stroke may touch its border
+    values = F.grid_sample(framed, grid * 0.8, mode="bicubic", align_corners=False)
+    return ((values[:, 0] - 0.35) * 5 + 0.5).clamp(0, 1)
+
+
+def _tear(rng, strokes):
+    """Keeps about half of each stroke: a piece that looks like handwriting and is no digit."""
+    kept = torch.zeros(4, 8, 8)
+    kept[0, 5:] = kept[1, :3] = kept[2, :, 5:] = kept[3, :, :3] = 1
+    return strokes * kept[rng.integers(4, size=len(strokes))]
+
+
+def _brighter(rng, images):
+    """A colour per scene, brighter than the scene's mean by a random amount in a random direction. [count, 3]"""
+    direction = F.normalize(_uniform(rng, -1, 1, (len(images), 3)).abs())
+    return (images.mean((2, 3)) + direction * _uniform(rng, 0.5, 0.8, (len(images), 1))).clamp(0, 1)
+
+
+def _uniform(rng, low, high, shape):
+    return torch.from_numpy(rng.uniform(low, high, shape)).float()

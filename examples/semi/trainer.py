@@ -1,0 +1,251 @@
+"""Semi-supervised training with an EMA teacher, and the density-guided contrastive loss added to it.
+
+`Trainer.losses` is the method; the rest of the file is book-keeping.
+
+With `contrast_weight=0` the very same code runs, projection head, loss and memory bank included; only the factor
+differs. Both runs therefore see the same batches, the same random numbers and the same batch-norm inputs: a control
+that differs in any of these can move by more than the method does.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dgcl_ops import (
+    DensityContrastLoss,
+    FeatureTap,
+    ProjectionHead,
+    PseudoLabelLoss,
+    entropy_filter,
+    resize_labels,
+)
+from dgcl_ops.labels import (
+    classification_drop_fraction,
+    contrast_drop_fraction,
+    ema_decay,
+    poly_learning_rate,
+    training_progress,
+)
+from semi.augment import cutmix, jitter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what a run computes, besides the data and the network."""
+
+    seed: int = 0
+    contrast_weight: float = 0.5  # 0: plain self-training
+    unlabelled_weight: float = 0.5
+    steps: int = 700
+    warm_up: int = 250  # first steps, on labelled images only; all `steps`: supervised training
+    batch: int = 8  # labelled images a step, and as many unlabelled ones
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
+    temperature: float = 0.5
+    projection_dim: int = 32
+    # The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
+    bank_capacity: int = 1024
+    rows_per_push: int = 64
+    max_candidates: int = 512
+    num_anchors: int = 32
+    num_keys: int = 16
+    num_negatives: int = 256
+    exclude_classes: tuple[int, ...] = ()
+
+
+class Trainer:
+    """Trains a network on labelled and unlabelled images.
+
+    Args:
+        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w].
+        data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels) and
+            `unlabelled(count, rng)` -> images; both draw from the generator they are given and from nothing else.
+        settings: see Settings.
+        device: where to train.
+
+    Attributes:
+        student, teacher: the network, and its moving average: the one to evaluate and to keep.
+        history: what `run` recorded: dicts of step, losses and the mean density of the bank.
+    """
+
+    def __init__(self, network: nn.Module, data, settings: Settings, device="cpu"):
+        self.data, self.settings, self.device = data, settings, torch.device(device)
+        self.step, self.history = 0, []
+        self.student = network.to(self.device, memory_format=torch.channels_last)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.tap = FeatureTap(self.student, "classifier")
+        feature_dim = self.student.classifier.in_channels
+        self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
+        self.contrast = DensityContrastLoss(
+            data.num_classes,
+            feature_dim,
+            settings.projection_dim,
+            temperature=settings.temperature,
+            num_anchors=settings.num_anchors,
+            num_keys=settings.num_keys,
+            num_negatives=settings.num_negatives,
+            max_candidates=settings.max_candidates,
+            bank_capacity=settings.bank_capacity,
+            rows_per_push=settings.rows_per_push,
+            exclude_classes=settings.exclude_classes,
+            ignore_index=data.ignore_index,
+            seed=settings.seed,
+        )
+        self.projection.to(self.device)
+        self.contrast.to(self.device)
+        self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
+        self.optimizer = torch.optim.AdamW(
+            [*self.student.parameters(), *self.projection.parameters()],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+
+    # ---- the method -----------------------------------------------------------------------------
+
+    def losses(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """The losses of one step; "total" is the one to minimise."""
+        settings, ignore = self.settings, self.data.ignore_index
+        images, labels, weak = self.draw(rng)
+        labelled = len(images)
+
+        # The teacher labels the weak view. Its least certain pixels are ignored, far more of them for the contrast.
+        with torch.no_grad():
+            logits = self.teacher(torch.cat((images, weak)))[labelled:]
+        progress = training_progress(self.step, settings.warm_up, settings.steps)
+        pseudo = entropy_filter(
+            logits, 1 - classification_drop_fraction(progress), ignore_index=ignore
+        )
+        reliable = entropy_filter(logits, 1 - contrast_drop_fraction(progress), ignore_index=ignore)
+
+        # The student sees both halves in one batch: other colours, and boxes of other images in the unlabelled half.
+        strong, pseudo, reliable = cutmix(rng, jitter(weak, rng), pseudo, reliable)
+        logits = self.student(torch.cat((jitter(images, rng), strong)))
+        features = self.tap.pop()
+        supervised = F.cross_entropy(logits[:labelled], labels, ignore_index=ignore)
+        unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
+
+        # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
+        small = resize_labels(torch.cat((labels, reliable)), features.shape[-2:])
+        contrast = self.contrast(self.projection(features), small, features)
+
+        total = (
+            supervised
+            + settings.unlabelled_weight * unlabelled
+            + settings.contrast_weight * contrast
+        )
+        return {
+            "total": total,
+            "supervised": supervised,
+            "unlabelled": unlabelled,
+            "contrast": contrast,
+        }
+
+    def warm_up_losses(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """The same for a step of the warm-up, in which there is no teacher worth asking."""
+        images, labels, _ = self.draw(rng)
+        logits = self.student(jitter(images, rng))
+        self.tap.pop()
+        supervised = F.cross_entropy(logits, labels, ignore_index=self.data.ignore_index)
+        return {"total": supervised, "supervised": supervised}
+
+    # ---- the steps around it --------------------------------------------------------------------
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and labels of the labelled half of a batch, and the weak view of the unlabelled half."""
+        images, labels = self.data.labelled(self.settings.batch, rng)
+        weak = self.data.unlabelled(self.settings.batch, rng)
+        images, weak = (
+            x.to(self.device, memory_format=torch.channels_last) for x in (images, weak)
+        )
+        return images, labels.to(self.device), weak
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step. All its random numbers come from (seed, step), so a resumed run continues exactly."""
+        settings = self.settings
+        rng = np.random.default_rng((settings.seed, self.step))
+        self.student.train()
+        self.teacher.train()  # batch norm by batch statistics, as in the paper
+        warm_up = self.step < settings.warm_up
+        losses = self.warm_up_losses(rng) if warm_up else self.losses(rng)
+        for group in self.optimizer.param_groups:
+            group["lr"] = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
+        self.optimizer.zero_grad()
+        losses["total"].backward()
+        self.optimizer.step()
+        self._update_teacher(ema_decay(self.step, settings.ema_maximum), copy_buffers=warm_up)
+        self.step += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _update_teacher(self, decay, copy_buffers):
+        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+        for average, current in pairs:
+            average.lerp_(current, 1 - decay)
+        if copy_buffers:  # in the warm-up the teacher sees no images of its own
+            for average, current in zip(
+                self.teacher.buffers(), self.student.buffers(), strict=True
+            ):
+                average.copy_(current)
+
+    def run(
+        self,
+        *,
+        until: int | None = None,
+        record_every: int = 10,
+        after_step: Callable[["Trainer"], None] = lambda trainer: None,
+    ) -> None:
+        """Trains up to step `until`, by default to the end.
+
+        Every `record_every` steps, losses and the mean density of the bank are read into the history (on a GPU,
+        reading waits for the step). `after_step` is called after each step.
+        """
+        until = self.settings.steps if until is None else min(until, self.settings.steps)
+        while self.step < until:
+            losses = self.train_step()
+            if self.step % record_every == 0 or self.step == self.settings.steps:
+                record = {name: float(loss) for name, loss in losses.items()}
+                self.history.append({"step": self.step, **record, "density": self.mean_density()})
+            after_step(self)
+
+    def mean_density(self) -> float:
+        """Mean density of the rows in the bank, over the classes that are ready; 0 while there are none."""
+        state = self.contrast.diagnostics()
+        ready = state["ready"]
+        return float((state["mean_density"] * ready).sum() / ready.sum().clamp(min=1))
+
+    # ---- checkpoints ----------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Writes all that the next step depends on, the memory bank included; never half a file."""
+        state = {name: getattr(self, name).state_dict() for name in self._parts}
+        state |= {"settings": asdict(self.settings), "step": self.step, "history": self.history}
+        unfinished = path.with_suffix(".unfinished")
+        torch.save(state, unfinished)
+        unfinished.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continues from a checkpoint of a run with the same settings.
+
+        Raises:
+            ValueError: a setting differs.
+        """
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        stored, ours = state["settings"], asdict(self.settings)
+        for name in ours.keys() | stored.keys():
+            if stored.get(name) != ours.get(name):
+                raise ValueError(
+                    f"Trainer.load: {name} must be {stored.get(name)!r} as in the checkpoint {path}, "
+                    f"got {ours.get(name)!r}"
+                )
+        for name in self._parts:
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.history = state["step"], state["history"]
+
+    _parts = ("student", "teacher", "projection", "contrast", "optimizer")
