@@ -18,7 +18,6 @@ from dgcl_ops._modules import (
 from dgcl_ops.ops import _arguments, knn_density, memory_push
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_CHECKSUM_WORDS = 1 << 18  # their int64 copies stay in a processor's cache
 
 
 class MemoryBank(FixedDtypeModule):
@@ -177,12 +176,13 @@ class MemoryBank(FixedDtypeModule):
         """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
         their order. Equal banks have equal checksums on all devices and processes."""
         total = torch.zeros((), dtype=torch.int64, device=self.counts.device)
+        # The words are widened to int64 in pieces, on a processor small enough for its cache.
+        piece = 1 << (15 if total.device.type == "cpu" else 22)
         at = 0
         for name in ("features", "projections", "density", "counts", "heads"):
             buffer = getattr(self, name)
             narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
-            # In pieces: the words are widened to int64.
-            for words in buffer.view(narrow).reshape(-1).split(_CHECKSUM_WORDS):
+            for words in buffer.view(narrow).reshape(-1).split(piece):
                 place = torch.arange(at, at + words.numel(), device=words.device)
                 word = words.to(torch.int64) & 0xFFFFFFFF
                 # Hashes of 32 bits: 2^31 of them fit into the sum.
