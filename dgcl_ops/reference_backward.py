@@ -91,8 +91,12 @@ def density_contrast_backward(
     anchor_counts: Tensor | None = None,
     negative_counts: Tensor | None = None,
     eps: float = 0.0,
+    all_gradients: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients written out: dL/dz = p0 / (p0 + eps) (P - onehot0) / (count T), then through x / |x|."""
+    """Gradients written out: dL/dz = p0 / (p0 + eps) (P - onehot0) / (count T), then through x / |x|.
+
+    Those of keys and negatives are empty unless `all_gradients`.
+    """
     dtype = compute_dtype(anchors, keys, negatives)
     with reference.no_autocast(anchors):
         groups, rows, _ = anchors.shape
@@ -110,8 +114,11 @@ def density_contrast_backward(
         if eps:  # without eps the factor is 1, also where p0 underflows
             share = share * p0 / (p0 + eps)
         dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
+        dL_danchors = _unit_rows_backward(dz0 * p + dzn @ n, raw_anchors).to(anchors.dtype)
+        if not all_gradients:
+            return dL_danchors, keys.new_empty(0), negatives.new_empty(0)
         return (
-            _unit_rows_backward(dz0 * p + dzn @ n, raw_anchors).to(anchors.dtype),
+            dL_danchors,
             _unit_rows_backward(dz0.mT @ a, raw_keys).squeeze(1).to(keys.dtype),
             _unit_rows_backward(dzn.mT @ a, raw_negatives).to(negatives.dtype),
         )

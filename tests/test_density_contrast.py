@@ -7,6 +7,8 @@ import pytest
 import torch
 from oracles import assert_close, integers, random_rows
 
+from dgcl_ops import reference_backward
+
 NAN = math.nan
 
 
@@ -253,3 +255,17 @@ def test_errors(change, error, text):
     with pytest.raises(error) as caught:
         ops.density_contrast(**arguments)
     assert str(caught.value).startswith(f"density_contrast: {text}"), str(caught.value)
+
+
+def test_backward_computes_only_the_gradients_that_are_wanted():
+    """With detached keys and negatives the anchors' gradient is the same, and the others are never made."""
+    rows = [torch.randn(2, 5, 7), torch.randn(2, 7), torch.randn(2, 6, 7)]
+    loss, lse = torch.ops.dgcl_ops.density_contrast(*rows, 0.5, None, None, 0.0)
+    for backward in (
+        torch.ops.dgcl_ops.density_contrast_backward,
+        reference_backward.density_contrast_backward,
+    ):
+        arguments = (torch.ones_like(loss), *rows, lse, 0.5, None, None, 0.0)
+        anchors_only, *empty = backward(*arguments, False)
+        assert torch.equal(anchors_only, backward(*arguments, True)[0])
+        assert [t.shape for t in empty] == [(0,), (0,)]

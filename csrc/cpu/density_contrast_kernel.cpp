@@ -154,13 +154,12 @@ void write(Tensor& out, int64_t row, const T* x, int64_t dim) {
 // One group at a time per thread, so that every sum has one order. Rows beyond the counts get 0.
 template <typename T>
 void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danchors, Tensor& dL_dkeys,
-              Tensor& dL_dnegatives) {
-  const bool shared_needed = dL_dkeys.numel() > 0 || dL_dnegatives.numel() > 0;
+              Tensor& dL_dnegatives, bool all_gradients) {
   run_queue(p.groups, [&](auto& next) {
     const Primitives<T>& prims = primitives<T>();
     UnitRows<T> anchors(p.num_anchors, p.dim), key(1, p.dim), negatives(p.num_negatives, p.dim);
     LogitTiles<T> tiles(p.num_negatives, p.dim);
-    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(shared_needed ? p.num_negatives * p.dim : 0),
+    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(all_gradients ? p.num_negatives * p.dim : 0),
         zeros(p.dim);
     std::fill_n(zeros.get(), p.dim, T(0));
     for (int64_t g; (g = next()) >= 0;) {
@@ -184,18 +183,18 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
           const T at_key = static_cast<T>(scale * (std::exp(key_logit - total) - 1));
           std::fill_n(gradient.get(), p.dim, T(0));
           prims.axpy(at_key, key.row(0), p.dim, gradient.get());
-          if (shared_needed) prims.axpy(at_key, anchor, p.dim, key_gradient.get());
+          if (all_gradients) prims.axpy(at_key, anchor, p.dim, key_gradient.get());
           for (int64_t j = 0; j < negatives.count; ++j) {
             const T at_negative = static_cast<T>(scale * std::exp(static_cast<double>(tiles.logits(r)[j]) - total));
             prims.axpy(at_negative, negatives.row(j), p.dim, gradient.get());
-            if (shared_needed) prims.axpy(at_negative, anchor, p.dim, negative_gradient.get() + j * p.dim);
+            if (all_gradients) prims.axpy(at_negative, anchor, p.dim, negative_gradient.get() + j * p.dim);
           }
           anchors.to_raw(i, gradient.get());
           write(dL_danchors, g * p.num_anchors + i, gradient.get(), p.dim);
         }
       }
       for (int64_t i = count; i < p.num_anchors; ++i) write(dL_danchors, g * p.num_anchors + i, zeros.get(), p.dim);
-      if (!shared_needed) continue;
+      if (!all_gradients) continue;
       key.to_raw(0, key_gradient.get());
       write(dL_dkeys, g, key_gradient.get(), p.dim);
       for (int64_t j = 0; j < p.num_negatives; ++j) {
@@ -226,21 +225,23 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cpu(const Tensor& d
                                                                  const Tensor& keys, const Tensor& negatives,
                                                                  const Tensor& lse, double temperature,
                                                                  std::optional<Tensor> anchor_counts,
-                                                                 std::optional<Tensor> negative_counts, double eps) {
+                                                                 std::optional<Tensor> negative_counts, double eps,
+                                                                 bool all_gradients) {
   check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts,
                                   eps);
   const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts,
                   eps);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);
   Tensor dL_danchors = torch::stable::new_empty(anchors, anchors.sizes(), anchors.scalar_type());
-  Tensor dL_dkeys = torch::stable::new_empty(keys, keys.sizes(), keys.scalar_type());
-  Tensor dL_dnegatives = torch::stable::new_empty(negatives, negatives.sizes(), negatives.scalar_type());
+  Tensor dL_dkeys = all_gradients ? torch::stable::new_empty(keys, keys.sizes()) : torch::stable::new_empty(keys, {0});
+  Tensor dL_dnegatives =
+      all_gradients ? torch::stable::new_empty(negatives, negatives.sizes()) : torch::stable::new_empty(negatives, {0});
   if (compute_type(anchors, keys, negatives) == ScalarType::Double)
     backward(p, static_cast<const double*>(upstream.const_data_ptr()),
-             static_cast<const double*>(saved.const_data_ptr()), dL_danchors, dL_dkeys, dL_dnegatives);
+             static_cast<const double*>(saved.const_data_ptr()), dL_danchors, dL_dkeys, dL_dnegatives, all_gradients);
   else
     backward(p, static_cast<const float*>(upstream.const_data_ptr()), static_cast<const float*>(saved.const_data_ptr()),
-             dL_danchors, dL_dkeys, dL_dnegatives);
+             dL_danchors, dL_dkeys, dL_dnegatives, all_gradients);
   return {dL_danchors, dL_dkeys, dL_dnegatives};
 }
 

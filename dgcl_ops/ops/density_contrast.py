@@ -68,12 +68,21 @@ def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts,
 
 @torch.library.register_fake(f"{_OP}_backward")
 def _backward_fake(
-    dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts, eps
+    dL_dloss,
+    anchors,
+    keys,
+    negatives,
+    lse,
+    temperature,
+    anchor_counts,
+    negative_counts,
+    eps,
+    all_gradients,
 ):
     return (
         anchors.new_empty(anchors.shape),
-        keys.new_empty(keys.shape),
-        negatives.new_empty(negatives.shape),
+        keys.new_empty(keys.shape if all_gradients else (0,)),
+        negatives.new_empty(negatives.shape if all_gradients else (0,)),
     )
 
 
@@ -86,7 +95,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dL_dloss, _dL_dlse):
     anchors, keys, negatives, lse, anchor_counts, negative_counts = ctx.saved_tensors
-    gradients = torch.ops.dgcl_ops.density_contrast_backward(
+    all_gradients = any(ctx.needs_input_grad[1:3])
+    dL_danchors, *others = torch.ops.dgcl_ops.density_contrast_backward(
         dL_dloss,
         anchors,
         keys,
@@ -96,8 +106,10 @@ def _backward(ctx, dL_dloss, _dL_dlse):
         anchor_counts,
         negative_counts,
         ctx.eps,
+        all_gradients,
     )
-    return *gradients, None, None, None, None
+    others = others if all_gradients else (None, None)
+    return dL_danchors, *others, None, None, None, None
 
 
 torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
