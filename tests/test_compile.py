@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from loss_oracle import assert_same_state, batch_of, loss_of, run, snapshot
+from loss_oracle import B, C, D, E, assert_same_state, batch_of, loss_of, run, snapshot
+from oracles import random_rows
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dgcl_ops.losses import PseudoLabelLoss
 
@@ -130,3 +132,24 @@ def test_a_training_step_with_both_losses_is_one_graph():
         torch.testing.assert_close(value, step(twin, features, labels), rtol=1e-6, atol=0)
         value.backward()
     assert_same_state(contrast, snapshot(twin))
+
+
+def test_all_map_sizes_share_two_graphs():
+    eager = loss_of()
+    module = copy.deepcopy(eager)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        for seed, (height, width) in enumerate([(5, 7), (6, 9), (9, 4), (12, 12)]):
+            batch = {
+                "projections": random_rows(B, E, height, width, seed=seed),
+                "labels": torch.arange(B * height * width).view(B, height, width) % C,
+                "features": random_rows(B, D, height, width, seed=seed + 100),
+            }
+            value, gradient = run(compiled, batch)
+            expected, expected_gradient = run(eager, batch)
+            assert torch.equal(value, expected)
+            assert torch.equal(gradient, expected_gradient)
+            assert (value > 0) == (seed > 0)
+    assert counter.frame_count == 2  # one for the first size, one for any size
+    assert_same_state(module, snapshot(eager))
