@@ -89,6 +89,15 @@ def test_excluded_classes_are_negatives_but_nothing_else():
     assert not touched[torch.isin(batch["labels"].reshape(-1), integers([0, 2, 255]))].any()
 
 
+def test_excluded_classes_stay_out_even_if_the_bank_knows_them():
+    bank = filled(loss_of()).bank
+    module = loss_of(bank=bank, exclude_classes=(0, 2), start="all_full")
+    heads = bank.heads.clone()
+    assert draw_of(module, batch_of()).candidate_counts.tolist() == [0, 12, 0, 1, 0]
+    check_step(module, batch_of())
+    assert torch.equal(bank.heads[[0, 2]], heads[[0, 2]])
+
+
 @pytest.mark.parametrize("ignore_index", [255, -1, 0])
 @pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int16])
 def test_ignore_index(ignore_index, label_dtype):
