@@ -108,13 +108,11 @@ def draw(
         usable = usable & torch.isfinite(confidence.reshape(-1))
     bits = sampling.random_bits(rng_state, 0, (pixel_count,))
     segments = sampling.partition(labels, bank.num_classes, strategy.ignore_index, bits, usable)
-    labelled = labels.reshape(-1) != strategy.ignore_index
+    labelled = labels.reshape(-1).to(torch.int64) != strategy.ignore_index
 
-    ready = (
-        (bank.ready(bank.capacity) | ~contrasted).all()
-        if strategy.start == "all_full"
-        else bank.ready()
-    )
+    ready = bank.ready()
+    if strategy.start == "all_full":
+        ready = (bank.ready(bank.capacity) | ~contrasted).all()
     active = contrasted & ready & (segments.counts > 0)
 
     # Candidates, and rows whose density is needed. Where densities choose, an active class needs those of its
@@ -135,8 +133,8 @@ def draw(
         candidates = sampling.leading_rows(segments, candidate_limits, candidate_size)
     density = push_table = push_density = None
     if queries is not None:
-        rows = sampling.gather_rows(features, queries.pixels)
-        density = bank.density_of(rows, queries.offsets)
+        query_rows = sampling.gather_rows(features, queries.pixels)
+        density = bank.density_of(query_rows, queries.offsets)
     if push:
         push_counts = torch.minimum(segments.counts, push_limits)
         push_table = sampling.front(queries, push_counts, push_width)
@@ -145,15 +143,14 @@ def draw(
 
     values = {"low_density": density, "high_density": density}
     if strategy.by_confidence:
-        chosen = confidence.reshape(-1)[candidates.pixels]
-        values.update(low_confidence=chosen, high_confidence=chosen)
+        candidate_confidence = confidence.reshape(-1)[candidates.pixels]
+        values["low_confidence"] = values["high_confidence"] = candidate_confidence
     anchors, keys = _anchors_and_keys(
         strategy, candidates, counts, values.get(strategy.anchors), values.get(strategy.keys)
     )
     if strategy.keys == "high_confidence":
-        active = active & (
-            keys.counts > 0
-        )  # a single pixel that is anchor has no key, with `disjoint`
+        # With `disjoint`, a class of one pixel has an anchor but no key.
+        active = active & (keys.counts > 0)
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
     negative_bits = sampling.random_bits(rng_state, 1, (bank.num_classes, strategy.num_negatives))
@@ -182,7 +179,8 @@ def _anchors_and_keys(
 ) -> tuple[Table, Table]:
     """The rows of lowest `anchor_values`, or any without them, and the rows of highest `key_values`.
 
-    Candidates stand in random order inside a class: "any" are the first ones, and so are the winners of ties.
+    Candidates stand in random order inside a class: "any" are the first ones. Of equal values, anchors take the
+    first and keys the last.
 
     Shape: counts [C], values [M] -> tables of row numbers [C, A] and [C, K].
     """

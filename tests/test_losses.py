@@ -99,11 +99,13 @@ def test_excluded_classes_stay_out_even_if_the_bank_knows_them():
 
 
 @pytest.mark.parametrize("ignore_index", [255, -1, 0])
-@pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int16])
+@pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int8])
 def test_ignore_index(ignore_index, label_dtype):
     module = filled(loss_of(ignore_index=ignore_index), ignore_index=ignore_index)
     batch = batch_of(ignore_index=ignore_index)
     assert module.bank.counts[0] == (0 if ignore_index == 0 else 14)
+    if label_dtype == torch.int8 and ignore_index == 255:
+        batch["labels"].clamp_(max=4)  # 255 is none of its values: nothing is ignored
     batch["labels"] = batch["labels"].to(label_dtype)
     check_step(module, batch)
 
