@@ -74,6 +74,14 @@ def test_training_step(setting):
     assert_compiles_like_eager(setting, "aot_eager")
 
 
+def test_sizes_may_be_dynamic():
+    loss = torch.compile(loss_of(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for seed in range(3):
+        value, gradient = run(loss, batch_of(seed=seed))
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
 def test_training_step_with_inductor():
     # Inductor may put off reads: this saw values of the bank read after the push that changed them.
     with torch._inductor.config.patch({"cpp.simdlen": 1}):  # half the time to compile

@@ -45,11 +45,14 @@ def metric_name(op: str, metric) -> str:
 
 
 def number(op: str, name: str, value, *, positive: bool) -> float:
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
     rule = "positive and finite" if positive else "at least 0 and finite"
-    converted = float(value)
-    if not math.isfinite(converted) or converted < 0 or (positive and converted == 0):
+    try:
+        if isinstance(value, (bool, str, Tensor)):
+            raise TypeError
+        converted = float(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
+    if not 0 <= converted < math.inf or (positive and converted == 0):  # NaN is refused too
         raise ValueError(f"{op}: {name} must be {rule}, got {value!r}")
     return converted
 
