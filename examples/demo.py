@@ -28,7 +28,7 @@ def main(arguments=None):
     print(f"{jobs} runs of {plan.settings.steps} steps, {workers} at a time", file=sys.stderr)
     trained = runs.train_all(plan, options.seeds, workers)
 
-    result = summary.summarise(trained)
+    result = summary.summarise(trained, runs.CONTROL, runs.TREATED)
     print(summary.as_text(result))
     facts = {
         "command": shlex.join(["python", *sys.argv]) if arguments is None else "",

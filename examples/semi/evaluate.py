@@ -63,7 +63,6 @@ def sample_features(
     network: nn.Module,
     samples: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
-    ignore_index: int,
     *,
     per_batch: int = 20,
     per_class: int = 200,
@@ -77,22 +76,29 @@ def sample_features(
     """
     network.eval()
     rng = np.random.default_rng(0)
-    chosen = [[] for _ in range(num_classes)]
+    features, classes = [], []
     with FeatureTap(network, "classifier") as tap:
         for images, labels in samples:
             predict(network, images)
-            features = tap.pop()
-            small = resize_labels(labels, features.shape[-2:]).flatten()
-            rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-            for c in range(num_classes):
-                if c != ignore_index:
-                    pixels = (small == c).nonzero()[:, 0].numpy()
-                    pixels = torch.from_numpy(rng.permutation(pixels)[:per_batch])
-                    chosen[c].append(F.normalize(rows[pixels.to(rows.device)]).cpu())
-    chosen = [torch.cat(rows) for rows in chosen]
-    chosen = [rows[torch.from_numpy(rng.permutation(len(rows))[:per_class])] for rows in chosen]
-    counts = torch.tensor([len(rows) for rows in chosen])
-    return torch.cat(chosen), torch.arange(num_classes).repeat_interleave(counts)
+            maps = tap.pop()
+            small = resize_labels(labels, maps.shape[-2:]).flatten()
+            pixels = few_of_each(small, num_classes, per_batch, rng)
+            rows = maps.permute(0, 2, 3, 1).flatten(0, 2)[pixels.to(maps.device)]
+            features.append(F.normalize(rows).cpu())
+            classes.append(small[pixels])
+    features, classes = torch.cat(features), torch.cat(classes)
+    chosen = few_of_each(classes, num_classes, per_class, rng)
+    return features[chosen], classes[chosen]
+
+
+def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Generator) -> Tensor:
+    """Indices of at most `limit` random entries of each class, sorted by class; other labels are left out."""
+    labels = labels.numpy()
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    ordered = labels[order]
+    rank = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    return torch.from_numpy(order[(rank < limit) & (ordered >= 0) & (ordered < num_classes)])
 
 
 def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
@@ -133,4 +139,4 @@ def density_map(network: nn.Module, contrast: DensityContrastLoss, images: Tenso
         F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=False)
         for x in (known, density * known)
     )
-    return (density / known.clamp(min=1e-6))[:, 0].cpu()
+    return torch.where(known >= 0.5, density / known, 0)[:, 0].cpu()

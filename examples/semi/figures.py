@@ -1,4 +1,4 @@
-"""The report's pictures: class masks and density overlays as small tiles, curves and scatter plots with matplotlib."""
+"""The demo's pictures: curves, scatter plots and an overview, by matplotlib."""
 
 import io
 import statistics
@@ -6,54 +6,29 @@ import statistics
 import matplotlib
 import numpy as np
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of the backend
 
+from semi import tiles
 from semi.scenes import CLASS_NAMES
+from semi.tiles import COLOURS, IGNORED
 
-# Background first, then the ten digits.
-DIGITS = "#4e9cf5 #f58f3c #4fbf67 #e5484d #a672e8 #b07d5b #f07fc0 #b9c13d #35c3c9 #f2cf4a"
-COLOURS = ("#1c2430", *DIGITS.split(" "))
-IGNORED = "#c4cad3"
 METHOD_COLOURS = {
     "supervised": "#8b95a3",
     "self-training": "#3b82f6",
     "density contrast": "#f0722a",
 }
 LIGHT, DARK = {"ink": "#1f2733", "faint": "#d8dde4"}, {"ink": "#e4e9f0", "faint": "#39424f"}
-DENSITY_MAP = "viridis"
-
-
-def class_tile(labels: np.ndarray) -> np.ndarray:
-    """[H, W] classes -> [H, W, 3]; ignored pixels are grey."""
-    palette = np.array([matplotlib.colors.to_rgb(colour) for colour in (*COLOURS, IGNORED)])
-    return palette[np.minimum(labels, len(COLOURS))]
-
-
-def density_tile(image, predicted, density, limits) -> np.ndarray:
-    """[3, H, W] image, [H, W] classes and densities -> the density in colour on the image in grey, [H, W, 3].
-
-    Pixels predicted as background, which has no bank, stay grey.
-    """
-    grey = np.repeat(0.55 * image.mean(0)[:, :, None], 3, axis=2)
-    low, high = limits
-    colour = matplotlib.colormaps[DENSITY_MAP](np.clip((density - low) / (high - low), 0, 1))
-    return np.where(predicted[:, :, None] == 0, grey, 0.15 * grey + 0.85 * colour[:, :, :3])
-
-
-def density_limits(shown: list[dict]) -> tuple[float, float]:
-    """One scale for all density tiles: from the 3rd to the 97th percentile over the digits' pixels."""
-    values = np.concatenate([each["density"][each["prediction"] != 0] for each in shown])
-    low, high = np.quantile(values, [0.03, 0.97]) if len(values) else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
 
 
 def embed(shown: dict) -> np.ndarray:
     """t-SNE of a run's features: [N, 2]."""
     features = shown["features"]
     perplexity = min(30, (len(features) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    with threadpool_limits(1):  # so few points gain nothing from threads
+        return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
 
 
 def scatter(axes, shown: dict, points: np.ndarray, title: str, theme: dict) -> None:
@@ -140,19 +115,19 @@ def _smooth(history, name, window=20):
     return [(g[-1]["step"], statistics.fmean(record[name] for record in g)) for g in groups]
 
 
-def overview(tiles: list[list[tuple[str, np.ndarray]]], panels: list) -> bytes:
+def overview(scenes: list[list[tuple[str, np.ndarray]]], panels: list) -> bytes:
     """One picture of all: a row of tiles per scene, and the scatter plots beside them."""
-    rows, columns = len(tiles), len(tiles[0])
+    rows, columns = len(scenes), len(scenes[0])
     figure = plt.figure(
         figsize=(13, 2.05 * rows * 0.82 + 0.3), facecolor="white", layout="constrained"
     )
     left, right = figure.subfigures(1, 2, width_ratios=(2.05, 1))
     grid = left.subplots(rows, columns, squeeze=False)
-    for row, row_axes in zip(tiles, grid, strict=True):
+    for row, row_axes in zip(scenes, grid, strict=True):
         for (title, tile), axes in zip(row, row_axes, strict=True):
             axes.imshow(tile, interpolation="nearest")
             axes.axis("off")
-            if row is tiles[0]:
+            if row is scenes[0]:
                 axes.set_title(title, fontsize=9.5, color=LIGHT["ink"])
     all_axes = right.subplots(len(panels), 1, squeeze=False).flat
     for axes, (title, shown, points) in zip(all_axes, panels, strict=True):
@@ -167,7 +142,7 @@ def tile_png(tile: np.ndarray) -> bytes:
 
 
 def colour_bar() -> bytes:
-    return tile_png(matplotlib.colormaps[DENSITY_MAP](np.linspace(0, 1, 64))[None, :, :3])
+    return tile_png(tiles.DENSITY_MAP(np.linspace(0, 1, 64))[None, :, :3])
 
 
 def _png(figure, dpi=150):

@@ -4,14 +4,12 @@ import base64
 from html import escape
 from pathlib import Path
 
-from semi import figures, summary
-from semi.runs import METHODS, Plan, Run, held_out_scenes
+from semi import figures, summary, tiles
+from semi.runs import CONTROL, METHODS, TREATED, Plan, held_out_scenes
 from semi.scenes import CLASS_NAMES
 
-CONTROL, TREATED = summary.CONTROL, summary.TREATED
 
-
-def write(out: Path, plan: Plan, runs: list[Run], result: dict, facts: dict) -> None:
+def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: dict) -> None:
     """Writes index.html and overview.png into `out`."""
     first = {run.method: run.shown for run in reversed(runs)}  # the first seed's runs are shown
     seed = runs[0].seed
@@ -23,14 +21,14 @@ def write(out: Path, plan: Plan, runs: list[Run], result: dict, facts: dict) -> 
     short = [[row[i] for i in (0, 1, 2, 3, 5)] for row in rows[:4]]
     (out / "overview.png").write_bytes(figures.overview(short, panels))
 
-    low, high = figures.density_limits([first[CONTROL], first[TREATED]])
+    low, high = density_limits(first)
     template = Path(__file__).with_name("page.html").read_text()
     parts = {
         "verdict": verdict(result),
         "cards": cards(result),
         "table": table(result),
         "paired": paired_table(result),
-        "tiles": tiles(rows),
+        "tiles": scenes(rows),
         "legend": legend(),
         "bar": f'{low:.2f} <img class="bar" alt="" src="{inline(figures.colour_bar())}"> {high:.2f}',
         "seed": str(seed),
@@ -63,24 +61,30 @@ def write(out: Path, plan: Plan, runs: list[Run], result: dict, facts: dict) -> 
 def scene_tiles(plan: Plan, first: dict) -> list[list[tuple]]:
     """For each scene shown: (title, tile) of the image, the label and what the runs made of it."""
     images, labels = (x[: plan.shown].numpy() for x in held_out_scenes(plan))
-    limits = figures.density_limits([first[CONTROL], first[TREATED]])
+    limits = density_limits(first)
+
+    def classes(labels):
+        return tiles.class_tile(labels, len(CLASS_NAMES))
 
     def density(method, i):
-        shown = first[method]
-        return figures.density_tile(images[i], shown["prediction"][i], shown["density"][i], limits)
+        return tiles.density_tile(images[i], first[method]["density"][i], limits)
 
     return [
         [
             ("image", images[i].transpose(1, 2, 0)),
-            ("label", figures.class_tile(labels[i])),
-            ("self-training", figures.class_tile(first[CONTROL]["prediction"][i])),
-            ("+ density loss", figures.class_tile(first[TREATED]["prediction"][i])),
-            ("pseudo label", figures.class_tile(first[TREATED]["pseudo label"][i])),
+            ("label", classes(labels[i])),
+            ("self-training", classes(first[CONTROL]["prediction"][i])),
+            ("+ density loss", classes(first[TREATED]["prediction"][i])),
+            ("pseudo label", classes(first[TREATED]["pseudo label"][i])),
             ("density", density(TREATED, i)),
             ("density, without", density(CONTROL, i)),
         ]
         for i in range(plan.shown)
     ]
+
+
+def density_limits(first: dict) -> tuple[float, float]:
+    return tiles.density_limits([first[method]["density"] for method in (CONTROL, TREATED)])
 
 
 # ---- pieces of the page -------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def paired_table(result: dict) -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def tiles(rows: list[list[tuple]]) -> str:
+def scenes(rows: list[list[tuple]]) -> str:
     return "".join(
         "<div class='scene'>"
         + "".join(
@@ -167,7 +171,7 @@ def tiles(rows: list[list[tuple]]) -> str:
 
 def legend() -> str:
     names = [*CLASS_NAMES, "ignored"]
-    colours = [*figures.COLOURS, figures.IGNORED]
+    colours = [*tiles.COLOURS, tiles.IGNORED]
     return "".join(
         f"<span><i class='dot' style='background:{colour}'></i>{name}</span>"
         for name, colour in zip(names, colours, strict=True)

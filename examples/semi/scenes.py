@@ -41,6 +41,10 @@ class DigitScenes:
         self.images, self.labels = images[:labelled], labels[:labelled]
         self.unlabelled_images = images[labelled:]
 
+    def description(self) -> dict:
+        """What a resumed run must find again."""
+        return {"labelled": len(self.images), "unlabelled": len(self.unlabelled_images)}
+
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A random batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
         chosen = rng.integers(len(self.images), size=count)

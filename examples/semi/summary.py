@@ -3,6 +3,9 @@
 import importlib.metadata
 import platform
 import statistics
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from dgcl_ops import backend_info
 
@@ -13,50 +16,67 @@ METRICS = (
     ("calinski_harabasz", "Calinski-Harabasz", 1, True),
     ("davies_bouldin", "Davies-Bouldin", 2, False),
 )
-CONTROL, TREATED = "self-training", "density contrast"
 
 
-def summarise(runs: list) -> dict:
-    """Tables of the runs (see `Run` in runs.py), as plain numbers.
+@dataclass
+class Run:
+    """What one run leaves behind: plain numbers and arrays."""
+
+    method: str
+    seed: int
+    seconds: float
+    miou: float  # of the teacher, percent
+    curve: list[tuple[int, float]]  # (step, mIoU)
+    class_iou: list[float]
+    scores: dict[str, float]  # of the teacher's features
+    history: list[dict[str, float]]
+    shown: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # for pictures
+
+
+def summarise(runs: list[Run], control: str, treated: str) -> dict:
+    """Tables of the runs as plain numbers; the method `treated` is compared with `control`, if both ran.
 
     Returns:
         methods: {method: {metric: {mean, spread}}}; the spread is the standard deviation over the seeds.
-        paired: {metric: {differences, mean, spread, better}}: density contrast minus self-training, seed by seed,
+        paired: {metric: {differences, mean, spread, better}}: `treated` minus `control`, seed by seed,
             and in how many of the seeds the difference is an improvement.
         matched: for each seed, how long the two runs were the same, see `matched_steps`.
         runs: what each run measured.
     """
-    rows = [
-        {
-            "method": run.method,
-            "seed": run.seed,
-            "miou": run.miou,
-            **run.scores,
-            "class_iou": [
-                None if iou != iou else iou for iou in run.class_iou
-            ],  # NaN: no such class
-            "curve": run.curve,
-            "seconds": round(run.seconds, 1),
-        }
-        for run in runs
-    ]
+    rows = [row_of(run) for run in runs]
     by_method = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
-    methods, paired = {}, {}
-    for method, members in by_method.items():
-        methods[method] = {m: spread([row[m] for row in members]) for m, *_ in METRICS}
-    for metric, _, _, upward in METRICS:
-        pairs = zip(by_method[TREATED], by_method[CONTROL], strict=True)
-        differences = [treated[metric] - control[metric] for treated, control in pairs]
-        better = sum((difference > 0) == upward and difference != 0 for difference in differences)
-        paired[metric] = {"differences": differences, "better": better, **spread(differences)}
-    histories = {(run.method, run.seed): run.history for run in runs}
-    seeds = [row["seed"] for row in by_method[TREATED]]
-    matched = {
-        seed: matched_steps(histories[CONTROL, seed], histories[TREATED, seed]) for seed in seeds
+    methods = {
+        method: {metric: spread([row[metric] for row in members]) for metric, *_ in METRICS}
+        for method, members in by_method.items()
     }
-    return {"methods": methods, "paired": paired, "matched": matched, "runs": rows}
+    result = {"methods": methods, "paired": {}, "matched": {}, "runs": rows}
+    if control in by_method and treated in by_method:
+        for metric, _, _, upward in METRICS:
+            pairs = zip(by_method[treated], by_method[control], strict=True)
+            differences = [new[metric] - old[metric] for new, old in pairs]
+            better = sum(difference > 0 if upward else difference < 0 for difference in differences)
+            paired = {"differences": differences, "better": better, **spread(differences)}
+            result["paired"][metric] = paired
+        histories = {(run.method, run.seed): run.history for run in runs}
+        for row in by_method[treated]:
+            pair = histories[control, row["seed"]], histories[treated, row["seed"]]
+            result["matched"][row["seed"]] = matched_steps(*pair)
+    return result
+
+
+def row_of(run: Run) -> dict:
+    """What a run measured, without history and pictures."""
+    return {
+        "method": run.method,
+        "seed": run.seed,
+        "miou": run.miou,
+        **run.scores,
+        "class_iou": [iou if iou == iou else None for iou in run.class_iou],  # JSON has no NaN
+        "curve": run.curve,
+        "seconds": round(run.seconds, 1),
+    }
 
 
 def spread(values: list[float]) -> dict:
@@ -88,26 +108,25 @@ def number(metric: str, value: dict, sign: str = "") -> str:
 
 def as_text(result: dict) -> str:
     """The table and the paired differences, for the terminal."""
-    seeds = len(next(iter(result["paired"].values()))["differences"])
-    header = ["", *(title + (" ↑" if upward else " ↓") for _, title, _, upward in METRICS)]
-    rows = [
-        [method, *(number(metric, values[metric]) for metric, *_ in METRICS)]
-        for method, values in result["methods"].items()
-    ]
+    rows = [["", *(title + (" ↑" if upward else " ↓") for _, title, _, upward in METRICS)]]
+    for method, values in result["methods"].items():
+        rows.append([method, *(number(metric, values[metric]) for metric, *_ in METRICS)])
     paired = result["paired"]
-    rows.append(["difference", *(number(m, paired[m], "+") for m, *_ in METRICS)])
-    rows.append(["better in", *(f"{paired[m]['better']} of {seeds} seeds" for m, *_ in METRICS)])
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    if paired:
+        seeds = len(paired["miou"]["differences"])
+        rows.append(["difference", *(number(m, paired[m], "+") for m, *_ in METRICS)])
+        rows.append(
+            ["better in", *(f"{paired[m]['better']} of {seeds} seeds" for m, *_ in METRICS)]
         )
-        for row in (header, *rows)
-    ]
-    lines.insert(1 + len(result["methods"]), "-" * len(lines[0]))
-    note = f"mean ± standard deviation over {seeds} seeds; difference: {TREATED} minus {CONTROL}, seed by seed"
-    return "\n".join([*lines, note])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    lines.append(
+        "Mean ± standard deviation over the seeds; the difference is the last method minus the one above."
+    )
+    return "\n".join(lines)
 
 
 def environment() -> dict:

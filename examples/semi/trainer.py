@@ -8,6 +8,7 @@ that differs in any of these can move by more than the method does.
 """
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class Settings:
     seed: int = 0
     contrast_weight: float = 0.5  # 0: plain self-training
     unlabelled_weight: float = 0.5
-    steps: int = 700
-    warm_up: int = 250  # first steps, on labelled images only; all `steps`: supervised training
+    steps: int = 500
+    warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
     batch: int = 8  # labelled images a step, and as many unlabelled ones
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
@@ -65,8 +66,9 @@ class Trainer:
 
     Args:
         network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w].
-        data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels) and
-            `unlabelled(count, rng)` -> images; both draw from the generator they are given and from nothing else.
+        data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels), `unlabelled(count, rng)` ->
+            images, both drawing from the generator they are given and from nothing else; `description()` -> dict,
+            what a resumed run must find again.
         settings: see Settings.
         device: where to train.
 
@@ -225,27 +227,35 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Writes all that the next step depends on, the memory bank included; never half a file."""
         state = {name: getattr(self, name).state_dict() for name in self._parts}
-        state |= {"settings": asdict(self.settings), "step": self.step, "history": self.history}
+        state |= {"step": self.step, "history": self.history, "run": self._description()}
         unfinished = path.with_suffix(".unfinished")
         torch.save(state, unfinished)
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
-        """Continues from a checkpoint of a run with the same settings.
+        """Continues from a checkpoint of a run with the same settings and data.
 
         Raises:
-            ValueError: a setting differs.
+            FileNotFoundError: there is no such file.
+            ValueError: it is no checkpoint, or a setting or the data differ.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        stored, ours = state["settings"], asdict(self.settings)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            stored = state["run"]
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+            raise ValueError(f"{path} is no checkpoint of this program") from None
+        ours = self._description()
         for name in ours.keys() | stored.keys():
             if stored.get(name) != ours.get(name):
                 raise ValueError(
-                    f"Trainer.load: {name} must be {stored.get(name)!r} as in the checkpoint {path}, "
+                    f"{name} must be {stored.get(name)!r} as in the checkpoint {path}, "
                     f"got {ours.get(name)!r}"
                 )
         for name in self._parts:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.history = state["step"], state["history"]
+
+    def _description(self):
+        return asdict(self.settings) | self.data.description()
 
     _parts = ("student", "teacher", "projection", "contrast", "optimizer")
