@@ -1,0 +1,435 @@
+"""The examples: the demo from start to page, the folder trainer with its errors, and that the control is a fair one."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import demo  # noqa: E402
+import train_segmentation  # noqa: E402
+from semi import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
+from semi.network import SegmentationNetwork  # noqa: E402
+from semi.trainer import Settings, Trainer  # noqa: E402
+
+TINY = "--steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
+TINY_DEMO = TINY.split(" ")
+SETTINGS = Settings(steps=9, warm_up=3, batch=2, bank_capacity=64, exclude_classes=(0,))
+
+
+# ---- the demo -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    """One tiny demo, run as a user runs it: two processes side by side."""
+    out = tmp_path_factory.mktemp("demo")
+    command = [
+        sys.executable,
+        EXAMPLES / "demo.py",
+        "--out",
+        out,
+        "--seeds",
+        "0",
+        "3",
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run([*command, *TINY_DEMO], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (out / "printed.txt").write_text(done.stdout)
+    return out
+
+
+class Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "srcset", "href")]
+
+
+def test_demo_page_is_whole(demo_folder):
+    text = (demo_folder / "index.html").read_text()
+    assert "{{" not in text
+    sources = Sources()
+    sources.feed(text)
+    assert len(sources.found) == 7 * 6 + 1 + 4  # tiles, colour bar, two figures for light and dark
+    for source in sources.found:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"  # nothing is fetched, nothing lies beside the page
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+    for expected in ("self-training", "Davies-Bouldin", "seed 3", "--seeds 0 3", torch.__version__):
+        assert expected in text
+    assert (demo_folder / "overview.png").stat().st_size < 300_000
+
+
+def test_demo_prints_and_saves_the_same_table(demo_folder):
+    printed = (demo_folder / "printed.txt").read_text()
+    result = json.loads((demo_folder / "metrics.json").read_text())
+    assert {(run["method"], run["seed"]) for run in result["runs"]} == {
+        (method, seed) for method in runs.METHODS for seed in (0, 3)
+    }
+    for method, values in result["methods"].items():
+        row = next(line for line in printed.splitlines() if line.startswith(method))
+        for metric, *_ in summary.METRICS:
+            assert summary.number(metric, values[metric]) in row
+    score = {(run["method"], run["seed"]): run["miou"] for run in result["runs"]}
+    for seed, difference in zip((0, 3), result["paired"]["miou"]["differences"], strict=True):
+        assert difference == score["density contrast", seed] - score["self-training", seed]
+    assert result["facts"]["cores"] >= 1
+
+
+def test_demo_runs_are_matched(demo_folder):
+    result = json.loads((demo_folder / "metrics.json").read_text())
+    for found in result["matched"].values():
+        assert found["before the first contrast"] < 10  # there was a contrast
+        assert found["identical"] == found["before the first contrast"] + 1
+
+
+def test_demo_in_one_process_gives_the_same(demo_folder, tmp_path):
+    demo.main(["--out", str(tmp_path), "--seeds", "0", "3", "--workers", "1", *TINY_DEMO])
+    one, two = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path, demo_folder))
+    assert one["paired"] == two["paired"]
+
+
+def test_demo_refuses_bad_numbers(capsys):
+    for bad in (["--steps", "0"], ["--warm-up", "700"], ["--seeds", "1", "1"]):
+        with pytest.raises(SystemExit):
+            demo.main(bad)
+        assert bad[0] in capsys.readouterr().err
+
+
+def test_digits_are_divided():
+    sizes = [len(scenes.split_digits(split)[1]) for split in scenes.SHARES]
+    assert sum(sizes) == 1797
+    images, labels = scenes.draw_scenes(3, "test", seed=5)
+    again, _ = scenes.draw_scenes(3, "test", seed=5)
+    assert torch.equal(images, again)
+    assert images.shape == (3, 3, 64, 64)
+    assert 0 <= images.min() <= images.max() <= 1
+    assert labels.unique().numel() > 3
+
+
+# ---- the trainer --------------------------------------------------------------------------------
+
+
+class Recorded:
+    """Data that remembers what it handed out."""
+
+    def __init__(self, data):
+        self.data, self.batches = data, []
+
+    def __getattr__(self, name):
+        return getattr(self.data, name)
+
+    def labelled(self, count, rng):
+        self.batches.append(self.data.labelled(count, rng))
+        return self.batches[-1]
+
+    def unlabelled(self, count, rng):
+        self.batches.append((self.data.unlabelled(count, rng),))
+        return self.batches[-1][0]
+
+
+def make_trainer(settings=SETTINGS, **changes):
+    torch.manual_seed(0)
+    data = Recorded(scenes.DigitScenes(4, 6, seed=0))
+    network = SegmentationNetwork(11, widths=(8, 16), feature_dim=8)
+    return Trainer(network, data, replace(settings, **changes))
+
+
+def state_of(trainer):
+    """All tensors of a trainer, by name."""
+    parts = {name: getattr(trainer, name).state_dict() for name in Trainer._parts}
+    flat = {}
+
+    def walk(prefix, value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}", inner)
+        elif isinstance(value, torch.Tensor):
+            flat[prefix] = value
+
+    walk("", parts)
+    return flat
+
+
+def assert_same(state, other):
+    assert state.keys() == other.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_control_and_method_differ_in_nothing_but_the_weight():
+    control, method = make_trainer(contrast_weight=0.0), make_trainer(contrast_weight=0.5)
+    for trainer in (control, method):
+        trainer.run(record_every=1)
+    for ours, theirs in zip(control.data.batches, method.data.batches, strict=True):
+        assert all(map(torch.equal, ours, theirs))  # every batch of the whole run
+    assert torch.equal(control.contrast.rng_state, method.contrast.rng_state)
+    supervised = [[r["supervised"] for r in t.history] for t in (control, method)]
+    first = next(i for i, r in enumerate(method.history) if r.get("contrast", 0) > 0)
+    assert supervised[0][: first + 1] == supervised[1][: first + 1]
+    assert supervised[0][first + 1 :] != supervised[1][first + 1 :]
+
+
+def test_weight_zero_is_training_without_the_loss():
+    control, without = make_trainer(contrast_weight=0.0), make_trainer(contrast_weight=0.0)
+    without.contrast = lambda projections, labels, features: projections.sum() * 0
+    for _ in range(SETTINGS.steps):
+        control.train_step(), without.train_step()
+    assert_same(control.student.state_dict(), without.student.state_dict())
+    assert_same(control.teacher.state_dict(), without.teacher.state_dict())
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole, first = make_trainer(), make_trainer()
+    whole.run(record_every=1)
+    first.run(until=6, record_every=1)
+    first.save(tmp_path / "checkpoint.pt")
+    second = make_trainer()
+    second.load(tmp_path / "checkpoint.pt")
+    second.run(record_every=1)
+    assert_same(state_of(whole), state_of(second))
+    assert any("bank.features" in name for name in state_of(second))
+    assert whole.history == second.history
+    with pytest.raises(
+        ValueError, match=r"contrast_weight must be 0\.5 as in the checkpoint .*got 0\.0"
+    ):
+        make_trainer(contrast_weight=0.0).load(tmp_path / "checkpoint.pt")
+    (tmp_path / "other.pt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"other\.pt is no checkpoint"):
+        make_trainer().load(tmp_path / "other.pt")
+
+
+# ---- the pieces ---------------------------------------------------------------------------------
+
+
+def test_crop_keeps_image_and_label_together():
+    label = torch.arange(30 * 40).view(30, 40)
+    image = label.float().expand(3, -1, -1)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        crop, cut = augment.random_crop(image, label, (12, 16), rng, mirror=True)
+        assert torch.equal(crop[0].long(), cut)
+    big, cut = augment.random_crop(image, label, (60, 50), rng, scale=(0.5, 0.5))
+    assert big.shape == (3, 60, 50)  # a window larger than the image is the whole image
+    assert cut[0, 0] == 0
+    assert cut[-1, -1] == 30 * 40 - 1
+
+
+def test_cutmix_pastes_one_box_into_all_maps():
+    labels = torch.arange(3).view(3, 1, 1).expand(3, 8, 10)
+    images = labels[:, None].expand(3, 3, 8, 10).float()
+    mixed, same = augment.cutmix(np.random.default_rng(0), images, labels, probability=1.0)
+    assert torch.equal(mixed[:, 1].long(), same)
+    for i in range(3):
+        assert set(same[i].unique().tolist()) == {i, (i - 1) % 3}
+    unchanged, _ = augment.cutmix(np.random.default_rng(0), images, labels, probability=0.0)
+    assert torch.equal(unchanged, images)
+
+
+def test_few_of_each_takes_at_most_so_many():
+    labels = torch.tensor([2, 0, 255, 2, 2, 0, 2])
+    chosen = evaluate.few_of_each(labels, 3, 2, np.random.default_rng(0))
+    assert labels[chosen].tolist() == [0, 0, 2, 2]
+    assert len(set(chosen.tolist())) == 4
+
+
+def test_iou_leaves_out_classes_that_are_not_there():
+    matrix = torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    assert evaluate.class_iou(matrix)[:2].tolist() == pytest.approx([75, 80])
+    assert evaluate.mean_iou(matrix) == pytest.approx(77.5)
+
+
+def test_density_map_is_zero_where_there_is_no_bank():
+    trainer = make_trainer()
+    trainer.run()
+    images, _ = scenes.draw_scenes(2, "val", seed=0)
+    density = evaluate.density_map(trainer.student, trainer.contrast, images)
+    assert density.shape == (2, 64, 64)
+    assert density.max() <= 1 + 1e-5
+    empty = make_trainer()
+    assert not evaluate.density_map(empty.student, empty.contrast, images).any()
+
+
+def test_palette_has_a_colour_for_each_class():
+    colours = tiles.palette(21)
+    assert colours.shape == (22, 3)
+    assert len(np.unique(colours, axis=0)) == 22
+    tile = tiles.class_tile(np.array([[0, 20, 255]]), 21)
+    assert np.array_equal(tile[0, 2], colours[-1])
+
+
+# ---- the folder trainer -------------------------------------------------------------------------
+
+
+def write_samples(root, count, seed=0, size=(40, 32)):
+    """Images of a bright square on a dark ground with their labels; a border without a label."""
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    for i in range(count):
+        image = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+        label = np.zeros((size[1], size[0]), dtype=np.uint8)
+        top, left, c = rng.integers(4, 14), rng.integers(4, 20), rng.integers(1, 3)
+        image[top : top + 14, left : left + 14, c] += 150
+        label[top : top + 14, left : left + 14] = c
+        label[0] = 255
+        Image.fromarray(image).save(root / "images" / f"{i:02d}.png")
+        Image.fromarray(label).save(root / "labels" / f"{i:02d}.png")
+
+
+@pytest.fixture
+def divided(tmp_path):
+    for seed, (split, count) in enumerate({"train": 8, "val": 2, "test": 3}.items()):
+        write_samples(tmp_path / "data" / split, count, seed)
+    return tmp_path / "data"
+
+
+def train(data, *options, out=None):
+    fixed = "--steps 8 --warm-up 3 --batch 2 --crop 24 32 --report-every 4 --evaluate-every 4"
+    out = data.parent / "out" if out is None else out
+    arguments = ["--data", data, "--out", out, *fixed.split(), "--device", "cpu", *options]
+    train_segmentation.main([str(argument) for argument in arguments])
+    return out
+
+
+def test_folder_trainer_writes_what_it_measured(divided, capsys):
+    out = train(divided, "--labelled", "4", "--seeds", 1, "--contrast-weight", 0, 0.5)
+    printed = capsys.readouterr().out
+    assert "4 labelled and 4 unlabelled images, 3 classes" in printed
+    assert "2 validation images: mIoU" in printed
+    assert "3 test images: mIoU" in printed
+    result = json.loads((out / "metrics.json").read_text())
+    assert len(result["paired"]["miou"]["differences"]) == 1
+    for name in ("weight-0-seed-1", "weight-0.5-seed-1"):
+        run = out / name
+        measured = json.loads((run / "metrics.json").read_text())
+        assert len(measured["class_iou"]) == 3
+        assert measured["data"]["num_classes"] == 3
+        assert len((run / "classes.csv").read_text().splitlines()) == 4
+        overlays = list(run.glob("overlay-*.png"))
+        assert len(overlays) == 3
+        assert Image.open(overlays[0]).size == (4 * 40, 32)
+
+
+def test_folder_trainer_resumes_exactly(divided, tmp_path):
+    whole = train(divided, "--labelled", "1/2", out=tmp_path / "whole")
+    parts = train(divided, "--labelled", "1/2", "--stop-at", 5, out=tmp_path / "parts")
+    checkpoint = parts / "weight-0.5-seed-0" / "checkpoint.pt"
+    assert not (parts / "metrics.json").exists()
+    train(divided, "--labelled", "1/2", "--resume", checkpoint, out=parts)
+    ours, theirs = (
+        torch.load(each / "weight-0.5-seed-0" / "checkpoint.pt", weights_only=True)
+        for each in (whole, parts)
+    )
+    assert_same(ours["student"], theirs["student"])
+    assert_same(ours["contrast"], theirs["contrast"])
+    measured = [json.loads((each / "metrics.json").read_text()) for each in (whole, parts)]
+    assert measured[0]["methods"] == measured[1]["methods"]
+
+
+def test_folder_without_splits_holds_every_fifth_image_out(tmp_path, capsys):
+    write_samples(tmp_path / "data", 10)
+    write_samples(tmp_path / "more", 4)
+    train(tmp_path / "data", "--labelled", "8", "--unlabelled", tmp_path / "more" / "images")
+    printed = capsys.readouterr().out
+    assert "8 labelled and 4 unlabelled" in printed
+    assert "2 test images" in printed
+
+
+def spoil_nothing(data):
+    return ()
+
+
+def no_folder(data):
+    data.rename(data.with_name("away"))
+
+
+def no_images(data):
+    (data / "train" / "images").rename(data / "train" / "pictures")
+
+
+def empty_images(data):
+    for path in (data / "val" / "images").iterdir():
+        path.unlink()
+
+
+def only_train(data):
+    (data / "val").rename(data / "v")
+    (data / "test").rename(data / "t")
+
+
+def no_label(data):
+    (data / "train" / "labels" / "03.png").unlink()
+
+
+def other_size(data):
+    Image.new("L", (40, 31)).save(data / "test" / "labels" / "01.png")
+
+
+def colour_label(data):
+    Image.new("RGB", (40, 32)).save(data / "test" / "labels" / "01.png")
+
+
+def high_label(data):
+    Image.new("L", (40, 32), 37).save(data / "val" / "labels" / "01.png")
+
+
+def broken_image(data):
+    (data / "test" / "images" / "01.png").write_text("not an image")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (no_folder, "", r"--data: there is no folder .*data"),
+        (no_images, "", r"there is no folder .*train/images"),
+        (empty_images, "", r"folder .*val/images must hold images .*, got none"),
+        (only_train, "", r"has train/, it needs val/ or test/ as well"),
+        (no_label, "", r"image .*images/03\.png has no label .*labels/03\.png"),
+        (other_size, "", r"its image's size 40 x 32, got 40 x 31 in .*test/labels/01\.png"),
+        (colour_label, "", r"one channel of integers, got uint8 \[32, 40, 3\] in .*01\.png"),
+        (high_label, "--num-classes 3", r"in \[0, 3\) or .* 255, got 37 in .*val/labels/01\.png"),
+        (broken_image, "", r"cannot read .*01\.png as an image"),
+        (spoil_nothing, "--labelled 0", r"at least one labelled image, got 0 of 8"),
+        (spoil_nothing, "--labelled few", r"a number or a share of the images, got few"),
+        (spoil_nothing, "--labelled 9", r"at most the 8 training images, got 9"),
+        (spoil_nothing, "--labelled 8", r"leave images to use without a label, got 8 of 8"),
+        (spoil_nothing, "--ignore-index 1", r"outside the classes \[0, 256\), got 1"),
+        (spoil_nothing, "--warm-up 9", r"--warm-up must lie in \[0, 8\], got 9"),
+        (spoil_nothing, "--exclude-classes 3", r"exclude_classes must lie in \[0, 3\), got 3"),
+        (spoil_nothing, "--device nowhere", r"--device nowhere cannot be used"),
+        (spoil_nothing, "--resume nowhere.pt", r"nowhere\.pt"),
+        (spoil_nothing, "--seeds 0 1 --stop-at 3", r"are for one run, got seeds \[0, 1\]"),
+    ],
+)
+def test_folder_trainer_says_what_is_wrong(divided, capsys, spoil, options, message):
+    spoil(divided)
+    with pytest.raises(SystemExit) as stopped:
+        train(divided, "--labelled", "4", *options.split())
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_folder_needs_enough_images(tmp_path):
+    write_samples(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"at least 5 images, got 3"):
+        folder.find_splits(tmp_path)
