@@ -161,6 +161,9 @@ def report(trainer, method, out, started) -> summary.Run:
         curve=[(r["step"], r["validation"]) for r in trainer.history if "validation" in r],
         class_iou=evaluate.class_iou(matrix).tolist(),
         scores=evaluate.cluster_scores(features, classes),
+        errors=evaluate.error_by_density(
+            trainer.student, trainer.contrast, batches(data.test), data.ignore_index
+        ),
         history=[record for record in trainer.history if "supervised" in record],
     )
     with open(out / "classes.csv", "w", newline="") as file:
@@ -178,6 +181,8 @@ def report(trainer, method, out, started) -> summary.Run:
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
     print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
+    by_fifths = " ".join(f"{error:.1f}" for error in run.errors)
+    print(f"wrong pixels in %, by fifths from the sparsest features to the densest: {by_fifths}")
     return run
 
 
@@ -188,7 +193,7 @@ def write_overlays(trainer, out, count=6):
     for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
         [(images, labels)] = batches([test[i]])
         predicted = evaluate.predict(trainer.teacher.eval(), images).cpu()
-        density = evaluate.density_map(trainer.student, trainer.contrast, images)[0].numpy()
+        density = evaluate.density_map(trainer.student, trainer.contrast, images)[1][0].numpy()
         image = images[0].numpy()
         strip = (
             image.transpose(1, 2, 0),

@@ -259,14 +259,20 @@ def test_iou_leaves_out_classes_that_are_not_there():
 
 
 def test_density_map_is_zero_where_there_is_no_bank():
-    trainer = make_trainer()
-    trainer.run()
     images, _ = scenes.draw_scenes(2, "val", seed=0)
-    density = evaluate.density_map(trainer.student, trainer.contrast, images)
-    assert density.shape == (2, 64, 64)
-    assert density.max() <= 1 + 1e-5
     empty = make_trainer()
-    assert not evaluate.density_map(empty.student, empty.contrast, images).any()
+    assert not evaluate.density_map(empty.student, empty.contrast, images)[1].any()
+
+    trainer = make_trainer(exclude_classes=())
+    trainer.run()
+    predicted, density = evaluate.density_map(trainer.student, trainer.contrast, images)
+    assert density.shape == predicted.shape == (2, 64, 64)
+    assert 0 < density.max() <= 1 + 1e-5
+    # By its own predictions the network never errs, by others always.
+    for labels, expected in ((predicted, 0.0), ((predicted + 1) % 11, 100.0)):
+        batch = [(images, labels)]
+        found = evaluate.error_by_density(trainer.student, trainer.contrast, batch, 255)
+        assert found == [expected] * 5
 
 
 def test_palette_has_a_colour_for_each_class():

@@ -117,21 +117,23 @@ def density_in_bank(contrast: DensityContrastLoss, features: Tensor, labels: Ten
 
 
 @torch.no_grad()
-def density_map(network: nn.Module, contrast: DensityContrastLoss, images: Tensor) -> Tensor:
-    """Density of each pixel's feature in the bank of the class it is predicted as; 0 where that bank is empty.
+def density_map(
+    network: nn.Module, contrast: DensityContrastLoss, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The class predicted for each pixel, and the density of its feature in that class's bank.
 
     The bank holds the student's features, so this is the network to give.
 
-    Shape:
-        images [B, 3, H, W] -> [B, H, W].
+    Returns:
+        predicted [B, H, W] int64; density [B, H, W], 0 where the class has no bank.
     """
     network.eval()
     with FeatureTap(network, "classifier") as tap:
         predicted = predict(network, images)
         features = tap.pop()
     size = features.shape[-2:]
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
     small = resize_labels(predicted, size)
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
     density = density_in_bank(contrast, rows, small.flatten()).view(len(images), 1, *size)
     known = contrast.bank.ready()[small][:, None].float()
     # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
@@ -139,4 +141,29 @@ def density_map(network: nn.Module, contrast: DensityContrastLoss, images: Tenso
         F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=False)
         for x in (known, density * known)
     )
-    return torch.where(known >= 0.5, density / known, 0)[:, 0].cpu()
+    density = torch.where(known >= 0.5, density / known, 0)[:, 0]
+    return predicted.cpu(), density.cpu()
+
+
+def error_by_density(
+    network: nn.Module,
+    contrast: DensityContrastLoss,
+    samples: Iterable[tuple[Tensor, Tensor]],
+    ignore_index: int,
+    *,
+    per_batch: int = 20_000,
+) -> list[float]:
+    """How often the network errs, in percent, in each fifth of the pixels from the sparsest to the densest.
+
+    Of random pixels with a label and a density; empty if there are none.
+    """
+    rng = np.random.default_rng(0)
+    densities, errors = [], []
+    for images, labels in samples:
+        predicted, density = density_map(network, contrast, images)
+        counted = ((labels != ignore_index) & (density != 0)).flatten().nonzero()[:, 0]
+        chosen = counted[rng.permutation(len(counted))[:per_batch]]
+        densities.append(density.flatten()[chosen])
+        errors.append((predicted != labels).flatten()[chosen])
+    errors = torch.cat(errors)[torch.cat(densities).argsort()].double()
+    return [100 * fifth.mean().item() for fifth in errors.chunk(5)] if len(errors) >= 5 else []

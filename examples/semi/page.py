@@ -1,6 +1,7 @@
 """The report: one self-contained index.html, light or dark as the reader's system is, and overview.png."""
 
 import base64
+import statistics
 from html import escape
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: d
         "legend": legend(),
         "bar": f'{low:.2f} <img class="bar" alt="" src="{inline(figures.colour_bar())}"> {high:.2f}',
         "seed": str(seed),
+        "errors": errors(result),
         "scatter": themed(
             lambda theme: figures.scatter_figure(panels, theme),
             "t-SNE of the features of both runs, coloured by class",
@@ -129,9 +131,8 @@ def table(result: dict) -> str:
     body = ""
     for method, values in result["methods"].items():
         cells = "".join(f"<td>{summary.number(m, values[m])}</td>" for m, *_ in summary.METRICS)
-        colour = figures.METHOD_COLOURS[method]
         body += (
-            f"<tr><th><i class='dot' style='background:{colour}'></i>{method}"
+            f"<tr><th>{dot(figures.METHOD_COLOURS[method])}{method}"
             f"<small>{escape(METHODS[method])}</small></th>{cells}</tr>"
         )
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -156,6 +157,24 @@ def paired_table(result: dict) -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def errors(result: dict) -> str:
+    """Where the features are sparse the network errs: percent of wrong pixels by fifths of density."""
+    head = "".join(
+        f"<th>{name}</th>" for name in ("sparsest fifth", "2nd", "3rd", "4th", "densest")
+    )
+    body = ""
+    for method in (CONTROL, TREATED):
+        found = [row["error_by_density"] for row in result["runs"] if row["method"] == method]
+        columns = zip(*found, strict=True) if all(found) else ()
+        cells = "".join(f"<td>{statistics.fmean(column):.1f} %</td>" for column in columns)
+        body += f"<tr><th>{dot(figures.METHOD_COLOURS[method])}{method}</th>{cells}</tr>"
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def dot(colour: str) -> str:
+    return f"<i class='dot' style='background:{colour}'></i>"
+
+
 def scenes(rows: list[list[tuple]]) -> str:
     return "".join(
         "<div class='scene'>"
@@ -173,8 +192,7 @@ def legend() -> str:
     names = [*CLASS_NAMES, "ignored"]
     colours = [*tiles.COLOURS, tiles.IGNORED]
     return "".join(
-        f"<span><i class='dot' style='background:{colour}'></i>{name}</span>"
-        for name, colour in zip(names, colours, strict=True)
+        f"<span>{dot(colour)}{name}</span>" for name, colour in zip(names, colours, strict=True)
     )
 
 

@@ -79,6 +79,9 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
         curve=[(step, evaluate.mean_iou(matrix)) for step, matrix in matrices.items()],
         class_iou=evaluate.class_iou(matrices[trainer.step]).tolist(),
         scores=evaluate.cluster_scores(features, classes),
+        errors=evaluate.error_by_density(
+            trainer.student, trainer.contrast, held_out, data.ignore_index
+        ),
         history=trainer.history,
         shown=_to_show(trainer, images[: plan.shown], held_out, sizes),
     )
@@ -102,7 +105,7 @@ def _to_show(trainer, images, held_out, sizes):
     return {
         "prediction": logits.argmax(1).numpy(),
         "pseudo label": pseudo.numpy(),
-        "density": evaluate.density_map(student, contrast, images).numpy(),
+        "density": evaluate.density_map(student, contrast, images)[1].numpy(),
         "features": features.numpy(),
         "classes": classes.numpy(),
         "feature density": evaluate.density_in_bank(contrast, features, classes).numpy(),

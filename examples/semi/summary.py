@@ -29,6 +29,9 @@ class Run:
     curve: list[tuple[int, float]]  # (step, mIoU)
     class_iou: list[float]
     scores: dict[str, float]  # of the teacher's features
+    errors: list[
+        float
+    ]  # percent of wrong pixels, by fifths from the sparsest features to the densest
     history: list[dict[str, float]]
     shown: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # for pictures
 
@@ -74,6 +77,7 @@ def row_of(run: Run) -> dict:
         "miou": run.miou,
         **run.scores,
         "class_iou": [iou if iou == iou else None for iou in run.class_iou],  # JSON has no NaN
+        "error_by_density": run.errors,
         "curve": run.curve,
         "seconds": round(run.seconds, 1),
     }
