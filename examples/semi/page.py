@@ -117,11 +117,12 @@ def cards(result: dict) -> str:
     for metric, title, digits, upward in summary.METRICS:
         values = [result["methods"][method][metric]["mean"] for method in (CONTROL, TREATED)]
         paired = result["paired"][metric]
-        good = (paired["mean"] > 0) == upward
+        clear = abs(paired["mean"]) > (paired["spread"] or 0)  # beyond the spread over the seeds
+        style = ("good" if (paired["mean"] > 0) == upward else "bad") if clear else "even"
         cells.append(
             f"<div class='card'><h3>{title} <small>{'higher' if upward else 'lower'} is better</small></h3>"
             f"<p class='pair'>{values[0]:.{digits}f} <span>→</span> {values[1]:.{digits}f}</p>"
-            f"<p class='{'good' if good else 'bad'}'>{summary.number(metric, paired, '+')}</p></div>"
+            f"<p class='{style}'>{summary.number(metric, paired, '+')}</p></div>"
         )
     return "".join(cells)
 
@@ -197,11 +198,15 @@ def legend() -> str:
 
 
 def matched(result: dict) -> str:
-    return "; ".join(
-        f"seed {seed}: identical for {found['identical']} steps, "
-        f"{found['before the first contrast']} of them before the first one with a contrast"
-        for seed, found in result["matched"].items()
-    )
+    """For how many steps the paired runs were the same, seeds with the same answer together."""
+    seeds = {}
+    for seed, found in result["matched"].items():
+        text = (
+            f"identical for {found['identical']} steps, "
+            f"{found['before the first contrast']} of them before the first one with a contrast"
+        )
+        seeds.setdefault(text, []).append(str(seed))
+    return "; ".join(f"seed {', '.join(each)}: {text}" for text, each in seeds.items())
 
 
 def themed(draw, alt: str) -> str:
