@@ -96,6 +96,7 @@ def train(options, weight: float, seed: int) -> summary.Run | None:
         batch=options.batch,
         learning_rate=options.learning_rate,
         ema_maximum=0.99,
+        balance=options.balance,
         exclude_classes=tuple(options.exclude_classes),
     )
     out = options.out / f"weight-{weight:g}-seed-{seed}"
@@ -219,11 +220,12 @@ def build_parser():
     add("--num-classes", type=positive, help="default: the largest label found, and one")
     add("--ignore-index", type=int, default=255, help="label of pixels without one (255)")
     add("--exclude-classes", type=int, nargs="*", default=[], help="classes without contrast")
-    add("--steps", type=positive, default=600)
+    add("--steps", type=positive, default=800)
     add("--warm-up", type=int, help="supervised steps at first; default: a third of --steps")
     add("--batch", type=positive, default=4, help="labelled images a step, and unlabelled ones (4)")
     add("--crop", type=positive, nargs="+", default=[128, 160], help="height and width (128 160)")
     add("--no-mirror", action="store_true", help="left and right differ in meaning")
+    add("--balance", type=float, default=0.5, help="weight of rare classes: 0 none, 1 full (0.5)")
     add("--learning-rate", type=float, default=3e-3)
     add("--contrast-weight", type=float, nargs="+", default=[0.5], help="0: plain self-training")
     add("--seeds", "--seed", type=int, nargs="+", default=[0])

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dgcl_ops import (
     DensityContrastLoss,
@@ -59,6 +58,9 @@ class Settings:
     num_keys: int = 16
     num_negatives: int = 256
     exclude_classes: tuple[int, ...] = ()
+    balance: float = (
+        0.0  # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
+    )
 
 
 class Trainer:
@@ -68,7 +70,7 @@ class Trainer:
         network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w].
         data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels), `unlabelled(count, rng)` ->
             images, both drawing from the generator they are given and from nothing else; `description()` -> dict,
-            what a resumed run must find again.
+            what a resumed run must find again; for `settings.balance` also `pixels`, each class's labelled pixels.
         settings: see Settings.
         device: where to train.
 
@@ -102,6 +104,9 @@ class Trainer:
         )
         self.projection.to(self.device)
         self.contrast.to(self.device)
+        weights = class_weights(data.pixels, settings.balance) if settings.balance else None
+        self.supervised_loss = nn.CrossEntropyLoss(weights, ignore_index=data.ignore_index)
+        self.supervised_loss.to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
         self.optimizer = torch.optim.AdamW(
             [*self.student.parameters(), *self.projection.parameters()],
@@ -130,7 +135,7 @@ class Trainer:
         strong, pseudo, reliable = cutmix(rng, jitter(weak, rng), pseudo, reliable)
         logits = self.student(torch.cat((jitter(images, rng), strong)))
         features = self.tap.pop()
-        supervised = F.cross_entropy(logits[:labelled], labels, ignore_index=ignore)
+        supervised = self.supervised_loss(logits[:labelled], labels)
         unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
 
         # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
@@ -154,7 +159,7 @@ class Trainer:
         images, labels, _ = self.draw(rng)
         logits = self.student(jitter(images, rng))
         self.tap.pop()
-        supervised = F.cross_entropy(logits, labels, ignore_index=self.data.ignore_index)
+        supervised = self.supervised_loss(logits, labels)
         return {"total": supervised, "supervised": supervised}
 
     # ---- the steps around it --------------------------------------------------------------------
@@ -259,3 +264,9 @@ class Trainer:
         return asdict(self.settings) | self.data.description()
 
     _parts = ("student", "teacher", "projection", "contrast", "optimizer")
+
+
+def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
+    """(median pixels of a class / pixels of class c) ** balance, within [1/4, 5]: [C]."""
+    pixels = torch.as_tensor(pixels, dtype=torch.float32)
+    return (pixels[pixels > 0].median() / pixels.clamp(min=1)).pow(balance).clamp(0.25, 5)
