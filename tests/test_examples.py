@@ -24,7 +24,7 @@ import demo  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
 from semi.network import SegmentationNetwork  # noqa: E402
-from semi.trainer import Settings, Trainer  # noqa: E402
+from semi.trainer import Settings, Trainer, class_weights  # noqa: E402
 
 TINY = "--steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
 TINY_DEMO = TINY.split(" ")
@@ -216,6 +216,21 @@ def test_resume_equals_uninterrupted(tmp_path):
     (tmp_path / "other.pt").write_text("no checkpoint")
     with pytest.raises(ValueError, match=r"other\.pt is no checkpoint"):
         make_trainer().load(tmp_path / "other.pt")
+
+
+def test_supervised_loss_weighs_classes_and_survives_an_unlabelled_crop():
+    trainer = make_trainer()
+    logits, labels = torch.randn(2, 11, 4, 4), torch.randint(11, (2, 4, 4))
+    labels[0, 0] = 255
+    mean = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
+    torch.testing.assert_close(trainer.supervised(logits, labels), mean)
+    trainer.class_weights = class_weights(np.array([100, 400, *[25] * 9]), 0.5)
+    assert trainer.class_weights[:3].tolist() == [0.5, 0.25, 1.0]
+    mean = torch.nn.functional.cross_entropy(
+        logits, labels, trainer.class_weights, ignore_index=255
+    )
+    torch.testing.assert_close(trainer.supervised(logits, labels), mean)
+    assert trainer.supervised(logits, torch.full_like(labels, 255)) == 0
 
 
 # ---- the pieces ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dgcl_ops import (
     DensityContrastLoss,
@@ -58,9 +59,8 @@ class Settings:
     num_keys: int = 16
     num_negatives: int = 256
     exclude_classes: tuple[int, ...] = ()
-    balance: float = (
-        0.0  # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
-    )
+    # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
+    balance: float = 0.0
 
 
 class Trainer:
@@ -104,9 +104,9 @@ class Trainer:
         )
         self.projection.to(self.device)
         self.contrast.to(self.device)
-        weights = class_weights(data.pixels, settings.balance) if settings.balance else None
-        self.supervised_loss = nn.CrossEntropyLoss(weights, ignore_index=data.ignore_index)
-        self.supervised_loss.to(self.device)
+        self.class_weights = torch.ones(data.num_classes, device=self.device)
+        if settings.balance:
+            self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
         self.optimizer = torch.optim.AdamW(
             [*self.student.parameters(), *self.projection.parameters()],
@@ -135,18 +135,15 @@ class Trainer:
         strong, pseudo, reliable = cutmix(rng, jitter(weak, rng), pseudo, reliable)
         logits = self.student(torch.cat((jitter(images, rng), strong)))
         features = self.tap.pop()
-        supervised = self.supervised_loss(logits[:labelled], labels)
+        supervised = self.supervised(logits[:labelled], labels)
         unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
 
         # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
         small = resize_labels(torch.cat((labels, reliable)), features.shape[-2:])
         contrast = self.contrast(self.projection(features), small, features)
 
-        total = (
-            supervised
-            + settings.unlabelled_weight * unlabelled
-            + settings.contrast_weight * contrast
-        )
+        total = supervised + settings.unlabelled_weight * unlabelled
+        total = total + settings.contrast_weight * contrast
         return {
             "total": total,
             "supervised": supervised,
@@ -159,8 +156,16 @@ class Trainer:
         images, labels, _ = self.draw(rng)
         logits = self.student(jitter(images, rng))
         self.tap.pop()
-        supervised = self.supervised_loss(logits, labels)
+        supervised = self.supervised(logits, labels)
         return {"total": supervised, "supervised": supervised}
+
+    def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with class weights; 0, and not NaN, where no pixel has a label."""
+        ignore = self.data.ignore_index
+        surprise = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
+        weights = self.class_weights[labels.clamp(max=len(self.class_weights) - 1)]
+        weights = weights * (labels != ignore)
+        return (weights * surprise).sum() / weights.sum().clamp(min=1)
 
     # ---- the steps around it --------------------------------------------------------------------
 
