@@ -3,6 +3,7 @@
 One thread per run, so that the numbers do not depend on how many cores there are.
 """
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -128,13 +129,12 @@ def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
             steps = manager.Queue()
             futures = [pool.submit(train, plan, *job, report=steps.put) for job in jobs]
             while not all(future.done() for future in futures):
-                try:
+                with contextlib.suppress(queue.Empty):
                     progress.update(steps.get(timeout=0.5))
-                except queue.Empty:
-                    failed = [f for f in futures if f.done() and f.exception()]
-                    if failed:
+                for future in futures:
+                    if future.done() and future.exception():
                         pool.shutdown(cancel_futures=True)
-                        raise failed[0].exception() from None
+                        future.result()  # raises, with the traceback of the process
             runs = [future.result() for future in futures]
     progress.close()
     order = list(METHODS)
@@ -174,6 +174,8 @@ class Progress:
         )
 
     def close(self) -> None:
+        for job in self.done:
+            self.update((*job, self.plan.settings.steps))
         if self.live:
             print(file=sys.stderr)
 
