@@ -1,12 +1,13 @@
 """Builds dgcl_ops._C: one extension on PyTorch's stable ABI and Python's limited API.
 
-Only PyTorch's headers and one library to link with are needed, never a particular build of it: a wheel made beside the CPU build
-also runs beside a CUDA build, and beside later releases.
+Only PyTorch's headers and one library to link with are needed, never a particular build of it: a wheel made
+beside the CPU build also runs beside a CUDA build, and beside later releases.
 """
 
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 MINIMUM_TORCH = (2, 13)
+X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
 LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each; the choice is made at run time
     "level_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
@@ -33,13 +35,15 @@ FIND_TORCH = (
 
 
 def find_torch():
-    """Folder and version of PyTorch: from the build's own environment, else from the one pip was called in, else None."""
+    """Folder and version of PyTorch in the build's own environment, else in the one pip was called in, else None."""
     spec = importlib.util.find_spec("torch")
     if spec:
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
     else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        found = subprocess.run([sys.executable, "-c", FIND_TORCH], capture_output=True, text=True, env=env, check=False)
+        found = subprocess.run(
+            [sys.executable, "-c", FIND_TORCH], capture_output=True, text=True, env=env, check=False
+        )
         folder, _, version = found.stdout.strip().partition("\n")
     if not folder or tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
         return None
@@ -51,10 +55,14 @@ class BuildExtension(build_ext):
 
     def build_extension(self, ext):
         if os.environ.get("DGCL_OPS_CUDA") == "1":
-            raise SystemExit("DGCL_OPS_CUDA=1: this version of dgcl_ops has no CUDA kernels yet; unset it to build for the CPU.")
+            raise SystemExit(
+                "dgcl_ops: DGCL_OPS_CUDA must be unset or 0 in this version, which has no CUDA kernels, got 1"
+            )
         found = find_torch()
         if found is None:
-            raise SystemExit("dgcl_ops: building needs PyTorch 2.13 or later in the environment: pip install torch")
+            raise SystemExit(
+                "dgcl_ops: building needs PyTorch 2.13 or later in the environment; install torch first"
+            )
         torch, version = found
         ext.extra_compile_args += ["-isystem", str(torch / "include")]
         ext.library_dirs.append(str(torch / "lib"))
@@ -65,8 +73,8 @@ class BuildExtension(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):
-            extra = [*extra, *LEVEL_FLAGS.get(Path(src).name, [])] if is_x86() else extra
-            compile_one(obj, src, suffix, cc_args, extra, pp_opts)
+            level = LEVEL_FLAGS.get(Path(src).name, []) if X86 else []
+            compile_one(obj, src, suffix, cc_args, [*extra, *level], pp_opts)
 
         serial_compile = self.compiler.compile
 
@@ -85,12 +93,6 @@ class BuildExtension(build_ext):
             self.compiler._compile, self.compiler.compile = compile_one, serial_compile
 
 
-def is_x86():
-    import platform
-
-    return platform.machine() in ("x86_64", "AMD64")
-
-
 # Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
@@ -103,7 +105,10 @@ setup(
             sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")),
             depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
             extra_compile_args=[*FLAGS],
-            define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", "0x020d000000000000")],
+            define_macros=[
+                ("Py_LIMITED_API", "0x030A0000"),
+                ("TORCH_TARGET_VERSION", "0x020d000000000000"),
+            ],
             py_limited_api=True,
             language="c++",
         )

@@ -3,8 +3,9 @@
 Timing. All contenders live in one process and use the same number of threads. After one round that
 is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat,
 forwards and backwards in turn: a slow moment of the machine, and what one leaves to the next in the
-caches, falls on all of them alike. Medians are reported, and ratios are medians
-of the ratios inside each repeat. On CUDA, events around the call are read after a synchronisation.
+caches, falls on all of them alike. Medians are reported, and ratios are medians of the ratios inside each
+repeat. On CUDA, events around the call are read after a synchronisation. "others" is the largest share
+of the machine's processors that other processes had during a repeat; --calm sets a limit to it.
 
 Memory. "Extra memory" is the peak beyond the inputs, result included, of one call.
     CPU   each contender in a fresh process: inputs are built, a call of tiny size loads libraries and
@@ -36,11 +37,14 @@ from dgcl_ops import backend_info
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE_COLUMNS = (
-    *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "load"),
+    *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "others"),
 )
 MEGABYTE = 1e6
+PATIENCE = 1800  # seconds spent on waiting for calm repeats
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 REST = 0.02  # seconds before each run: idle OpenMP threads of the run before it stop spinning
+
+CALM_HELP = "repeat what is measured while other processes use more than this share, e.g. 0.05"
 
 
 class Disagreement(RuntimeError):
@@ -70,19 +74,73 @@ def seconds(function: Callable[[], object], device: torch.device) -> tuple[float
     return time.perf_counter() - begin, result
 
 
-def alternate(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Runs everything `repeats` times in rotating order; each run returns its own measurement."""
+class OtherLoad:
+    """Share of this machine's processors that other processes use, from one `share()` to the next."""
+
+    def __init__(self):
+        self.known = Path("/proc/stat").exists()
+        self.mark = self._now() if self.known else None
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: by the clock, of all processors busy, of this process on them."""
+        user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split(None, 9)[1:9]
+        busy = sum(map(int, (user, nice, system, *rest))) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return time.perf_counter(), busy, own.user + own.system
+
+    def share(self) -> float | None:
+        if not self.known:
+            return None
+        before, self.mark = self.mark, self._now()
+        clock, busy, own = (after - start for after, start in zip(self.mark, before, strict=True))
+        return max(0.0, busy - own) / (clock * os.cpu_count())
+
+
+def wait_for_calm(limit: float, deadline: float) -> None:
+    """Returns once other processes have used less than the limit for two seconds, or at the deadline."""
+    others = OtherLoad()
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        if not (others.share() or 0) > limit:
+            return
+
+
+def alternate(
+    runs: dict[str, Callable[[], dict[str, float]]], repeats: int, calm: float | None = None
+) -> tuple[dict[str, list[dict]], float | None]:
+    """Runs everything `repeats` times in rotating order; each run returns what it measured.
+
+    Args:
+        runs: results hold "total", in seconds.
+        calm: a repeat during which other processes used a larger share of the processors than this is
+            thrown away, whatever it measured, and done again; after PATIENCE seconds none is any more.
+
+    Returns:
+        What each run measured, and the largest share of other processes during a repeat that was kept.
+    """
     names = list(runs)
     measured = {name: [] for name in names}
-    for repeat in range(repeats):
-        shift = repeat % len(names)
+    shares, deadline = [], time.monotonic() + PATIENCE
+    while len(shares) < repeats:
+        if calm is not None:
+            wait_for_calm(calm, deadline)
+        shift = len(shares) % len(names)
         order = names[shift:] + names[:shift]
-        for name in order if repeat % 2 == 0 else order[::-1]:
+        others, results = OtherLoad(), {}
+        for name in order if len(shares) % 2 == 0 else order[::-1]:
             time.sleep(REST)
-            measured[name].append(runs[name]())
-        latest = ", ".join(f"{name} {measured[name][-1]:.3f} s" for name in names)
-        say(f"  repeat {repeat + 1}/{repeats}: {latest}")
-    return measured
+            results[name] = runs[name]()
+        share = others.share()
+        latest = ", ".join(f"{name} {results[name]['total']:.3f} s" for name in names)
+        told = "" if share is None else f"; other processes {share:.0%}"
+        say(f"  repeat {len(shares) + 1}/{repeats}: {latest}{told}")
+        if calm is not None and (share or 0) > calm and time.monotonic() < deadline:
+            say("  not calm: again")
+            continue
+        shares.append(share)
+        for name in names:
+            measured[name].append(results[name])
+    return measured, None if None in shares else max(shares)
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
@@ -204,8 +262,8 @@ def _commit() -> str:
     return head + ("+" if changed.strip() else "")
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    """Everything about this run that is not about one contender."""
+def machine(device: torch.device, others: float | None) -> dict[str, object]:
+    """Everything about this run that is not about one contender; `others` from `alternate`."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
@@ -218,7 +276,7 @@ def machine(device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
+        "others": "" if others is None else round(others, 3),
     }
 
 
@@ -254,3 +312,8 @@ def print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def shared_with(row: dict) -> str:
+    """For a table's title: how much of the machine was not ours."""
+    return "" if row["others"] == "" else f", other processes at most {row['others']:.0%}"

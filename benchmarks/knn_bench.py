@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from common import (
+    CALM_HELP,
     MACHINE_COLUMNS,
     MEGABYTE,
     Disagreement,
@@ -30,6 +31,7 @@ from common import (
     say,
     seconds,
     set_threads,
+    shared_with,
 )
 from contenders import FLOOR, OURS, contenders_for
 from plots import plot_sweep
@@ -67,7 +69,7 @@ def memory_of(name: str, case: dict) -> int:
     return peak_beyond_inputs(lambda: contender.run(problem), torch.device(case["device"]))
 
 
-def measure(case: dict, repeats: int, with_memory: bool) -> list[dict]:
+def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> list[dict]:
     """One row per contender, those that are missing too."""
     device = torch.device(case["device"])
     problem = build(case)
@@ -82,14 +84,16 @@ def measure(case: dict, repeats: int, with_memory: bool) -> list[dict]:
             errors[name] = check_agreement(name, density, problem, chosen, expected, case["dtype"])
         del density
     set_threads(case["threads"])  # every library has been loaded by now
-    times = alternate(
+    measured, others = alternate(
         {
-            name: lambda run=contender.run: seconds(lambda: run(problem), device)[0]
+            name: lambda run=contender.run: {"total": seconds(lambda: run(problem), device)[0]}
             for name, contender in present.items()
         },
         repeats,
+        calm,
     )
-    facts = machine(device)
+    times = {name: [result["total"] for result in results] for name, results in measured.items()}
+    facts = machine(device, others)
     rows = []
     for name in offered:
         row = {**facts, **{k: case[k] for k in COLUMNS if k in case}, "contender": name}
@@ -121,7 +125,7 @@ def report(rows: list[dict]) -> None:
     print(
         f"\nKNN density, {size}{classes}, scales ({first['scales']}), {first['metric']}, {first['dtype']}, "
         f"{first['data']}; {first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, "
-        f"torch {first['torch']}, load {first['load']}"
+        f"torch {first['torch']}{shared_with(first)}"
     )
     table, absent = [], []
     for row in rows:
@@ -176,6 +180,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--calm", type=float, help=CALM_HELP)
     parser.add_argument("--sweep", choices=tuple(SWEEPS), help="vary N or D of each size, and plot")
     parser.add_argument(
         "--values", type=int, nargs="+", help="of the sweep, instead of the usual ones"
@@ -211,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
             fixed = {name: getattr(options, name) for name in FIXED}
             case = {"queries": m, "bank": n, "dim": dim, "data": data, **fixed}
             try:
-                rows = measure(case, options.repeats, not options.no_memory)
+                rows = measure(case, options.repeats, not options.no_memory, options.calm)
             except Disagreement as error:
                 say(f"DISAGREEMENT, nothing was recorded for this size: {error}")
                 return 1

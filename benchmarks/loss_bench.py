@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from common import (
+    CALM_HELP,
     MACHINE_COLUMNS,
     MEGABYTE,
     Disagreement,
@@ -31,6 +32,7 @@ from common import (
     print_table,
     say,
     set_threads,
+    shared_with,
 )
 from loss_steps import BUILDERS, OURS, PUBLISHED, SIZES, Size, make_batch
 
@@ -94,15 +96,16 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
     steps = {name: build(size, device) for name, build in BUILDERS.items()}
     say("  agreement")
     agreed = check_agreement(steps, batch, size)
-    parts = {name: [] for name in steps}
 
-    def run(name: str) -> float:
-        parts[name].append(steps[name].timed(batch, device))
+    def run(name: str) -> dict[str, float]:
+        times = steps[name].timed(batch, device)
         batch[0].grad = None
-        return parts[name][-1]["total"]
+        return times
 
-    totals = alternate({name: functools.partial(run, name) for name in steps}, options.repeats)
-    facts = machine(device)
+    runs = {name: functools.partial(run, name) for name in steps}
+    parts, others = alternate(runs, options.repeats, options.calm)
+    totals = {name: [result["total"] for result in results] for name, results in parts.items()}
+    facts = machine(device, others)
     extra = {}
     for name in steps:
         say(f"  memory of {name}")
@@ -153,8 +156,8 @@ def report(rows: list[dict], size: Size) -> None:
     print(
         f"\nOne loss step, {size.batch} x {size.side} x {size.side} pixels, D = E = {size.dim}, "
         f"{first['present']} of {size.classes} classes present, banks of {size.capacity:,} rows, full; "
-        f"{first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, torch {first['torch']}, "
-        f"load {first['load']}"
+        f"{first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, torch {first['torch']}"
+        f"{shared_with(first)}"
     )
     headers = ("contender", "forward ms", "backward", "push", "total", "time / ours", "extra MB")
     table = []
@@ -205,6 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--calm", type=float, help=CALM_HELP)
     parser.add_argument("--profile", action="store_true", help="profile our step instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Density-guided contrastive learning for semi-supervised segmentation.
 
-The way of the data: a module (`losses`, `memory`) -> an operator (`ops`) -> its schema and checks (csrc/ops) -> a kernel
-(csrc/cpu) -> a formula (csrc/math). `reference` tells every formula again in plain PyTorch.
+The way of the data: a module (`losses`, `memory`) -> an operator (`ops`) -> its schema and checks (csrc/ops)
+-> a kernel (csrc/cpu) -> a formula (csrc/math). `reference` tells every formula again in plain PyTorch.
 """
 
 __version__ = "0.1.0"

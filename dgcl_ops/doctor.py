@@ -2,8 +2,8 @@
 
     python -m dgcl_ops.doctor [--device cpu]
 
-Prints a report to paste into a bug report and runs every operator on small inputs against `reference.py` in float64. Exit status:
-0 if all checks pass, 1 if one fails.
+Prints a report to paste into a bug report and runs every operator on small inputs against `reference.py` in
+float64. Exit status: 0 if all checks pass, 1 if one fails.
 """
 
 import argparse

@@ -15,7 +15,7 @@ LAYOUTS = {
 
 
 def by_loop(maps, pixels):
-    images, dim, height, width = maps.shape
+    _, dim, height, width = maps.shape
     out = torch.empty(pixels.numel(), dim, dtype=maps.dtype)
     for i, p in enumerate(pixels.reshape(-1).tolist()):
         b, rest = divmod(p, height * width)
@@ -73,7 +73,7 @@ def test_opcheck():
     ],
 )
 def test_errors_name_argument_rule_and_value(maps, pixels, message):
-    with pytest.raises(RuntimeError, match="gather_rows: " + message):
+    with pytest.raises(RuntimeError, match=rf"gather_rows: {message}"):
         gather_rows(maps, pixels)
 
 
