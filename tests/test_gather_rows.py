@@ -90,5 +90,5 @@ def test_errors_name_argument_rule_and_value(maps, pixels, message):
 
 
 def test_argument_that_is_no_tensor():
-    with pytest.raises(TypeError, match="gather_rows: pixels must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"pixels must be a torch\.Tensor, got list"):
         gather_rows(torch.zeros(1, 3, 4, 5), [0])
