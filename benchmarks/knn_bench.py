@@ -6,7 +6,8 @@
 
 A size is MxNxD: queries, bank rows, dimensions. With --classes C, M queries belong to C classes of unequal
 size with N bank rows each. Every contender's densities are compared with a float64 brute force over a random
-subset of the queries first; a contender that is wrong ends the run. How time and memory are taken: common.py.
+subset of the queries first; a contender that is wrong ends the run. How time and memory are taken: common.py,
+peak_memory.py.
 """
 
 import argparse
@@ -17,16 +18,12 @@ import torch
 from common import (
     CALM_HELP,
     MACHINE_COLUMNS,
-    MEGABYTE,
     Disagreement,
     alternate,
     append_rows,
-    extra_memory,
     machine,
     median_ratio,
-    memory_method,
     number,
-    peak_beyond_inputs,
     print_table,
     say,
     seconds,
@@ -34,6 +31,7 @@ from common import (
     shared_with,
 )
 from contenders import FLOOR, OURS, contenders_for
+from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 from plots import plot_sweep
 from workloads import DTYPES, build, check_agreement, exact_densities
 

@@ -7,7 +7,7 @@
 Both get the same maps, labels and full banks, in the published setting (`DensityContrastLoss.paper`,
 `published.PublishedStep`), and the same threads, in one process. They draw other random rows, so their values
 agree only about; the run ends if they do not. Our push is part of forward: "forward" is measured without
-it, and "push" is what a forward with it takes longer. How time and memory are taken: common.py.
+it, and "push" is what a forward with it takes longer. How time and memory are taken: common.py, peak_memory.py.
 """
 
 import argparse
@@ -19,22 +19,19 @@ import torch
 from common import (
     CALM_HELP,
     MACHINE_COLUMNS,
-    MEGABYTE,
     Disagreement,
     alternate,
     append_rows,
-    extra_memory,
     machine,
     median_ratio,
-    memory_method,
     number,
-    peak_beyond_inputs,
     print_table,
     say,
     set_threads,
     shared_with,
 )
 from loss_steps import BUILDERS, OURS, PUBLISHED, SIZES, Size, make_batch
+from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 
 COLUMNS = (
     *MACHINE_COLUMNS,

@@ -1,8 +1,10 @@
 """The benchmarks run, write what they promise, and refuse to time contenders that disagree."""
 
 import csv
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +125,9 @@ def test_nan_is_a_disagreement(benchmarks):
 
 
 def test_peak_memory_is_that_of_the_call(benchmarks):
-    import common
+    import peak_memory
 
-    if common.memory_method(torch.device("cpu")).startswith("not"):
+    if peak_memory.memory_method(torch.device("cpu")).startswith("not"):
         pytest.skip("needs Linux's /proc/self/clear_refs")
     inputs = torch.ones(4_000_000)  # 16 MB
 
@@ -133,7 +135,7 @@ def test_peak_memory_is_that_of_the_call(benchmarks):
         temporary = inputs + inputs
         return temporary + inputs
 
-    peak = common.peak_beyond_inputs(call, torch.device("cpu"))
+    peak = peak_memory.peak_beyond_inputs(call, torch.device("cpu"))
     assert 31e6 < peak < 36e6  # temporary and result; the inputs are not counted
 
 
@@ -184,3 +186,29 @@ def test_a_loss_that_differs_is_not_timed(tmp_path, benchmarks, monkeypatch, cap
     assert loss_bench.main(small) == 1
     assert "DISAGREEMENT" in capsys.readouterr().err
     assert not (tmp_path / "loss_bench.csv").exists()
+
+
+def test_disturbed_repeats_are_done_again(benchmarks, monkeypatch):
+    import common
+
+    shares = iter([0.5, 0.01, 0.3, 0.02])
+    monkeypatch.setattr(common.OtherLoad, "share", lambda self: next(shares))
+    monkeypatch.setattr(common, "wait_for_calm", lambda limit, deadline: None)
+    calls = []
+    runs = {"a": lambda: calls.append("a") or {"total": len(calls)}}
+    measured, others = common.alternate(runs, 2, calm=0.05)
+    assert [result["total"] for result in measured["a"]] == [2, 4]
+    assert others == 0.02
+
+
+def test_other_load_counts_other_processes_only(benchmarks):
+    import common
+
+    others = common.OtherLoad()
+    if not others.known:
+        pytest.skip("needs Linux's /proc/stat")
+    begin, own = time.perf_counter(), time.process_time()
+    while time.process_time() < own + 0.3:
+        pass  # busy here is not busy elsewhere
+    left = 1 - 0.3 / ((time.perf_counter() - begin) * os.cpu_count())
+    assert 0 <= others.share() <= left + 0.1
