@@ -159,7 +159,7 @@ def paired_table(result: dict) -> str:
 
 
 def errors(result: dict) -> str:
-    """Where the features are sparse the network errs: percent of wrong pixels by fifths of density."""
+    """Percent of wrong pixels by fifths of density, mean over the seeds."""
     head = "".join(
         f"<th>{name}</th>" for name in ("sparsest fifth", "2nd", "3rd", "4th", "densest")
     )
