@@ -53,8 +53,8 @@ def check(options):
     if not 0 <= warm_up <= options.steps:
         raise ValueError(f"--warm-up must lie in [0, {options.steps}], got {warm_up}")
     options.warm_up = warm_up
-    if len(options.crop) > 2:
-        raise ValueError(f"--crop must be a height and a width, got {options.crop}")
+    if len(options.crop) > 2 or min(options.crop) < 16:
+        raise ValueError(f"--crop must be a height and a width from 16 on, got {options.crop}")
     if min(options.contrast_weight) < 0:
         raise ValueError(f"--contrast-weight must not be negative, got {options.contrast_weight}")
     if min(options.seeds) < 0:
@@ -129,11 +129,9 @@ def run_training(trainer, out, options):
     first, started = trainer.step, time.perf_counter()
 
     def after_step(trainer):
-        step = trainer.step
-        last = step in (settings.steps, options.stop_at)
-        if step % options.report_every == 0 or last:
+        step, record = trainer.step, dict(trainer.history[-1]) if trainer.history else {}
+        if record.pop("step", None) == step:
             left = (time.perf_counter() - started) / (step - first) * (settings.steps - step)
-            record = {name: value for name, value in trainer.history[-1].items() if name != "step"}
             losses = "  ".join(f"{name} {value:.3f}" for name, value in record.items())
             print(f"step {step:5d}/{settings.steps}  {losses}  {left:.0f} s left", flush=True)
         if step % options.evaluate_every == 0 and step < settings.steps:
@@ -141,7 +139,7 @@ def run_training(trainer, out, options):
             matrix = evaluate.confusion_matrix(trainer.teacher, batches(data.val), *sizes)
             trainer.history.append({"step": step, "validation": evaluate.mean_iou(matrix)})
             print(f"{len(data.val)} validation images: mIoU {evaluate.mean_iou(matrix):.2f} %")
-        if step % options.save_every == 0 or last:
+        if step % options.save_every == 0 or step in (settings.steps, options.stop_at):
             trainer.save(out / "checkpoint.pt")
 
     trainer.run(until=options.stop_at, record_every=options.report_every, after_step=after_step)

@@ -353,7 +353,7 @@ def test_folder_trainer_writes_what_it_measured(divided, capsys):
 
 def test_folder_trainer_resumes_exactly(divided, tmp_path):
     whole = train(divided, "--labelled", "1/2", out=tmp_path / "whole")
-    parts = train(divided, "--labelled", "1/2", "--stop-at", 5, out=tmp_path / "parts")
+    parts = train(divided, "--labelled", "1/2", "--stop-at", 3, out=tmp_path / "parts")
     checkpoint = parts / "weight-0.5-seed-0" / "checkpoint.pt"
     assert not (parts / "metrics.json").exists()
     train(divided, "--labelled", "1/2", "--resume", checkpoint, out=parts)
@@ -435,6 +435,7 @@ def broken_image(data):
         (spoil_nothing, "--labelled 9", r"at most the 8 training images, got 9"),
         (spoil_nothing, "--labelled 8", r"leave images to use without a label, got 8 of 8"),
         (spoil_nothing, "--ignore-index 1", r"outside the classes \[0, 256\), got 1"),
+        (spoil_nothing, "--crop 8", r"--crop must be .* from 16 on, got \[8\]"),
         (spoil_nothing, "--warm-up 9", r"--warm-up must lie in \[0, 8\], got 9"),
         (spoil_nothing, "--exclude-classes 3", r"exclude_classes must lie in \[0, 3\), got 3"),
         (spoil_nothing, "--device nowhere", r"--device nowhere cannot be used"),

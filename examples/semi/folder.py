@@ -13,6 +13,7 @@ from torch import Tensor
 from semi.augment import random_crop
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LABELS = 2**16  # values that a label PNG can hold
 HELD_OUT = 5  # where there is no split, every fifth image is for the test
 
 
@@ -70,8 +71,8 @@ class FolderData:
                 f"--labelled must leave images to use without a label, got {labelled} of {len(train)}; "
                 "or name a folder of further images with --unlabelled"
             )
-        if ignore_index < 0:
-            raise ValueError(f"--ignore-index must not be negative, got {ignore_index}")
+        if not 0 <= ignore_index < LABELS:
+            raise ValueError(f"--ignore-index must lie in [0, {LABELS}), got {ignore_index}")
         self.test = splits.get("test") or splits["val"]
         self.val = splits.get("val") or self.test
         self.pixels = self._check_labels(num_classes)
@@ -79,11 +80,12 @@ class FolderData:
 
     def _check_labels(self, num_classes):
         """Reads every label that will be used; returns how many labelled pixels train each class."""
-        pixels = np.zeros(2**16, dtype=np.int64)
+        pixels = np.zeros(LABELS, dtype=np.int64)
         highest, where = -1, None
+        labelled = set(self.labelled_samples)
         for sample in dict.fromkeys([*self.labelled_samples, *self.val, *self.test]):
             counts = np.bincount(read_label(sample).ravel(), minlength=self.ignore_index + 1)
-            if sample in self.labelled_samples:
+            if sample in labelled:
                 pixels[: len(counts)] += counts
             counts[self.ignore_index] = 0
             if counts.any() and counts.nonzero()[0][-1] > highest:
@@ -239,8 +241,9 @@ def read_label(sample: Sample) -> np.ndarray:
             f"a label must have its image's size {size[0]} x {size[1]}, "
             f"got {pixels.shape[1]} x {pixels.shape[0]} in {sample.label}"
         )
-    if pixels.min() < 0:
-        raise ValueError(f"labels must not be negative, got {pixels.min()} in {sample.label}")
+    for value in (pixels.min(), pixels.max()):
+        if not 0 <= value < LABELS:
+            raise ValueError(f"labels must lie in [0, {LABELS}), got {value} in {sample.label}")
     return pixels
 
 
