@@ -1,9 +1,9 @@
-# Every target sets up what it needs in $(VENV). TORCH names the PyTorch to install there: 2.13 or later, any build.
+# Every target sets up what it needs in $(VENV). TORCH names the PyTorch that a new $(VENV) gets: 2.13 or later, any build.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
-NATIVE = setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint format doctor bench wheel clean
 
@@ -23,12 +23,12 @@ bench: $(VENV)/installed  ## search against its alternatives, and one step of th
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $(CSRC)
 
 wheel: $(VENV)/installed  ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
@@ -39,7 +39,7 @@ $(VENV)/torch:
 	$(BIN)/python -m pip install --progress-bar off "$(TORCH)"
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch $(NATIVE)
+$(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(CSRC)
 	$(BIN)/python -m pip install -qq --editable ".[dev]"
 	@touch $@
 

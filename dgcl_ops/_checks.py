@@ -36,6 +36,7 @@ SHAPES = {
     },
     "gather_rows": {"maps": "B D H W"},
 }
+FLOATS = {"queries", "bank", "anchors", "keys", "negatives", "features", "projections", "maps"}
 # Entries lie in [0, this size]; heads below it.
 LARGEST = {
     "query_offsets": "M",
@@ -51,6 +52,19 @@ LARGEST = {
 def check(op: str, given: dict) -> None:
     """Raises RuntimeError naming op, argument, rule and value. `given`: the arguments by name."""
     sizes = _check_shapes(op, given)
+    if given.get("bank_counts") is not None and given.get("query_offsets") is None:
+        raise RuntimeError(
+            f"{op}: bank_counts needs a bank of shape [C, N, D], got {list(given['bank'].shape)}"
+        )
+    for name in FLOATS & given.keys():
+        if not given[name].is_floating_point():
+            raise RuntimeError(f"{op}: {name} must have a float dtype, got {given[name].dtype}")
+    if op == "gather_rows":
+        maps, pixels = given["maps"], given["pixels"]
+        area = maps.shape[0] * maps.shape[2] * maps.shape[3]
+        wrong = pixels[(pixels < 0) | (pixels >= area)]
+        if wrong.numel():
+            raise RuntimeError(f"{op}: pixels must lie in [0, {area}), got {int(wrong[0])}")
     for name, size in LARGEST.items():
         values = given.get(name)
         if values is None or name not in SHAPES.get(op, ()):

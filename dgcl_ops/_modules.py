@@ -7,7 +7,7 @@ from dgcl_ops.ops import _arguments
 
 
 class FixedDtypeModule(nn.Module):
-    """A module whose buffers keep their dtype: `.half()`, `.bfloat16()` and `.to(dtype)` pass them by.
+    """A module whose buffers keep their dtype under `.half()` and `.to(dtype)`, and that refuses DataParallel.
 
     A cast to half precision would destroy what the buffers are for: unit rows that are unit to float32's
     last bit, and a state that resumes exactly. Moves between devices work as ever.
@@ -41,11 +41,6 @@ def one_of(op: str, name: str, value, choices: tuple):
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
     return value
-
-
-def without_autocast(tensor: Tensor):
-    """A context in which operations on the tensor's device keep the dtypes they are given."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def check_batch(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops import sampling, selection
-from dgcl_ops._modules import FixedDtypeModule, check_batch, one_of, without_autocast
+from dgcl_ops import reference, sampling, selection
+from dgcl_ops._modules import FixedDtypeModule, check_batch, one_of
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
 
@@ -116,6 +116,10 @@ class DensityContrastLoss(FixedDtypeModule):
             normalize_keys=bool(normalize_keys),
             ignore_index=ignore_index,
         )
+        if not isinstance(exclude_classes, (tuple, list)):
+            raise TypeError(
+                f"{op}: exclude_classes must be a tuple or list of classes, got {exclude_classes!r}"
+            )
         self.exclude_classes = tuple(
             _arguments.integral(op, "each of exclude_classes", c) for c in exclude_classes
         )
@@ -146,8 +150,8 @@ class DensityContrastLoss(FixedDtypeModule):
         self.bank = self._matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
         if bank.rows_per_push > max_candidates:
             raise ValueError(
-                f"{op}: rows_per_push must be at most max_candidates {max_candidates}, since the rows pushed "
-                f"are candidates whose densities are known, got {bank.rows_per_push}"
+                f"{op}: rows_per_push (by default 1,000) must be at most max_candidates {max_candidates}, since "
+                f"the rows pushed are candidates whose densities are known, got {bank.rows_per_push}"
             )
         device = bank.counts.device
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
@@ -214,8 +218,9 @@ class DensityContrastLoss(FixedDtypeModule):
         setting = {
             "exclude_classes": (0,) if dataset == "voc" else (),
             "start": "all_full",  # one rare class keeps the loss at 0 until its ring is full
-            "min_rows": 1_001,  # rows pushed while the class holds at most 1,000 have density 0,
-            "backfill": False,  # and keep it
+            # Rows pushed while the class holds at most 1,000 have density 0, and keep it.
+            "min_rows": min(1_001, changes.get("bank_capacity", 10_000)),
+            "backfill": False,
             "eps": 1e-6,
             "grad_scale": 1.0 / world_size,
         }
@@ -263,7 +268,7 @@ class DensityContrastLoss(FixedDtypeModule):
         """
         features = self._checked(projections, labels, features, confidence)
         wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
-        with without_autocast(projections):
+        with reference.no_autocast(projections):
             if labels.numel() == 0:
                 return projections.to(wide).sum()
             with torch.no_grad():
@@ -437,7 +442,7 @@ class PseudoLabelLoss(nn.Module):
                 f"{list(labels.shape)}"
             )
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        with without_autocast(logits):
+        with reference.no_autocast(logits):
             labels = labels.to(torch.int64)
             total = torch.nn.functional.cross_entropy(
                 logits.to(wide), labels, ignore_index=self.ignore_index, reduction="sum"

@@ -7,13 +7,12 @@ buffer on the bank's device, so that a checkpoint continues bit for bit and no s
 import torch
 from torch import Tensor
 
-from dgcl_ops import sampling
+from dgcl_ops import reference, sampling
 from dgcl_ops._modules import (
     FixedDtypeModule,
     at_least,
     check_batch,
     one_of,
-    without_autocast,
 )
 from dgcl_ops.ops import _arguments, knn_density, memory_push
 
@@ -227,7 +226,7 @@ class MemoryBank(FixedDtypeModule):
         pixel_count = labels.numel()
         if pixel_count == 0:
             return
-        with without_autocast(features):
+        with reference.no_autocast(features):
             usable = sampling.finite_rows(features) & sampling.finite_rows(projections)
             bits = sampling.random_bits(self.rng_state, 0, (pixel_count,))
             segments = sampling.partition(labels, self.num_classes, ignore_index, bits, usable)

@@ -29,6 +29,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def no_autocast(tensor: Tensor):
+    """A context in which operations on the tensor's device keep the dtypes they are given."""
     kind = tensor.device.type
     if torch.amp.is_autocast_available(kind):
         return torch.autocast(kind, enabled=False)
@@ -61,7 +62,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 def scale_weights(scales, found: Tensor, ranks: int) -> Tensor:
     """Weights w[m, r] with which query m's sorted scores sum to its multi-scale density.
 
-    w_r = (1/|K|) sum over {k in K : k' >= r} of 1/k', where k' = min(k, found) (METHOD.md section 3). In
+    w_r = (1/|K|) sum over {k in K : k' >= r} of 1/k', where k' = min(k, found) (derived in csrc/math/density.h). In
     float64, except on Apple GPUs, which have none.
 
     Shape: found [M] int64, the neighbours each query has -> [M, ranks].

@@ -65,8 +65,12 @@ def test_a_stray_label_is_an_error_on_the_cpu(implementation, stray):
         ((torch.tensor([1]), 0), ValueError, "num_classes must be a positive integer, got 0"),
         ((torch.tensor([1]), 2.0), TypeError, "num_classes must be an integer, got 2.0"),
         ((torch.tensor([1]), 2, None), TypeError, "ignore_index must be an integer, got None"),
-        ((torch.tensor([1.0]), 2), RuntimeError, "labels must be of an integer dtype, got float32"),
-        ((torch.tensor([True]), 2), RuntimeError, "labels must be of an integer dtype, got bool"),
+        (
+            (torch.tensor([1.0]), 2),
+            RuntimeError,
+            "labels must be int64, int32, int16, int8 or uint8, got float32",
+        ),
+        ((torch.tensor([True]), 2), RuntimeError, "labels must be int64, int32, int16, int8 or uint8, got bool"),
     ],
 )
 def test_errors(arguments, error, text):

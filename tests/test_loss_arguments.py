@@ -85,7 +85,7 @@ def test_diagnostics():
         ({"num_keys": 1.5}, TypeError, "num_keys must be an integer, got 1.5"),
         ({"num_negatives": 0}, ValueError, "num_negatives must be a positive integer"),
         ({"max_candidates": 0}, ValueError, "max_candidates must be a positive integer"),
-        ({"rows_per_push": 16}, ValueError, "rows_per_push must be at most max_candidates 15"),
+        ({"rows_per_push": 16}, ValueError, r"rows_per_push \(by default 1,000\) must be at most max_candidates 15"),
         ({"anchors": "dense"}, ValueError, "anchors must be one of .*, got 'dense'"),
         ({"keys": "low_density"}, ValueError, "keys must be one of .*, got 'low_density'"),
         ({"start": "never"}, ValueError, "start must be one of .*, got 'never'"),
@@ -187,3 +187,16 @@ def test_padding_entries_are_harmless():
     assert gradient.any()
     used = sampling.used_entries(draw_of(module, batch).anchors)
     assert used.sum(1).tolist() == [2, 1, 0, 0, 0]
+
+
+def test_paper_setting_of_a_small_bank():
+    """Less than the 1,001 rows at which densities begin: then they begin when the ring is full."""
+    loss = DensityContrastLoss.paper("voc", feature_dim=4, projection_dim=4, bank_capacity=50)
+    assert loss.bank.min_rows == 50
+
+
+def test_exclude_classes_that_is_no_tuple():
+    with pytest.raises(
+        TypeError, match="exclude_classes must be a tuple or list of classes, got 0"
+    ):
+        DensityContrastLoss(3, 4, exclude_classes=0)

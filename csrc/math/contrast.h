@@ -10,8 +10,7 @@
 
 namespace dgcl {
 
-// Running log-sum-exp: the maximum seen and the sum of exp(z - maximum). A struct with merge, so that any split of the
-// negatives gives the same value up to rounding. NaN stays NaN.
+// Running log-sum-exp: the maximum seen and the sum of exp(z - maximum). NaN stays NaN.
 struct LogSumExp {
   double maximum = -std::numeric_limits<double>::infinity();
   double sum = 0;
@@ -25,12 +24,6 @@ struct LogSumExp {
     } else {
       sum = z;
     }
-  }
-  void merge(const LogSumExp& other) {
-    const double top = maximum > other.maximum ? maximum : other.maximum;
-    if (top == -std::numeric_limits<double>::infinity()) return;
-    sum = sum * std::exp(maximum - top) + other.sum * std::exp(other.maximum - top);
-    maximum = top;
   }
   double value() const { return maximum + std::log(sum); }
 };

@@ -15,7 +15,7 @@ void check_class_counts(const Tensor& labels, int64_t num_classes) {
     case ScalarType::Byte:
       return;
     default:
-      fail(op, "labels must be of an integer dtype, got ", dtype_name(labels.scalar_type()));
+      fail(op, "labels must be int64, int32, int16, int8 or uint8, got ", dtype_name(labels.scalar_type()));
   }
 }
 

@@ -13,7 +13,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
     """How often each class occurs among the labels.
 
     Args:
-        labels: integers of any shape and any integer dtype.
+        labels: of any shape; int64, int32, int16, int8 or uint8.
         num_classes: classes are 0 to num_classes - 1.
         ignore_index: the label that stands for none; not counted, even when it lies in the classes' range.
 

@@ -104,10 +104,12 @@ def _backward(ctx, dL_drho):
         ctx.unit_bank,
     )
     found = (indices >= 0).sum(1)
-    # With per_scale, each scale has a gradient of its own.
-    terms = [((k,), g) for k, g in zip(ctx.scales, dL_drho, strict=True)] if ctx.per_scale else []
+    if ctx.per_scale:  # each scale has a gradient of its own
+        terms = [((k,), gradient) for k, gradient in zip(ctx.scales, dL_drho, strict=True)]
+    else:
+        terms = [(ctx.scales, dL_drho)]
     dL_dscores = torch.zeros_like(values)
-    for scales, gradient in terms or [(ctx.scales, dL_drho)]:
+    for scales, gradient in terms:
         weights = scale_weights(scales, found, ranks).to(values.dtype)
         dL_dscores = dL_dscores + weights * gradient.unsqueeze(1)
     grad_queries, grad_bank = torch.ops.dgcl_ops.knn_topk_backward(

@@ -55,7 +55,8 @@ def summarise(runs: list[Run], control: str, treated: str) -> dict:
         for method, members in by_method.items()
     }
     result = {"methods": methods, "paired": {}, "matched": {}, "runs": rows}
-    if control in by_method and treated in by_method:
+    if control != treated and control in by_method and treated in by_method:
+        result["pair"] = [treated, control]
         for metric, _, _, upward in METRICS:
             pairs = zip(by_method[treated], by_method[control], strict=True)
             differences = [new[metric] - old[metric] for new, old in pairs]
@@ -127,9 +128,10 @@ def as_text(result: dict) -> str:
     for first, *others in rows:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    lines.append(
-        "Mean ± standard deviation over the seeds; the difference is the last method minus the one above."
-    )
+    lines.append("Mean ± standard deviation over the seeds.")
+    if paired:
+        treated, control = result["pair"]
+        lines.append(f"The difference is {treated} minus {control}, seed by seed.")
     return "\n".join(lines)
 
 
