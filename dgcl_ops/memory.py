@@ -52,7 +52,7 @@ class MemoryBank(FixedDtypeModule):
     Shape:
         features [C, capacity, D], projections [C, capacity, E], density [C, capacity],
         counts and heads [C] int64: rows held, and the slot the next row goes to;
-        pushes [] int64, rng_state [2] int64.
+        pushes [] int64, rng_state [2] int64; meaning [1 + scales] int64: metric and scales, for the checkpoint.
     """
 
     def __init__(
@@ -100,6 +100,11 @@ class MemoryBank(FixedDtypeModule):
         self.min_rows = _arguments.positive_integer(op, "min_rows", min_rows)
         if min_rows > capacity:
             raise ValueError(f"{op}: min_rows must be at most capacity {capacity}, got {min_rows}")
+        if not backfill and metric != "cosine":
+            raise ValueError(
+                f"{op}: backfill must be True with metric {metric!r}, of whose densities 0, that of a row "
+                f"without one, may be the highest, got {backfill!r}"
+            )
         self.refresh_every = at_least(op, "refresh_every", refresh_every, 0)
         self.backfill = bool(backfill)
 
@@ -116,6 +121,9 @@ class MemoryBank(FixedDtypeModule):
         buffer("heads", (num_classes,), torch.int64)
         buffer("pushes", (), torch.int64)
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
+        # What rows and densities mean, for the checkpoint: loaded as another metric's they would look valid.
+        meaning = torch.tensor([_arguments.METRICS.index(metric), *self.scales], device=device)
+        self.register_buffer("meaning", meaning)
 
     def extra_repr(self) -> str:
         return (
@@ -307,6 +315,16 @@ class MemoryBank(FixedDtypeModule):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         errors = args[-1]
+        if isinstance(state_dict.get(prefix + "meaning"), Tensor):
+            code, *scales = state_dict[prefix + "meaning"].tolist()
+            stored = {"metric": _arguments.METRICS[code], "scales": tuple(scales)}
+            for name, theirs in stored.items():
+                if theirs != getattr(self, name):
+                    errors.append(
+                        f"MemoryBank: {name} must be {theirs!r} as in the stored bank, got "
+                        f"{getattr(self, name)!r}"
+                    )
+                    return
         stored = state_dict.get(prefix + "features")
         # Copied into float32, rows that are unit in bfloat16 would pass for exact ones.
         if isinstance(stored, Tensor) and stored.dtype != self.dtype:

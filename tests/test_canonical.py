@@ -189,6 +189,52 @@ def test_denormal_scores(device, metric):
     check(queries, random_rows(80, 20, seed=2, device=device) * 2.0**-68, 10, metric)
 
 
+@pytest.mark.parametrize("copies", [1, 700])
+def test_rows_that_sit_on_the_bound(device, copies):
+    """A is canonically best; in the filter's order of summation all its small products are absorbed, and all of
+    B's are rounded up, so that the filter puts B nearly two bounds above A."""
+    for columns in (257, 1025, 4001):
+        query = torch.full((1, columns), 2.0**-12)
+        a = query * (1 - 2.0**-10)
+        b = query * (1 + 2.0**-10)
+        query[0, 0] = b[0, 0] = 1
+        a[0, 0] = 1 + round(0.05 * (columns - 1)) * 2.0**-23
+        bank = torch.cat([b.repeat(copies, 1), a])
+        best = canonical_scores(query.numpy(), bank.numpy(), "dot").argmax()
+        assert best == copies
+        for rows in (bank, bank.flip(0)):
+            check(query.to(device), rows.to(device), 1, "dot")
+
+
+def test_overflowed_filter_scores_decide_nothing(device):
+    """The filter's sums overflow where the scores that decide do not, or the other way round."""
+    bank = torch.tensor([[2.0e19, 1.5e19], [1.8e19, 0.0]], device=device)
+    values, indices = ops.knn_topk(
+        torch.tensor([[2.4e19, 0.0]], device=device), bank, 1, metric="l2"
+    )
+    assert indices.tolist() == [[1]]
+    assert torch.isfinite(values).all()
+    query = torch.full((1, 64), 1e19, device=device)
+    bank = torch.zeros(90, 64, device=device)
+    bank[:, :2], bank[:, 16:18] = 3e19, -3e19
+    bank[70] = torch.eye(64)[5]
+    values, indices = ops.knn_topk(query, bank, 1, metric="dot")
+    assert indices.tolist() == [[70]]
+    assert values.item() == torch.tensor(1e19).item()
+
+
+def test_denormal_rows_with_long_queries(device):
+    """gamma |b| underflows, gamma |q| |b| does not."""
+    row = random_rows(1, 8, seed=1)[0]
+    order = torch.stack(
+        [torch.randperm(8, generator=torch.Generator().manual_seed(i)) for i in range(600)]
+    )
+    for power in (-132, -138, -142):
+        bank = (row * 2.0**power)[order]
+        queries = torch.full((3, 8), 1.1 * 2.0**120)
+        check(queries.to(device), bank.to(device), 20, "dot")
+
+
 # Rows whose scores crowd together, or leave the range in which a filter's error bound is easy.
 HARD = {
     "grid": lambda draw, n, d: torch.randint(-2, 3, (n, d), generator=draw).float(),

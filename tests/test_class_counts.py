@@ -70,7 +70,11 @@ def test_a_stray_label_is_an_error_on_the_cpu(implementation, stray):
             RuntimeError,
             "labels must be int64, int32, int16, int8 or uint8, got float32",
         ),
-        ((torch.tensor([True]), 2), RuntimeError, "labels must be int64, int32, int16, int8 or uint8, got bool"),
+        (
+            (torch.tensor([True]), 2),
+            RuntimeError,
+            "labels must be int64, int32, int16, int8 or uint8, got bool",
+        ),
     ],
 )
 def test_errors(arguments, error, text):

@@ -34,6 +34,23 @@ def test_equals_a_loop(layout, dtype, size, device):
     assert torch.equal(reference.gather_rows(maps, pixels), by_loop(maps, pixels))
 
 
+@pytest.mark.parametrize(
+    "size", [(2, 3, 5, 1), (2, 3, 1, 5), (1, 3, 5, 1), (2, 1, 1, 1), (1, 1, 5, 4)]
+)
+@pytest.mark.parametrize("stride", [0, 1, 10**9])
+def test_strides_of_single_rows_and_columns_say_nothing(size, stride):
+    """PyTorch calls such a view contiguous whatever those strides are."""
+    dense = torch.randn(size)
+    strides = [stride if n == 1 else s for n, s in zip(size, dense.stride(), strict=True)]
+    maps = dense.as_strided(size, strides)
+    pixels = torch.arange(size[0] * size[2] * size[3])
+    assert torch.equal(gather_rows(maps, pixels), by_loop(dense, pixels))
+    for a, b in ((2, 3), (0, 2), (1, 3)):
+        turned = dense.transpose(a, b)
+        pixels = torch.arange(turned.shape[0] * turned.shape[2] * turned.shape[3])
+        assert torch.equal(gather_rows(turned, pixels), by_loop(turned, pixels))
+
+
 def test_no_pixels():
     assert gather_rows(torch.randn(2, 3, 4, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 3)
     assert gather_rows(torch.randn(0, 3, 4, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 3)

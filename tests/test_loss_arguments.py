@@ -85,7 +85,11 @@ def test_diagnostics():
         ({"num_keys": 1.5}, TypeError, "num_keys must be an integer, got 1.5"),
         ({"num_negatives": 0}, ValueError, "num_negatives must be a positive integer"),
         ({"max_candidates": 0}, ValueError, "max_candidates must be a positive integer"),
-        ({"rows_per_push": 16}, ValueError, r"rows_per_push \(by default 1,000\) must be at most max_candidates 15"),
+        (
+            {"rows_per_push": 16},
+            ValueError,
+            r"rows_per_push \(by default 1,000\) must be at most max_candidates 15",
+        ),
         ({"anchors": "dense"}, ValueError, "anchors must be one of .*, got 'dense'"),
         ({"keys": "low_density"}, ValueError, "keys must be one of .*, got 'low_density'"),
         ({"start": "never"}, ValueError, "start must be one of .*, got 'never'"),

@@ -427,3 +427,19 @@ def test_defaults():
     assert bank.refresh_every == 0
     assert bank.backfill
     assert MemoryBank(2, 3, capacity=5).min_rows == 5
+
+
+@pytest.mark.parametrize("change", [{"metric": "l2"}, {"scales": (2, 5)}])
+def test_a_bank_of_another_meaning_is_refused(change):
+    """Raw rows loaded as unit rows would give densities above 1, and nobody would notice."""
+    stored = MemoryBank(
+        2, 3, capacity=6, **{"metric": "cosine", "scales": (2, 4), **change}
+    ).state_dict()
+    bank = MemoryBank(2, 3, capacity=6, metric="cosine", scales=(2, 4))
+    with pytest.raises(RuntimeError, match=f"MemoryBank: {next(iter(change))} must be"):
+        bank.load_state_dict(stored)
+
+
+def test_rows_without_density_must_not_look_dense():
+    with pytest.raises(ValueError, match="backfill must be True with metric 'l2'"):
+        MemoryBank(2, 3, metric="l2", backfill=False)

@@ -37,6 +37,7 @@ def test_resume(setting, tmp_path):
 def test_the_state_dict_names_what_is_needed():
     names = set(loss_of().state_dict())
     bank = {"features", "projections", "density", "counts", "heads", "pushes", "rng_state"}
+    bank |= {"meaning"}
     assert names == {"rng_state"} | {f"bank.{name}" for name in bank}
 
 

@@ -22,7 +22,7 @@ struct MapLayout {
         area(maps.size(2) * maps.size(3)),
         image(maps.stride(0)),
         channel(maps.stride(1)),
-        pixel(maps.stride(3)) {}
+        pixel(maps.size(3) == 1 ? maps.stride(2) : maps.stride(3)) {}  // a single column's stride says nothing
 };
 
 // Row by row, every element would come from another page of a channel-first map. So the wanted rows are sorted by tile
@@ -55,7 +55,8 @@ void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64
 
 Tensor gather_rows_cpu(const Tensor& maps, const Tensor& pixels) {
   check_gather_rows(maps, pixels);
-  const bool rows_follow = maps.stride(2) == maps.size(3) * maps.stride(3);  // pixel numbers are one stride
+  const bool rows_follow = maps.size(2) == 1 || maps.size(3) == 1 ||
+                           maps.stride(2) == maps.size(3) * maps.stride(3);  // pixel numbers are one stride
   const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps), wanted = torch::stable::contiguous(pixels);
   const MapLayout map(dense);
   const int64_t* pixel = static_cast<const int64_t*>(wanted.const_data_ptr());

@@ -63,8 +63,7 @@ class Searcher {
         index_(layout.block * layout.capacity),
         count_(layout.block),
         kth_(layout.block),
-        bound_scale_(layout.block),
-        bound_offset_(layout.block),
+        query_norm_(layout.block),
         query_square_(layout.block),
         is_nan_(layout.block),
         order_(layout.capacity),
@@ -92,11 +91,11 @@ class Searcher {
   Buffer<T> filtered_;  // [block][capacity]
   Buffer<int32_t> index_;
   Buffer<int64_t> count_;
-  Buffer<T> kth_, bound_scale_, bound_offset_, query_square_;
+  Buffer<T> kth_, query_norm_, query_square_;
   Buffer<bool> is_nan_;
   Buffer<T> order_;
   Buffer<Neighbour<T>> neighbours_;
-  T panel_bound_ = 0;  // largest over the panels seen by this item
+  T bank_norm_ = 0;  // largest over the panels seen by this item
   T bias_[kMaxTileColumns];
   T tile_scores_[kMaxTileRows * kMaxTileColumns];
 
@@ -126,10 +125,12 @@ class Searcher {
     return largest * std::sqrt(static_cast<T>(p_.dim)) * T(1.001);
   }
 
-  T bound(int64_t q) const { return bound_scale_[q] * panel_bound_ + bound_offset_[q]; }
+  T bound(int64_t q) const {
+    return filter_bound(p_.metric == Metric::l2, gamma_, underflow_, query_norm_[q], bank_norm_);
+  }
 
   void begin_queries() {
-    panel_bound_ = 0;
+    bank_norm_ = 0;
     const int64_t padded = (item_.count + layout_.rows - 1) / layout_.rows * layout_.rows;
     for (int64_t q = 0; q < padded; ++q) {
       T* packed = packed_queries_.get() + q / layout_.rows * layout_.rows * p_.dim + q % layout_.rows;
@@ -142,10 +143,8 @@ class Searcher {
       count_[q] = 0;
       // A threshold of +infinity lets nothing of padding and NaN queries pass.
       kth_[q] = use ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
-      const T norm = use ? norm_bound(row, square) : T(0);
+      query_norm_[q] = use ? norm_bound(row, square) : T(0);
       query_square_[q] = square;
-      bound_scale_[q] = p_.metric == Metric::l2 ? (use ? T(1) : T(0)) : norm;
-      bound_offset_[q] = use ? underflow_ + (p_.metric == Metric::l2 ? 2 * gamma_ * norm * norm : T(0)) : T(0);
     }
   }
 
@@ -164,9 +163,8 @@ class Searcher {
         continue;
       }
       valid |= uint64_t(1) << c;
-      const T norm = norm_bound(rows[c], square);
       if (p_.metric == Metric::l2) bias_[c] = -square / 2;
-      panel_bound_ = std::max(panel_bound_, p_.metric == Metric::l2 ? 2 * gamma_ * norm * norm : gamma_ * norm);
+      bank_norm_ = std::max(bank_norm_, norm_bound(rows[c], square));
     }
     std::fill(bias_ + count, bias_ + layout_.columns, T(0));
     pack_columns(rows, count, p_.dim, layout_.columns, panel_.get());
@@ -208,6 +206,12 @@ class Searcher {
     if (n > layout_.capacity - layout_.columns && n > p_.k) raise_threshold(q);
   }
 
+  // What a kept score says for a threshold. An overflowed one (+infinity) stands for any canonical score: it says
+  // nothing.
+  static T vouched(T score) {
+    return score <= std::numeric_limits<T>::max() ? score : -std::numeric_limits<T>::infinity();
+  }
+
   T canonical_score(const T* query, int64_t i) {
     const T* row = bank_row(i, bank_row_.get());
     return p_.metric == Metric::l2 ? -std::sqrt(prims_.squared_distance(query, row, p_.dim))
@@ -219,7 +223,7 @@ class Searcher {
     T* filtered = filtered_.get() + q * layout_.capacity;
     int32_t* index = index_.get() + q * layout_.capacity;
     const int64_t n = count_[q];
-    std::copy_n(filtered, n, order_.get());
+    std::transform(filtered, filtered + n, order_.get(), vouched);
     std::nth_element(order_.get(), order_.get() + p_.k - 1, order_.get() + n, [](T a, T b) { return a > b; });
     const T kth = order_[p_.k - 1], cut = kth - 2 * bound(q);
     int64_t kept = 0;
@@ -246,7 +250,7 @@ class Searcher {
       if (!(std::fabs(value) <= std::numeric_limits<T>::max())) value = std::numeric_limits<T>::infinity();
       filtered[i] = value;
       index[i] = neighbours_[i].index;
-      smallest = std::min(smallest, value);
+      smallest = std::min(smallest, vouched(value));
     }
     count_[q] = found;
     kth_[q] = found == p_.k ? smallest : -std::numeric_limits<T>::infinity();
@@ -309,8 +313,8 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const bool is_t = p.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   const bool as_stored = is_t && (p.metric != Metric::cosine || p.unit_bank);
   Buffer<T> copy;
-  if (!as_stored && groups * p.bank_rows * p.dim * static_cast<int64_t>(sizeof(T)) <= kCopyBytes)
-    copy = copy_bank<T>(p);
+  const double bytes = static_cast<double>(groups) * p.bank_rows * p.dim * sizeof(T);  // may exceed int64
+  if (!as_stored && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
   const Layout<T> layout(p, primitives<T>());
   std::vector<Item> items;

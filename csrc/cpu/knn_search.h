@@ -3,7 +3,8 @@
 // Work item: up to kBlockQueries queries of one class. The class's bank goes by in packed panels; a tile product scores
 // them (the filter), scores at or above the query's threshold are kept in a small buffer per query, and whenever that
 // fills the threshold rises. At the end the survivors get the canonical score and are sorted.
-// Memory: a few MB per thread, whatever the numbers of queries and bank rows.
+// Memory: a few MB per thread at the usual k and dim, whatever the numbers of queries and bank rows, and a copy of a
+// small bank that needs widening or normalising.
 #pragma once
 #include <functional>
 #include <vector>

@@ -28,4 +28,12 @@ T filter_underflow(int64_t dim) {
   return static_cast<T>(dim + 64) * std::numeric_limits<T>::min();
 }
 
+// eps, from upper bounds of |q| and of every |b| looked at. The norms are multiplied with each other first: gamma |b|
+// alone could underflow.
+template <typename T>
+T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
+  if (l2) return 2 * gamma * (query_norm * query_norm + bank_norm * bank_norm) + underflow;
+  return gamma * (query_norm * bank_norm) + underflow;
+}
+
 }  // namespace dgcl

@@ -12,7 +12,7 @@ _OP = "dgcl_ops::gather_rows"
 def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     """The chosen pixels' vectors; neither a permuted nor a contiguous copy of the map is made.
 
-    Differentiable in `maps`: the gradient is added to the chosen pixels, in the order of `pixels`.
+    Differentiable in `maps`: gradients of a pixel that is chosen several times add up, in no fixed order.
 
     Args:
         maps: channel first in shape; channel-last strides are read in place as well.

@@ -107,7 +107,8 @@ def verdict(result: dict) -> str:
         f"Self-training moves mIoU by {gain:+.1f} points over the labelled scenes alone. Adding the density loss, "
         f"all else equal, moves it by <strong>{summary.number('miou', miou, '+')}</strong> "
         f"(better in {miou['better']} of {seeds} seeds). "
-        f"The features cluster better by {better[0]}, by {better[1]} and by {better[2]} seeds."
+        f"The features cluster better by {better[0]}, by {better[1]} and by {better[2]} seeds. "
+        "Torn-off pieces of digits in the scenes count as background."
     )
 
 
