@@ -21,9 +21,10 @@ class DensityContrastLoss(FixedDtypeModule):
         L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
 
     and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
-    the batch's rows are pushed into the bank after the loss has been computed. A step copies nothing to the
-    host: it compiles with fullgraph=True and can be captured in a CUDA graph. Arithmetic is in float32, in
-    float64 for float64 projections, under autocast too.
+    the batch's rows are pushed into the bank after the loss has been computed. The step compiles with
+    fullgraph=True, and where compiled kernels run it copies nothing to the host; the plain PyTorch that stands
+    in for them on other devices does. Arithmetic is in float32, in float64 for float64 projections, under
+    autocast too.
 
     Args:
         num_classes: C.
