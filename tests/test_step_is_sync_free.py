@@ -78,6 +78,7 @@ SETTINGS = [{"anchors": anchors, "keys": keys} for anchors, keys in STRATEGIES] 
     {"keys": "average", "normalize_keys": True},
     {"refresh_every": 2, "grad_scale": 0.5, "exclude_classes": (0,)},
     {"start": "all_full", "backfill": False, "eps": 1e-6},
+    {"metric": "l2"},
 ]
 
 
