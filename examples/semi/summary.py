@@ -138,13 +138,13 @@ def as_text(result: dict) -> str:
 def environment() -> dict:
     """What the figures depend on besides the program."""
     versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "numpy", "scikit-learn", "matplotlib")
+        name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "matplotlib")
     }
     backend = backend_info()
     return {
         "machine": f"{platform.machine()}, {platform.system()}",
         "python": platform.python_version(),
+        "torch": backend["torch"],
         **versions,
         "dgcl_ops": backend["version"],
         "kernels": f"{backend['devices']['cpu']['implementation']}, {backend['cpu_capability']}",
