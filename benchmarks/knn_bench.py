@@ -33,7 +33,7 @@ from common import (
 from contenders import FLOOR, OURS, contenders_for
 from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 from plots import plot_sweep
-from workloads import DTYPES, build, check_agreement, exact_densities
+from workloads import DTYPES, SPREADS, build, check_agreement, exact_densities
 
 COLUMNS = (
     *MACHINE_COLUMNS,
@@ -171,9 +171,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scales", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--metric", choices=("cosine", "dot", "l2"), default="cosine")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
-    parser.add_argument(
-        "--data", choices=("clusters", "uniform", "tight"), nargs="+", default=["clusters"]
-    )
+    parser.add_argument("--data", choices=("uniform", *SPREADS), nargs="+", default=["clusters"])
     parser.add_argument("--classes", type=int, default=0, help="grouped by that many classes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
