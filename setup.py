@@ -102,7 +102,11 @@ setup(
     ext_modules=[
         Extension(
             "dgcl_ops._C",
-            sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")),
+            sources=sorted(
+                str(p.relative_to(ROOT))
+                for p in (ROOT / "csrc").rglob("*.cpp")
+                if p.parent.name != "cuda"
+            ),
             depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
             extra_compile_args=[*FLAGS],
             define_macros=[

@@ -118,8 +118,7 @@ class Searcher {
 
   // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range.
   T norm_bound(const T* x, T square) const {
-    if (square >= smallest_safe_square<T>() && square <= std::numeric_limits<T>::max())
-      return std::sqrt(square) * T(1.001);
+    if (is_safe_square(square)) return std::sqrt(square) * T(1.001);
     T largest = 0;
     for (int64_t d = 0; d < p_.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
     return largest * std::sqrt(static_cast<T>(p_.dim)) * T(1.001);

@@ -7,18 +7,14 @@
 #include <cstdint>
 #include <limits>
 
+#include "host_device.h"
+
 namespace dgcl {
 
-// Sums of squares inside [smallest_safe, largest float] have lost nothing to underflow that a rounding would not hide.
+// A sum of squares in this range has lost nothing to underflow that a rounding would not hide.
 template <typename T>
-constexpr T smallest_safe_square();
-template <>
-constexpr float smallest_safe_square<float>() {
-  return 0x1p-90f;
-}
-template <>
-constexpr double smallest_safe_square<double>() {
-  return 0x1p-900;
+DGCL_HOST_DEVICE bool is_safe_square(T square) {
+  return square >= (sizeof(T) == sizeof(float) ? T(0x1p-90) : T(0x1p-900)) && square <= std::numeric_limits<T>::max();
 }
 
 // |x| = value * 2^exponent; value 0 for a row that has no direction (zero, or with a NaN or an infinity).
@@ -32,7 +28,7 @@ struct RowNorm {
 template <typename T, typename Ops>
 RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   T square = ops.dot(x, x, dim);
-  if (square >= smallest_safe_square<T>() && square <= std::numeric_limits<T>::max()) {
+  if (is_safe_square(square)) {
     const T norm = std::sqrt(square);
     ops.divide(x, norm, dim, out);
     return {norm, 0};

@@ -1,6 +1,6 @@
 #include "class_counts.h"
 
-#include <torch/csrc/stable/library.h>
+#include "../common/registration.h"
 
 namespace dgcl {
 
@@ -21,6 +21,6 @@ void check_class_counts(const Tensor& labels, int64_t num_classes) {
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
   m.def("class_counts(Tensor labels, int num_classes, int ignore_index) -> Tensor");
 }

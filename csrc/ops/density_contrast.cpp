@@ -1,8 +1,8 @@
 #include "density_contrast.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
+
+#include "../common/registration.h"
 
 namespace dgcl {
 namespace {
@@ -58,7 +58,7 @@ void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& ancho
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
   m.def(
       "density_contrast(Tensor anchors, Tensor keys, Tensor negatives, float temperature, Tensor? anchor_counts, "
       "Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)");

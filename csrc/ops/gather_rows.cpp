@@ -1,6 +1,6 @@
 #include "gather_rows.h"
 
-#include <torch/csrc/stable/library.h>
+#include "../common/registration.h"
 
 namespace dgcl {
 
@@ -15,4 +15,4 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) { m.def("gather_rows(Tensor maps, Tensor pixels) -> Tensor"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) { m.def("gather_rows(Tensor maps, Tensor pixels) -> Tensor"); }

@@ -1,6 +1,6 @@
 #include "knn_density.h"
 
-#include <torch/csrc/stable/library.h>
+#include "../common/registration.h"
 
 namespace dgcl {
 
@@ -16,7 +16,7 @@ void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vec
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
   m.def(
       "knn_density(Tensor queries, Tensor bank, int[] scales, str metric, Tensor? query_offsets, Tensor? bank_counts, "
       "bool exclude_self, bool per_scale, bool unit_bank) -> Tensor");

@@ -1,6 +1,6 @@
 #include "knn_topk.h"
 
-#include <torch/csrc/stable/library.h>
+#include "../common/registration.h"
 
 namespace dgcl {
 
@@ -31,7 +31,7 @@ void check_knn_topk_backward(const Tensor& grad_values, const Tensor& queries, c
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
   m.def(
       "knn_topk(Tensor queries, Tensor bank, int k, str metric, Tensor? query_offsets, Tensor? bank_counts, "
       "bool exclude_self, bool unit_bank) -> (Tensor values, Tensor indices)");

@@ -1,6 +1,6 @@
 #include "memory_push.h"
 
-#include <torch/csrc/stable/library.h>
+#include "../common/registration.h"
 
 namespace dgcl {
 
@@ -45,7 +45,7 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
 
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
   m.def(
       "memory_push(Tensor(a!) bank_features, Tensor(b!) bank_projections, Tensor(c!) bank_density, Tensor(d!) counts, "
       "Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, Tensor row_counts, bool normalize) -> "

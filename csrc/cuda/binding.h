@@ -1,0 +1,63 @@
+// What every CUDA binding does around its launch: current device and stream, plain arguments, errors.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "../common/check.h"
+#include "../common/registration.h"
+#include "rows.h"
+
+namespace dgcl {
+
+// Makes the tensor's device current for its scope and names that device's current stream.
+class OnDeviceOf {
+ public:
+#ifdef DGCL_EMULATED_DEVICE  // tensors on the CPU, launches run at once
+  explicit OnDeviceOf(const Tensor&) {}
+  void* stream() const { return nullptr; }
+#else
+  explicit OnDeviceOf(const Tensor& t)
+      : guard_(t.get_device_index()),
+        stream_(torch::stable::accelerator::getCurrentStream(t.get_device_index()).nativeHandle()) {}
+  void* stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_;
+#endif
+};
+
+inline void check_launch(const char* op, int error) {
+  if (error != 0) fail(op, "the CUDA launch must succeed, got error ", error, ": ", cuda_error_text(error));
+}
+
+inline Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Float:
+      return Dtype::float32;
+    default:
+      return Dtype::float64;
+  }
+}
+
+// `t` [N, D] or [C, N, D]. Keeps views whose last dimension is contiguous; copies others. `keep` holds what is read.
+inline Rows rows_of(const Tensor& t, Tensor& keep) {
+  keep = t;
+  if (t.numel() > 0 && t.size(t.dim() - 1) > 1 && t.stride(t.dim() - 1) != 1) keep = torch::stable::contiguous(t);
+  return {keep.const_data_ptr(), keep.stride(keep.dim() - 2), keep.dim() == 3 ? keep.stride(0) : 0, dtype_of(keep)};
+}
+
+// The data of an optional int64 vector, nullptr without one. `keep` holds what is read.
+inline const int64_t* values_of(const std::optional<Tensor>& t, Tensor& keep) {
+  if (!t) return nullptr;
+  keep = torch::stable::contiguous(*t);
+  return static_cast<const int64_t*>(keep.const_data_ptr());
+}
+
+}  // namespace dgcl

@@ -1,0 +1,37 @@
+// Histogram of labels: a histogram per block in shared memory where it fits, added to the result at the end.
+#pragma once
+#include "class_counts_launch.h"
+#include "compat.cuh"
+
+namespace dgcl {
+
+constexpr int kCountThreads = 256;
+constexpr int64_t kSharedClasses = 8192;  // beyond, the result itself is counted up
+
+// Dynamic shared memory: num_classes unsigned counts if num_classes <= kSharedClasses.
+template <typename Label>
+__global__ void __launch_bounds__(kCountThreads) class_counts_kernel(ClassCountsArguments a) {
+  DGCL_DYNAMIC_SHARED(unsigned, block_counts);
+  const bool shared = a.num_classes <= kSharedClasses;
+  if (shared) {
+    for (int64_t c = threadIdx.x; c < a.num_classes; c += blockDim.x) block_counts[c] = 0;
+    __syncthreads();
+  }
+  unsigned long long* counts = reinterpret_cast<unsigned long long*>(a.counts);
+  const Label* labels = static_cast<const Label*>(a.labels);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < a.num_labels; i += step) {
+    const int64_t c = static_cast<int64_t>(labels[i]);
+    if (c < 0 || c >= a.num_classes || c == a.ignore_index) continue;
+    if (shared)
+      atomicAdd(&block_counts[c], 1u);
+    else
+      atomicAdd(&counts[c], 1ull);
+  }
+  if (!shared) return;
+  __syncthreads();
+  for (int64_t c = threadIdx.x; c < a.num_classes; c += blockDim.x)
+    if (block_counts[c]) atomicAdd(&counts[c], static_cast<unsigned long long>(block_counts[c]));
+}
+
+}  // namespace dgcl

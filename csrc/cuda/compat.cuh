@@ -1,0 +1,48 @@
+// The one device-side file that knows who compiles it: nvcc, or g++ with the stand-in of tests/emulator. Kernels and
+// launchers include it and no other CUDA header. Nothing beyond sm_80.
+#pragma once
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+
+// A static shared array: DGCL_SHARED(float, tile, [16][33]). `align` in bytes, for vector access.
+#define DGCL_SHARED_ALIGNED(align, type, name, dims) \
+  __shared__ __align__(align)                        \
+  type name dims
+#define DGCL_SHARED(type, name, dims) __shared__ type name dims
+// The launch's dynamic shared memory, 16-byte aligned.
+#define DGCL_DYNAMIC_SHARED(type, name)                              \
+  extern __shared__ __align__(16) unsigned char dgcl_dynamic_smem[]; \
+  type* name = reinterpret_cast<type*>(dgcl_dynamic_smem)
+#define DGCL_LAUNCH(kernel, grid, block, smem, stream, ...) \
+  (kernel)<<<(grid), (block), (smem), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+
+namespace dgcl {
+
+// d = a b + c on tensor cores: a [16][16], b [16][8] in bf16, c and d [16][8] in float; registers as in the PTX manual.
+__device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// Vector access; the address must be a multiple of the vector's size.
+template <typename Vector>
+__device__ __forceinline__ Vector load_vector(const void* p) {
+  return *static_cast<const Vector*>(p);
+}
+template <typename Vector>
+__device__ __forceinline__ void store_vector(void* p, Vector v) {
+  *static_cast<Vector*>(p) = v;
+}
+
+}  // namespace dgcl
+
+#else
+#include "cuda_emulator.h"
+#endif

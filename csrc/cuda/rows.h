@@ -1,0 +1,20 @@
+// What the host hands to kernels: plain data, no PyTorch and no CUDA header.
+#pragma once
+#include <cstdint>
+
+namespace dgcl {
+
+enum class Dtype : int32_t { float64, float32, float16, bfloat16 };
+
+// Row i of group g starts `g * group_stride + i * row_stride` elements from `data`; its elements are contiguous.
+struct Rows {
+  const void* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t group_stride = 0;
+  Dtype dtype = Dtype::float32;
+};
+
+// The text of an error code that a launcher returned; 0 is success.
+const char* cuda_error_text(int error);
+
+}  // namespace dgcl
