@@ -9,19 +9,25 @@
 #include <cmath>
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace dgcl {
+
+// w_r for rank r = 1, 2, ..., found
+template <typename T>
+DGCL_HOST_DEVICE T scale_weight(const int64_t* scales, int64_t num_scales, int64_t found, int64_t r) {
+  double weight = 0;
+  for (int64_t i = 0; i < num_scales; ++i) {
+    const int64_t k = scales[i] < found ? scales[i] : found;
+    if (k >= r) weight += 1.0 / static_cast<double>(k);
+  }
+  return static_cast<T>(weight / static_cast<double>(num_scales));
+}
 
 // weights [found]
 template <typename T>
 void scale_weights(const int64_t* scales, int64_t num_scales, int64_t found, T* weights) {
-  for (int64_t r = 1; r <= found; ++r) {
-    double weight = 0;
-    for (int64_t i = 0; i < num_scales; ++i) {
-      const int64_t k = scales[i] < found ? scales[i] : found;
-      if (k >= r) weight += 1.0 / static_cast<double>(k);
-    }
-    weights[r - 1] = static_cast<T>(weight / static_cast<double>(num_scales));
-  }
+  for (int64_t r = 1; r <= found; ++r) weights[r - 1] = scale_weight<T>(scales, num_scales, found, r);
 }
 
 // scores [found], sorted downward

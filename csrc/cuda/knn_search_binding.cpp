@@ -1,0 +1,76 @@
+#include "knn_search_binding.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace dgcl {
+namespace {
+
+// DGCL_OPS_CUDA_SEARCH=exact leaves tensor cores out: the yardstick, and the way to tell whose fault a difference is.
+bool filter_allowed(const char* op) {
+  const char* set = std::getenv("DGCL_OPS_CUDA_SEARCH");
+  const std::string wanted = set ? set : "auto";
+  if (wanted != "auto" && wanted != "exact") fail(op, "DGCL_OPS_CUDA_SEARCH must be auto or exact, got ", wanted);
+  return wanted == "auto";
+}
+
+}  // namespace
+
+template <typename U>
+U* KnnSearchOnDevice::scratch(int64_t count, bool zeros) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(U));
+  scratch_.push_back(zeros ? torch::stable::new_zeros(like_, {bytes}, ScalarType::Byte)
+                           : torch::stable::new_empty(like_, {bytes}, ScalarType::Byte));
+  return static_cast<U*>(scratch_.back().mutable_data_ptr());
+}
+
+KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,
+                                     const std::string& metric, const std::optional<Tensor>& query_offsets,
+                                     const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank,
+                                     void* stream)
+    : is_double_(compute_type(queries, bank) == ScalarType::Double), like_(queries) {
+  const Metric kind = parse_metric(op, metric);
+  a_.queries = rows_of(queries, queries_);
+  a_.bank = rows_of(bank, bank_);
+  a_.dim = queries.size(1);
+  a_.num_queries = queries.size(0);
+  a_.bank_rows = bank.size(bank.dim() - 2);
+  a_.num_classes = bank.dim() == 3 ? bank.size(0) : 1;
+  a_.offsets = values_of(query_offsets, offsets_);
+  a_.counts = values_of(bank_counts, counts_);
+  a_.k = static_cast<int32_t>(std::min(k, std::max<int64_t>(1, a_.bank_rows)));
+  a_.normalise_queries = kind == Metric::cosine;
+  a_.normalise_bank = kind == Metric::cosine && !unit_bank;
+  a_.l2 = kind == Metric::l2;
+  a_.exclude_self = exclude_self;
+
+  const bool nothing = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
+  KnnSearchPlan plan{false, 1, 0, 0, 0, 0};
+  if (!nothing) check_launch(op, plan_knn_search(a_, is_double_, filter_allowed(op), &plan));
+  a_.splits = plan.splits;
+  a_.split_rows = plan.split_rows;
+  a_.filter = plan.filter;
+  a_.capacity = plan.capacity;
+  const int64_t size = is_double_ ? sizeof(double) : sizeof(float);
+  const int64_t rows = a_.num_classes * a_.bank_rows, lists = a_.splits * a_.num_queries;
+  a_.list_length = scratch<int32_t>(lists, true);
+  if (nothing) return;
+  const int64_t candidates = plan.blocks * kItemQueries * a_.capacity;
+  a_.candidate_score = scratch<char>(candidates * size);
+  a_.candidate_index = scratch<int32_t>(candidates);
+  a_.list_score = scratch<char>(lists * a_.k * size);
+  a_.list_index = scratch<int32_t>(lists * a_.k);
+  if (a_.normalise_bank) {
+    a_.norm = scratch<char>(rows * size);
+    a_.norm_exponent = scratch<int32_t>(rows);
+  }
+  if (a_.filter) {
+    a_.mean = scratch<float>(a_.num_classes * a_.dim);
+    a_.bias = scratch<float>(rows);
+    a_.reach = scratch<float>(a_.num_classes * kReach, true);
+    a_.settled = scratch<int32_t>(plan.items, true);
+  }
+  check_launch(op, launch_knn_search(a_, is_double_, plan, stream));
+}
+
+}  // namespace dgcl

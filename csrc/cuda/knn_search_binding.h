@@ -1,0 +1,32 @@
+// From tensors that passed their checks to a search on the device: arguments, scratch memory, launches.
+#pragma once
+#include <vector>
+
+#include "../common/metric.h"
+#include "binding.h"
+#include "knn_search_launch.h"
+
+namespace dgcl {
+
+class KnnSearchOnDevice {
+ public:
+  // Launches the search; the lists are ready on the device's current stream.
+  KnnSearchOnDevice(const char* op, const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
+                    const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts,
+                    bool exclude_self, bool unit_bank, void* stream);
+
+  const KnnSearchArguments& arguments() const { return a_; }
+  bool is_double() const { return is_double_; }
+
+ private:
+  // `count` numbers of U that live as long as this object; PyTorch's allocator hands memory back in stream order.
+  template <typename U>
+  U* scratch(int64_t count, bool zeros = false);
+
+  KnnSearchArguments a_;
+  bool is_double_;
+  Tensor like_, queries_, bank_, offsets_, counts_;
+  std::vector<Tensor> scratch_;
+};
+
+}  // namespace dgcl

@@ -1,0 +1,27 @@
+// knn_topk's last step: each query's list, with -inf and -1 where neighbours are missing. A warp a query.
+#pragma once
+#include "knn_merge.cuh"
+#include "knn_topk_launch.h"
+
+namespace dgcl {
+
+template <typename T>
+__global__ void __launch_bounds__(256, 4) knn_topk_kernel(KnnTopkArguments a) {
+  const int64_t query = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+  if (query >= a.search.num_queries) return;
+  const int lane = threadIdx.x % kWarp;
+  T* values = static_cast<T*>(a.values) + query * a.k;
+  int64_t* indices = a.indices + query * a.k;
+  const int found = warp_found(a.search, query);
+  for (int64_t rank = (found < 0 ? 0 : found) + lane; rank < a.k; rank += kWarp) {
+    values[rank] = -std::numeric_limits<T>::infinity();
+    indices[rank] = -1;
+  }
+  warp_merge<T>(a.search, query, found, [&](int rank, T score, int32_t index) {
+    if (rank % kWarp != lane) return;
+    values[rank] = score;
+    indices[rank] = index;
+  });
+}
+
+}  // namespace dgcl

@@ -1,0 +1,15 @@
+#pragma once
+#include "knn_search_launch.h"
+
+namespace dgcl {
+
+struct KnnTopkArguments {
+  KnnSearchArguments search;
+  int64_t k;     // columns of the output, search.k or more
+  void* values;  // [M][k] T
+  int64_t* indices;
+};
+
+int launch_knn_topk(const KnnTopkArguments& arguments, bool is_double, void* stream);
+
+}  // namespace dgcl
