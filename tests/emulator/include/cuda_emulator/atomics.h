@@ -1,0 +1,54 @@
+// Atomics on shared and global memory: relaxed, as on the GPU; they order nothing. Only the types that CUDA has.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace cuda_emulator {
+
+template <typename T, typename... Types>
+constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
+
+template <typename T, typename Change>
+T read_modify_write(T* address, Change change) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  static_assert(sizeof(T) == sizeof(Bits));
+  Bits* bits = reinterpret_cast<Bits*>(address);
+  Bits old = __atomic_load_n(bits, __ATOMIC_RELAXED), next;
+  T value;
+  do {
+    std::memcpy(&value, &old, sizeof value);
+    const T changed = change(value);
+    std::memcpy(&next, &changed, sizeof next);
+  } while (!__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return value;
+}
+
+using Unsigned64 = unsigned long long;
+
+}  // namespace cuda_emulator
+
+// clang-format off
+#define CUDA_EMULATOR_ATOMIC(name, formula, ...)                                               \
+  template <typename T>                                                                        \
+  T name(T* address, std::type_identity_t<T> operand) {                                        \
+    static_assert(::cuda_emulator::is_one_of<T, __VA_ARGS__>, #name ": CUDA has no such type"); \
+    return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return formula; }); \
+  }
+CUDA_EMULATOR_ATOMIC(atomicAdd, old + operand, int, unsigned, ::cuda_emulator::Unsigned64, float, double)
+CUDA_EMULATOR_ATOMIC(atomicSub, old - operand, int, unsigned)
+CUDA_EMULATOR_ATOMIC(atomicMax, old > operand ? old : operand, int, unsigned, ::cuda_emulator::Unsigned64, long long)
+CUDA_EMULATOR_ATOMIC(atomicMin, old < operand ? old : operand, int, unsigned, ::cuda_emulator::Unsigned64, long long)
+CUDA_EMULATOR_ATOMIC(atomicOr, old | operand, int, unsigned, ::cuda_emulator::Unsigned64)
+CUDA_EMULATOR_ATOMIC(atomicAnd, old & operand, int, unsigned, ::cuda_emulator::Unsigned64)
+CUDA_EMULATOR_ATOMIC(atomicXor, old ^ operand, int, unsigned, ::cuda_emulator::Unsigned64)
+CUDA_EMULATOR_ATOMIC(atomicExch, (static_cast<void>(old), operand), int, unsigned, ::cuda_emulator::Unsigned64, float)
+#undef CUDA_EMULATOR_ATOMIC
+// clang-format on
+
+template <typename T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  static_assert(::cuda_emulator::is_one_of<T, int, unsigned, ::cuda_emulator::Unsigned64>,
+                "atomicCAS: CUDA has no such type");
+  return ::cuda_emulator::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
+}

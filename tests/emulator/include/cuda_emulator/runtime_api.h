@@ -1,0 +1,43 @@
+// The part of the CUDA runtime that launchers use.
+#pragma once
+#include <cstddef>
+
+#include "shared_memory.h"
+
+using cudaStream_t = struct cuda_emulator_stream*;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlock = 8,
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+
+// A launch that CUDA would refuse throws here, so there is never an error left to ask for.
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t stream = nullptr);
+
+namespace cuda_emulator {
+
+cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
+int blocks_per_multiprocessor(int threads, size_t dynamic_bytes);
+
+}  // namespace cuda_emulator
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
+  return ::cuda_emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), value);
+}
+
+template <typename... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int threads,
+                                                          size_t dynamic_bytes) {
+  *blocks = ::cuda_emulator::blocks_per_multiprocessor(threads, dynamic_bytes);
+  return cudaSuccess;
+}

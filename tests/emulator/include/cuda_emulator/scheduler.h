@@ -1,0 +1,90 @@
+// Threads and blocks as kernels see them, and the schedule that they run under.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "language.h"
+
+namespace cuda_emulator {
+
+constexpr unsigned kWarpSize = 32;
+constexpr unsigned kMostThreads = 1024;  // per block
+
+// In which order threads that could run do run, and blocks too. Results must not depend on it.
+enum class Schedule { sequential, reverse, random };
+
+struct Options {
+  Schedule schedule = Schedule::sequential;
+  uint64_t seed = 1;
+  int multiprocessors = 3;  // of the device that launchers see: small, so that loops over the grid go round
+};
+Options& options();
+
+struct Statistics {
+  uint64_t launches = 0, blocks = 0, threads = 0, switches = 0, most_shared_bytes = 0;
+};
+Statistics& statistics();
+
+// Forgets what cudaFuncSetAttribute allowed, sets the statistics to zero.
+void reset();
+
+// A place in a kernel where threads meet.
+struct Site {
+  const char* what = nullptr;
+  const char* file = nullptr;
+  int line = 0;
+};
+
+// A cp.async copy on its way.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  unsigned bytes, zeros, group;
+};
+constexpr unsigned kMostCopies = 256;
+
+// One lane's part in a warp collective.
+struct WarpArgument {
+  uint64_t value;         // shuffle, vote: in and out
+  int source;             // shuffle
+  const uint32_t *a, *b;  // matrix product
+  const float* c;
+  float d[4];
+};
+
+struct Thread {
+  enum class State : uint8_t { ready, waiting, finished };
+  uint3 index;
+  unsigned number, lane, warp;
+  State state;
+  Site site;      // where it waits
+  uint32_t mask;  // lanes it waits for; 0: the block
+  WarpArgument argument;
+  int vote;  // __syncthreads_or and its like
+  PendingCopy copies[kMostCopies];
+  unsigned num_copies, open_group;
+};
+
+struct Block {
+  uint3 index;
+  dim3 size, grid;
+  unsigned num_threads;
+};
+
+extern Thread* current_thread;
+extern Block* current_block;
+
+// Ends the launch with an error that names block, thread and place. Callable from kernels and from the host.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// The next number of the block's generator: decides whatever hardware leaves open.
+uint64_t random_number();
+
+}  // namespace cuda_emulator
+
+#define threadIdx (::cuda_emulator::current_thread->index)
+#define blockIdx (::cuda_emulator::current_block->index)
+#define blockDim (::cuda_emulator::current_block->size)
+#define gridDim (::cuda_emulator::current_block->grid)
+
+[[noreturn]] inline void __trap() { ::cuda_emulator::fail("__trap"); }

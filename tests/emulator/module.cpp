@@ -1,0 +1,47 @@
+// The Python module of the emulated kernels: loading it registers torch.ops.dgcl_emulated, its functions steer the
+// emulator.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "include/cuda_emulator/scheduler.h"
+
+namespace {
+
+using namespace cuda_emulator;
+
+void configure(const std::string& schedule, uint64_t seed, int multiprocessors) {
+  Options chosen;
+  if (schedule == "sequential")
+    chosen.schedule = Schedule::sequential;
+  else if (schedule == "reverse")
+    chosen.schedule = Schedule::reverse;
+  else if (schedule == "random")
+    chosen.schedule = Schedule::random;
+  else
+    throw pybind11::value_error("schedule must be sequential, reverse or random, got " + schedule);
+  if (multiprocessors < 1) throw pybind11::value_error("multiprocessors must be at least 1");
+  chosen.seed = seed;
+  chosen.multiprocessors = multiprocessors;
+  options() = chosen;
+}
+
+pybind11::dict read_statistics() {
+  const Statistics& s = statistics();
+  pybind11::dict all;
+  all["launches"] = s.launches;
+  all["blocks"] = s.blocks;
+  all["threads"] = s.threads;
+  all["switches"] = s.switches;
+  all["most_shared_bytes"] = s.most_shared_bytes;
+  return all;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated, m) {
+  using pybind11::arg;
+  m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3);
+  m.def("statistics", &read_statistics);
+  m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed and set the statistics to zero.");
+}

@@ -1,0 +1,241 @@
+// Runs blocks: starts a fiber per thread, resumes those that are ready in the schedule's order, tells who is stuck.
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "state.h"
+
+namespace cuda_emulator {
+
+Thread* current_thread = nullptr;
+Block* current_block = nullptr;
+std::unique_ptr<RunningBlock> running;
+
+namespace {
+
+Options options_from_environment() {
+  Options chosen;
+  if (const char* schedule = std::getenv("CUDA_EMULATOR_SCHEDULE")) {
+    if (!std::strcmp(schedule, "reverse")) chosen.schedule = Schedule::reverse;
+    if (!std::strcmp(schedule, "random")) chosen.schedule = Schedule::random;
+  }
+  if (const char* seed = std::getenv("CUDA_EMULATOR_SEED")) chosen.seed = std::strtoull(seed, nullptr, 10);
+  return chosen;
+}
+
+int describe(char* out, size_t size, const Thread& thread) {
+  const char* what = thread.state == Thread::State::finished ? "exited" : thread.site.what;
+  return std::snprintf(out, size, "thread %u (%s at %s:%d, mask %08x)", thread.number, what ? what : "running",
+                       file_name(thread.site), thread.site.line, thread.mask);
+}
+
+void report_deadlock(RunningBlock& b) {
+  b.failed = true;
+  size_t used = std::snprintf(b.error, sizeof b.error, "deadlock in block %u,%u,%u:", b.index.x, b.index.y, b.index.z);
+  int told = 0;
+  for (unsigned i = 0; i < b.num_threads && told < 6; ++i) {
+    if (b.threads[i].state != Thread::State::waiting || used + 160 > sizeof b.error) continue;
+    used += std::snprintf(b.error + used, sizeof b.error - used, "\n  ");
+    used += describe(b.error + used, sizeof b.error - used, b.threads[i]);
+    ++told;
+  }
+}
+
+void exit_thread() {
+  Thread& thread = *current_thread;
+  if (thread.num_copies) fail("thread exited with %u cp.async copies never waited for", thread.num_copies);
+  thread.state = Thread::State::finished;
+  --running->num_alive;
+  leave_collectives(thread);
+  release(running.get());
+}
+
+void fiber_entry() {
+  Fiber::begin();
+  running->entry(running->context);
+  exit_thread();
+  running->fibers[current_thread->number].switch_back(true);
+  std::abort();
+}
+
+void prepare_threads(RunningBlock& b) {
+  Fiber::make_room(b.num_threads);
+  b.num_alive = b.num_threads;
+  b.barrier = Meeting{};
+  for (unsigned w = 0; w < (b.num_threads + kWarpSize - 1) / kWarpSize; ++w)
+    for (Meeting& m : b.collectives[w]) m = Meeting{};
+  b.ready.clear();
+  for (unsigned i = 0; i < b.num_threads; ++i) {
+    Thread& t = b.threads[i];
+    t.index = {i % b.size.x, i / b.size.x % b.size.y, i / (b.size.x * b.size.y)};
+    t.number = i;
+    t.lane = i % kWarpSize;
+    t.warp = i / kWarpSize;
+    t.state = Thread::State::ready;
+    t.site = Site{};
+    t.mask = 0;
+    t.num_copies = t.open_group = 0;
+    b.fibers[i].prepare(fiber_entry, i);
+    b.ready.push(i);
+  }
+}
+
+void run_block(RunningBlock& b) {
+  prepare_threads(b);
+  current_block = &b;
+  while (!b.failed && !b.ready.empty()) {
+    const unsigned i = b.ready.pop();
+    current_thread = &b.threads[i];
+    b.fibers[i].switch_to();
+    current_thread = nullptr;
+  }
+  if (!b.failed && b.num_alive) report_deadlock(b);
+}
+
+}  // namespace
+
+Options& options() {
+  static Options chosen = options_from_environment();
+  return chosen;
+}
+
+Statistics& statistics() {
+  static Statistics counted;
+  return counted;
+}
+
+uint64_t next_random(uint64_t& state) {  // xorshift
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state;
+}
+
+uint64_t random_number() { return next_random(running->random_state); }
+
+unsigned ReadyQueue::pop() {
+  const Schedule schedule = options().schedule;
+  if (schedule != Schedule::sequential) {
+    const unsigned chosen = schedule == Schedule::reverse ? size_ - 1 : random_number() % size_;
+    std::swap(entries_[(head_ + chosen) % kMostThreads], entries_[head_]);
+  }
+  const unsigned thread = entries_[head_];
+  head_ = (head_ + 1) % kMostThreads;
+  --size_;
+  return thread;
+}
+
+const char* file_name(const Site& site) {
+  if (!site.file) return "-";
+  const char* slash = std::strrchr(site.file, '/');
+  return slash ? slash + 1 : site.file;
+}
+
+bool same_site(const Site& a, const Site& b) {
+  return a.line == b.line && !std::strcmp(a.what, b.what) && !std::strcmp(a.file, b.file);
+}
+
+void wait() {
+  ++statistics().switches;
+  current_thread->state = Thread::State::waiting;
+  running->fibers[current_thread->number].switch_back(false);
+}
+
+void wake(Thread& thread) {
+  thread.state = Thread::State::ready;
+  thread.site.what = nullptr;
+  running->ready.push(thread.number);
+}
+
+const void* fresh_token() {
+  static char tokens[1 << 13][8];
+  static unsigned next = 0;
+  return tokens[next++ % (1 << 13)];
+}
+
+void fail(const char* format, ...) {
+  char text[640];
+  va_list values;
+  va_start(values, format);
+  std::vsnprintf(text, sizeof text, format, values);
+  va_end(values);
+  if (!current_thread) throw std::runtime_error(std::string("CUDA emulator: ") + text);
+  RunningBlock& b = *running;
+  const int used =
+      std::snprintf(b.error, sizeof b.error, "%s [block %u,%u,%u, ", text, b.index.x, b.index.y, b.index.z);
+  describe(b.error + used, sizeof b.error - used - 1, *current_thread);
+  std::strcat(b.error, "]");
+  b.failed = true;
+  release(&b);
+  b.fibers[current_thread->number].switch_back(true);
+  std::abort();
+}
+
+namespace {
+
+void check_limits(const Launch& launch) {
+  const dim3 block = launch.block, grid = launch.grid;
+  const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
+  if (threads == 0 || threads > kMostThreads || block.z > 64)
+    fail("%s: a block may have 1 to 1024 threads, got %u x %u x %u", launch.name, block.x, block.y, block.z);
+  if (!grid.x || !grid.y || !grid.z || grid.x > 2147483647u || grid.y > 65535u || grid.z > 65535u)
+    fail("%s: a grid may have 1 to 2147483647 x 65535 x 65535 blocks, got %u x %u x %u", launch.name, grid.x, grid.y,
+         grid.z);
+}
+
+// The number of the i-th block to run.
+uint64_t block_in_order(uint64_t i, uint64_t total, uint64_t start) {
+  switch (options().schedule) {
+    case Schedule::sequential:
+      return i;
+    case Schedule::reverse:
+      return total - 1 - i;
+    default:
+      return (i + start) % total;
+  }
+}
+
+}  // namespace
+
+void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
+  static std::mutex one_at_a_time;  // autograd launches from a thread of its own
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  check_limits(launch);
+  if (!running) running = std::make_unique<RunningBlock>();
+  RunningBlock& b = *running;
+  b.kernel_name = launch.name;
+  b.entry = thread;
+  b.context = context;
+  b.size = launch.block;
+  b.grid = launch.grid;
+  b.num_threads = b.size.x * b.size.y * b.size.z;
+  b.failed = false;
+  const uint64_t total = static_cast<uint64_t>(b.grid.x) * b.grid.y * b.grid.z;
+  Statistics& counted = statistics();
+  ++counted.launches;
+  counted.blocks += total;
+  counted.threads += total * b.num_threads;
+  b.random_state = options().seed * 0x9e3779b97f4a7c15ull | 1;
+  for (int i = 0; i < 8; ++i) random_number();  // small seeds start alike
+  const uint64_t start = random_number() % total;
+  for (uint64_t i = 0; i < total && !b.failed; ++i) {
+    const uint64_t n = block_in_order(i, total, start);
+    b.index = {static_cast<unsigned>(n % b.grid.x), static_cast<unsigned>(n / b.grid.x % b.grid.y),
+               static_cast<unsigned>(n / b.grid.x / b.grid.y)};
+    begin_shared_memory(launch);
+    run_block(b);
+    end_shared_memory();
+  }
+  Fiber::make_room(SIZE_MAX / 2);
+  acquire(&b);
+  free_shared_memory();
+  current_block = nullptr;
+  if (b.failed) throw std::runtime_error(std::string("CUDA emulator: ") + launch.name + ": " + b.error);
+}
+
+}  // namespace cuda_emulator
