@@ -41,6 +41,12 @@ __device__ __forceinline__ void store_vector(void* p, Vector v) {
   *static_cast<Vector*>(p) = v;
 }
 
+// Two floats rounded to bfloat16, side by side in a register.
+__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
 }  // namespace dgcl
 
 #else

@@ -3,12 +3,11 @@
 namespace dgcl {
 
 int launch_knn_density(const KnnDensityArguments& a, bool is_double, void* stream) {
-  constexpr int kThreads = 256;
-  const dim3 grid(static_cast<unsigned>((a.search.num_queries + kThreads / kWarp - 1) / (kThreads / kWarp)));
+  const dim3 grid(static_cast<unsigned>((a.search.num_queries + kRowsABlock - 1) / kRowsABlock));
   if (is_double)
-    DGCL_LAUNCH(knn_density_kernel<double>, grid, dim3(kThreads), 0, stream, a);
+    DGCL_LAUNCH(knn_density_kernel<double>, grid, dim3(kRowThreads), 0, stream, a);
   else
-    DGCL_LAUNCH(knn_density_kernel<float>, grid, dim3(kThreads), 0, stream, a);
+    DGCL_LAUNCH(knn_density_kernel<float>, grid, dim3(kRowThreads), 0, stream, a);
   return static_cast<int>(cudaGetLastError());
 }
 

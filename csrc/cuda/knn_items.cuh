@@ -92,8 +92,8 @@ struct BankReader {
 
 // Lengths of bank rows, a warp a row.
 template <typename T>
-__global__ void __launch_bounds__(256, 4) knn_bank_norms_kernel(KnnSearchArguments a) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+__global__ void __launch_bounds__(kRowThreads, 4) knn_bank_norms_kernel(KnnSearchArguments a) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp;
   if (row >= a.num_classes * a.bank_rows) return;
   const int64_t group = row / a.bank_rows, i = row % a.bank_rows;
   if (i >= class_rows(a, group)) return;

@@ -44,8 +44,12 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
   a_.l2 = kind == Metric::l2;
   a_.exclude_self = exclude_self;
 
+  constexpr int64_t kMostRows = INT32_MAX - kItemQueries * 4;  // the end of a last, partial tile is still an index
+  if (a_.bank_rows > kMostRows)
+    fail(op, "bank must have at most ", kMostRows, " rows a class on CUDA, got ", a_.bank_rows);
+
   const bool nothing = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
-  KnnSearchPlan plan{false, 1, 0, 0, 0, 0};
+  KnnSearchPlan plan{false, 1, 0, 0, 0, 0, 0};
   if (!nothing) check_launch(op, plan_knn_search(a_, is_double_, filter_allowed(op), &plan));
   a_.splits = plan.splits;
   a_.split_rows = plan.split_rows;
@@ -55,7 +59,7 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
   const int64_t rows = a_.num_classes * a_.bank_rows, lists = a_.splits * a_.num_queries;
   a_.list_length = scratch<int32_t>(lists, true);
   if (nothing) return;
-  const int64_t candidates = plan.blocks * kItemQueries * a_.capacity;
+  const int64_t candidates = std::max(plan.exact_blocks, plan.filter_blocks) * kItemQueries * a_.capacity;
   a_.candidate_score = scratch<char>(candidates * size);
   a_.candidate_index = scratch<int32_t>(candidates);
   a_.list_score = scratch<char>(lists * a_.k * size);

@@ -1,4 +1,5 @@
 #include "knn_exact_kernel.cuh"
+#include "knn_filter_kernel.cuh"
 
 namespace dgcl {
 namespace {
@@ -20,30 +21,49 @@ auto exact_kernel(const KnnSearchArguments& a) {
   return a.l2 ? knn_exact_kernel<T, true> : knn_exact_kernel<T, false>;
 }
 
-// Whether bank rows can be copied to shared memory as they are, 16 bytes at a time.
-template <typename T>
-bool copies_vectors(const KnnSearchArguments& a) {
-  const auto multiple = [](int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)) % 16 == 0; };
-  return a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalise_bank &&
-         reinterpret_cast<uintptr_t>(a.bank.data) % 16 == 0 && multiple(a.bank.row_stride) &&
-         multiple(a.bank.group_stride);
+// Calls `use` with the filter's kernel and shared memory for the bank's dtype.
+template <typename Use>
+int with_filter_kernel(const KnnSearchArguments& a, const Use& use) {
+  if (a.bank.dtype == Dtype::float16) return use(knn_filter_kernel<__half>, kFilterShared<__half>);
+  if (a.bank.dtype == Dtype::bfloat16) return use(knn_filter_kernel<__nv_bfloat16>, kFilterShared<__nv_bfloat16>);
+  return use(knn_filter_kernel<float>, kFilterShared<float>);
+}
+
+// Whether bank rows can be copied to shared memory 16 bytes at a time.
+bool is_aligned(const Rows& rows) {
+  const int64_t size = rows.dtype == Dtype::float64 ? 8 : rows.dtype == Dtype::float32 ? 4 : 2;
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride * size % 16 == 0 &&
+         rows.group_stride * size % 16 == 0;
 }
 
 template <typename T>
 int launch_exact(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* stream) {
+  const bool as_stored = a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalise_bank;
   const auto kernel = exact_kernel<T>(a);
-  DGCL_LAUNCH(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kExactThreads), kExactShared<T>, stream, a,
-              plan.items, copies_vectors<T>(a));
+  DGCL_LAUNCH(kernel, dim3(static_cast<unsigned>(plan.exact_blocks)), dim3(kExactThreads), kExactShared<T>, stream, a,
+              plan.items, as_stored && is_aligned(a.bank));
   return static_cast<int>(cudaGetLastError());
 }
 
+dim3 blocks_for(int64_t work, int each) { return dim3(static_cast<unsigned>((work + each - 1) / each)); }
+
 template <typename T>
 int launch_norms(const KnnSearchArguments& a, void* stream) {
-  constexpr int kThreads = 256;
-  const int64_t rows = a.num_classes * a.bank_rows;
-  const dim3 grid(static_cast<unsigned>((rows + kThreads / kWarp - 1) / (kThreads / kWarp)));
-  DGCL_LAUNCH(knn_bank_norms_kernel<T>, grid, dim3(kThreads), 0, stream, a);
+  DGCL_LAUNCH(knn_bank_norms_kernel<T>, blocks_for(a.num_classes * a.bank_rows, kRowsABlock), dim3(kRowThreads), 0,
+              stream, a);
   return static_cast<int>(cudaGetLastError());
+}
+
+int launch_filter(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* stream) {
+  DGCL_LAUNCH(knn_mean_kernel, blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1), dim3(kMeanThreads), 0,
+              stream, a);
+  DGCL_LAUNCH(knn_bank_reach_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsABlock), dim3(kRowThreads), 0, stream,
+              a);
+  return with_filter_kernel(a, [&](auto* kernel, size_t smem) {
+    DGCL_LAUNCH(kernel, dim3(static_cast<unsigned>(plan.filter_blocks)), dim3(kFilterThreads), smem, stream, a,
+                plan.items, is_aligned(a.bank));
+    return static_cast<int>(cudaGetLastError());
+  });
 }
 
 int power_of_two(int64_t least) {
@@ -55,17 +75,24 @@ int power_of_two(int64_t least) {
 }  // namespace
 
 int plan_knn_search(const KnnSearchArguments& a, bool is_double, bool allow_filter, KnnSearchPlan* plan) {
-  (void)allow_filter;
-  plan->filter = false;
-  const int error = is_double
-                        ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan->blocks)
-                        : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan->blocks);
+  plan->filter = allow_filter && !is_double && a.k <= kMostFilterK;
+  plan->filter_blocks = 0;
+  int error = is_double
+                  ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan->exact_blocks)
+                  : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan->exact_blocks);
+  if (plan->filter && error == 0)
+    error = with_filter_kernel(a, [&](auto* kernel, size_t smem) {
+      return resident_blocks(kernel, kFilterThreads, smem, &plan->filter_blocks);
+    });
   if (error != 0) return error;
-  plan->capacity = power_of_two(a.k + 4 * kExactColumns<float>);
+  // Room for k, for a tile more, and for what the filter cannot tell apart from the k-th.
+  plan->capacity =
+      power_of_two(plan->filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
   // Few queries: parts of the bank go to different blocks, but none so small that lists outweigh scores.
   constexpr int64_t kLeastSplitRows = 512;
+  const int64_t most_blocks = plan->filter ? plan->filter_blocks : plan->exact_blocks;
   const int64_t tiles = a.num_queries / kItemQueries + a.num_classes;
-  const int64_t wanted = (plan->blocks + tiles - 1) / tiles,
+  const int64_t wanted = (most_blocks + tiles - 1) / tiles,
                 most = (a.bank_rows + kLeastSplitRows - 1) / kLeastSplitRows;
   int64_t splits = wanted < most ? wanted : most;
   splits = splits < kMostSplits ? splits : kMostSplits;
@@ -73,13 +100,15 @@ int plan_knn_search(const KnnSearchArguments& a, bool is_double, bool allow_filt
   plan->split_rows = (a.bank_rows + splits - 1) / splits;
   plan->splits = static_cast<int32_t>(splits);
   plan->items = tiles * splits;
-  if (plan->blocks > plan->items) plan->blocks = plan->items;
+  if (plan->exact_blocks > plan->items) plan->exact_blocks = plan->items;
+  if (plan->filter_blocks > plan->items) plan->filter_blocks = plan->items;
   return 0;
 }
 
 int launch_knn_search(const KnnSearchArguments& a, bool is_double, const KnnSearchPlan& plan, void* stream) {
   int error = 0;
   if (a.normalise_bank) error = is_double ? launch_norms<double>(a, stream) : launch_norms<float>(a, stream);
+  if (error == 0 && plan.filter) error = launch_filter(a, plan, stream);
   if (error != 0) return error;
   return is_double ? launch_exact<double>(a, plan, stream) : launch_exact<float>(a, plan, stream);
 }

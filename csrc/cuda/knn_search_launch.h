@@ -39,7 +39,7 @@ constexpr int kMostFilterK = 256;
 struct KnnSearchPlan {
   bool filter;
   int32_t splits, capacity;
-  int64_t split_rows, items, blocks;
+  int64_t split_rows, items, exact_blocks, filter_blocks;
 };
 
 int plan_knn_search(const KnnSearchArguments& arguments, bool is_double, bool allow_filter, KnnSearchPlan* plan);

@@ -6,8 +6,8 @@
 namespace dgcl {
 
 template <typename T>
-__global__ void __launch_bounds__(256, 4) knn_topk_kernel(KnnTopkArguments a) {
-  const int64_t query = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+__global__ void __launch_bounds__(kRowThreads, 4) knn_topk_kernel(KnnTopkArguments a) {
+  const int64_t query = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp;
   if (query >= a.search.num_queries) return;
   const int lane = threadIdx.x % kWarp;
   T* values = static_cast<T*>(a.values) + query * a.k;

@@ -9,6 +9,7 @@
 namespace dgcl {
 
 constexpr int kWarp = 32;
+constexpr int kRowThreads = 256, kRowsABlock = kRowThreads / kWarp;  // of kernels that give a warp to each row
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Element i, widened to T; exact, but for float64 read as float, which no op asks for.
@@ -74,12 +75,29 @@ __device__ __forceinline__ T warp_reduce_max(T value) {
   return value;
 }
 
-// The canonical sum of products, by a whole warp. `a` and `b` are functions of the column.
+// A lane's partial sum of the canonical dot product. `a` and `b` are functions of the column.
 template <typename T, typename A, typename B>
-__device__ T warp_dot(const A& a, const B& b, int64_t dim) {
+__device__ __forceinline__ T lane_dot(const A& a, const B& b, int64_t dim) {
   T sum = 0;
   for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) sum = fma(a(d), b(d), sum);
-  return warp_reduce_sum(sum);
+  return sum;
+}
+
+// The same for |a - b|^2.
+template <typename T, typename A, typename B>
+__device__ __forceinline__ T lane_squared_distance(const A& a, const B& b, int64_t dim) {
+  T sum = 0;
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
+    const T difference = a(d) - b(d);
+    sum = fma(difference, difference, sum);
+  }
+  return sum;
+}
+
+// The canonical sum of products, by a whole warp.
+template <typename T, typename A, typename B>
+__device__ T warp_dot(const A& a, const B& b, int64_t dim) {
+  return warp_reduce_sum(lane_dot<T>(a, b, dim));
 }
 
 // |x| of a row, by a whole warp; the same value and exponent as unit_row() on the CPU. A row with a NaN or an infinity

@@ -11,8 +11,11 @@
 // With every |filter - canonical| <= eps, a row whose filter score is below (k-th largest filter score seen) - 2 eps
 // has k rows with a strictly larger canonical score: it is not a neighbour.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <limits>
+
+#include "host_device.h"
 
 namespace dgcl {
 
@@ -34,6 +37,35 @@ template <typename T>
 T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
   if (l2) return 2 * gamma * (query_norm * query_norm + bank_norm * bank_norm) + underflow;
   return gamma * (query_norm * bank_norm) + underflow;
+}
+
+// The same for a filter on tensor cores, with both sides centred at any float row mu and rounded to bfloat16:
+//
+//   <q, b> = <q, mu> + <mu, r> + <p, r>   with   p = q - mu,  r = b - mu          (l2: -|q - b|^2 / 2 = <p, r> - |r|^2
+//   / 2 - ...)
+//
+// The first term (in l2 the one left out) is the same for all rows of a query. The filter computes the second in float
+// (its bias) and the third from bfloat16 copies p^, r^ (u = 2^-9 each) with float accumulation in an unknown order and
+// rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
+//
+//   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-8 |p| |r|
+//
+// `lane` bounds everything that is summed in float by 32 lanes: the bias, the canonical score, the centring, and a bank
+// row that is made unit length by one multiplication instead of a division. All lengths are upper bounds; the result
+// is not finite where a row is not.
+struct CentredLengths {
+  float query, bank, mean;              // |q|, |b|, |mu|
+  float query_residual, bank_residual;  // |p|, |r|
+};
+
+DGCL_HOST_DEVICE inline float bfloat16_filter_bound(bool l2, int64_t dim, const CentredLengths& n) {
+  const float d = static_cast<float>(dim);
+  const float products = 1.02f * 0x1p-8f + (d + 32) * 0x1p-21f;
+  const float lane = (d / 32 + 16) * 0x1p-23f;
+  const float p = n.query_residual, r = n.bank_residual;
+  float bound = products * (p * r) + lane * (n.query * n.bank + (p + n.mean) * (n.bank + r) + (n.query + n.mean) * r);
+  if (l2) bound += lane * (r * (n.bank + r) + 2 * (p * p + r * r));
+  return bound + (d + 64) * std::numeric_limits<float>::min() * (1 + p + r);
 }
 
 }  // namespace dgcl

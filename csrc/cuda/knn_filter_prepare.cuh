@@ -1,0 +1,79 @@
+// What the tensor-core filter needs to know about each class's bank rows: a centre, a bias a row, bounds of lengths.
+#pragma once
+#include "knn_items.cuh"
+
+namespace dgcl {
+
+constexpr int kMeanThreads = 256;
+constexpr int kMeanRows = 256;  // rows that are averaged, evenly spaced: any centre is valid, this one is near
+
+// An upper bound of |x|, safe where the sum of squares leaves the normal range; by one warp.
+template <typename Row>
+__device__ float warp_length_bound(const Row& x, int64_t dim) {
+  const float square = warp_dot<float>(x, x, dim);
+  if (is_safe_square(square)) return sqrt(square) * 1.001f;
+  float largest = 0;
+  bool lost = false;
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
+    const float magnitude = fabs(x(d));
+    lost = lost || magnitude != magnitude;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (__any_sync(kFullWarp, lost)) return std::numeric_limits<float>::quiet_NaN();
+  return warp_reduce_max(largest) * sqrt(static_cast<float>(dim)) * 1.001f;
+}
+
+// mean [classes][dim]: a block for 32 columns of a class, a warp for every eighth of the rows.
+__global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArguments a) {
+  constexpr int kWarps = kMeanThreads / kWarp;
+  DGCL_SHARED(float, part, [kWarps][kWarp]);
+  const int64_t slices = (a.dim + kWarp - 1) / kWarp;
+  const int64_t group = blockIdx.x / slices, d = blockIdx.x % slices * kWarp + threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const int64_t rows = class_rows(a, group), taken = rows < kMeanRows ? rows : kMeanRows;
+  float sum = 0;
+  for (int64_t i = warp; i < taken; i += kWarps) {
+    const BankReader<float> row(a, i * rows / taken, group);
+    const float x = d < a.dim ? row(d) : 0.0f;
+    if (fabs(x) <= std::numeric_limits<float>::max()) sum += x;
+  }
+  part[warp][threadIdx.x % kWarp] = sum;
+  __syncthreads();
+  if (warp > 0 || d >= a.dim) return;
+  sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += part[w][threadIdx.x];
+  sum = taken > 0 ? sum / static_cast<float>(taken) : 0.0f;
+  a.mean[group * a.dim + d] = fabs(sum) <= std::numeric_limits<float>::max() ? sum : 0.0f;
+}
+
+// Bounds are not negative, so their bits are ordered like the numbers.
+__device__ __forceinline__ void raise_bound(float* bound, float value) {
+  atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
+}
+
+// bias and reach, a warp a row. A row that holds a NaN has no bounds: it passes no threshold, and no neighbour is lost.
+__global__ void __launch_bounds__(kRowThreads, 4) knn_bank_reach_kernel(KnnSearchArguments a) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp;
+  if (at >= a.num_classes * a.bank_rows) return;
+  const int64_t group = at / a.bank_rows, i = at % a.bank_rows;
+  if (i >= class_rows(a, group)) return;
+  const BankReader<float> row(a, i, group);
+  const float* mean = a.mean + group * a.dim;
+  const auto centre = [&](int64_t d) { return mean[d]; };
+  const auto residual = [&](int64_t d) { return row(d) - mean[d]; };
+  const float bias =
+      a.l2 ? -0.5f * warp_dot<float>(residual, residual, a.dim) : warp_dot<float>(centre, residual, a.dim);
+  const float length = warp_length_bound(row, a.dim), residual_length = warp_length_bound(residual, a.dim);
+  const float mean_length = warp_length_bound(centre, a.dim);
+  if (threadIdx.x % kWarp != 0) return;
+  a.bias[at] = bias;
+  if (length != length) return;
+  float* reach = a.reach + group * kReach;
+  // A row whose length is held with an exponent (below 2^-45 or above 2^64) is not for the filter.
+  const bool extreme = a.normalise_bank && row.norm.exponent != 0;
+  raise_bound(&reach[0], extreme ? std::numeric_limits<float>::infinity() : length);
+  raise_bound(&reach[1], residual_length);
+  raise_bound(&reach[2], mean_length);
+}
+
+}  // namespace dgcl
