@@ -35,11 +35,16 @@ SHAPES = {
         "row_counts": "C",
     },
     "gather_rows": {"maps": "B D H W"},
+    "silhouette_sums": {"features": "N D", "offsets": "C+1", "rows": "M D"},
 }
-FLOATS = {"queries", "bank", "anchors", "keys", "negatives", "features", "projections", "maps"}
+FLOATS = {
+    *("queries", "bank", "anchors", "keys", "negatives"),
+    *("features", "projections", "maps", "rows"),
+}
 # Entries lie in [0, this size]; heads below it.
 LARGEST = {
     "query_offsets": "M",
+    "offsets": "N",
     "bank_counts": "N",
     "anchor_counts": "A",
     "negative_counts": "N",
@@ -57,7 +62,7 @@ def check(op: str, given: dict) -> None:
             f"{op}: bank_counts needs a bank of shape [C, N, D], got {list(given['bank'].shape)}"
         )
     for name in FLOATS & given.keys():
-        if not given[name].is_floating_point():
+        if given[name] is not None and not given[name].is_floating_point():
             raise RuntimeError(f"{op}: {name} must have a float dtype, got {given[name].dtype}")
     if op == "gather_rows":
         maps, pixels = given["maps"], given["pixels"]
@@ -75,8 +80,8 @@ def check(op: str, given: dict) -> None:
         wrong = values[(values < 0) | (values > largest)]
         if wrong.numel():
             raise RuntimeError(f"{op}: {name} must lie in [0, {largest}], got {int(wrong[0])}")
-        if name == "query_offsets" and bool((values.diff() < 0).any()):
-            raise RuntimeError(f"{op}: query_offsets must not decrease, got {values.tolist()}")
+        if name.endswith("offsets") and bool((values.diff() < 0).any()):
+            raise RuntimeError(f"{op}: {name} must not decrease, got {values.tolist()}")
 
 
 def _check_shapes(op: str, given: dict) -> dict:
@@ -95,7 +100,7 @@ def _check_shapes(op: str, given: dict) -> dict:
         fits = len(shape) == len(expected)
         for letter, size in zip(expected, shape, strict=False):
             letter, size = ("C", size - 1) if letter == "C+1" else (letter, size)
-            fits = fits and sizes.setdefault(letter, size) == size
+            fits = fits and size >= 0 and sizes.setdefault(letter, size) == size
         if not fits:
             rule = f"[{', '.join(expected)}]" + (f" with {known}" if known else "")
             raise RuntimeError(f"{op}: {name} must have shape {rule}, got {shape}")

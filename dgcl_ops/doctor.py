@@ -22,6 +22,7 @@ from dgcl_ops.ops import (
     knn_density,
     knn_topk,
     memory_push,
+    silhouette_sums,
 )
 
 # Largest difference allowed to the float64 reference: sums of at most a few hundred float32 products of unit rows,
@@ -112,6 +113,13 @@ def _check_gather_rows(device: str) -> float:
     return _difference(gather_rows(maps, pixels), reference.gather_rows(maps.cpu(), pixels.cpu()))
 
 
+def _check_silhouette_sums(device: str) -> float:
+    features = _inputs(device)(150, 33)
+    offsets = torch.tensor([0, 70, 70, 149], device=device)
+    exact = reference.silhouette_sums(features.cpu(), offsets.cpu())
+    return _difference(silhouette_sums(features, offsets), exact)
+
+
 CHECKS = {
     "knn_topk": _check_knn_topk,
     "knn_density": _check_knn_density,
@@ -119,6 +127,7 @@ CHECKS = {
     "memory_push": _check_memory_push,
     "class_counts": _check_class_counts,
     "gather_rows": _check_gather_rows,
+    "silhouette_sums": _check_silhouette_sums,
 }
 
 

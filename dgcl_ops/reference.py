@@ -15,6 +15,7 @@ Class offsets and counts are copied to the host. Queries are taken in chunks, so
 """
 
 import contextlib
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -285,6 +286,22 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     """[B, D, H, W], pixels [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
     area = maps.shape[2] * maps.shape[3]
     return maps.flatten(2)[pixels // area, :, pixels % area]
+
+
+def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
+    """[M, C] sums of distances by class: see `dgcl_ops.ops.silhouette_sums`. Copies the offsets to the host."""
+    bounds = offsets.tolist()
+    wide = features.double()
+    asking = wide if rows is None else rows.double()
+    sums = wide.new_zeros((asking.shape[0], len(bounds) - 1))
+    chunk = max(1, CHUNK_ELEMENTS // max(1, features.shape[0]))
+    for at in range(0, asking.shape[0], chunk):
+        distances = torch.cdist(
+            asking[at : at + chunk], wide, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        for c, (begin, end) in enumerate(pairwise(bounds)):
+            sums[at : at + chunk, c] = distances[:, begin:end].sum(1)
+    return sums
 
 
 def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:

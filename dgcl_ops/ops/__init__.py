@@ -10,6 +10,7 @@ from dgcl_ops.ops.gather_rows import gather_rows
 from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
 from dgcl_ops.ops.memory_push import memory_push
+from dgcl_ops.ops.silhouette_sums import silhouette_sums
 
 __all__ = [
     "class_counts",
@@ -18,4 +19,5 @@ __all__ = [
     "knn_density",
     "knn_topk",
     "memory_push",
+    "silhouette_sums",
 ]

@@ -1,0 +1,69 @@
+// The vectors of chosen pixels, copied as words of 2, 4, 8 or 16 bytes.
+//
+// A pixel that the maps do not have gives a row of ones in every bit, a NaN in each dtype: no access outside the
+// maps, and nothing that could pass for a feature.
+#pragma once
+#include "compat.cuh"
+#include "gather_rows_launch.h"
+
+namespace dgcl {
+
+constexpr int kGatherThreads = 256;
+constexpr int kGatherTile = 32;  // pixels, and channels, of a transposed tile
+constexpr int kGatherTileRows = kGatherThreads / kGatherTile;
+
+template <typename Word>
+__device__ __forceinline__ Word all_ones() {
+  return static_cast<Word>(~Word{0});
+}
+template <>
+__device__ __forceinline__ uint4 all_ones<uint4>() {
+  return make_uint4(~0u, ~0u, ~0u, ~0u);
+}
+
+// Where the vector of pixel number p begins, in elements; -1 for a pixel that is none.
+__device__ __forceinline__ int64_t pixel_offset(const GatherRowsArguments& a, int64_t p) {
+  if (p < 0 || p >= a.num_images * a.area) return -1;
+  const int64_t image = p / a.area;
+  return image * a.image_stride + (p - image * a.area) * a.pixel_stride;
+}
+
+// Channels lie side by side: a warp copies a vector.
+template <typename Word>
+__global__ void __launch_bounds__(kGatherThreads) gather_rows_direct_kernel(GatherRowsArguments a) {
+  const Word* maps = static_cast<const Word*>(a.maps);
+  Word* rows = static_cast<Word*>(a.rows);
+  constexpr int kWarps = kGatherThreads / 32;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; i < a.num_pixels; i += step) {
+    const int64_t from = pixel_offset(a, a.pixels[i]);
+    for (int64_t d = threadIdx.x % 32; d < a.dim; d += 32)
+      rows[i * a.dim + d] = from < 0 ? all_ones<Word>() : maps[from + d];
+  }
+}
+
+// Channels lie far apart: lanes read neighbours in the list of pixels, which often are neighbours in the map, and
+// write neighbouring channels, by way of a tile that is one word wider than the warp, against bank conflicts.
+template <typename Word>
+__global__ void __launch_bounds__(kGatherThreads) gather_rows_transposed_kernel(GatherRowsArguments a) {
+  DGCL_SHARED(Word, tile, [kGatherTile][kGatherTile + 1]);  // [channel][pixel]
+  const Word* maps = static_cast<const Word*>(a.maps);
+  Word* rows = static_cast<Word*>(a.rows);
+  const int lane = threadIdx.x % kGatherTile, first = threadIdx.x / kGatherTile;
+  const int64_t channel_tiles = (a.dim + kGatherTile - 1) / kGatherTile;
+  const int64_t tiles = (a.num_pixels + kGatherTile - 1) / kGatherTile * channel_tiles;
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+    const int64_t pixel = t / channel_tiles * kGatherTile, channel = t % channel_tiles * kGatherTile;
+    const bool exists = pixel + lane < a.num_pixels;
+    const int64_t from = exists ? pixel_offset(a, a.pixels[pixel + lane]) : -1;
+    for (int d = first; d < kGatherTile && channel + d < a.dim; d += kGatherTileRows)
+      if (exists) tile[d][lane] = from < 0 ? all_ones<Word>() : maps[from + (channel + d) * a.channel_stride];
+    __syncthreads();
+    if (channel + lane < a.dim)
+      for (int i = first; i < kGatherTile && pixel + i < a.num_pixels; i += kGatherTileRows)
+        rows[(pixel + i) * a.dim + channel + lane] = tile[lane][i];
+    __syncthreads();
+  }
+}
+
+}  // namespace dgcl
