@@ -41,14 +41,24 @@ __device__ __forceinline__ void store_vector(void* p, Vector v) {
   *static_cast<Vector*>(p) = v;
 }
 
-// Two floats rounded to bfloat16, side by side in a register.
-__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 }  // namespace dgcl
 
 #else
 #include "cuda_emulator.h"
 #endif
+
+namespace dgcl {
+
+// Two floats rounded to bfloat16, side by side in a register.
+__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
+#if defined(__CUDACC__)
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+#else
+  const __nv_bfloat16 pair[2] = {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
+#endif
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
+}  // namespace dgcl
