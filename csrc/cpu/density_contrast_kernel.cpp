@@ -178,14 +178,14 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
           const T* anchor = anchors.row(i);
           const double key_logit = prims.dot(anchor, key.row(0), p.dim) / p.temperature,
                        total = lse[g * p.num_anchors + i];
-          const double scale = dL_dloss[g] * contrast_gradient_factor(key_logit, total, p.eps) /
-                               (static_cast<double>(count) * p.temperature);
-          const T at_key = static_cast<T>(scale * (std::exp(key_logit - total) - 1));
+          const double scale =
+              contrast_gradient_scale(dL_dloss[g], key_logit, total, p.eps, static_cast<double>(count), p.temperature);
+          const T at_key = static_cast<T>(scale * (contrast_probability(key_logit, total) - 1));
           std::fill_n(gradient.get(), p.dim, T(0));
           prims.axpy(at_key, key.row(0), p.dim, gradient.get());
           if (all_gradients) prims.axpy(at_key, anchor, p.dim, key_gradient.get());
           for (int64_t j = 0; j < negatives.count; ++j) {
-            const T at_negative = static_cast<T>(scale * std::exp(static_cast<double>(tiles.logits(r)[j]) - total));
+            const T at_negative = static_cast<T>(scale * contrast_probability(tiles.logits(r)[j], total));
             prims.axpy(at_negative, negatives.row(j), p.dim, gradient.get());
             if (all_gradients) prims.axpy(at_negative, anchor, p.dim, negative_gradient.get() + j * p.dim);
           }

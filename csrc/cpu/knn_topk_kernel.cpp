@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../common/parallel.h"
+#include "../math/score_gradient.h"
 #include "../ops/knn_topk.h"
 #include "knn_problem.h"
 
@@ -41,10 +42,8 @@ std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& ban
   return {values, indices};
 }
 
-// With the neighbours held fixed, the row x of each pair (x, y) of score s and incoming gradient g receives
-//   cosine: g y^, brought from x^ back to x at the end (unit_row_backward)      dot: g y      l2: (g / s) (x - y), 0 at
-//   s = 0
-// whether x is the query or the bank row. Each row sums its own pairs in the order of the queries: no atomic additions.
+// With the neighbours held fixed, each row sums the gradients of its own pairs (math/score_gradient.h) in the order of
+// the queries: no atomic additions.
 template <typename T>
 class TopkBackward {
  public:
@@ -105,7 +104,8 @@ class TopkBackward {
 
   bool normalise_queries() const { return p_.metric == Metric::cosine; }
   bool normalise_bank() const { return p_.metric == Metric::cosine && !p_.unit_bank; }
-  bool used(int64_t pair) const { return index_[pair] >= 0 && grad_[pair] != 0; }
+  bool l2() const { return p_.metric == Metric::l2; }
+  bool used(int64_t pair) const { return pair_has_gradient(l2(), index_[pair], grad_[pair], value_[pair]); }
 
   // -1 for a query of no class.
   int64_t class_of(int64_t query) const {
@@ -119,13 +119,9 @@ class TopkBackward {
   }
 
   void add(int64_t pair, Rows& rows) const {
-    T factor = grad_[pair];
-    if (p_.metric == Metric::l2) {
-      if (value_[pair] == 0) return;
-      factor /= value_[pair];
-      for (size_t d = 0; d < rows.own.size(); ++d) rows.other[d] = rows.own[d] - rows.other[d];
-    }
-    prims_.axpy(factor, rows.other.data(), p_.dim, rows.sum.data());
+    if (l2())
+      for (size_t d = 0; d < rows.own.size(); ++d) rows.other[d] = score_direction(true, rows.own[d], rows.other[d]);
+    prims_.axpy(pair_factor(l2(), grad_[pair], value_[pair]), rows.other.data(), p_.dim, rows.sum.data());
   }
 
   // compute(row, rows) adds row's gradient to rows.sum, which starts at 0.

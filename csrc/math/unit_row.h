@@ -52,18 +52,20 @@ RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   return {norm, exponent};
 }
 
-// Turns g, a gradient for the unit row u = x / |x|, into that for x: (g - <g, u> u) / |x|, and 0 where x has no
-// direction.
+// One element of (g - <g, u> u) / |x|, the gradient for x from g, that for its unit row u; `along` is <g, u>. 0 where x
+// has no direction (|x| is 0, or NaN in the CUDA kernels).
+template <typename T>
+DGCL_HOST_DEVICE T unit_row_gradient(T g, T along, T u, const RowNorm<T>& norm) {
+  if (!(norm.value > 0)) return 0;
+  const T gradient = (g - along * u) / norm.value;
+  return norm.exponent ? std::scalbn(gradient, -norm.exponent) : gradient;
+}
+
+// Turns g [dim], a gradient for the unit row u = x / |x|, into that for x.
 template <typename T, typename Ops>
 void unit_row_backward(const Ops& ops, const T* u, RowNorm<T> norm, int64_t dim, T* g) {
-  if (norm.value == 0) {
-    for (int64_t d = 0; d < dim; ++d) g[d] = 0;
-    return;
-  }
   const T along = ops.dot(g, u, dim);
-  for (int64_t d = 0; d < dim; ++d) g[d] = (g[d] - along * u[d]) / norm.value;
-  if (norm.exponent)
-    for (int64_t d = 0; d < dim; ++d) g[d] = std::scalbn(g[d], -norm.exponent);
+  for (int64_t d = 0; d < dim; ++d) g[d] = unit_row_gradient(g[d], along, u[d], norm);
 }
 
 }  // namespace dgcl

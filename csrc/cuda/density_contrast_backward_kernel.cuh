@@ -1,0 +1,212 @@
+// Gradients of the contrastive loss. With scale_i from contrast_gradient_scale (math/contrast.h), p_ij recomputed from
+// the logits and the saved lse, and unit rows a_i, n_j and k:
+//
+//   dL/da_i = at_key_i k + sum_j scale_i p_ij n_j        dL/dn_j = sum_i scale_i p_ij a_i        dL/dk = sum_i at_key_i
+//   a_i at_key_i = scale_i (p_i0 - 1)
+//
+// Each row's sum is made by one block in one order; then a warp per row turns it into the gradient for the raw row.
+#pragma once
+#include "../math/contrast.h"
+#include "density_contrast_backward_launch.h"
+#include "density_contrast_tile.cuh"
+
+namespace dgcl {
+
+// Sizes of the second product of the gradient kernel, weights times rows.
+template <typename T>
+struct GradientTile : ContrastTile<T> {
+  using Base = ContrastTile<T>;
+  static constexpr int kVectorsPerLane = 2;
+  static constexpr int kColumns = kWarp * kVectorsPerLane * Base::kVector;  // of the gradient, made by one block
+  static constexpr int kRows = 8;                                           // of a step
+  static constexpr int kStage = kRows * kColumns;
+  static constexpr int kRowVectors = kColumns / Base::kVector;
+  static constexpr int kRowsPerCopy = kContrastThreads / kRowVectors;
+  static constexpr int kShared = 2 * (kStage > Base::kStage ? kStage : Base::kStage);
+  static_assert(Base::kOthers % kRows == 0 && kRows % Base::kVector == 0 && kRows % kRowsPerCopy == 0);
+};
+
+// A warp per anchor.
+template <typename T>
+__global__ void __launch_bounds__(kContrastThreads) contrast_anchor_kernel(DensityContrastBackwardArguments a) {
+  const ContrastProblem& p = a.problem;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t group = item / p.num_anchors, anchor = item % p.num_anchors;
+  if (group >= p.groups) return;
+  const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
+  if (anchor >= count) return;
+  const double logit = key_logit<T>(p, group, anchor), lse = static_cast<const T*>(a.lse)[item];
+  const double scale = contrast_gradient_scale(static_cast<const T*>(a.dL_dloss)[group], logit, lse, p.eps,
+                                               static_cast<double>(count), p.temperature);
+  if (threadIdx.x % kWarp != 0) return;
+  a.scales[item] = scale;
+  a.at_keys[item] = scale * (contrast_probability(logit, lse) - 1);
+}
+
+// What an own row's unit gradient adds up over the other rows. Own rows are the anchors, or the negatives in use and,
+// as the last, the key; the other rows are the negatives, or the anchors.
+template <typename T, bool kOwnAnchors>
+struct GradientSide {
+  const DensityContrastBackwardArguments& a;
+  int64_t group, anchor_count, negative_count;
+
+  __device__ GradientSide(const DensityContrastBackwardArguments& arguments, int64_t group_)
+      : a(arguments),
+        group(group_),
+        anchor_count(contrast_count(a.problem.anchor_counts, group_, a.problem.num_anchors)),
+        negative_count(contrast_count(a.problem.negative_counts, group_, a.problem.num_negatives)) {}
+
+  __device__ int64_t own_count() const { return kOwnAnchors ? anchor_count : negative_count + 1; }
+  __device__ bool is_key(int64_t row) const { return !kOwnAnchors && row == negative_count; }
+  __device__ const T* own_unit(int64_t row) const {
+    const int64_t negative = is_key(row) ? a.problem.num_negatives : row;
+    return unit_row_of<T>(a.problem, group, kOwnAnchors ? row : a.problem.num_anchors + negative);
+  }
+  __device__ T* own_gradient(int64_t row) const {
+    const ContrastProblem& p = a.problem;
+    if (kOwnAnchors) return static_cast<T*>(a.anchors.unit) + (group * p.num_anchors + row) * p.dim;
+    if (is_key(row)) return static_cast<T*>(a.keys.unit) + group * p.dim;
+    return static_cast<T*>(a.negatives.unit) + (group * p.num_negatives + row) * p.dim;
+  }
+  __device__ OtherRows<T> others() const {
+    return {unit_row_of<T>(a.problem, group, kOwnAnchors ? a.problem.num_anchors : 0),
+            kOwnAnchors ? negative_count : anchor_count};
+  }
+  // dL / d<own, other>
+  __device__ T weight(int64_t own, int64_t other, T product) const {
+    const int64_t anchor = group * a.problem.num_anchors + (kOwnAnchors ? own : other);
+    if (is_key(own)) return static_cast<T>(a.at_keys[anchor]);
+    const double logit = static_cast<double>(product) / a.problem.temperature;
+    return static_cast<T>(a.scales[anchor] * contrast_probability(logit, static_cast<const T*>(a.lse)[anchor]));
+  }
+};
+
+// A block per group, kOwn own rows and kColumns columns of their unit gradients. Beyond kColumns columns the products
+// are made again for each further block: dearer than one pass, cheaper than storing them.
+template <typename T, bool kOwnAnchors>
+__global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
+    contrast_gradient_kernel(DensityContrastBackwardArguments a, int64_t tiles, int64_t column_blocks) {
+  using Tile = GradientTile<T>;
+  constexpr int kOwnPerWarp = Tile::kOwnPerWarp, kVector = Tile::kVector;
+  DGCL_SHARED_ALIGNED(16, T, stages, [Tile::kShared]);
+  DGCL_SHARED_ALIGNED(16, T, tile_weights, [Tile::kOwn * Tile::kOthers]);
+  const int64_t group = blockIdx.x / (tiles * column_blocks), item = blockIdx.x % (tiles * column_blocks);
+  const int64_t first = item / column_blocks * Tile::kOwn, first_column = item % column_blocks * Tile::kColumns;
+  const GradientSide<T, kOwnAnchors> side(a, group);
+  const int64_t count = side.own_count(), pitch = a.problem.unit_pitch;
+  if (first >= count) return;
+
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t copied = first + threadIdx.x / ContrastTile<T>::kRowVectors, mine = first + warp * kOwnPerWarp;
+  const T* own = side.own_unit(copied);
+  const int64_t column = first_column + lane * kVector;  // and kWarp * kVector further for each next vector
+  T gradient[kOwnPerWarp][Tile::kVectorsPerLane][kVector];
+  const T* key = unit_row_of<T>(a.problem, group, contrast_slots(a.problem) - 1);
+#pragma unroll
+  for (int r = 0; r < kOwnPerWarp; ++r) {
+    const bool starts = kOwnAnchors && mine + r < count;
+    const T at_key = starts ? static_cast<T>(a.at_keys[group * a.problem.num_anchors + mine + r]) : T(0);
+#pragma unroll
+    for (int v = 0; v < Tile::kVectorsPerLane; ++v)
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const int64_t d = column + v * kWarp * kVector + i;
+        gradient[r][v][i] = starts && d < pitch ? at_key * key[d] : T(0);
+      }
+  }
+
+  T* weights = tile_weights + warp * kOwnPerWarp * Tile::kOthers;  // read by the warp that writes them
+  OtherRows<T> others = side.others();
+  for (; others.first < others.count; others.first += Tile::kOthers) {
+    // 1. Products, and from them dL / d<own, other>, in their place.
+    multiply_tile(own, copied < count, others, pitch, stages, weights);
+#pragma unroll 1
+    for (int j = lane; j < Tile::kOthers; j += kWarp)
+#pragma unroll
+      for (int r = 0; r < kOwnPerWarp; ++r) {
+        T& weight = weights[r * Tile::kOthers + j];
+        const bool used = others.first + j < others.count && mine + r < count;
+        weight = used ? side.weight(mine + r, others.first + j, weight) : T(0);
+      }
+    __syncwarp();
+    // 2. Their product with the other rows, kRows rows at a time.
+    const int64_t left = others.count - others.first;
+    const auto load = [&](int64_t step, int stage) {
+      const int to_row = threadIdx.x / Tile::kRowVectors, to_column = threadIdx.x % Tile::kRowVectors * kVector;
+      const int64_t row = others.first + step * Tile::kRows + to_row;
+      const T* from = others.rows + row * pitch + first_column + to_column;
+      T* to = stages + stage * Tile::kStage + to_row * Tile::kColumns + to_column;
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; i += Tile::kRowsPerCopy)
+        copy_vector(to + i * Tile::kColumns, from + i * pitch,
+                    row + i < others.count && first_column + to_column < pitch);
+    };
+    const auto use = [&](int64_t step, int stage) {
+      const T* tile = stages + stage * Tile::kStage + lane * kVector;
+#pragma unroll
+      for (int k = 0; k < Tile::kRows; k += kVector) {
+        ContrastVector<T> weight[kOwnPerWarp];
+#pragma unroll
+        for (int r = 0; r < kOwnPerWarp; ++r)
+          weight[r] = shared_vector(weights + r * Tile::kOthers + step * Tile::kRows + k);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j)
+#pragma unroll
+          for (int v = 0; v < Tile::kVectorsPerLane; ++v) {
+            const ContrastVector<T> row = shared_vector(tile + (k + j) * Tile::kColumns + v * kWarp * kVector);
+#pragma unroll
+            for (int r = 0; r < kOwnPerWarp; ++r)
+#pragma unroll
+              for (int i = 0; i < kVector; ++i) gradient[r][v][i] = fma(weight[r].x[j], row.x[i], gradient[r][v][i]);
+          }
+      }
+    };
+    pipelined(((left < Tile::kOthers ? left : Tile::kOthers) + Tile::kRows - 1) / Tile::kRows, load, use);
+  }
+
+#pragma unroll
+  for (int r = 0; r < kOwnPerWarp; ++r) {
+    if (mine + r >= count) break;
+    T* out = side.own_gradient(mine + r);
+#pragma unroll
+    for (int v = 0; v < Tile::kVectorsPerLane; ++v)
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const int64_t d = column + v * kWarp * kVector + i;
+        if (d < a.problem.dim) out[d] = gradient[r][v][i];
+      }
+  }
+}
+
+// A warp per row: from the gradient of the unit row to that of the raw row; 0 for rows not in use.
+template <typename T>
+__global__ void __launch_bounds__(kContrastThreads) contrast_finish_kernel(DensityContrastBackwardArguments a) {
+  const ContrastProblem& p = a.problem;
+  const int64_t slots = a.all_gradients ? contrast_slots(p) : p.num_anchors;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t group = item / slots, slot = item % slots;
+  if (group >= p.groups) return;
+  GradientRows to = a.keys;
+  int64_t row = group;
+  if (slot < p.num_anchors) {
+    to = a.anchors;
+    row = group * p.num_anchors + slot;
+  } else if (slot < p.num_anchors + p.num_negatives) {
+    to = a.negatives;
+    row = group * p.num_negatives + slot - p.num_anchors;
+  }
+  const int64_t begin = row * p.dim;
+  const int lane = threadIdx.x % kWarp;
+  if (!contrast_is_used(p, group, slot)) {
+    for (int64_t d = lane; d < p.dim; d += kWarp) store_element(to.raw, to.dtype, begin + d, T(0));
+    return;
+  }
+  const RowNorm<T> norm = warp_row_norm<T>(contrast_row<T>(p, group, slot), p.dim);
+  const T *u = unit_row_of<T>(p, group, slot), *g = static_cast<const T*>(to.unit) + begin;
+  // A lane reads and writes the same elements, so that unit and raw may share their memory.
+  const T along = warp_dot<T>([&](int64_t d) { return g[d]; }, [&](int64_t d) { return u[d]; }, p.dim);
+  for (int64_t d = lane; d < p.dim; d += kWarp)
+    store_element(to.raw, to.dtype, begin + d, unit_row_gradient(g[d], along, u[d], norm));
+}
+
+}  // namespace dgcl

@@ -1,0 +1,73 @@
+// The contrastive loss: logits are made tile by tile and go at once into the running log-sum-exp of their anchor; none
+// is stored.
+#pragma once
+#include "../math/contrast.h"
+#include "density_contrast_tile.cuh"
+
+namespace dgcl {
+
+// A block per group and kOwn anchors; each warp keeps kOwnPerWarp of them, each lane its share of the negatives.
+template <typename T>
+__global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
+    density_contrast_kernel(DensityContrastArguments a) {
+  using Tile = ContrastTile<T>;
+  DGCL_SHARED_ALIGNED(16, T, stages, [2 * Tile::kStage]);
+  DGCL_SHARED(T, tile_products, [Tile::kOwn * Tile::kOthers]);
+  const ContrastProblem& p = a.problem;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t tiles = (p.num_anchors + Tile::kOwn - 1) / Tile::kOwn;
+  const int64_t group = blockIdx.x / tiles, first = blockIdx.x % tiles * Tile::kOwn;
+  const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
+  T* lse = static_cast<T*>(a.lse) + group * p.num_anchors;
+  if (threadIdx.x < Tile::kOwn && first + threadIdx.x >= count && first + threadIdx.x < p.num_anchors)
+    lse[first + threadIdx.x] = 0;
+  if (first >= count) return;
+
+  const int64_t copied = first + threadIdx.x / Tile::kRowVectors, mine = first + warp * Tile::kOwnPerWarp;
+  const T* own = unit_row_of<T>(p, group, copied);
+  OtherRows<T> negatives{unit_row_of<T>(p, group, p.num_anchors),
+                         contrast_count(p.negative_counts, group, p.num_negatives)};
+  T* products = tile_products + warp * Tile::kOwnPerWarp * Tile::kOthers;
+  LogSumExp total[Tile::kOwnPerWarp];
+  for (; negatives.first < negatives.count; negatives.first += Tile::kOthers) {
+    multiply_tile(own, copied < count, negatives, p.unit_pitch, stages, products);
+#pragma unroll 1
+    for (int j = lane; j < Tile::kOthers && negatives.first + j < negatives.count; j += kWarp)
+#pragma unroll
+      for (int r = 0; r < Tile::kOwnPerWarp; ++r)
+        total[r].add(static_cast<double>(products[r * Tile::kOthers + j]) / p.temperature);
+  }
+#pragma unroll
+  for (int r = 0; r < Tile::kOwnPerWarp; ++r) {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      LogSumExp other;
+      other.maximum = __shfl_xor_sync(kFullWarp, total[r].maximum, step);
+      other.sum = __shfl_xor_sync(kFullWarp, total[r].sum, step);
+      total[r].merge(other);
+    }
+    if (mine + r >= count) continue;
+    const double at_key = key_logit<T>(p, group, mine + r);
+    total[r].add(at_key);
+    if (lane != 0) continue;
+    const double value = total[r].value();
+    lse[mine + r] = static_cast<T>(value);
+    a.terms[group * p.num_anchors + mine + r] = contrast_loss(at_key, value, p.eps);
+  }
+}
+
+// A warp per group: the mean of its anchors' losses, in the fixed order of the canonical sum.
+template <typename T>
+__global__ void __launch_bounds__(kContrastThreads) density_contrast_mean_kernel(DensityContrastArguments a) {
+  const ContrastProblem& p = a.problem;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  if (group >= p.groups) return;
+  const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
+  double sum = 0;
+  for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) sum += a.terms[group * p.num_anchors + i];
+  sum = warp_reduce_sum(sum);
+  if (threadIdx.x % kWarp == 0)
+    static_cast<T*>(a.loss)[group] = count > 0 ? static_cast<T>(sum / static_cast<double>(count)) : T(0);
+}
+
+}  // namespace dgcl

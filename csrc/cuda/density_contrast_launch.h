@@ -1,0 +1,35 @@
+#pragma once
+#include <cstdint>
+
+#include "rows.h"
+
+namespace dgcl {
+
+// What forward and backward have in common. The rows of a group have slots: anchors [0, A), negatives [A, A + N), and
+// the key, A + N.
+struct ContrastProblem {
+  Rows anchors;                    // [G, A, E]
+  Rows keys;                       // [G, 1, E]
+  Rows negatives;                  // [G, N, E]
+  const int64_t* anchor_counts;    // [G] or nullptr: all; clamped to [0, A]
+  const int64_t* negative_counts;  // [G] or nullptr: all; clamped to [0, N]
+  int64_t groups, num_anchors, num_negatives, dim;
+  double temperature, eps;
+  bool is_double;      // compute in double, not in float
+  void* unit_rows;     // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
+  int64_t unit_pitch;  // contrast_unit_pitch(dim)
+};
+
+// Unit rows are a multiple of 16 bytes long, for float and double.
+constexpr int64_t contrast_unit_pitch(int64_t dim) { return (dim + 3) / 4 * 4; }
+
+struct DensityContrastArguments {
+  ContrastProblem problem;
+  double* terms;  // scratch [G, A]: the loss of each anchor
+  void* loss;     // [G], float or double
+  void* lse;      // [G, A], the same
+};
+
+int launch_density_contrast(const DensityContrastArguments& arguments, void* stream);
+
+}  // namespace dgcl

@@ -1,0 +1,179 @@
+// What the kernels of the contrastive loss share: unit rows, made once, and products of a tile of them with a stream of
+// them.
+//
+// Unit rows go to scratch memory in the compute type, padded with zeros: then every later read is an aligned 16-byte
+// cp.async, whatever the inputs' dtypes, strides and lengths are, and the products are those of the CPU's unit rows.
+#pragma once
+#include "density_contrast_launch.h"
+#include "rows.cuh"
+
+namespace dgcl {
+
+constexpr int kContrastThreads = 128;
+constexpr int kContrastWarps = kContrastThreads / kWarp;
+constexpr int kContrastBlocks = 4;  // on a multiprocessor at once, so that 128 registers are left to a thread
+constexpr int kVectorBytes = 16;    // of one cp.async
+
+// Sizes of a tile in rows and elements; in bytes they are the same for float and double.
+template <typename T>
+struct ContrastTile {
+  static constexpr int kVector = kVectorBytes / sizeof(T);
+  static constexpr int kOwn = 16;  // rows of a block
+  static constexpr int kOwnPerWarp = kOwn / kContrastWarps;
+  static constexpr int kOthersPerLane = 16 / sizeof(T);
+  static constexpr int kOthers = kWarp * kOthersPerLane;  // rows that pass by together
+  static constexpr int kRowVectors = 4;                   // of one row in one step
+  static constexpr int kDepth = kRowVectors * kVector;    // columns of a step
+  // One vector more, so that lanes that read neighbouring rows use different banks.
+  static constexpr int kPitch = kDepth + kVector;
+  static constexpr int kStage = (kOwn + kOthers) * kPitch;  // elements of shared memory
+  static constexpr int kRowsPerCopy = kContrastThreads / kRowVectors;
+  static_assert(kOwn <= kRowsPerCopy && kOthers % kRowsPerCopy == 0);
+};
+
+template <typename T>
+struct alignas(kVectorBytes) ContrastVector {
+  T x[kVectorBytes / sizeof(T)];
+};
+
+template <typename T>
+__device__ __forceinline__ ContrastVector<T> shared_vector(const T* p) {
+  return load_vector<ContrastVector<T>>(p);
+}
+
+__device__ __forceinline__ int64_t contrast_count(const int64_t* counts, int64_t group, int64_t capacity) {
+  if (counts == nullptr) return capacity;
+  const int64_t count = counts[group];
+  return count < 0 ? 0 : count < capacity ? count : capacity;
+}
+
+__device__ __forceinline__ int64_t contrast_slots(const ContrastProblem& p) {
+  return p.num_anchors + p.num_negatives + 1;
+}
+
+template <typename T>
+__device__ __forceinline__ RowReader<T> contrast_row(const ContrastProblem& p, int64_t group, int64_t slot) {
+  if (slot < p.num_anchors) return RowReader<T>(p.anchors, slot, group);
+  slot -= p.num_anchors;
+  return slot < p.num_negatives ? RowReader<T>(p.negatives, slot, group) : RowReader<T>(p.keys, 0, group);
+}
+
+// Whether the counts leave this slot in use. Rows that are not may hold anything and are not read.
+__device__ __forceinline__ bool contrast_is_used(const ContrastProblem& p, int64_t group, int64_t slot) {
+  if (slot < p.num_anchors) return slot < contrast_count(p.anchor_counts, group, p.num_anchors);
+  slot -= p.num_anchors;
+  return slot == p.num_negatives || slot < contrast_count(p.negative_counts, group, p.num_negatives);
+}
+
+template <typename T>
+__device__ __forceinline__ T* unit_row_of(const ContrastProblem& p, int64_t group, int64_t slot) {
+  return static_cast<T*>(p.unit_rows) + (group * contrast_slots(p) + slot) * p.unit_pitch;
+}
+
+// A warp per slot; the unit rows of unused slots stay unset.
+template <typename T>
+__global__ void __launch_bounds__(kContrastThreads) contrast_unit_rows_kernel(ContrastProblem p) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t group = item / contrast_slots(p), slot = item % contrast_slots(p);
+  if (group >= p.groups || !contrast_is_used(p, group, slot)) return;
+  const RowReader<T> x = contrast_row<T>(p, group, slot);
+  const RowNorm<T> norm = warp_row_norm<T>(x, p.dim);
+  T* unit = unit_row_of<T>(p, group, slot);
+  for (int64_t d = threadIdx.x % kWarp; d < p.unit_pitch; d += kWarp)
+    unit[d] = d < p.dim ? unit_element(x(d), norm) : T(0);
+}
+
+// One vector to shared memory, there after the next wait for the pipeline; zeros where it is not in use.
+template <typename T>
+__device__ __forceinline__ void copy_vector(T* to, const T* from, bool used) {
+  if (used)
+    __pipeline_memcpy_async(to, from, kVectorBytes);
+  else
+    store_vector(to, ContrastVector<T>{});
+}
+
+// Double-buffered steps: load(step, stage) starts copies into stage 0 or 1, use(step, stage) works on them while the
+// next are under way. Called by all threads of the block; ends with all of them past their last use.
+template <typename Load, typename Use>
+__device__ __forceinline__ void pipelined(int64_t steps, const Load& load, const Use& use) {
+  if (steps > 0) load(int64_t(0), 0);
+  __pipeline_commit();
+  for (int64_t step = 0; step < steps; ++step) {
+    if (step + 1 < steps) load(step + 1, static_cast<int>((step + 1) % 2));
+    __pipeline_commit();
+    __pipeline_wait_prior(1);
+    __syncthreads();
+    use(step, static_cast<int>(step % 2));
+    __syncthreads();
+  }
+}
+
+// Unit rows that pass by: row i starts i * pitch elements from `rows`.
+template <typename T>
+struct OtherRows {
+  const T* rows;
+  int64_t count;
+  int64_t first = 0;  // of the kOthers that pass by now
+};
+
+// products [kOwnPerWarp][kOthers], of this warp: <own row warp * kOwnPerWarp + r, other row others.first + j>; 0 where
+// a row is not in use. Lane l writes j = l, l + 32, ... and may read them at once. `own` is the own row that this
+// thread copies, number threadIdx.x / kRowVectors, or nullptr. `stages` [2 * kStage]. By the whole block.
+//
+// The products go to shared memory, not to registers: what is made of them takes many registers itself.
+template <typename T>
+__device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const OtherRows<T>& others, int64_t pitch,
+                                              T* stages, T* products) {
+  using Tile = ContrastTile<T>;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int copied_row = threadIdx.x / Tile::kRowVectors, column = threadIdx.x % Tile::kRowVectors * Tile::kVector;
+  const int64_t first = others.first + copied_row;
+  T sum[Tile::kOwnPerWarp][Tile::kOthersPerLane];
+#pragma unroll
+  for (int r = 0; r < Tile::kOwnPerWarp; ++r)
+#pragma unroll
+    for (int c = 0; c < Tile::kOthersPerLane; ++c) sum[r][c] = 0;
+
+  const auto load = [&](int64_t step, int stage) {
+    T* to = stages + stage * Tile::kStage + copied_row * Tile::kPitch + column;
+    const int64_t d = step * Tile::kDepth + column;
+    if (copied_row < Tile::kOwn) copy_vector(to, own + d, own_used && d < pitch);
+#pragma unroll
+    for (int i = 0; i < Tile::kOthers; i += Tile::kRowsPerCopy)
+      copy_vector(to + (Tile::kOwn + i) * Tile::kPitch, others.rows + (first + i) * pitch + d,
+                  first + i < others.count && d < pitch);
+  };
+  const auto use = [&](int64_t, int stage) {
+    const T* own_tile = stages + stage * Tile::kStage + warp * Tile::kOwnPerWarp * Tile::kPitch;
+    const T* other_tile = stages + stage * Tile::kStage + (Tile::kOwn + lane) * Tile::kPitch;
+#pragma unroll
+    for (int k = 0; k < Tile::kDepth; k += Tile::kVector) {
+      ContrastVector<T> x[Tile::kOwnPerWarp], y[Tile::kOthersPerLane];
+#pragma unroll
+      for (int r = 0; r < Tile::kOwnPerWarp; ++r) x[r] = shared_vector(own_tile + r * Tile::kPitch + k);
+#pragma unroll
+      for (int c = 0; c < Tile::kOthersPerLane; ++c) y[c] = shared_vector(other_tile + c * kWarp * Tile::kPitch + k);
+#pragma unroll
+      for (int i = 0; i < Tile::kVector; ++i)
+#pragma unroll
+        for (int r = 0; r < Tile::kOwnPerWarp; ++r)
+#pragma unroll
+          for (int c = 0; c < Tile::kOthersPerLane; ++c) sum[r][c] = fma(x[r].x[i], y[c].x[i], sum[r][c]);
+    }
+  };
+  pipelined((pitch + Tile::kDepth - 1) / Tile::kDepth, load, use);
+#pragma unroll
+  for (int r = 0; r < Tile::kOwnPerWarp; ++r)
+#pragma unroll
+    for (int c = 0; c < Tile::kOthersPerLane; ++c) products[r * Tile::kOthers + lane + c * kWarp] = sum[r][c];
+}
+
+// The anchor's logit at its key, from the canonical product of the unit rows, by a warp: the same bits as on the CPU.
+template <typename T>
+__device__ __forceinline__ double key_logit(const ContrastProblem& p, int64_t group, int64_t anchor) {
+  const T *a = unit_row_of<T>(p, group, anchor), *k = unit_row_of<T>(p, group, contrast_slots(p) - 1);
+  const T cosine = warp_dot<T>([&](int64_t d) { return a[d]; }, [&](int64_t d) { return k[d]; }, p.dim);
+  return static_cast<double>(cosine) / p.temperature;
+}
+
+}  // namespace dgcl
