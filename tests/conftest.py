@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: both implementations, every device there is, the same random numbers each run."""
+"""Fixtures shared by all tests: all implementations, every device there is, the same random numbers each run."""
 
 import os
 import sys
@@ -38,13 +38,33 @@ def device(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=["compiled", "reference"])
+@pytest.fixture(params=["compiled", "reference", "emulated"])
 def implementation(request):
-    """The module under test: both tellings answer to the same oracle."""
+    """The module under test: all tellings answer to the same oracle.
+
+    "emulated" is the public module with the CPU's kernels replaced by the CUDA kernels, run by the emulator.
+    """
     if request.param == "reference":
         from dgcl_ops import reference
 
-        return reference
+        yield reference
+        return
     from dgcl_ops import ops
 
-    return ops
+    if request.param == "compiled":
+        yield ops
+        return
+    if "device" in request.fixturenames and request.getfixturevalue("device") != "cpu":
+        pytest.skip("the emulator takes CPU tensors")
+    from emulator import replace
+
+    with replace.emulated_kernels(request.node.nodeid):
+        yield ops
+
+
+@pytest.fixture
+def checks_values(request, implementation):
+    """For tests of values that the CPU refuses and CUDA, which could not without waiting, clamps or skips."""
+    on_cuda = "device" in request.fixturenames and request.getfixturevalue("device") == "cuda"
+    if request.node.callspec.params["implementation"] == "emulated" or on_cuda:
+        pytest.skip("CUDA kernels do not refuse values")

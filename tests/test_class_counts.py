@@ -49,6 +49,7 @@ def test_an_ignored_class_is_not_counted(implementation, device):
     assert implementation.class_counts(labels, 3, -1).tolist() == [1, 2, 1]
 
 
+@pytest.mark.usefixtures("checks_values")
 @pytest.mark.parametrize("stray", [37, 21, -1, -(2**40), 2**33 + 3])
 def test_a_stray_label_is_an_error_on_the_cpu(implementation, stray):
     labels = torch.tensor([[3, 255, 20], [0, stray, 1]])

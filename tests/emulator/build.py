@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
 MODES = ("plain", "address", "thread")
+SCHEDULES = ("sequential", "reverse", "random")
 MODULE = "_emulated"
 COMPILER = os.environ.get("CXX", "g++")
 
