@@ -1,0 +1,79 @@
+#include <array>
+
+#include "../ops/knn_topk.h"
+#include "binding.h"
+#include "knn_topk_backward_launch.h"
+
+namespace dgcl {
+namespace {
+
+// torch.sort(keys, stable=True) of a vector: {sorted, where each was}.
+std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(keys),
+                                    torch::stable::detail::from(std::optional<bool>(true)),
+                                    torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,
+                                                  const Tensor& values, const Tensor& indices,
+                                                  const std::string& metric, std::optional<Tensor> query_offsets,
+                                                  bool unit_bank) {
+  const char* op = "knn_topk_backward";
+  check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
+  const OnDeviceOf device(queries);
+  const Tensor grad = torch::stable::contiguous(grad_values), score = torch::stable::contiguous(values),
+               index = torch::stable::contiguous(indices);
+  Tensor kept_queries, kept_bank, kept_offsets;
+  KnnTopkBackwardArguments a;
+  a.queries = rows_of(queries, kept_queries);
+  a.bank = rows_of(bank, kept_bank);
+  a.grad_values = grad.const_data_ptr();
+  a.values = score.const_data_ptr();
+  a.indices = static_cast<const int64_t*>(index.const_data_ptr());
+  a.offsets = values_of(query_offsets, kept_offsets);
+  a.num_queries = queries.size(0);
+  a.num_classes = bank.dim() == 3 ? bank.size(0) : 1;
+  a.bank_rows = bank.size(bank.dim() - 2);
+  a.dim = queries.size(1);
+  a.k = values.size(1);
+  const Metric parsed = parse_metric(op, metric);
+  a.l2 = parsed == Metric::l2;
+  a.normalise_queries = parsed == Metric::cosine;
+  a.normalise_bank = parsed == Metric::cosine && !unit_bank;
+  const ScalarType type = compute_type(queries, bank);
+  a.is_double = type == ScalarType::Double;
+
+  const auto scratch = [&](int64_t rows, int64_t columns, ScalarType dtype) {
+    return torch::stable::new_empty(queries, {rows, columns}, dtype);
+  };
+  const int64_t norm_bytes = gradient_norm_bytes(a.is_double), bank_total = a.num_classes * a.bank_rows,
+                most = a.num_queries > bank_total ? a.num_queries : bank_total;
+  Tensor query_norms = scratch(a.normalise_queries ? a.num_queries : 0, norm_bytes, ScalarType::Byte);
+  Tensor bank_norms = scratch(a.normalise_bank ? bank_total : 0, norm_bytes, ScalarType::Byte);
+  Tensor sums = scratch(most < kMostGradientWarps ? most : kMostGradientWarps, a.dim, type);
+  Tensor keys = torch::stable::new_empty(queries, {a.num_queries * a.k}, ScalarType::Long);
+  Tensor grad_queries = torch::stable::new_empty(queries, queries.sizes());
+  Tensor grad_bank = torch::stable::new_empty(bank, bank.sizes());
+  a.query_norms = query_norms.mutable_data_ptr();
+  a.bank_norms = bank_norms.mutable_data_ptr();
+  a.sums = sums.mutable_data_ptr();
+  a.keys = static_cast<int64_t*>(keys.mutable_data_ptr());
+  a.grad_queries = grad_queries.mutable_data_ptr();
+  a.grad_bank = grad_bank.mutable_data_ptr();
+
+  check_launch(op, launch_knn_pair_keys(a, device.stream()));
+  const auto [sorted, order] = stable_sort(keys);
+  a.sorted_keys = static_cast<const int64_t*>(sorted.const_data_ptr());
+  a.pairs = static_cast<const int64_t*>(order.const_data_ptr());
+  check_launch(op, launch_knn_topk_backward(a, device.stream()));
+  return {grad_queries, grad_bank};
+}
+
+}  // namespace
+}  // namespace dgcl
+
+STABLE_TORCH_LIBRARY_IMPL(DGCL_NAMESPACE, DGCL_CUDA_KEY, m) {
+  m.impl("knn_topk_backward", TORCH_BOX(&dgcl::knn_topk_backward_cuda));
+}

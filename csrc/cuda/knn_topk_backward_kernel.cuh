@@ -1,0 +1,223 @@
+// Gradients of the k best scores, with the neighbours held fixed (math/score_gradient.h). A warp per row, whether query
+// or bank row, adds up its own pairs in the order of the queries: no atomic additions, the same bits every time. The
+// pairs of a bank row are found by sorting all pairs by bank row, stably.
+#pragma once
+#include "../math/score_gradient.h"
+#include "knn_topk_backward_launch.h"
+#include "rows.cuh"
+
+namespace dgcl {
+
+constexpr int kGradientThreads = 128;
+constexpr int kGradientWarps = kGradientThreads / kWarp;
+constexpr int kGradientBlocks = 4;  // on a multiprocessor at once, so that 128 registers are left to a thread
+constexpr int kColumnsPerLane = 4;  // summed at a time
+constexpr int kPairsAtOnce = 2;     // whose rows are under way together
+
+__device__ __forceinline__ int64_t gradient_class_begin(const KnnTopkBackwardArguments& a, int64_t c) {
+  if (a.offsets == nullptr) return c == 0 ? 0 : a.num_queries;
+  const int64_t begin = a.offsets[c];
+  return begin < 0 ? 0 : begin < a.num_queries ? begin : a.num_queries;
+}
+
+// -1 for a query of no class; otherwise in [0, C) even where the offsets make no sense.
+__device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {
+  if (query < gradient_class_begin(a, 0) || query >= gradient_class_begin(a, a.num_classes)) return -1;
+  int64_t low = 0, high = a.num_classes - 1;  // the last class that begins at the query or before
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (gradient_class_begin(a, middle) <= query)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// Whether the pair adds to any gradient, its class apart.
+template <typename T>
+__device__ __forceinline__ bool pair_is_used(const KnnTopkBackwardArguments& a, int64_t pair) {
+  const int64_t index = a.indices[pair];
+  return index < a.bank_rows && pair_has_gradient(a.l2, index, static_cast<const T*>(a.grad_values)[pair],
+                                                  static_cast<const T*>(a.values)[pair]);
+}
+
+// A thread per pair.
+template <typename T>
+__global__ void __launch_bounds__(kGradientThreads) knn_pair_keys_kernel(KnnTopkBackwardArguments a) {
+  const int64_t pair = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (pair >= a.num_queries * a.k) return;
+  int64_t key = a.num_classes * a.bank_rows;
+  if (pair_is_used<T>(a, pair)) {
+    const int64_t group = gradient_class(a, pair / a.k);
+    if (group >= 0) key = group * a.bank_rows + a.indices[pair];
+  }
+  a.keys[pair] = key;
+}
+
+// A warp per row of `rows`, which has `per_group` rows in each group.
+template <typename T>
+__global__ void __launch_bounds__(kGradientThreads)
+    knn_gradient_norms_kernel(Rows rows, int64_t groups, int64_t per_group, int64_t dim, RowNorm<T>* norms) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
+  if (row >= groups * per_group) return;
+  const RowNorm<T> norm = warp_row_norm<T>(RowReader<T>(rows, row % per_group, row / per_group), dim);
+  if (threadIdx.x % kWarp == 0) norms[row] = norm;
+}
+
+// One pair, seen from one of its rows: what the other row adds.
+template <typename T>
+struct PairTerm {
+  bool used = false;
+  T factor = 0;
+  int64_t begin = 0;  // of the other row, in elements
+  RowNorm<T> norm = {1, 0};
+};
+
+template <typename T>
+__device__ __forceinline__ T element_of_unit(T x, const RowNorm<T>& norm, bool normalise) {
+  return normalise ? unit_element(x, norm) : x;
+}
+
+// sum [dim] = sum over n of the terms term_at(n), n = 0 ... count - 1, in this order; the other rows are of `source`.
+// Lane l writes the columns l, l + 32, ... By a whole warp.
+template <typename T, typename TermAt>
+__device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& source, bool l2, bool normalise,
+                                          int64_t dim, int64_t count, const TermAt& term_at, T* sum) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t first = lane; first - lane < dim; first += kWarp * kColumnsPerLane) {
+    T total[kColumnsPerLane], mine[kColumnsPerLane];
+#pragma unroll
+    for (int i = 0; i < kColumnsPerLane; ++i) {
+      const int64_t d = first + i * kWarp;
+      total[i] = 0;
+      mine[i] = l2 && d < dim ? own(d) : T(0);
+    }
+    for (int64_t start = 0; start < count; start += kWarp) {
+      const PairTerm<T> term = start + lane < count ? term_at(start + lane) : PairTerm<T>{};
+      unsigned left = __ballot_sync(kFullWarp, term.used);
+      while (left) {
+        T factor[kPairsAtOnce], direction[kPairsAtOnce][kColumnsPerLane];
+        bool used[kPairsAtOnce];
+#pragma unroll
+        for (int p = 0; p < kPairsAtOnce; ++p) {
+          used[p] = left != 0;
+          const int from = used[p] ? __ffs(left) - 1 : 0;
+          left &= left - 1;
+          factor[p] = __shfl_sync(kFullWarp, term.factor, from);
+          const int64_t begin = __shfl_sync(kFullWarp, term.begin, from);
+          const RowNorm<T> norm = {__shfl_sync(kFullWarp, term.norm.value, from),
+                                   __shfl_sync(kFullWarp, term.norm.exponent, from)};
+#pragma unroll
+          for (int i = 0; i < kColumnsPerLane; ++i) {
+            const int64_t d = first + i * kWarp;
+            const T x = used[p] && d < dim ? load_element<T>(source.data, source.dtype, begin + d) : T(0);
+            direction[p][i] = score_direction(l2, mine[i], element_of_unit(x, norm, normalise));
+          }
+        }
+#pragma unroll
+        for (int p = 0; p < kPairsAtOnce; ++p)
+#pragma unroll
+          for (int i = 0; i < kColumnsPerLane; ++i)
+            if (used[p]) total[i] = fma(factor[p], direction[p][i], total[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kColumnsPerLane; ++i)
+      if (first + i * kWarp < dim) sum[first + i * kWarp] = total[i];
+  }
+}
+
+// From the sum to the gradient of the raw row, in the output's dtype. Lanes read the columns that they wrote.
+template <typename T>
+__device__ __forceinline__ void store_gradient(const RowReader<T>& own, const RowNorm<T>& norm, bool normalise,
+                                               int64_t dim, const T* sum, void* out, Dtype dtype, int64_t row) {
+  const auto unit = [&](int64_t d) { return unit_element(own(d), norm); };
+  const T along = normalise ? warp_dot<T>([&](int64_t d) { return sum[d]; }, unit, dim) : T(0);
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp)
+    store_element(out, dtype, row * dim + d, normalise ? unit_row_gradient(sum[d], along, unit(d), norm) : sum[d]);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_zeros(int64_t dim, void* out, Dtype dtype, int64_t row) {
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) store_element(out, dtype, row * dim + d, T(0));
+}
+
+template <typename T>
+__device__ __forceinline__ T factor_of_pair(const KnnTopkBackwardArguments& a, int64_t pair) {
+  return pair_factor(a.l2, static_cast<const T*>(a.grad_values)[pair], static_cast<const T*>(a.values)[pair]);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
+    knn_query_gradient_kernel(KnnTopkBackwardArguments a) {
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
+  T* sum = static_cast<T*>(a.sums) + warp * a.dim;
+  const RowNorm<T>* bank_norms = static_cast<const RowNorm<T>*>(a.bank_norms);
+  for (int64_t query = warp; query < a.num_queries; query += static_cast<int64_t>(gridDim.x) * kGradientWarps) {
+    const int64_t group = gradient_class(a, query);
+    if (group < 0) {
+      store_zeros<T>(a.dim, a.grad_queries, a.queries.dtype, query);
+      continue;
+    }
+    const RowReader<T> own(a.queries, query, 0);
+    const auto term_at = [&](int64_t n) {
+      PairTerm<T> term;
+      const int64_t pair = query * a.k + n;
+      term.used = pair_is_used<T>(a, pair);
+      if (!term.used) return term;
+      term.factor = factor_of_pair<T>(a, pair);
+      term.begin = group * a.bank.group_stride + a.indices[pair] * a.bank.row_stride;
+      if (a.normalise_bank) term.norm = bank_norms[group * a.bank_rows + a.indices[pair]];
+      return term;
+    };
+    sum_terms(own, a.bank, a.l2, a.normalise_bank, a.dim, a.k, term_at, sum);
+    const RowNorm<T> norm =
+        a.normalise_queries ? static_cast<const RowNorm<T>*>(a.query_norms)[query] : RowNorm<T>{1, 0};
+    store_gradient(own, norm, a.normalise_queries, a.dim, sum, a.grad_queries, a.queries.dtype, query);
+  }
+}
+
+// The first of the sorted keys that is not below `key`.
+__device__ inline int64_t first_pair_of(const KnnTopkBackwardArguments& a, int64_t key) {
+  int64_t low = 0, high = a.num_queries * a.k;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (a.sorted_keys[middle] < key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
+    knn_bank_gradient_kernel(KnnTopkBackwardArguments a) {
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
+  T* sum = static_cast<T*>(a.sums) + warp * a.dim;
+  const RowNorm<T>* query_norms = static_cast<const RowNorm<T>*>(a.query_norms);
+  const int64_t rows = a.num_classes * a.bank_rows;
+  for (int64_t row = warp; row < rows; row += static_cast<int64_t>(gridDim.x) * kGradientWarps) {
+    const int64_t begin = first_pair_of(a, row), end = first_pair_of(a, row + 1);
+    if (begin == end) {
+      store_zeros<T>(a.dim, a.grad_bank, a.bank.dtype, row);
+      continue;
+    }
+    const RowReader<T> own(a.bank, row % a.bank_rows, row / a.bank_rows);
+    const auto term_at = [&](int64_t n) {
+      PairTerm<T> term;
+      const int64_t pair = a.pairs[begin + n], query = pair / a.k;
+      term.used = true;
+      term.factor = factor_of_pair<T>(a, pair);
+      term.begin = query * a.queries.row_stride;
+      if (a.normalise_queries) term.norm = query_norms[query];
+      return term;
+    };
+    sum_terms(own, a.queries, a.l2, a.normalise_queries, a.dim, end - begin, term_at, sum);
+    const RowNorm<T> norm = a.normalise_bank ? static_cast<const RowNorm<T>*>(a.bank_norms)[row] : RowNorm<T>{1, 0};
+    store_gradient(own, norm, a.normalise_bank, a.dim, sum, a.grad_bank, a.bank.dtype, row);
+  }
+}
+
+}  // namespace dgcl
