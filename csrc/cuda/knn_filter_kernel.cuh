@@ -31,6 +31,19 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+// Two neighbouring elements, widened.
+__device__ __forceinline__ float2 load_pair(const float* p) { return load_vector<float2>(p); }
+__device__ __forceinline__ float2 load_pair(const __nv_bfloat16* p) {
+  const uint32_t bits = load_vector<uint32_t>(p);
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+__device__ __forceinline__ float2 load_pair(const __half* p) {
+  const uint32_t bits = load_vector<uint32_t>(p);
+  __half pair[2];
+  memcpy(pair, &bits, sizeof(bits));
+  return make_float2(__half2float(pair[0]), __half2float(pair[1]));
+}
+
 // Bank rows [start, start + kFilterColumns), columns [depth, depth + kFilterStep), as stored; zeros beyond either end.
 template <typename Stored>
 __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int64_t start,
@@ -54,6 +67,39 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
     }
   }
   __pipeline_commit();
+}
+
+// Replaces the filter scores of candidates [first, first + kTogether) by canonical ones: several at a time, because
+// each waits for a row from far away.
+constexpr int kTogether = 4;
+template <typename Stored>
+__device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const KnnItem& it,
+                                           const QueryReader<float>& query, const CandidateList<float>& list, int first,
+                                           int n) {
+  const int lane = threadIdx.x % kWarp;
+  float sum[kTogether] = {};
+  const Stored* rows[kTogether];
+  RowNorm<float> norm[kTogether];
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    const int32_t index = list.index[first + i < n ? first + i : first];
+    rows[i] = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride + index * a.bank.row_stride;
+    if (a.normalise_bank) norm[i] = BankReader<float>(a, index, it.group).norm;
+  }
+#pragma unroll 1
+  for (int64_t d = lane; d < a.dim; d += kWarp) {
+    const float x = query(d);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const float stored = widen(rows[i][d]), y = a.normalise_bank ? unit_element(stored, norm[i]) : stored;
+      sum[i] = a.l2 ? fma(x - y, x - y, sum[i]) : fma(x, y, sum[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    sum[i] = warp_reduce_sum(sum[i]);
+    if (lane == 0 && first + i < n) list.score[first + i] = a.l2 ? -sqrt(sum[i]) : sum[i];
+  }
 }
 
 // One block's shared memory and its place in the problem.
@@ -88,16 +134,16 @@ struct FilterBlock {
                                            const float (&scale)[kColumnTiles], const Stored* tile, int column) const {
     const int group = threadIdx.x % kWarp / 4, pair = threadIdx.x % 4 * 2;  // as the mma instruction numbers lanes
     const Stored* rows = tile + (threadIdx.x / kWarp * kColumnTiles * 8 + group) * kBankPitch + pair;
-#pragma unroll
+#pragma unroll 1  // unrolled, its loads would take more registers than there are
     for (int d = 0; d < kFilterStep; d += 16) {
       uint32_t right[kColumnTiles][2];
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const Stored* x = rows + n * 8 * kBankPitch + d + i * 8;
-          const float* m = mean + column + d + i * 8 + pair;
-          right[n][i] = pack_bfloat16(widen(x[0]) * scale[n] - m[0], widen(x[1]) * scale[n] - m[1]);
+          const float2 x = load_pair(rows + n * 8 * kBankPitch + d + i * 8);
+          const float2 m = load_pair(mean + column + d + i * 8 + pair);
+          right[n][i] = pack_bfloat16(fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y));
         }
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
@@ -259,12 +305,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       int n = length[row];
       if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * bound[row]);
       const QueryReader<float> query(a, it.first_query + row, block.norm(row));
-      for (int i = 0; i < n; ++i) {
-        const BankReader<float> other(a, list.index[i], it.group);
-        const float sum = warp_reduce_sum(a.l2 ? lane_squared_distance<float>(query, other, a.dim)
-                                               : lane_dot<float>(query, other, a.dim));
-        if (lane == 0) list.score[i] = a.l2 ? -sqrt(sum) : sum;
-      }
+      for (int i = 0; i < n; i += kTogether) warp_score<Stored>(a, it, query, list, i, n);
       __syncwarp();
       if (n > 0) warp_sort(list, n);
       if (n > a.k) n = a.k;

@@ -75,29 +75,12 @@ __device__ __forceinline__ T warp_reduce_max(T value) {
   return value;
 }
 
-// A lane's partial sum of the canonical dot product. `a` and `b` are functions of the column.
-template <typename T, typename A, typename B>
-__device__ __forceinline__ T lane_dot(const A& a, const B& b, int64_t dim) {
-  T sum = 0;
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) sum = fma(a(d), b(d), sum);
-  return sum;
-}
-
-// The same for |a - b|^2.
-template <typename T, typename A, typename B>
-__device__ __forceinline__ T lane_squared_distance(const A& a, const B& b, int64_t dim) {
-  T sum = 0;
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
-    const T difference = a(d) - b(d);
-    sum = fma(difference, difference, sum);
-  }
-  return sum;
-}
-
-// The canonical sum of products, by a whole warp.
+// The canonical sum of products, by a whole warp. `a` and `b` are functions of the column.
 template <typename T, typename A, typename B>
 __device__ T warp_dot(const A& a, const B& b, int64_t dim) {
-  return warp_reduce_sum(lane_dot<T>(a, b, dim));
+  T sum = 0;
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) sum = fma(a(d), b(d), sum);
+  return warp_reduce_sum(sum);
 }
 
 // |x| of a row, by a whole warp; the same value and exponent as unit_row() on the CPU. A row with a NaN or an infinity
