@@ -1,9 +1,9 @@
 """How well features cluster by class: scores and density statistics, without an N x N matrix.
 
 The three scores equal scikit-learn's of the same name. They take features on any device, gather
-and widen them to float64 a block of rows at a time, and accumulate in float64. A block is sized so
-that the working memory stays below 64 MB beside a few vectors of length N and the class means
-[C, D]. Features on a device without float64 (MPS) are scored on the CPU.
+them a block of rows at a time, and compute and accumulate in float64. A block is sized so that the
+working memory stays below 64 MB beside a few vectors of length N and the class means [C, D].
+Features on a device without float64 (MPS) are scored on the CPU.
 
 References:
     - P. Rousseeuw, "Silhouettes: a graphical aid ...", J. Comput. Appl. Math. 20, 1987.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dgcl_ops.ops import silhouette_sums
 
 _BUDGET_DOUBLES = 64 * 2**20 // 8
 _LARGEST_BLOCK = 1024
@@ -32,18 +34,29 @@ class _Clusters:
 
     @property
     def block(self) -> int:
-        """Rows a block may hold: two float64 blocks [b, D] with their copies, three tiles [b, b],
-        and two [C, b] tables, all within the budget."""
-        row = 6 * self.features.shape[1] + 4 * _LARGEST_BLOCK + 2 * self.counts.numel()
+        """Rows a block may hold: a float64 block [b, D] with its copies and a few tables [b, C],
+        all within the budget."""
+        row = 6 * self.features.shape[1] + 4 * self.counts.numel()
         return max(1, min(_LARGEST_BLOCK, _BUDGET_DOUBLES // row))
 
-    def blocks(self) -> Iterator[slice]:
-        for start in range(0, self.order.numel(), self.block):
-            yield slice(start, min(start + self.block, self.order.numel()))
+    def sum_block(self, copies: int) -> int:
+        """Rows whose sums of distances may be taken at once: their features as given, `copies`
+        times, and a few tables [b, C], in three quarters of the budget; the operator has the rest."""
+        row_bytes = copies * self.features.shape[1] * self.features.element_size()
+        return max(1, 6 * _BUDGET_DOUBLES // (row_bytes + 32 * self.counts.numel()))
+
+    def blocks(self, size: int | None = None) -> Iterator[slice]:
+        rows, size = self.order.numel(), size or self.block
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows))
+
+    def as_given(self, block: slice) -> Tensor:
+        """The sorted rows of a block: [b, D]."""
+        return self.features.index_select(0, self.order[block])
 
     def rows(self, block: slice) -> Tensor:
-        """The sorted rows of a block, widened: [b, D] float64."""
-        return self.features.index_select(0, self.order[block]).double()
+        """The same, widened: [b, D] float64."""
+        return self.as_given(block).double()
 
     def class_means(self) -> Tensor:
         """[C, D] float64."""
@@ -87,26 +100,29 @@ def _clusters(name: str, features: Tensor, labels: Tensor, ignore_index: int | N
             f"got {counts.numel()} classes in {order.numel()} rows"
         )
     for block in clusters.blocks():
-        if not features.index_select(0, order[block]).isfinite().all():
+        if not clusters.as_given(block).isfinite().all():
             raise ValueError(f"{name}: features must be finite, got NaN or infinity")
     return clusters
 
 
-def _distances(columns: Tensor, rows: Tensor) -> Tensor:
-    """Euclidean distances [c, r] of two float64 blocks [c, D] and [r, D], to 1e-11 relative.
-
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y is one matrix product, but it cancels where x and y are close
-    beside their length. So both are centred at the mean of the rows (rows come sorted by class, so
-    what is left of a pair in one class is its spread), and a tile that still holds a pair closer
-    than a hundredth of its lengths is computed again from differences, about three times slower.
-    """
-    centre = rows.mean(dim=0)
-    left, right = columns - centre, rows - centre
-    lengths = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)  # [c, r]
-    tile = torch.addmm(lengths, left, right.T, alpha=-2)
-    if (tile < 1e-4 * lengths).any():
-        return torch.cdist(columns, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return tile.sqrt_()
+def _distance_sums(clusters: _Clusters) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of sorted rows with their sums of distances by class, [b, C]: all rows at once, where
+    the sorted copy fits into the budget, which also halves the work."""
+    ends = clusters.counts.cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends])  # [C + 1]
+    rows = clusters.order.numel()
+    if rows <= clusters.sum_block(copies=1):
+        everything = slice(0, rows)
+        yield everything, silhouette_sums(clusters.as_given(everything), offsets)
+        return
+    blocks = list(clusters.blocks(clusters.sum_block(copies=2)))
+    for block in blocks:
+        asking = clusters.as_given(block)
+        sums = offsets.new_zeros(asking.shape[0], clusters.counts.numel(), dtype=torch.float64)
+        for other in blocks:
+            inside = (offsets - other.start).clamp(0, other.stop - other.start)
+            sums += silhouette_sums(clusters.as_given(other), inside, asking)
+        yield block, sums
 
 
 @torch.no_grad()
@@ -119,8 +135,9 @@ def silhouette_score(
     of its class and b its smallest mean distance to the rows of another class. A row that is alone
     in its class, or whose a and b are both 0, has silhouette 0.
 
-    Time grows with N^2 D; memory does not grow with N^2: each tile of distances is reduced to sums
-    by class at once.
+    Time grows with N^2 D; memory does not grow with N^2: distances are added up by class as they
+    are computed (:func:`dgcl_ops.ops.silhouette_sums`), from differences, so that neither close
+    pairs nor a far origin cost digits.
 
     Args:
         features: one row per sample, any float dtype, finite.
@@ -143,27 +160,16 @@ def silhouette_score(
     Reference: Rousseeuw 1987; ``sklearn.metrics.silhouette_score``.
     """
     clusters = _clusters("silhouette_score", features, labels, ignore_index)
-    ids, counts = clusters.ids, clusters.counts
-    # First and last class of each block, read once: a block's classes are a contiguous range.
-    blocks = list(clusters.blocks())
-    edges = ids[[edge for block in blocks for edge in (block.start, block.stop - 1)]].tolist()
-    spans = list(zip(blocks, edges[::2], edges[1::2], strict=True))
-    total = torch.zeros((), dtype=torch.float64, device=ids.device)
-    for row_block, _, _ in spans:
-        rows = clusters.rows(row_block)  # [r, D]
-        sums = rows.new_zeros(counts.numel(), rows.shape[0])  # [C, r]
-        for column_block, first, last in spans:
-            tile = _distances(clusters.rows(column_block), rows)  # [c, r]
-            members = torch.arange(first, last + 1, device=ids.device)[:, None] == ids[column_block]
-            sums[first : last + 1].addmm_(members.double(), tile)
-        own = ids[row_block][None]  # [1, r]
-        own_counts = counts[own]
-        intra = sums.gather(0, own) / (own_counts - 1)  # 0 / 0 = NaN where the row is alone
-        sums /= counts[:, None]
-        inter = sums.scatter_(0, own, torch.inf).amin(dim=0, keepdim=True)
+    counts = clusters.counts
+    total = torch.zeros((), dtype=torch.float64, device=counts.device)
+    for block, sums in _distance_sums(clusters):
+        own = clusters.ids[block, None]  # [b, 1]
+        intra = sums.gather(1, own) / (counts[own] - 1)  # 0 / 0 = NaN where the row is alone
+        sums /= counts
+        inter = sums.scatter_(1, own, torch.inf).amin(dim=1, keepdim=True)
         silhouettes = (inter - intra) / torch.maximum(intra, inter)  # NaN: alone, or all 0
         total += silhouettes.nan_to_num(0.0).sum()
-    return total / ids.numel()
+    return total / clusters.ids.numel()
 
 
 @torch.no_grad()

@@ -128,19 +128,6 @@ def test_equals_the_loop_oracle_at_any_tightness(name, spread):
     assert got == pytest.approx(expected, rel=1e-12 if spread >= 1e-3 else 1e-8)
 
 
-def test_both_ways_of_computing_a_tile_agree():
-    rows = 3 + torch.randn(50, 16, dtype=torch.float64)
-    columns = torch.randn(40, 16, dtype=torch.float64)
-    exact = (columns[:, None] - rows).norm(dim=2)
-    torch.testing.assert_close(M._distances(columns, rows), exact, rtol=1e-11, atol=0)
-    columns[7] = rows[9] + 1e-9  # one close pair: cancellation, were it not for the second way
-    columns[8] = rows[9]
-    exact = (columns[:, None] - rows).norm(dim=2)
-    torch.testing.assert_close(M._distances(columns, rows), exact, rtol=1e-11, atol=0)
-    far = torch.tensor(2.0**30)
-    torch.testing.assert_close(M._distances(columns + far, rows + far), exact, rtol=1e-5, atol=1e-6)
-
-
 @each_score
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_is_widened(name, dtype):
@@ -158,6 +145,7 @@ def test_block_size_does_not_matter(name, block, monkeypatch):
     mine = SCORES[name][0]
     expected = mine(features, labels)
     monkeypatch.setattr(M, "_LARGEST_BLOCK", block)
+    monkeypatch.setattr(M._Clusters, "sum_block", lambda self, copies: block)
     torch.testing.assert_close(mine(features, labels), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -252,12 +240,15 @@ def test_relations(name, seed, classes, scale):
 
 
 @each_score
-def test_working_memory_stays_below_the_budget(name):
+@pytest.mark.parametrize("megabytes", [64, 5])
+def test_working_memory_stays_below_the_budget(name, megabytes, monkeypatch):
+    """The smaller budget is one that the sums of all rows at once would not fit in."""
     features, labels = blobs(5000, 64, 21)
     features = features.float()
+    monkeypatch.setattr(M, "_BUDGET_DOUBLES", megabytes * 2**20 // 8)
     with PeakMemory() as memory:
         SCORES[name][0](features, labels)
-    assert 0 < memory.peak <= 64 * 2**20  # an N x N float64 matrix would be 200 MB
+    assert 0 < memory.peak <= megabytes * 2**20  # an N x N float64 matrix would be 200 MB
 
 
 @pytest.mark.parametrize(("width", "classes"), [(1, 2), (256, 21), (4096, 150), (65536, 2)])
@@ -267,7 +258,11 @@ def test_block_fits_the_budget(width, classes):
     )
     b = clusters.block
     assert b >= 16
-    assert 8 * (6 * b * width + 2 * b * b + 2 * classes * b) <= 64 * 2**20
+    assert 8 * (6 * b * width + 4 * classes * b) <= 64 * 2**20
+    for copies in (1, 2):
+        b = clusters.sum_block(copies)
+        assert b >= 16
+        assert copies * b * width * 4 + 4 * 8 * classes * b <= 48 * 2**20
 
 
 @each_score
