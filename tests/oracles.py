@@ -5,6 +5,7 @@ twice, in two styles, to go unseen.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -183,6 +184,17 @@ def memory_push(state: dict, rows: dict, row_counts, normalize=False) -> dict:
             new["heads"][c] = (slot + 1) % capacity
             new["counts"][c] = min(int(new["counts"][c]) + 1, capacity)
     return new
+
+
+def silhouette_sums(features, offsets, rows=None):
+    """[M, C] float64, one pair after the other."""
+    bounds, lists = offsets.tolist(), features.double().tolist()
+    asking = lists if rows is None else rows.double().tolist()
+    sums = [
+        [math.fsum(-score(x, y, "l2") for y in lists[begin:end]) for begin, end in pairwise(bounds)]
+        for x in asking
+    ]
+    return torch.tensor(sums, dtype=torch.float64).reshape(len(asking), len(bounds) - 1)
 
 
 def class_counts(labels, num_classes: int, ignore_index: int):

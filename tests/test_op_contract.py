@@ -37,6 +37,12 @@ def samples(op: str):
         return [(labels, 3, 255), (labels.to(torch.uint8), 4, 255), (labels[:0], 2, 255)]
     if op == "memory_push":
         return [(*push_arguments(), False), (*push_arguments(torch.bfloat16), True)]
+    if op == "silhouette_sums":
+        features = random_rows(9, 5, seed=1)
+        return [
+            (features, integers([0, 4, 4, 9]), None),
+            (features.bfloat16(), integers([1, 3]), random_rows(4, 5, seed=2)),
+        ]
     if op == "density_contrast":
         plain = (*contrast_arguments(), 0.5, None, None, 0.0)
         counts = integers([4, 0, 2]), integers([5, 2, 0])
@@ -73,6 +79,7 @@ OPERATORS = (
     "density_contrast_backward",
     "memory_push",
     "class_counts",
+    "silhouette_sums",
 )
 
 

@@ -22,7 +22,9 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
         The vectors, in the map's dtype.
 
     Raises:
-        RuntimeError: for wrong shapes or dtypes; on the CPU also for pixels outside [0, B * H * W).
+        RuntimeError: for wrong shapes or dtypes; on the CPU also for pixels outside [0, B * H * W). CUDA,
+            to stay free of synchronisation, gives such a pixel a row of NaN, and passes none of its
+            gradient on.
 
     Shape:
         maps [B, D, H, W], pixels [...] int64 -> [..., D].
@@ -42,16 +44,24 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(pixels)
 
 
+def _without_strays(pixels: Tensor, dL_drows: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Pixels outside [0, total) become pixel 0 with gradient 0. Shape: pixels [N], dL_drows [N, D]."""
+    stray = (pixels < 0) | (pixels >= total)
+    return pixels.masked_fill(stray, 0), dL_drows.masked_fill(stray[:, None], 0.0)
+
+
 def _backward(ctx, dL_drows):
     (pixels,) = ctx.saved_tensors
     images, dim, height, width = ctx.shape
     area = height * width
     dL_dmaps = dL_drows.new_zeros((images, dim, area))
-    pixels = pixels.reshape(-1)
+    if dL_dmaps.numel() == 0:
+        return dL_dmaps.view(ctx.shape), None
+    pixels, dL_drows = pixels.reshape(-1), dL_drows.reshape(-1, dim)
+    if not pixels.is_cpu:  # the CPU has refused strays already
+        pixels, dL_drows = _without_strays(pixels, dL_drows, images * area)
     # [images, area, dim] strides over the same memory: the two index tensors stand side by side.
-    dL_dmaps.mT.index_put_(
-        (pixels // area, pixels % area), dL_drows.reshape(-1, dim), accumulate=True
-    )
+    dL_dmaps.mT.index_put_((pixels // area, pixels % area), dL_drows, accumulate=True)
     return dL_dmaps.view(ctx.shape), None
 
 

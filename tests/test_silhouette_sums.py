@@ -1,0 +1,202 @@
+"""silhouette_sums against a loop over pairs."""
+
+import itertools
+import math
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import assert_close, integers, random_rows
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def sums_and_check(implementation, features, offsets, rows=None):
+    """Equal to the oracle: sums of a few hundred roots of sums of at most 300 squares, none of which cancels."""
+    options = {} if rows is None else {"rows": rows}
+    got = implementation.silhouette_sums(features, offsets, **options)
+    assert got.dtype == torch.float64
+    assert got.device == features.device
+    on_cpu = None if rows is None else rows.cpu()
+    assert_close(got, oracles.silhouette_sums(features.cpu(), offsets.cpu(), on_cpu), 0.0)
+    return got
+
+
+def spread_offsets(rows: int, classes: int, device="cpu"):
+    return integers([c * rows // classes for c in range(classes + 1)], device)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 15, 16, 17, 33, 256])
+@pytest.mark.parametrize(
+    ("rows", "classes"), [(1, 1), (2, 1), (15, 4), (63, 2), (64, 3), (65, 1), (129, 70), (200, 5)]
+)
+def test_equals_a_loop(implementation, device, rows, classes, dim):
+    if rows * rows * dim > 2**20:
+        dim = 3  # the loop's time
+    features = random_rows(rows, dim, seed=rows + dim, device=device)
+    sums_and_check(implementation, features, spread_offsets(rows, classes, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows_dtype", [None, *DTYPES])
+def test_any_float_dtype_is_widened(implementation, device, dtype, rows_dtype):
+    features = random_rows(40, 7, dtype=dtype, seed=1, device=device)
+    rows = None
+    if rows_dtype:
+        rows = random_rows(9, 7, dtype=rows_dtype, seed=2, device=device)
+    sums_and_check(implementation, features, integers([0, 13, 13, 40], device), rows)
+
+
+@pytest.mark.parametrize("number", [0, 1, 16, 64, 65, 131])
+def test_rows_of_their_own(implementation, device, number):
+    features = random_rows(70, 6, seed=1, device=device)
+    rows = random_rows(number, 6, seed=2, device=device)
+    sums_and_check(implementation, features, integers([2, 30, 69], device), rows)
+
+
+def test_the_features_as_rows_change_nothing_but_the_order_of_summation(implementation, device):
+    features = random_rows(150, 5, seed=3, device=device)
+    offsets = integers([0, 90, 150], device)
+    alone = implementation.silhouette_sums(features, offsets)
+    assert_close(implementation.silhouette_sums(features, offsets, features), alone, 0.0)
+
+
+def test_rows_outside_the_offsets_belong_to_no_class(implementation, device):
+    """They have sums of their own and count in nobody's."""
+    features = random_rows(100, 4, seed=4, device=device)
+    got = sums_and_check(implementation, features, integers([20, 70, 80], device))
+    inside = implementation.silhouette_sums(features[20:80], integers([0, 50, 60], device))
+    assert_close(got[20:80], inside, 0.0)
+    assert bool((got[:20] > 0).all())
+
+
+def test_empty_things(implementation, device):
+    features = random_rows(5, 3, device=device)
+    assert implementation.silhouette_sums(features, integers([2], device)).shape == (5, 0)
+    assert not implementation.silhouette_sums(features, integers([3, 3, 3], device)).any()
+    got = implementation.silhouette_sums(features[:0], integers([0, 0], device))
+    assert got.shape == (0, 1)
+    got = implementation.silhouette_sums(features[:0], integers([0, 0], device), features)
+    assert got.tolist() == [[0.0]] * 5
+    assert not implementation.silhouette_sums(features[:, :0], integers([0, 5], device)).any()
+
+
+def test_strided_rows(implementation, device):
+    wide = random_rows(60, 20, seed=5, device=device)
+    offsets = integers([0, 11, 30], device)
+    sums_and_check(implementation, wide[::2, 3:10], offsets, wide[1::2, 4:11])
+    sums_and_check(implementation, wide.T[:20, ::2], integers([0, 20], device))
+
+
+def test_nothing_cancels(implementation, device):
+    """Close pairs far from the origin, and equal rows: the difference is taken first, and is exact."""
+    features = random_rows(30, 4, dtype=torch.float64, seed=6, device=device)
+    grid = (features * 2**20).round() / 2**20
+    offsets = integers([0, 12, 30], device)
+    near = implementation.silhouette_sums(grid, offsets)
+    assert torch.equal(implementation.silhouette_sums(grid + 2.0**30, offsets), near)
+    assert torch.equal(implementation.silhouette_sums(grid * 2.0**-300, offsets), near * 2.0**-300)
+    same = torch.full((70, 3), 0.1, dtype=torch.float64, device=device)
+    assert not implementation.silhouette_sums(same, integers([0, 70], device)).any()
+
+
+def test_rows_that_are_not_finite(implementation, device):
+    """NaN and infinity stay with the row and with the class that holds it."""
+    features = random_rows(6, 3, seed=7, device=device)
+    features[1, 0], features[4, 1] = math.nan, math.inf
+    got = implementation.silhouette_sums(features, integers([0, 3, 6], device)).cpu()
+    finite = [0, 2, 3, 5]
+    assert got[:, 0].isnan().all()
+    assert got[1].isnan().all()
+    assert got[finite, 1].tolist() == [math.inf] * 4
+    assert got[4, 1].isnan()  # inf - inf: a row's distance to itself
+    got = implementation.silhouette_sums(features, integers([2, 4, 4], device))
+    assert got[finite, 0].isfinite().all()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8),
+    skipped=st.integers(0, 9),
+    dim=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+)
+def test_relations(implementation, sizes, skipped, dim, seed):
+    """Symmetric in the classes' pairs; the order of a class's rows, a shift and a scale mean nothing."""
+    offsets = integers([skipped, *(skipped + s for s in itertools.accumulate(sizes))])
+    rows = int(offsets[-1]) + 3
+    features = random_rows(rows, dim, dtype=torch.float64, seed=seed)
+    sums = implementation.silhouette_sums(features, offsets)
+    spans = list(itertools.pairwise(offsets.tolist()))
+    between = torch.stack([sums[a:b].sum(0) for a, b in spans])
+    assert_close(between, between.T, 1.0)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.arange(rows)
+    for a, b in spans:
+        order[a:b] = a + torch.randperm(b - a, generator=generator)
+    moved = implementation.silhouette_sums(features[order] * 4.0 + 1.0, offsets)
+    assert_close(moved, sums[order] * 4.0, 1.0 + rows)
+    part = spans[len(spans) // 2]
+    alone = implementation.silhouette_sums(features, integers(part))
+    assert_close(alone[:, 0], sums[:, len(spans) // 2], 0.0)
+
+
+@pytest.mark.parametrize("rows", [None, 500])
+def test_threads_change_no_bit(rows):
+    from dgcl_ops import ops
+
+    features = random_rows(777, 19, seed=8)
+    asking = None if rows is None else random_rows(rows, 19, seed=9)
+    offsets = spread_offsets(777, 21)
+    want = ops.silhouette_sums(features, offsets, asking)
+    threads = torch.get_num_threads()
+    try:
+        for number in (2, 3, 7):
+            torch.set_num_threads(number)
+            for _ in range(3):
+                assert torch.equal(ops.silhouette_sums(features, offsets, asking), want)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_gradient_flows():
+    from dgcl_ops import ops
+
+    features = random_rows(8, 3).requires_grad_()
+    assert not ops.silhouette_sums(features, integers([0, 8])).requires_grad
+    assert not ops.silhouette_sums(features, integers([0, 8]), features).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"features": [[1.0]]}, TypeError, "features must be a torch.Tensor, got list"),
+        ({"rows": [[1.0]]}, TypeError, "rows must be a torch.Tensor, got list"),
+        ({"features": torch.zeros(5)}, RuntimeError, "features must have shape [N, D], got [5]"),
+        ({"features": torch.zeros(5, 3).int()}, RuntimeError, "features must be float64, float32"),
+        ({"offsets": torch.zeros(2)}, RuntimeError, "offsets must be int64, got float32"),
+        ({"offsets": integers([])}, RuntimeError, "offsets must have shape [C + 1], got [0]"),
+        (
+            {"offsets": integers([[0, 5]])},
+            RuntimeError,
+            "offsets must have shape [C + 1], got [1, ",
+        ),
+        (
+            {"rows": torch.zeros(2, 4)},
+            RuntimeError,
+            "rows must have shape [M, D] with the features'",
+        ),
+        ({"rows": torch.zeros(2, 3).long()}, RuntimeError, "rows must be float64, float32"),
+        ({"offsets": integers([0, 6])}, RuntimeError, "offsets must lie in [0, 5], got 6"),
+        ({"offsets": integers([-1, 5])}, RuntimeError, "offsets must lie in [0, 5], got -1"),
+        ({"offsets": integers([3, 2])}, RuntimeError, "offsets must not decrease, got 3 before 2"),
+    ],
+)
+def test_errors(change, error, text):
+    from dgcl_ops import ops
+
+    arguments = {"features": torch.zeros(5, 3), "offsets": integers([0, 2, 5])} | change
+    with pytest.raises(error) as caught:
+        ops.silhouette_sums(**arguments)
+    assert str(caught.value).startswith(f"silhouette_sums: {text}"), str(caught.value)
