@@ -99,7 +99,7 @@ class Sources:
     csrc: Path = ROOT / "csrc"
 
     def kernels(self) -> list[Path]:
-        return sorted((self.csrc / "cuda").glob("*.cu"))
+        return [*sorted((self.csrc / "cuda").glob("*.cu")), HERE / "self_test.cu"]
 
     def bindings(self) -> list[Path]:
         return sorted((self.csrc / "cuda").glob("*_binding.cpp"))

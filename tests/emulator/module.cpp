@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <string_view>
 
 #include "include/cuda_emulator/scheduler.h"
+#include "self_test.h"
 
 namespace {
 
@@ -37,6 +39,18 @@ pybind11::dict read_statistics() {
   return all;
 }
 
+pybind11::list self_test_names() {
+  pybind11::list names;
+  for (const dgcl::self_test::SelfTest& test : dgcl::self_test::all()) names.append(test.name);
+  return names;
+}
+
+bool self_test(std::string_view name) {
+  for (const dgcl::self_test::SelfTest& test : dgcl::self_test::all())
+    if (name == test.name) return test.right();
+  throw pybind11::value_error("no self-test has this name");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_emulated, m) {
@@ -44,4 +58,6 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3);
   m.def("statistics", &read_statistics);
   m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed and set the statistics to zero.");
+  m.def("self_tests", &self_test_names);
+  m.def("self_test", &self_test, arg("name"));
 }

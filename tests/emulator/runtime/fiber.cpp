@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <vector>
 
 #if defined(CUDA_EMULATOR_ADDRESS)
 #include <sanitizer/asan_interface.h>
@@ -49,9 +48,7 @@ ucontext_t scheduler_context;
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
 #elif defined(CUDA_EMULATOR_THREAD)
-constexpr size_t kMostIdentities = 2048;  // of what ThreadSanitizer can hold at once
 void* scheduler_identity = nullptr;
-std::vector<void*> identities;
 #endif
 
 }  // namespace
@@ -61,10 +58,6 @@ Fiber::~Fiber() {
 }
 
 void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
-  if (stack_ && kFreshMemory) {  // another identity, another stack
-    munmap(stack_ - kGuard, kStack + kGuard);
-    stack_ = nullptr;
-  }
   if (!stack_) {
     void* map =
         mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -74,8 +67,7 @@ void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
   }
   unpoison(stack_, kStack);  // of a kernel that was given up
 #if defined(CUDA_EMULATOR_THREAD)
-  identity_ = __tsan_create_fiber(0);
-  identities.push_back(identity_);
+  if (!identity_) identity_ = __tsan_create_fiber(0);
 #endif
 #if defined(__x86_64__)
   void** top = reinterpret_cast<void**>(stack_ + kStack - number * 7 % 64 * 64);
@@ -130,14 +122,6 @@ void Fiber::switch_back([[maybe_unused]] bool finished) {
 void Fiber::begin() {
 #if defined(CUDA_EMULATOR_ADDRESS)
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-#endif
-}
-
-void Fiber::make_room([[maybe_unused]] size_t more) {
-#if defined(CUDA_EMULATOR_THREAD)
-  if (identities.size() + more <= kMostIdentities) return;
-  for (void* identity : identities) __tsan_destroy_fiber(identity);
-  identities.clear();
 #endif
 }
 

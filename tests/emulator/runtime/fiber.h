@@ -21,9 +21,6 @@ class Fiber {
   void switch_back(bool finished);
   // First thing in `entry`.
   static void begin();
-  // ThreadSanitizer tells threads apart by number and recycles numbers: a race between blocks is seen only while both
-  // numbers live. Drops all numbers unless there is room for `more`; between blocks only.
-  static void make_room(size_t more);
 
  private:
   char* stack_ = nullptr;
@@ -43,10 +40,13 @@ void acquire(const void* token);
 void poison(const void* begin, size_t bytes);
 void unpoison(const void* begin, size_t bytes);
 
+// ThreadSanitizer knows a fiber for ever: what it does in one block comes before what it does in a later one. So that a
+// race between two blocks is seen, they run on different fibers, as many sets of them as ThreadSanitizer can hold.
 #if defined(CUDA_EMULATOR_THREAD)
-constexpr bool kFreshMemory = true;  // per block, or its blocks would seem to share what they only reuse
+constexpr unsigned kMostFibers = 2048;
 #else
-constexpr bool kFreshMemory = false;
+constexpr unsigned kMostFibers = 1024;
 #endif
+constexpr unsigned kMostSets = 32;
 
 }  // namespace cuda_emulator

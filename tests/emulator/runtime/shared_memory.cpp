@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 #include "state.h"
@@ -12,7 +11,8 @@ namespace {
 constexpr size_t kRedZone = 128;  // bytes at least round every array
 constexpr unsigned kMostArrays = 64;
 constexpr size_t kCapacity = kSharedOptIn + 2 * kRedZone * (kMostArrays + 2);
-constexpr unsigned char kFill = 0xff;  // all ones: a NaN in every float format, -1 in every integer
+static_assert(kCapacity % kRedZone == 0);
+constexpr unsigned char kFill = 0xff;  // a NaN in every float format, -1 in every integer
 
 struct Array {
   const void* tag;
@@ -21,15 +21,19 @@ struct Array {
   size_t bytes;
 };
 
+struct Arena {
+  char* begin = nullptr;
+  size_t dirty = 0;
+};
+Arena arenas[kMostSets];
 char* arena = nullptr;
-size_t used = kCapacity;   // of the arena, red zones included
+size_t used = 0;           // of the arena, red zones included
 size_t counted_bytes = 0;  // as the GPU counts them
 Array arrays[kMostArrays];
 unsigned num_arrays = 0;
 char* dynamic_begin = nullptr;
 size_t dynamic_bytes = 0, dynamic_allowed = 0;
 bool dynamic_was_allowed = false;
-std::vector<char*> spent;  // arenas of the grid's earlier blocks, where each gets a fresh one
 
 struct Allowed {
   const void* kernel;
@@ -45,6 +49,12 @@ char* place(size_t bytes, size_t alignment) {
   if (used > kCapacity) return nullptr;
   unpoison(begin, bytes);
   return begin;
+}
+
+// Not memset: ThreadSanitizer listens to that.
+void fill(char* begin, size_t bytes) {
+  volatile uint64_t* words = reinterpret_cast<uint64_t*>(begin);
+  for (size_t i = 0; i < bytes / sizeof(uint64_t); ++i) words[i] = ~uint64_t{0};
 }
 
 void check_total() {
@@ -90,18 +100,16 @@ void reset() {
   statistics() = Statistics{};
 }
 
-void begin_shared_memory(const Launch& launch) {
-  if (kFreshMemory && arena) {
-    spent.push_back(arena);
-    arena = nullptr;
+void begin_shared_memory(const Launch& launch, unsigned set) {
+  Arena& chosen = arenas[set];
+  if (!chosen.begin) {
+    chosen.begin = static_cast<char*>(std::aligned_alloc(kRedZone, kCapacity));
+    if (!chosen.begin) std::abort();
+    chosen.dirty = kCapacity;
   }
-  const size_t dirty = arena ? used : kCapacity;
-  if (!arena) {
-    arena = static_cast<char*>(std::aligned_alloc(kRedZone, (kCapacity + kRedZone - 1) / kRedZone * kRedZone));
-    if (!arena) std::abort();
-  }
-  unpoison(arena, dirty);
-  std::memset(arena, kFill, dirty);
+  arena = chosen.begin;
+  unpoison(arena, chosen.dirty);
+  fill(arena, chosen.dirty);
   poison(arena, kCapacity);
   used = kRedZone;
   num_arrays = 0;
@@ -122,6 +130,7 @@ void begin_shared_memory(const Launch& launch) {
 void end_shared_memory() {
   Statistics& counted = statistics();
   counted.most_shared_bytes = std::max<uint64_t>(counted.most_shared_bytes, counted_bytes);
+  arenas[running->set].dirty = used;
   unpoison(arena, used);
   RunningBlock& b = *running;
   // The gaps between the arrays, in the order of their addresses.
@@ -141,14 +150,6 @@ void end_shared_memory() {
     }
     if (!last) gap = end + (i == 0 ? dynamic_bytes : arrays[i - 1].bytes);
   }
-}
-
-void free_shared_memory() {
-  for (char* a : spent) std::free(a);
-  spent.clear();
-  if (!kFreshMemory) return;
-  std::free(arena);
-  arena = nullptr;
 }
 
 }  // namespace cuda_emulator

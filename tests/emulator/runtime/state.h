@@ -33,7 +33,10 @@ class ReadyQueue {
 
 struct RunningBlock : Block {
   Thread threads[kMostThreads];
-  Fiber fibers[kMostThreads];
+  Fiber all_fibers[kMostFibers];
+  Fiber* fibers;         // of this block's threads
+  unsigned set;          // which part of all fibers they are
+  char ends[kMostSets];  // orders what a set's fibers do in one block before what they do in the next
   ReadyQueue ready;
   unsigned num_alive;
   Meeting barrier;
@@ -61,12 +64,10 @@ void leave_collectives(Thread& thread);
 bool same_site(const Site& a, const Site& b);
 const char* file_name(const Site& site);
 
-// Before each block: memory of `dynamic_bytes` plus room for static arrays, filled with ones.
-void begin_shared_memory(const Launch& launch);
+// Before each block: `set` numbers the memory, filled with ones; room for the dynamic part and static arrays.
+void begin_shared_memory(const Launch& launch, unsigned set);
 // After it: whether the red zones are as they were, and how much was used.
 void end_shared_memory();
-// After the grid.
-void free_shared_memory();
 
 uint64_t next_random(uint64_t& state);
 
