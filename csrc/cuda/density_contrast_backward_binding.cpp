@@ -20,8 +20,8 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cuda(const Tensor& 
   check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts,
                                   eps);
   const OnDeviceOf device(anchors);
-  const ContrastTensors made =
-      contrast_tensors(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+  const ContrastTensors made = contrast_tensors("density_contrast_backward", anchors, keys, negatives, temperature,
+                                                anchor_counts, negative_counts, eps);
   const ContrastProblem& p = made.problem;
   const ScalarType type = compute_type(anchors, keys, negatives);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);

@@ -85,21 +85,23 @@ struct GradientSide {
 // are made again for each further block: dearer than one pass, cheaper than storing them.
 template <typename T, bool kOwnAnchors>
 __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
-    contrast_gradient_kernel(DensityContrastBackwardArguments a, int64_t tiles, int64_t column_blocks) {
+    contrast_gradient_kernel(DensityContrastBackwardArguments a, int64_t tiles, int column_blocks) {
   using Tile = GradientTile<T>;
   constexpr int kOwnPerWarp = Tile::kOwnPerWarp, kVector = Tile::kVector;
   DGCL_SHARED_ALIGNED(16, T, stages, [Tile::kShared]);
   DGCL_SHARED_ALIGNED(16, T, tile_weights, [Tile::kOwn * Tile::kOthers]);
   const int64_t group = blockIdx.x / (tiles * column_blocks), item = blockIdx.x % (tiles * column_blocks);
-  const int64_t first = item / column_blocks * Tile::kOwn, first_column = item % column_blocks * Tile::kColumns;
+  const int64_t first = item / column_blocks * Tile::kOwn;
+  const int first_column = static_cast<int>(item % column_blocks) * Tile::kColumns;
   const GradientSide<T, kOwnAnchors> side(a, group);
-  const int64_t count = side.own_count(), pitch = a.problem.unit_pitch;
+  const int64_t count = side.own_count();
+  const int pitch = a.problem.unit_pitch;
   if (first >= count) return;
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t copied = first + threadIdx.x / ContrastTile<T>::kRowVectors, mine = first + warp * kOwnPerWarp;
   const T* own = side.own_unit(copied);
-  const int64_t column = first_column + lane * kVector;  // and kWarp * kVector further for each next vector
+  const int column = first_column + lane * kVector;  // and kWarp * kVector further for each next vector
   T gradient[kOwnPerWarp][Tile::kVectorsPerLane][kVector];
   const T* key = unit_row_of<T>(a.problem, group, contrast_slots(a.problem) - 1);
 #pragma unroll
@@ -110,38 +112,37 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     for (int v = 0; v < Tile::kVectorsPerLane; ++v)
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const int64_t d = column + v * kWarp * kVector + i;
+        const int d = column + v * kWarp * kVector + i;
         gradient[r][v][i] = starts && d < pitch ? at_key * key[d] : T(0);
       }
   }
 
-  T* weights = tile_weights + warp * kOwnPerWarp * Tile::kOthers;  // read by the warp that writes them
+  T* weights = tile_weights + warp * kOwnPerWarp * Tile::kOthers;
   OtherRows<T> others = side.others();
-  for (; others.first < others.count; others.first += Tile::kOthers) {
+  for (int64_t passed = 0; others.left > 0; others.advance(pitch), passed += Tile::kOthers) {
     // 1. Products, and from them dL / d<own, other>, in their place.
     multiply_tile(own, copied < count, others, pitch, stages, weights);
+    const int rows = others.count();
 #pragma unroll 1
     for (int j = lane; j < Tile::kOthers; j += kWarp)
 #pragma unroll
       for (int r = 0; r < kOwnPerWarp; ++r) {
         T& weight = weights[r * Tile::kOthers + j];
-        const bool used = others.first + j < others.count && mine + r < count;
-        weight = used ? side.weight(mine + r, others.first + j, weight) : T(0);
+        weight = j < rows && mine + r < count ? side.weight(mine + r, passed + j, weight) : T(0);
       }
-    __syncwarp();
-    // 2. Their product with the other rows, kRows rows at a time.
-    const int64_t left = others.count - others.first;
-    const auto load = [&](int64_t step, int stage) {
+    // 2. Their product with the other rows, kRows rows at a time. The weights are read past the pipeline's first
+    // barrier.
+    const auto load = [&](int step, int stage) {
       const int to_row = threadIdx.x / Tile::kRowVectors, to_column = threadIdx.x % Tile::kRowVectors * kVector;
-      const int64_t row = others.first + step * Tile::kRows + to_row;
-      const T* from = others.rows + row * pitch + first_column + to_column;
+      const int row = step * Tile::kRows + to_row, from_column = first_column + to_column;
+      const T* from = others.rows + static_cast<int64_t>(row) * pitch + from_column;
       T* to = stages + stage * Tile::kStage + to_row * Tile::kColumns + to_column;
 #pragma unroll
       for (int i = 0; i < Tile::kRows; i += Tile::kRowsPerCopy)
-        copy_vector(to + i * Tile::kColumns, from + i * pitch,
-                    row + i < others.count && first_column + to_column < pitch);
+        copy_vector(to + i * Tile::kColumns, from + static_cast<int64_t>(i) * pitch,
+                    row + i < rows && from_column < pitch);
     };
-    const auto use = [&](int64_t step, int stage) {
+    const auto use = [&](int step, int stage) {
       const T* tile = stages + stage * Tile::kStage + lane * kVector;
 #pragma unroll
       for (int k = 0; k < Tile::kRows; k += kVector) {
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
           }
       }
     };
-    pipelined(((left < Tile::kOthers ? left : Tile::kOthers) + Tile::kRows - 1) / Tile::kRows, load, use);
+    pipelined((rows + Tile::kRows - 1) / Tile::kRows, load, use);
   }
 
 #pragma unroll
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     for (int v = 0; v < Tile::kVectorsPerLane; ++v)
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const int64_t d = column + v * kWarp * kVector + i;
+        const int d = column + v * kWarp * kVector + i;
         if (d < a.problem.dim) out[d] = gradient[r][v][i];
       }
   }

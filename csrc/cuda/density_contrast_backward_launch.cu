@@ -11,7 +11,7 @@ template <typename T, bool kOwnAnchors>
 void launch_gradient(const DensityContrastBackwardArguments& a, int64_t rows, void* stream) {
   using Tile = GradientTile<T>;
   const int64_t tiles = (rows + Tile::kOwn - 1) / Tile::kOwn;
-  const int64_t column_blocks = (a.problem.dim + Tile::kColumns - 1) / Tile::kColumns;
+  const int column_blocks = (a.problem.unit_pitch + Tile::kColumns - 1) / Tile::kColumns;
   DGCL_LAUNCH((contrast_gradient_kernel<T, kOwnAnchors>), blocks(a.problem.groups * tiles * column_blocks, 1),
               dim3(kContrastThreads), 0, stream, a, tiles, column_blocks);
 }

@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
                          contrast_count(p.negative_counts, group, p.num_negatives)};
   T* products = tile_products + warp * Tile::kOwnPerWarp * Tile::kOthers;
   LogSumExp total[Tile::kOwnPerWarp];
-  for (; negatives.first < negatives.count; negatives.first += Tile::kOthers) {
+  for (; negatives.left > 0; negatives.advance(p.unit_pitch)) {
     multiply_tile(own, copied < count, negatives, p.unit_pitch, stages, products);
 #pragma unroll 1
-    for (int j = lane; j < Tile::kOthers && negatives.first + j < negatives.count; j += kWarp)
+    for (int j = lane; j < negatives.count(); j += kWarp)
 #pragma unroll
       for (int r = 0; r < Tile::kOwnPerWarp; ++r)
         total[r].add(static_cast<double>(products[r * Tile::kOthers + j]) / p.temperature);

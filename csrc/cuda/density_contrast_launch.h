@@ -15,13 +15,14 @@ struct ContrastProblem {
   const int64_t* negative_counts;  // [G] or nullptr: all; clamped to [0, N]
   int64_t groups, num_anchors, num_negatives, dim;
   double temperature, eps;
-  bool is_double;      // compute in double, not in float
-  void* unit_rows;     // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
-  int64_t unit_pitch;  // contrast_unit_pitch(dim)
+  bool is_double;   // compute in double, not in float
+  void* unit_rows;  // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
+  int unit_pitch;   // contrast_unit_pitch(dim)
 };
 
 // Unit rows are a multiple of 16 bytes long, for float and double.
 constexpr int64_t contrast_unit_pitch(int64_t dim) { return (dim + 3) / 4 * 4; }
+constexpr int64_t kMostContrastColumns = 1 << 30;  // columns are counted in int
 
 struct DensityContrastArguments {
   ContrastProblem problem;

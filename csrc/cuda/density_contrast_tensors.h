@@ -10,8 +10,9 @@ struct ContrastTensors {
   Tensor anchors, keys, negatives, anchor_counts, negative_counts, unit_rows;  // what the problem points into
 };
 
-inline ContrastTensors contrast_tensors(const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
-                                        double temperature, const std::optional<Tensor>& anchor_counts,
+inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, const Tensor& keys,
+                                        const Tensor& negatives, double temperature,
+                                        const std::optional<Tensor>& anchor_counts,
                                         const std::optional<Tensor>& negative_counts, double eps) {
   ContrastTensors made;
   ContrastProblem& p = made.problem;
@@ -28,7 +29,9 @@ inline ContrastTensors contrast_tensors(const Tensor& anchors, const Tensor& key
   p.temperature = temperature;
   p.eps = eps;
   p.is_double = compute_type(anchors, keys, negatives) == ScalarType::Double;
-  p.unit_pitch = contrast_unit_pitch(p.dim);
+  if (p.dim > kMostContrastColumns)
+    fail(op, "anchors must have at most ", kMostContrastColumns, " columns on CUDA, got ", p.dim);
+  p.unit_pitch = static_cast<int>(contrast_unit_pitch(p.dim));
   made.unit_rows = torch::stable::new_empty(anchors, {p.groups, p.num_anchors + p.num_negatives + 1, p.unit_pitch},
                                             p.is_double ? ScalarType::Double : ScalarType::Float);
   p.unit_rows = made.unit_rows.mutable_data_ptr();

@@ -11,7 +11,7 @@ namespace dgcl {
 
 constexpr int kContrastThreads = 128;
 constexpr int kContrastWarps = kContrastThreads / kWarp;
-constexpr int kContrastBlocks = 4;  // on a multiprocessor at once, so that 128 registers are left to a thread
+constexpr int kContrastBlocks = 3;  // on a multiprocessor at once, so that 168 registers are left to a thread
 constexpr int kVectorBytes = 16;    // of one cp.async
 
 // Sizes of a tile in rows and elements; in bytes they are the same for float and double.
@@ -95,55 +95,63 @@ __device__ __forceinline__ void copy_vector(T* to, const T* from, bool used) {
 // Double-buffered steps: load(step, stage) starts copies into stage 0 or 1, use(step, stage) works on them while the
 // next are under way. Called by all threads of the block; ends with all of them past their last use.
 template <typename Load, typename Use>
-__device__ __forceinline__ void pipelined(int64_t steps, const Load& load, const Use& use) {
-  if (steps > 0) load(int64_t(0), 0);
+__device__ __forceinline__ void pipelined(int steps, const Load& load, const Use& use) {
+  if (steps > 0) load(0, 0);
   __pipeline_commit();
-  for (int64_t step = 0; step < steps; ++step) {
-    if (step + 1 < steps) load(step + 1, static_cast<int>((step + 1) % 2));
+  for (int step = 0; step < steps; ++step) {
+    if (step + 1 < steps) load(step + 1, (step + 1) % 2);
     __pipeline_commit();
     __pipeline_wait_prior(1);
     __syncthreads();
-    use(step, static_cast<int>(step % 2));
+    use(step, step % 2);
     __syncthreads();
   }
 }
 
-// Unit rows that pass by: row i starts i * pitch elements from `rows`.
+// Unit rows that pass by, kOthers at a time.
 template <typename T>
 struct OtherRows {
-  const T* rows;
-  int64_t count;
-  int64_t first = 0;  // of the kOthers that pass by now
+  const T* rows;  // the first of those that pass by now; the next is one pitch further
+  int64_t left;   // from it on
+
+  __device__ void advance(int64_t pitch) {
+    rows += ContrastTile<T>::kOthers * pitch;
+    left -= ContrastTile<T>::kOthers;
+  }
+  __device__ int count() const {
+    return static_cast<int>(left < ContrastTile<T>::kOthers ? left : ContrastTile<T>::kOthers);
+  }
 };
 
-// products [kOwnPerWarp][kOthers], of this warp: <own row warp * kOwnPerWarp + r, other row others.first + j>; 0 where
-// a row is not in use. Lane l writes j = l, l + 32, ... and may read them at once. `own` is the own row that this
-// thread copies, number threadIdx.x / kRowVectors, or nullptr. `stages` [2 * kStage]. By the whole block.
+// products [kOwnPerWarp][kOthers], of this warp: <own row warp * kOwnPerWarp + r, other row j>; 0 where a row is not in
+// use. Lane l writes j = l, l + 32, ... and may read them at once. `own` is the own row that this thread copies, number
+// threadIdx.x / kRowVectors; not read unless `own_used`. `stages` [2 * kStage]. By the whole block.
 //
 // The products go to shared memory, not to registers: what is made of them takes many registers itself.
 template <typename T>
-__device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const OtherRows<T>& others, int64_t pitch,
+__device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const OtherRows<T>& others, int pitch,
                                               T* stages, T* products) {
   using Tile = ContrastTile<T>;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int copied_row = threadIdx.x / Tile::kRowVectors, column = threadIdx.x % Tile::kRowVectors * Tile::kVector;
-  const int64_t first = others.first + copied_row;
+  const T* other = others.rows + static_cast<int64_t>(copied_row) * pitch;
+  const int left = others.count() - copied_row;
   T sum[Tile::kOwnPerWarp][Tile::kOthersPerLane];
 #pragma unroll
   for (int r = 0; r < Tile::kOwnPerWarp; ++r)
 #pragma unroll
     for (int c = 0; c < Tile::kOthersPerLane; ++c) sum[r][c] = 0;
 
-  const auto load = [&](int64_t step, int stage) {
+  const auto load = [&](int step, int stage) {
     T* to = stages + stage * Tile::kStage + copied_row * Tile::kPitch + column;
-    const int64_t d = step * Tile::kDepth + column;
+    const int d = step * Tile::kDepth + column;
     if (copied_row < Tile::kOwn) copy_vector(to, own + d, own_used && d < pitch);
 #pragma unroll
     for (int i = 0; i < Tile::kOthers; i += Tile::kRowsPerCopy)
-      copy_vector(to + (Tile::kOwn + i) * Tile::kPitch, others.rows + (first + i) * pitch + d,
-                  first + i < others.count && d < pitch);
+      copy_vector(to + (Tile::kOwn + i) * Tile::kPitch, other + static_cast<int64_t>(i) * pitch + d,
+                  i < left && d < pitch);
   };
-  const auto use = [&](int64_t, int stage) {
+  const auto use = [&](int, int stage) {
     const T* own_tile = stages + stage * Tile::kStage + warp * Tile::kOwnPerWarp * Tile::kPitch;
     const T* other_tile = stages + stage * Tile::kStage + (Tile::kOwn + lane) * Tile::kPitch;
 #pragma unroll
