@@ -45,10 +45,10 @@ T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
 //   / 2 - ...)
 //
 // The first term (in l2 the one left out) is the same for all rows of a query. The filter computes the second in float
-// (its bias) and the third from bfloat16 copies p^, r^ (u = 2^-9 each) with float accumulation in an unknown order and
+// (its bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown order and
 // rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
 //
-//   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-8 |p| |r|
+//   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-7 |p| |r|
 //
 // `lane` bounds everything that is summed in float by 32 lanes: the bias, the canonical score, the centring, and a bank
 // row that is made unit length by one multiplication instead of a division. All lengths are upper bounds; the result
@@ -60,7 +60,7 @@ struct CentredLengths {
 
 DGCL_HOST_DEVICE inline float bfloat16_filter_bound(bool l2, int64_t dim, const CentredLengths& n) {
   const float d = static_cast<float>(dim);
-  const float products = 1.02f * 0x1p-8f + (d + 32) * 0x1p-21f;
+  const float products = 1.02f * 0x1p-7f + (d + 32) * 0x1p-21f;
   const float lane = (d / 32 + 16) * 0x1p-23f;
   const float p = n.query_residual, r = n.bank_residual;
   float bound = products * (p * r) + lane * (n.query * n.bank + (p + n.mean) * (n.bank + r) + (n.query + n.mean) * r);
