@@ -265,12 +265,10 @@ def test_rows_that_sit_on_the_bound(emulator, metric, seed):
     query, kind_a, kind_b = torch.zeros(3, columns)
     query[:half] = kind_a[:half] = down * magnitudes
     query[half:-1] = kind_b[half:-1] = up * magnitudes
-    query[-1], kind_b[-1] = (
-        1,
-        query @ kind_a - query @ kind_b,
-    )  # equal true scores; then A gets a little ahead
-    # 40 of A, 60 of B, and their opposites: the mean of all (256 are averaged) is 0, and centring changes nothing. More of
-    # them would not fit the list of candidates, and canonical tiles would settle what the filter could not.
+    query[-1] = 1
+    kind_b[-1] = query @ kind_a - query @ kind_b  # equal true scores; then A gets a little ahead
+    # 40 of A, 60 of B, and their opposites: the mean of all (256 are averaged) is 0, and centring changes
+    # nothing. More of them would not fit the list of candidates: canonical tiles would settle the item.
     rows = [(1 + 2**-16) * kind_a] * 40 + [kind_b] * 60
     rows = torch.stack([*rows, *(-row for row in rows), *torch.zeros(56, columns)])
     order = torch.randperm(256, generator=generator)
