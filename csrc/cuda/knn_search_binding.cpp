@@ -44,9 +44,14 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
   a_.l2 = kind == Metric::l2;
   a_.exclude_self = exclude_self;
 
-  constexpr int64_t kMostRows = INT32_MAX - kItemQueries * 4;  // the end of a last, partial tile is still an index
+  // The end of a last, partial tile is still a 32-bit index; a grid has less than 2^31 blocks of 8 rows.
+  constexpr int64_t kMostRows = INT32_MAX - 4 * kItemQueries, kMostInAll = int64_t(8) * INT32_MAX;
   if (a_.bank_rows > kMostRows)
     fail(op, "bank must have at most ", kMostRows, " rows a class on CUDA, got ", a_.bank_rows);
+  if (a_.num_queries > kMostInAll)
+    fail(op, "queries must have at most ", kMostInAll, " rows on CUDA, got ", a_.num_queries);
+  if (a_.num_classes > kMostInAll / std::max<int64_t>(1, a_.bank_rows))
+    fail(op, "bank must have at most ", kMostInAll, " rows on CUDA, got ", shape_of(bank));
 
   const bool nothing = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
   KnnSearchPlan plan{false, 1, 0, 0, 0, 0, 0};

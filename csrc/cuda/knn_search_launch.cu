@@ -21,12 +21,12 @@ auto exact_kernel(const KnnSearchArguments& a) {
   return a.l2 ? knn_exact_kernel<T, true> : knn_exact_kernel<T, false>;
 }
 
-// Calls `use` with the filter's kernel and shared memory for the bank's dtype.
+// Calls use(a value of the type that the bank is stored in).
 template <typename Use>
-int with_filter_kernel(const KnnSearchArguments& a, const Use& use) {
-  if (a.bank.dtype == Dtype::float16) return use(knn_filter_kernel<__half>, kFilterShared<__half>);
-  if (a.bank.dtype == Dtype::bfloat16) return use(knn_filter_kernel<__nv_bfloat16>, kFilterShared<__nv_bfloat16>);
-  return use(knn_filter_kernel<float>, kFilterShared<float>);
+int with_bank_type(const KnnSearchArguments& a, const Use& use) {
+  if (a.bank.dtype == Dtype::float16) return use(__half());
+  if (a.bank.dtype == Dtype::bfloat16) return use(__nv_bfloat16());
+  return use(float());
 }
 
 // Whether bank rows can be copied to shared memory 16 bytes at a time.
@@ -39,9 +39,12 @@ bool is_aligned(const Rows& rows) {
 template <typename T>
 int launch_exact(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* stream) {
   const bool as_stored = a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalise_bank;
-  const auto kernel = exact_kernel<T>(a);
-  DGCL_LAUNCH(kernel, dim3(static_cast<unsigned>(plan.exact_blocks)), dim3(kExactThreads), kExactShared<T>, stream, a,
-              plan.items, as_stored && is_aligned(a.bank));
+  const bool vectors = as_stored && is_aligned(a.bank);
+  const dim3 grid(static_cast<unsigned>(plan.exact_blocks)), block(kExactThreads);
+  if (a.l2)
+    DGCL_LAUNCH((knn_exact_kernel<T, true>), grid, block, kExactShared<T>, stream, a, plan.items, vectors);
+  else
+    DGCL_LAUNCH((knn_exact_kernel<T, false>), grid, block, kExactShared<T>, stream, a, plan.items, vectors);
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -59,9 +62,10 @@ int launch_filter(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* 
               stream, a);
   DGCL_LAUNCH(knn_bank_reach_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsABlock), dim3(kRowThreads), 0, stream,
               a);
-  return with_filter_kernel(a, [&](auto* kernel, size_t smem) {
-    DGCL_LAUNCH(kernel, dim3(static_cast<unsigned>(plan.filter_blocks)), dim3(kFilterThreads), smem, stream, a,
-                plan.items, is_aligned(a.bank));
+  return with_bank_type(a, [&](auto stored) {
+    using Stored = decltype(stored);
+    DGCL_LAUNCH(knn_filter_kernel<Stored>, dim3(static_cast<unsigned>(plan.filter_blocks)), dim3(kFilterThreads),
+                kFilterShared<Stored>, stream, a, plan.items, is_aligned(a.bank));
     return static_cast<int>(cudaGetLastError());
   });
 }
@@ -81,8 +85,9 @@ int plan_knn_search(const KnnSearchArguments& a, bool is_double, bool allow_filt
                   ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan->exact_blocks)
                   : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan->exact_blocks);
   if (plan->filter && error == 0)
-    error = with_filter_kernel(a, [&](auto* kernel, size_t smem) {
-      return resident_blocks(kernel, kFilterThreads, smem, &plan->filter_blocks);
+    error = with_bank_type(a, [&](auto stored) {
+      using Stored = decltype(stored);
+      return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan->filter_blocks);
     });
   if (error != 0) return error;
   // Room for k, for a tile more, and for what the filter cannot tell apart from the k-th.

@@ -45,8 +45,8 @@ T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
 //   / 2 - ...)
 //
 // The first term (in l2 the one left out) is the same for all rows of a query. The filter computes the second in float
-// (its bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown order and
-// rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
+// (its bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown
+// order and rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
 //
 //   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-7 |p| |r|
 //
