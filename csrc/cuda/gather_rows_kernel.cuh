@@ -10,7 +10,7 @@ namespace dgcl {
 
 constexpr int kGatherThreads = 256;
 constexpr int kGatherTile = 32;  // pixels, and channels, of a transposed tile
-constexpr int kGatherTileRows = kGatherThreads / kGatherTile;
+constexpr int kGatherWarps = kGatherThreads / 32;
 
 template <typename Word>
 __device__ __forceinline__ Word all_ones() {
@@ -32,38 +32,32 @@ __device__ __forceinline__ int64_t pixel_offset(const GatherRowsArguments& a, in
 template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_direct_kernel(GatherRowsArguments a) {
   const Word* maps = static_cast<const Word*>(a.maps);
-  Word* rows = static_cast<Word*>(a.rows);
-  constexpr int kWarps = kGatherThreads / 32;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; i < a.num_pixels; i += step) {
-    const int64_t from = pixel_offset(a, a.pixels[i]);
-    for (int64_t d = threadIdx.x % 32; d < a.dim; d += 32)
-      rows[i * a.dim + d] = from < 0 ? all_ones<Word>() : maps[from + d];
-  }
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherWarps + threadIdx.x / 32;
+  if (i >= a.num_pixels) return;
+  Word* row = static_cast<Word*>(a.rows) + i * a.dim;
+  const int64_t from = pixel_offset(a, a.pixels[i]);
+  for (int64_t d = threadIdx.x % 32; d < a.dim; d += 32) row[d] = from < 0 ? all_ones<Word>() : maps[from + d];
 }
 
 // Channels lie far apart: lanes read neighbours in the list of pixels, which often are neighbours in the map, and
-// write neighbouring channels, by way of a tile that is one word wider than the warp, against bank conflicts.
+// write neighbouring channels, by way of a tile that is one word wider than the warp, against bank conflicts. A block
+// per tile, all tiles of 32 pixels one after the other.
 template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_transposed_kernel(GatherRowsArguments a) {
   DGCL_SHARED(Word, tile, [kGatherTile][kGatherTile + 1]);  // [channel][pixel]
   const Word* maps = static_cast<const Word*>(a.maps);
   Word* rows = static_cast<Word*>(a.rows);
-  const int lane = threadIdx.x % kGatherTile, first = threadIdx.x / kGatherTile;
+  const int lane = threadIdx.x % kGatherTile, warp = threadIdx.x / kGatherTile;
   const int64_t channel_tiles = (a.dim + kGatherTile - 1) / kGatherTile;
-  const int64_t tiles = (a.num_pixels + kGatherTile - 1) / kGatherTile * channel_tiles;
-  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    const int64_t pixel = t / channel_tiles * kGatherTile, channel = t % channel_tiles * kGatherTile;
-    const bool exists = pixel + lane < a.num_pixels;
-    const int64_t from = exists ? pixel_offset(a, a.pixels[pixel + lane]) : -1;
-    for (int d = first; d < kGatherTile && channel + d < a.dim; d += kGatherTileRows)
-      if (exists) tile[d][lane] = from < 0 ? all_ones<Word>() : maps[from + (channel + d) * a.channel_stride];
-    __syncthreads();
-    if (channel + lane < a.dim)
-      for (int i = first; i < kGatherTile && pixel + i < a.num_pixels; i += kGatherTileRows)
-        rows[(pixel + i) * a.dim + channel + lane] = tile[lane][i];
-    __syncthreads();
-  }
+  const int64_t pixel = blockIdx.x / channel_tiles * kGatherTile, channel = blockIdx.x % channel_tiles * kGatherTile;
+  const bool exists = pixel + lane < a.num_pixels;
+  const int64_t from = exists ? pixel_offset(a, a.pixels[pixel + lane]) : -1;
+  for (int d = warp; d < kGatherTile && channel + d < a.dim; d += kGatherWarps)
+    if (exists) tile[d][lane] = from < 0 ? all_ones<Word>() : maps[from + (channel + d) * a.channel_stride];
+  __syncthreads();
+  if (channel + lane >= a.dim) return;
+  for (int i = warp; i < kGatherTile && pixel + i < a.num_pixels; i += kGatherWarps)
+    rows[(pixel + i) * a.dim + channel + lane] = tile[lane][i];
 }
 
 }  // namespace dgcl

@@ -3,16 +3,9 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kMostGatherBlocks = 1 << 16;
-
-unsigned blocks_for(int64_t wanted) {
-  return static_cast<unsigned>(wanted < kMostGatherBlocks ? wanted : kMostGatherBlocks);
-}
-
 template <typename Word>
 void launch_direct(const GatherRowsArguments& a, void* stream) {
-  constexpr int64_t kWarps = kGatherThreads / 32;
-  const dim3 grid(blocks_for((a.num_pixels + kWarps - 1) / kWarps));
+  const dim3 grid(static_cast<unsigned>((a.num_pixels + kGatherWarps - 1) / kGatherWarps));
   DGCL_LAUNCH(gather_rows_direct_kernel<Word>, grid, dim3(kGatherThreads), 0, stream, a);
 }
 
@@ -20,7 +13,7 @@ template <typename Word>
 void launch_words(const GatherRowsArguments& a, void* stream) {
   if (a.channel_stride == 1 || a.dim == 1) return launch_direct<Word>(a, stream);
   const int64_t channel_tiles = (a.dim + kGatherTile - 1) / kGatherTile;
-  const dim3 grid(blocks_for((a.num_pixels + kGatherTile - 1) / kGatherTile * channel_tiles));
+  const dim3 grid(static_cast<unsigned>((a.num_pixels + kGatherTile - 1) / kGatherTile * channel_tiles));
   DGCL_LAUNCH(gather_rows_transposed_kernel<Word>, grid, dim3(kGatherThreads), 0, stream, a);
 }
 

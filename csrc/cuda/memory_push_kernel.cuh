@@ -16,26 +16,24 @@ __device__ __forceinline__ int64_t clamped_count(int64_t count, int64_t largest)
   return count < 0 ? 0 : count > largest ? largest : count;
 }
 
-// Calls copy(c, i, slot) for each row i of class c that stays, a warp per row. Of more rows than a ring holds the last
-// ones stay, so that no slot is written twice.
+// Calls copy(c, i, slot) with the warp's row i of class c and its place, if there is one. Of more rows than a ring
+// holds the last ones stay, so that no slot is written twice.
 template <typename Copy>
-__device__ __forceinline__ void for_each_row(const MemoryPushArguments& a, const Copy& copy) {
+__device__ __forceinline__ void with_own_row(const MemoryPushArguments& a, const Copy& copy) {
   const int64_t most = a.num_rows < a.capacity ? a.num_rows : a.capacity;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kPushWarps;
-  int64_t item = static_cast<int64_t>(blockIdx.x) * kPushWarps + threadIdx.x / kWarp;
-  for (; item < a.num_classes * most; item += step) {
-    const int64_t c = item / most;
-    const int64_t arriving = clamped_count(a.row_counts[c], a.num_rows);
-    const int64_t i = item - c * most + (arriving > a.capacity ? arriving - a.capacity : 0);
-    if (i >= arriving) continue;
-    copy(c, i, c * a.capacity + (clamped_count(a.heads[c], a.capacity - 1) + i) % a.capacity);
-  }
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kPushWarps + threadIdx.x / kWarp;
+  if (item >= a.num_classes * most) return;
+  const int64_t c = item / most;
+  const int64_t arriving = clamped_count(a.row_counts[c], a.num_rows);
+  const int64_t i = item - c * most + (arriving > a.capacity ? arriving - a.capacity : 0);
+  if (i >= arriving) return;
+  copy(c, i, c * a.capacity + (clamped_count(a.heads[c], a.capacity - 1) + i) % a.capacity);
 }
 
 // By way of T, which holds the values of both dtypes exactly.
 template <typename T, bool kNormalize>
 __global__ void __launch_bounds__(kPushThreads) convert_rows_kernel(MemoryPushArguments a, RingPush push) {
-  for_each_row(a, [&](int64_t c, int64_t i, int64_t slot) {
+  with_own_row(a, [&](int64_t c, int64_t i, int64_t slot) {
     const RowReader<T> row(push.rows, i, c);
     RowNorm<T> norm;
     if constexpr (kNormalize) norm = warp_row_norm<T>(row, push.dim);
@@ -49,7 +47,7 @@ __global__ void __launch_bounds__(kPushThreads) convert_rows_kernel(MemoryPushAr
 __global__ void __launch_bounds__(kPushThreads)
     copy_rows_kernel(MemoryPushArguments a, RingPush push, int64_t row_bytes, int64_t row_stride,
                      int64_t group_stride) {
-  for_each_row(a, [&](int64_t c, int64_t i, int64_t slot) {
+  with_own_row(a, [&](int64_t c, int64_t i, int64_t slot) {
     const char* from = static_cast<const char*>(push.rows.data) + c * group_stride + i * row_stride;
     char* to = static_cast<char*>(push.ring) + slot * row_bytes;
     for (int64_t at = threadIdx.x % kWarp * kPushVectorBytes; at < row_bytes; at += kWarp * kPushVectorBytes)

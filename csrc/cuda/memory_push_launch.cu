@@ -3,8 +3,6 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kMostPushBlocks = 1 << 16;  // a warp takes several rows beyond
-
 bool aligned(const void* p, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(bytes)) % kPushVectorBytes == 0;
 }
@@ -33,8 +31,7 @@ void launch_ring(const MemoryPushArguments& a, const RingPush& push, unsigned bl
 int launch_memory_push(const MemoryPushArguments& a, void* stream) {
   if (a.num_classes == 0) return 0;
   const int64_t most = a.num_rows < a.capacity ? a.num_rows : a.capacity;
-  const int64_t wanted = (a.num_classes * most + kPushWarps - 1) / kPushWarps;
-  const unsigned blocks = static_cast<unsigned>(wanted < kMostPushBlocks ? wanted : kMostPushBlocks);
+  const unsigned blocks = static_cast<unsigned>((a.num_classes * most + kPushWarps - 1) / kPushWarps);
   for (const RingPush& push : a.pushes)
     if (blocks > 0 && push.dim > 0) launch_ring(a, push, blocks, stream);
   const unsigned class_blocks = static_cast<unsigned>((a.num_classes + kPushThreads - 1) / kPushThreads);
