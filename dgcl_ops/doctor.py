@@ -1,145 +1,52 @@
 """What is installed, which code serves which device and why, and whether it computes the right thing here.
 
-    python -m dgcl_ops.doctor [--device cpu]
+    python -m dgcl_ops.doctor [--device cpu|cuda|cuda:1]
 
-Prints a report to paste into a bug report and runs every operator on small inputs against `reference.py` in
-float64. Exit status: 0 if all checks pass, 1 if one fails.
+Prints a report to paste into a bug report. Every operator, and a few steps of the loss, run on the device; what it
+selects, copies and counts must equal the compiled CPU operators' in every bit, and all numbers must be near those of
+`reference.py` in float64. On CUDA the search runs on both of its paths, and a step must not make the host wait.
+Exit status: 0 if all checks pass, 1 if one fails, 2 if the device cannot be used.
 """
 
 import argparse
 import platform
+import re
 import sys
 import time
 
 import torch
 
 import dgcl_ops
-from dgcl_ops import reference
-from dgcl_ops.ops import (
-    class_counts,
-    density_contrast,
-    gather_rows,
-    knn_density,
-    knn_topk,
-    memory_push,
-    silhouette_sums,
-)
+from dgcl_ops._doctor_checks import BY_SEARCH, CHECKS
+from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
+from dgcl_ops._doctor_step import CUDA_CHECKS
 
-# Largest difference allowed to the float64 reference: sums of at most a few hundred float32 products of unit rows,
-# each rounded to 6e-8, leave room of a factor of ten and more. Operators that only copy or count agree exactly.
-TOLERANCE = 2e-5
+MOST_NOTES = 4  # printed of a check that fails
 
 
-def _difference(ours, exact) -> float:
-    return (ours.double().cpu() - exact.double().cpu()).abs().max().item()
+def unusable(device: str) -> str | None:
+    """Why a tensor cannot be put on the device; None if it can."""
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"device {device!r} cannot be used: {reason} (torch {torch.__version__})"
+    return None
 
 
-def _inputs(device: str):
-    generator = torch.Generator().manual_seed(0)
-
-    def rows(*shape):
-        return torch.randn(shape, generator=generator).to(device)
-
-    return rows
+# ---- what is there ----------------------------------------------------------------------------------
 
 
-def _check_knn_topk(device: str) -> float:
-    rows = _inputs(device)
-    queries, bank = rows(67, 33), rows(301, 33)
-    worst = 0.0
-    for metric in ("cosine", "dot", "l2"):
-        values, indices = knn_topk(queries, bank, 9, metric=metric)
-        exact, exact_indices = reference.knn_topk(
-            queries.double().cpu(), bank.double().cpu(), 9, metric
-        )
-        worst = max(
-            worst, _difference(values, exact), float((indices.cpu() != exact_indices).sum())
-        )
-    return worst
-
-
-def _check_knn_density(device: str) -> float:
-    rows = _inputs(device)
-    queries, bank = rows(90, 40), rows(3, 128, 40)
-    offsets = torch.tensor([0, 50, 50, 88], device=device)
-    counts = torch.tensor([128, 7, 20], device=device)
-    ours = knn_density(queries, bank, query_offsets=offsets, bank_counts=counts)
-    exact = reference.knn_density(
-        queries.double().cpu(),
-        bank.double().cpu(),
-        query_offsets=offsets.cpu(),
-        bank_counts=counts.cpu(),
-    )
-    return _difference(ours, exact)
-
-
-def _check_density_contrast(device: str) -> float:
-    rows = _inputs(device)
-    arguments = rows(3, 20, 24), rows(3, 24), rows(3, 50, 24)
-    counts = torch.tensor([20, 0, 5], device=device)
-    anchors = arguments[0].requires_grad_()
-    loss = density_contrast(*arguments, 0.5, anchor_counts=counts)
-    (gradient,) = torch.autograd.grad(loss.sum(), anchors)
-    wide = [a.detach().double().cpu() for a in arguments]
-    wide[0].requires_grad_()
-    exact = reference.density_contrast(*wide, 0.5, anchor_counts=counts.cpu())
-    (exact_gradient,) = torch.autograd.grad(exact.sum(), wide[0])
-    return max(_difference(loss.detach(), exact.detach()), _difference(gradient, exact_gradient))
-
-
-def _check_memory_push(device: str) -> float:
-    rows = _inputs(device)
-    worst = 0.0
-    state = [rows(2, 5, 8), rows(2, 5, 4), rows(2, 5)]
-    heads, counts = torch.tensor([3, 0], device=device), torch.tensor([5, 2], device=device)
-    arriving = rows(2, 7, 8), rows(2, 7, 4), rows(2, 7), torch.tensor([7, 3], device=device)
-    ours = [t.clone() for t in (*state, counts, heads)]
-    exact = [t.cpu().clone() for t in (*state, counts, heads)]
-    memory_push(*ours, *arriving, normalize=True)
-    reference.memory_push(*exact, *[t.cpu() for t in arriving], normalize=True)
-    for mine, theirs in zip(ours, exact, strict=True):
-        worst = max(worst, _difference(mine, theirs))
-    return worst
-
-
-def _check_class_counts(device: str) -> float:
-    labels = torch.tensor([[0, 2, 255], [2, 1, 2]], device=device)
-    return _difference(class_counts(labels, 4, 255), torch.tensor([1, 1, 3, 0]))
-
-
-def _check_gather_rows(device: str) -> float:
-    maps = _inputs(device)(2, 5, 6, 7)
-    pixels = torch.tensor([[83, 0, 41], [42, 0, 7]], device=device)
-    return _difference(gather_rows(maps, pixels), reference.gather_rows(maps.cpu(), pixels.cpu()))
-
-
-def _check_silhouette_sums(device: str) -> float:
-    features = _inputs(device)(150, 33)
-    offsets = torch.tensor([0, 70, 70, 149], device=device)
-    exact = reference.silhouette_sums(features.cpu(), offsets.cpu())
-    return _difference(silhouette_sums(features, offsets), exact)
-
-
-CHECKS = {
-    "knn_topk": _check_knn_topk,
-    "knn_density": _check_knn_density,
-    "density_contrast": _check_density_contrast,
-    "memory_push": _check_memory_push,
-    "class_counts": _check_class_counts,
-    "gather_rows": _check_gather_rows,
-    "silhouette_sums": _check_silhouette_sums,
-}
-
-
-def report(device: str = "cpu") -> tuple[str, bool]:
-    """The text of the report, and whether every check passed."""
+def installation() -> list[str]:
     info = dgcl_ops.backend_info()
+    cuda_build = re.search(r"\bcuda (.*)", info["build"])
     lines = [
         f"dgcl_ops   {info['version']}",
         f"torch      {info['torch']}, {torch.get_num_threads()} threads",
         f"python     {platform.python_version()}, {platform.platform()}",
         f"extension  {info['extension']}",
         f"build      {info['build']}",
+        f"cuda code  {cuda_build[1] if cuda_build else 'no'}",
         f"cpu code   {info['cpu_capability']} (DGCL_OPS_CPU_CAPABILITY caps it)",
         f"required   {'compiled kernels only' if info['require_compiled'] else 'plain PyTorch where no kernel exists'}"
         " (DGCL_OPS_REQUIRE_COMPILED)",
@@ -147,23 +54,94 @@ def report(device: str = "cpu") -> tuple[str, bool]:
     ]
     for name, serving in info["devices"].items():
         lines.append(f"  {name:<6} {serving['implementation']:<10} {serving['reason']}")
+    return lines
+
+
+def driver_version() -> str:
+    """As PyTorch's own bug reports find it out: by nvidia-smi."""
+    from torch.utils import collect_env
+
+    try:
+        return collect_env.get_nvidia_driver_version(collect_env.run) or "unknown"
+    except Exception as error:  # a report must not fail for this
+        return f"unknown ({type(error).__name__})"
+
+
+def gpu(device: str) -> list[str]:
+    """The CUDA device: name, sizes, versions."""
+    found = torch.cuda.get_device_properties(device)
+    return [
+        f"gpu        {found.name}, compute capability {found.major}.{found.minor}, "
+        f"{found.multi_processor_count} multiprocessors",
+        f"memory     {found.total_memory / 2**30:.1f} GiB, L2 {found.L2_cache_size / 2**20:.0f} MiB",
+        f"cuda       runtime {torch.version.cuda} of torch, which has code for "
+        f"{' '.join(torch.cuda.get_arch_list())}; driver {driver_version()}",
+    ]
+
+
+# ---- checks -----------------------------------------------------------------------------------------
+
+
+def verdict(name: str, check, side: Side) -> tuple[list[str], bool]:
+    """One line, and a few more if something is wrong."""
+    tally = Tally(exact=side.compiled)
+    start = time.perf_counter()
+    try:
+        check(side, tally)
+    except Exception as error:  # a report must say what happened, whatever it was
+        told = " ".join(str(error).split())
+        return [f"  {name:<28} FAILED: {type(error).__name__}: {told}"], False
+    seconds = time.perf_counter() - start
+    word = "ok" if tally.good else "WRONG"
+    line = f"  {name:<28} {word:<6} {tally.summary()}  ({seconds:.2f} s)"
+    notes = [f"    {note}" for note in tally.notes[:MOST_NOTES]]
+    if len(tally.notes) > MOST_NOTES:
+        notes.append(f"    and {len(tally.notes) - MOST_NOTES} more")
+    return [line, *notes], tally.good
+
+
+def run_checks(side: Side):
+    """Yields the lines of each check as it ends, and whether it passed; None if it was not done."""
+    for name, check in CHECKS.items():
+        for path in side.search_paths if name in BY_SEARCH else (None,):
+            with environment(SEARCH, path):
+                yield verdict(f"{name}, {path} search" if path else name, check, side)
+    for name, check in CUDA_CHECKS.items():
+        if torch.device(side.device).type != "cuda":
+            yield [f"  {name:<28} not checked on {side.device}"], None
+        elif not side.compiled:
+            told = "plain PyTorch serves this device and copies offsets to the host"
+            yield [f"  {name:<28} not checked: {told}"], None
+        else:
+            yield verdict(name, check, side)
+
+
+def promise(side: Side) -> str:
+    if not side.compiled:
+        return "plain PyTorch serves it: equal bits are not promised"
+    if torch.device(side.device).type == "cpu":
+        return "equal bits for any number of threads"
+    return "selections, copies and counts with the bits of the compiled CPU operators"
+
+
+def report(device: str = "cpu", side: Side | None = None) -> tuple[str, bool]:
+    """The text of the report, and whether every check passed."""
+    side = side or Side(device)
+    lines = installation()
+    if torch.device(device).type == "cuda":
+        lines += gpu(device)
+    lines += [f"self-check on {device}", f"  {promise(side)}"]
     lines.append(
-        f"self-check on {device}, largest difference from the float64 reference (allowed: {TOLERANCE:g})"
+        f"  allowed difference from float64: {TOLERANCE:g} of the largest number, if not said otherwise"
     )
     passed = True
-    for name, check in CHECKS.items():
-        start = time.perf_counter()
-        try:
-            difference = check(device)
-            good = difference <= TOLERANCE
-            seconds = time.perf_counter() - start
-            lines.append(
-                f"  {name:<18} {difference:.1e}  {'ok' if good else 'WRONG'}  ({seconds:.2f} s)"
-            )
-        except Exception as error:  # a report must say what happened, whatever it was
-            good = False
-            lines.append(f"  {name:<18} FAILED: {type(error).__name__}: {error}")
-        passed = passed and good
+    for text, good in run_checks(side):
+        lines += text
+        passed = passed and good is not False
+    if not passed and torch.device(device).type == "cuda":
+        lines.append(
+            "after a CUDA error later checks fail with it; CUDA_LAUNCH_BLOCKING=1 tells where it arose"
+        )
     lines.append("all checks passed" if passed else "a check FAILED: please report this text")
     return "\n".join(lines), passed
 
@@ -173,7 +151,13 @@ def main(argv=None) -> int:
         prog="python -m dgcl_ops.doctor", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--device", default="cpu", help="device to check, such as cpu or cuda")
-    text, passed = report(parser.parse_args(argv).device)
+    device = parser.parse_args(argv).device
+    reason = unusable(device)
+    if reason:
+        print("\n".join(installation()))
+        print(f"dgcl_ops.doctor: {reason}; nothing was checked", file=sys.stderr)
+        return 2
+    text, passed = report(device)
     print(text)
     return 0 if passed else 1
 

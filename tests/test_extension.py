@@ -1,11 +1,11 @@
-"""The binary: stable ABI, limited Python API, the levels kept apart, bounded memory; and the doctor's report on it."""
+"""The binary: stable ABI, limited Python API, the levels kept apart, bounded memory."""
 
 import subprocess
 import sys
 
 import pytest
 
-from dgcl_ops import backend_info, doctor
+from dgcl_ops import backend_info
 
 EXTENSION = backend_info()["extension"]
 
@@ -83,45 +83,3 @@ def test_peak_measurement_sees_a_matrix():
     code = PEAK.format(m=4_000, n=8_000, d=16, call="out = (queries @ bank.T).sum()", outputs=0)
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(out.stdout) > 110  # 4,000 x 8,000 x 4 bytes = 122 MB
-
-
-def test_doctor_passes_and_names_what_it_ran(capsys):
-    assert doctor.main([]) == 0
-    text = capsys.readouterr().out
-    assert EXTENSION in text
-    assert "all checks passed" in text
-    for name in doctor.CHECKS:
-        assert f"  {name}" in text
-
-
-@pytest.mark.parametrize("name", list(doctor.CHECKS))
-def test_doctor_sees_a_wrong_operator(name, monkeypatch):
-    """Each check fails when the operator it calls returns something slightly different."""
-    genuine = getattr(doctor, name)
-
-    def nudge(result):
-        if isinstance(result, tuple):
-            return (result[0] + 1e-3, *result[1:])
-        return result + (1 if not result.is_floating_point() else 1e-3)
-
-    def wrong(*args, **kwargs):
-        result = genuine(*args, **kwargs)
-        if result is None:  # in place
-            args[0][0, 0, 0] += 1e-3
-            return None
-        return nudge(result)
-
-    monkeypatch.setattr(doctor, name, wrong)
-    text, passed = doctor.report()
-    assert not passed
-    assert "WRONG" in text
-
-
-def test_doctor_reports_a_failure_as_text(monkeypatch):
-    def broken(device):
-        raise RuntimeError("no such luck")
-
-    monkeypatch.setitem(doctor.CHECKS, "knn_topk", broken)
-    text, passed = doctor.report()
-    assert not passed
-    assert "FAILED: RuntimeError: no such luck" in text
