@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import oracles
 import pytest
@@ -146,18 +149,47 @@ def test_relations(implementation, sizes, skipped, dim, seed):
 def test_threads_change_no_bit(rows):
     from dgcl_ops import ops
 
-    features = random_rows(777, 19, seed=8)
-    asking = None if rows is None else random_rows(rows, 19, seed=9)
-    offsets = spread_offsets(777, 21)
+    features = random_rows(777, 64, seed=8)
+    asking = None if rows is None else random_rows(rows, 64, seed=9)
+    offsets = spread_offsets(777, 2)  # few classes: another order of summation shows in most sums
     want = ops.silhouette_sums(features, offsets, asking)
     threads = torch.get_num_threads()
     try:
         for number in (2, 3, 7):
             torch.set_num_threads(number)
-            for _ in range(3):
+            for _ in range(25):  # a missing wait shows in one call of twenty or so
                 assert torch.equal(ops.silhouette_sums(features, offsets, asking), want)
     finally:
         torch.set_num_threads(threads)
+
+
+DIGEST = """
+import torch
+from dgcl_ops import backend_info
+from dgcl_ops.ops import silhouette_sums
+generator = torch.Generator().manual_seed(0)
+sums = []
+for rows, dim in ((67, 31), (130, 32), (301, 100)):
+    features = torch.randn(rows, dim, generator=generator)
+    offsets = torch.tensor([0, 20, 20, rows])
+    sums += [silhouette_sums(features, offsets), silhouette_sums(features, offsets, features[:50])]
+bits = [hash(tuple(s.view(torch.int64).flatten().tolist())) for s in sums]
+print(backend_info()["cpu_capability"], hash(tuple(bits)))
+"""
+
+
+def test_instruction_sets_agree_bit_for_bit():
+    from dgcl_ops import backend_info
+
+    levels = ("portable", "avx2", "avx512")
+    digests = {}
+    for level in levels[: levels.index(backend_info()["cpu_capability"]) + 1]:
+        env = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
+        command = [sys.executable, "-c", DIGEST]
+        result = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        used, digests[level] = result.stdout.split()
+        assert used == level
+    assert len(set(digests.values())) == 1, digests
 
 
 def test_no_gradient_flows():
