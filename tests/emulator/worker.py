@@ -50,6 +50,8 @@ def library(name: str) -> str:
 @functools.cache
 def environment(mode: str) -> dict[str, str]:
     changed = {**os.environ, **SANITIZER_OPTIONS, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # the same packages as here; without an installed one, the source tree's
+    changed["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), str(build.ROOT)])
     if LIBRARIES[mode]:
         # libstdc++ too: the sanitizer has to find exceptions' functions before PyTorch brings them
         names = [*LIBRARIES[mode], "libstdc++.so.6"]
@@ -102,10 +104,10 @@ def self_test(emulator, name: str) -> None:
         raise AssertionError(f"{name}: wrong values")
 
 
-def operator_cases(emulator, op: str, names: list[str] | None = None) -> None:
+def operator_cases(emulator, op: str, thread: bool = False, names: list[str] | None = None) -> None:
     from . import cases
 
-    cases.check(emulator, op, names)
+    cases.check(emulator, op, thread, names)
 
 
 JOBS = {"self_test": self_test, "cases": operator_cases}
@@ -164,7 +166,7 @@ def main() -> None:
             code = wait(pid, seconds)
             output.seek(0)
             text = output.read().decode(errors="replace")
-        result = Result(code, text[-6000:], round(time.monotonic() - began, 3))
+        result = Result(code, text[-20000:], round(time.monotonic() - began, 3))
         print(json.dumps(result.__dict__), flush=True)
 
 

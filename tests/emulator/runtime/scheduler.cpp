@@ -82,7 +82,7 @@ void prepare_threads(RunningBlock& b) {
     t.state = Thread::State::ready;
     t.site = Site{};
     t.mask = 0;
-    t.num_copies = t.open_group = 0;
+    t.first_copy = t.num_copies = t.open_group = 0;
     b.fibers[i].prepare(fiber_entry, i);
     b.ready.push(i);
   }

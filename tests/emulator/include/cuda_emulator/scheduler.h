@@ -60,9 +60,8 @@ struct Thread {
   Site site;      // where it waits
   uint32_t mask;  // lanes it waits for; 0: the block
   WarpArgument argument;
-  int vote;  // __syncthreads_or and its like
-  PendingCopy copies[kMostCopies];
-  unsigned num_copies, open_group;
+  PendingCopy copies[kMostCopies];  // a ring
+  unsigned first_copy, num_copies, open_group;
 };
 
 struct Block {

@@ -1,0 +1,86 @@
+"""Cases of the contrastive loss and its gradient."""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from .cases import NAN, Case, integers, rows
+
+# Logits are summed over other pairs at a time than on the CPU, in float64; products are float32 sums of up to 130
+# terms in another order, each of 2^-24, in front of an exponential whose slope is at most 1 / temperature.
+LOSS = {torch.float64: 1e-12, torch.float32: 2e-5}
+ROUNDED = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # gradients in the inputs' dtype
+
+
+def losses() -> Iterator[tuple[str, tuple, dict]]:
+    for dtype in (torch.float32, torch.float64):
+        for groups, anchors, negatives, columns in (
+            (1, 1, 0, 1),
+            (2, 15, 1, 3),
+            (1, 16, 127, 16),
+            (2, 17, 128, 31),
+            (1, 33, 129, 33),
+            (1, 5, 260, 130),
+            (1, 3, 10, 260),
+        ):
+            sizes = (groups, anchors, negatives, columns)
+            name = f"{groups} x {anchors} anchors x {negatives} negatives x {columns} {dtype}"
+            thread = dtype == torch.float32 and anchors in (17, 33)
+            yield name, sizes, {"dtype": dtype, "thread": thread}
+    for dtype in (torch.float16, torch.bfloat16):
+        yield f"{dtype}", (2, 9, 20, 24), {"dtype": dtype}
+    counts = {"anchor_counts": integers([0, 5, 18]), "negative_counts": integers([4, 0, 7])}
+    yield "unequal groups", (3, 18, 9, 12), counts | {"thread": True}
+    yield "published offset", (2, 4, 9, 12), {"eps": 1e-6}
+    wild = {"anchor_counts": integers([-4, 50, 3]), "negative_counts": integers([4, 999, -1])}
+    tame = {"anchor_counts": integers([0, 18, 3]), "negative_counts": integers([4, 9, 0])}
+    yield "counts out of range", (3, 18, 9, 12), wild | {"repaired": tame}
+    yield "zero and NaN rows", (2, 5, 6, 7), {"spoil": True}
+
+
+def tensors(sizes: tuple, dtype, spoil: bool) -> tuple:
+    groups, anchors, negatives, columns = sizes
+    three = (
+        rows(groups, anchors, columns, dtype=dtype, seed=1),
+        rows(groups, columns, dtype=dtype, seed=2),
+        rows(groups, negatives, columns, dtype=dtype, seed=3),
+    )
+    if spoil:
+        three[0][0, 2], three[2][0, 3], three[2][1, 4, 1] = 0, 0, NAN
+    return three
+
+
+def forward(sizes: tuple, options: dict, instead: dict | None = None) -> tuple:
+    o = options | (instead or {})
+    three = tensors(sizes, o.get("dtype", torch.float32), o.get("spoil", False))
+    return (*three, 0.5, o.get("anchor_counts"), o.get("negative_counts"), o.get("eps", 0.0))
+
+
+def backward(sizes: tuple, options: dict, wanted: bool, instead: dict | None = None) -> tuple:
+    """From the CPU's loss."""
+    arguments = forward(sizes, options, instead)
+    good = forward(sizes, options, options.get("repaired"))
+    loss, lse = torch.ops.dgcl_ops.density_contrast(*good)
+    return (torch.ones_like(loss), *arguments[:3], lse, *arguments[3:], wanted)
+
+
+def cases() -> Iterator[Case]:
+    partial = functools.partial
+    for name, sizes, options in losses():
+        dtype = options.get("dtype", torch.float32)
+        tolerance = LOSS[torch.float64 if dtype == torch.float64 else torch.float32]
+        thread, repaired = options.get("thread", False), options.get("repaired")
+        make = partial(forward, sizes, options)
+        other = partial(make, repaired) if repaired else None
+        yield Case("density_contrast", name, make, thread, other, tolerance=tolerance)
+        for wanted in (False, True):
+            make = partial(backward, sizes, options, wanted)
+            yield Case(
+                "density_contrast_backward",
+                name + (", all gradients" if wanted else ""),
+                make,
+                thread and wanted,
+                partial(make, repaired) if repaired else None,
+                tolerance=ROUNDED.get(dtype, tolerance),
+            )

@@ -1,0 +1,182 @@
+"""Cases of the nearest-neighbour operators."""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from .cases import INF, NAN, Case, integers, rows, whole_rows
+
+METRICS = ("cosine", "dot", "l2")
+EXACT = {"environment": ("DGCL_OPS_CUDA_SEARCH", "exact")}
+F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+
+
+def searches() -> Iterator[tuple[str, tuple, int, dict]]:
+    """Name, (queries, bank), k and options; for knn_topk and knn_density alike."""
+    for metric in METRICS:
+        # Edges of the tiles: 32 or 64 queries, 16 or 128 bank rows, 32 columns.
+        for queries, bank, columns, k in (
+            (1, 1, 1, 1),
+            (31, 15, 31, 3),
+            (33, 16, 33, 16),
+            (63, 127, 5, 8),
+            (64, 128, 32, 32),
+            (65, 129, 33, 33),
+            (5, 300, 8, 7),
+        ):
+            name = f"{metric} {queries} x {bank} x {columns}, k {k}"
+            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
+            options = {"metric": metric, "thread": queries in (31, 65) and metric != "dot"}
+            yield name, pair, k, options
+        yield f"{metric} ties", (whole_rows(9, 3), whole_rows(150, 3)), 40, {"metric": metric}
+        same = rows(1, 6).expand(200, 6)
+        options = {"metric": metric, "thread": metric == "cosine"}
+        yield f"{metric} equal rows", (rows(3, 6, seed=1), same), 20, options
+        double = rows(34, 133, dtype=F64, seed=1), rows(20, 133, dtype=F64, seed=2)
+        yield f"{metric} double", double, 6, {"metric": metric, "thread": metric == "cosine"}
+        lost = rows(40, 9, seed=2)
+        lost[3, 4], lost[7, 0], lost[11], lost[39, 8] = NAN, INF, 0, -INF
+        asking = rows(6, 9, seed=1)
+        asking[2, 8], asking[4] = NAN, 0
+        yield f"{metric} NaN, infinite and zero rows", (asking, lost), 33, {"metric": metric}
+    for k in (1, 2, 31, 32, 33, 64, 256, 257, 300, 700):
+        yield f"k {k} of 690", (rows(3, 4, seed=1), rows(690, 4, seed=2)), k, {}
+    # Columns beyond what is in shared memory at a time.
+    for columns in (255, 256, 257, 300):
+        yield f"{columns} columns", (rows(3, columns, seed=1), rows(20, columns, seed=2)), 5, {}
+    yield "300 columns, double", (rows(3, 300, dtype=F64, seed=1), rows(20, 300, dtype=F64)), 5, {}
+    # A bank in parts for different blocks, merged at the end.
+    parted = rows(7, 5, seed=1), rows(1600, 5, seed=2)
+    yield "split bank", parted, 9, {"thread": True}
+    yield "split bank of ties", (whole_rows(7, 3, seed=1), whole_rows(1600, 3)), 70, {}
+    yield "split bank, double", tuple(t.double() for t in parted), 9, {"metric": "dot"}
+    for first in (F64, F32, F16, BF16):
+        for second in (F64, F32, F16, BF16):
+            pair = rows(5, 40, dtype=first, seed=1), rows(70, 40, dtype=second, seed=2)
+            yield f"{first} queries, {second} bank", pair, 6, {}
+    for dtype in (F32, F16, BF16):
+        for columns in (8, 9):  # rows that are aligned for 16-byte copies, and others
+            pair = rows(5, columns, seed=1), rows(140, columns, dtype=dtype, seed=2)
+            yield f"unit {dtype} bank, {columns} columns", pair, 6, {"unit_bank": True}
+    views = rows(9, 20, seed=1)[::2, 3:12], rows(80, 40, seed=2)[::2, 1:10]
+    yield "views", views, 4, {"metric": "l2"}
+    spread = (
+        rows(4, 6, seed=1),
+        rows(60, 6, seed=2) * 2.0 ** (torch.arange(60) % 5 * 30 - 60)[:, None],
+    )
+    yield "rows of all lengths", spread, 12, {"thread": True}
+    yield from grouped_searches()
+    yield from exact_searches()
+
+
+def grouped_searches() -> Iterator[tuple[str, tuple, int, dict]]:
+    offsets, counts = integers([2, 2, 40, 105, 106, 110]), integers([30, 9, 33, 0, 1])
+    for metric in METRICS:
+        for itself in (False, True):
+            pair = rows(112, 10, seed=1), rows(5, 33, 10, seed=2)
+            options = {"metric": metric, "offsets": offsets, "counts": counts}
+            options["exclude_self"] = itself
+            options["thread"] = metric == "cosine" and itself
+            name = f"{metric} classes{', not itself' if itself else ''}"
+            yield name, pair, 8, options
+    bank = rows(70, 7, seed=3)
+    yield "bank against itself", (bank, bank), 5, {"exclude_self": True}
+    yield "bank of ties against itself", (bank.round(), bank.round()), 69, {"exclude_self": True}
+    pair = rows(30, 6, seed=1), rows(3, 9, 6)
+    wrong = {"offsets": integers([-3, 20, 20, 99]), "counts": integers([-1, 50, 4])}
+    right = {"offsets": integers([0, 20, 20, 30]), "counts": integers([0, 9, 4])}
+    yield "offsets and counts out of range", pair, 4, wrong | {"repaired": right}
+    yield "offsets that decrease", pair, 4, {"offsets": integers([25, 3, 99, 7]), "anything": True}
+
+
+def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
+    """Without the tensor cores' filter."""
+    for metric in METRICS:
+        for queries, bank, columns, k in (
+            (1, 1, 1, 1),
+            (31, 15, 31, 3),
+            (33, 17, 33, 16),
+            (65, 90, 32, 40),
+            (3, 40, 260, 5),
+        ):
+            name = f"exact {metric} {queries} x {bank} x {columns}, k {k}"
+            options = {"metric": metric, "thread": queries == 33 or columns == 260}
+            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
+            yield name, pair, k, options | EXACT
+    yield "exact ties", (whole_rows(9, 3), whole_rows(150, 3)), 10, EXACT
+    grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
+    yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+
+
+def density_scales(k: int) -> list[int]:
+    return sorted({max(1, k // 3), max(1, k // 2), k})
+
+
+def forward() -> Iterator[Case]:
+    for name, (queries, bank), k, options in searches():
+        thread, repaired = options.get("thread", False), options.get("repaired")
+
+        def arguments(op, name=name, queries=queries, bank=bank, k=k, o=options, instead=None):
+            o = o | (instead or {})
+            flags = o.get("exclude_self", False)
+            common = o.get("metric", "cosine"), o.get("offsets"), o.get("counts"), flags
+            unit = o.get("unit_bank", False)
+            if op == "knn_topk":
+                return (queries, bank, k, *common, unit)
+            return (queries, bank, density_scales(k), *common, len(name) % 2 == 0, unit)
+
+        for op in ("knn_topk", "knn_density"):
+            make = functools.partial(arguments, op)
+            other = functools.partial(arguments, op, instead=repaired) if repaired else None
+            more = {key: options[key] for key in ("anything", "environment") if key in options}
+            yield Case(op, name, make, thread=thread, repaired=other, **more)
+
+
+# Relative to the largest gradient. At most 70 terms are added, in the same order; the CPU fuses a product and a sum
+# only where columns fill a vector, so the last ones may round 70 products. Then the output's own dtype.
+GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7}
+
+
+def backward() -> Iterator[Case]:
+    """From what knn_topk found on the CPU; the upstream gradient has zeros."""
+
+    def case(name, queries, bank, k, metric="cosine", offsets=None, unit=False, thread=False):
+        def arguments():
+            found = torch.ops.dgcl_ops.knn_topk(
+                queries, bank, k, metric, offsets, None, False, unit
+            )
+            upstream = whole_rows(*found[0].shape, dtype=found[0].dtype, seed=9) * 0.75
+            return (upstream, queries, bank, *found, metric, offsets, unit)
+
+        tolerance = GRADIENT[queries.dtype]
+        return Case("knn_topk_backward", name, arguments, thread=thread, tolerance=tolerance)
+
+    for metric in METRICS:
+        for queries, bank, columns, k in (
+            (1, 1, 1, 1),
+            (9, 5, 31, 7),
+            (33, 40, 33, 4),
+            (6, 9, 129, 9),
+        ):
+            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
+            name = f"{metric} {queries} x {bank} x {columns}, k {k}"
+            yield case(name, *pair, k, metric, thread=queries == 9)
+        grouped = rows(30, 10, seed=1), rows(3, 12, 10, seed=2)
+        yield case(f"{metric} classes", *grouped, 5, metric, integers([1, 14, 14, 28]))
+        few = rows(70, 6, seed=1), rows(2, 6, seed=2)
+        yield case(f"{metric} rows that are everybody's", *few, 2, metric)
+    for dtype in (F64, F16, BF16):
+        pair = rows(9, 40, dtype=dtype, seed=1), rows(12, 40, dtype=dtype, seed=2)
+        yield case(f"{dtype}", *pair, 5)
+    yield case("unit bank", rows(9, 5, seed=1), rows(12, 5, seed=2), 4, unit=True)
+    zeros = rows(6, 4, seed=1), rows(12, 4, seed=2)
+    zeros[0][2], zeros[1][3], zeros[1][5, 1] = 0, 0, NAN
+    yield case("zero and NaN rows", *zeros, 12)
+    equal = rows(8, 4, seed=1)
+    yield case("distances of zero", equal, equal.clone(), 3, "l2")
+
+
+def cases() -> Iterator[Case]:
+    yield from forward()
+    yield from backward()
