@@ -1,7 +1,12 @@
 """Builds dgcl_ops._C: one extension on PyTorch's stable ABI and Python's limited API.
 
 Only PyTorch's headers and one library to link with are needed, never a particular build of it: a wheel made
-beside the CPU build also runs beside a CUDA build, and beside later releases.
+beside the CPU build also runs beside a CUDA build, and beside later releases. That holds with CUDA kernels in it
+too: they link the CUDA runtime statically, and need no driver to be loaded.
+
+    DGCL_OPS_CUDA        1: with CUDA kernels, 0: without; unset: with, if PyTorch is a CUDA build and nvcc is found
+    DGCL_OPS_CUDA_ARCHS  compute capabilities, by default "80 86 89 90" (and PTX of the last one for later devices)
+    CUDA_HOME            the CUDA toolkit, if not that of the nvcc in PATH or of the nvidia-cuda-nvcc package
 """
 
 import importlib.metadata
@@ -9,6 +14,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -50,29 +56,107 @@ def find_torch():
     return Path(folder), version
 
 
+def is_cuda_build(torch: Path) -> bool:
+    """Whether this PyTorch was built with CUDA, without importing it."""
+    return bool(re.search(r"^cuda\b.*=\s*'", (torch / "version.py").read_text(), re.MULTILINE))
+
+
+class Toolkit:
+    """nvcc and what belongs to it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.nvcc = root / "bin" / "nvcc"
+        folders = [root / "lib64", root / "lib", root / "targets" / "x86_64-linux" / "lib"]
+        self.libraries = next((f for f in folders if (f / "libcudart_static.a").exists()), None)
+
+    @classmethod
+    def find(cls, torch: Path):
+        """The toolkit of CUDA_HOME, of nvcc in PATH (which may be a script elsewhere), or of a package; or None."""
+        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        roots = [Path(named)] if named else []
+        if not named and (nvcc := shutil.which("nvcc")):
+            told = subprocess.run(
+                [nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False
+            ).stderr
+            if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
+                roots.append(Path(top[1]).resolve())
+        if not named:
+            roots += [Path("/usr/local/cuda"), *sorted((torch.parent / "nvidia").glob("cu[0-9]*"))]
+        toolkits = [cls(root) for root in roots]
+        return next((t for t in toolkits if t.nvcc.exists() and t.libraries), None)
+
+    def version(self) -> str:
+        told = subprocess.run(
+            [self.nvcc, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+        return re.search(r"release ([\d.]+)", told)[1]
+
+    def compile_command(self, archs) -> list[str]:
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        return [str(self.nvcc), *NVCC_FLAGS, *codes]
+
+
+def wanted_toolkit(torch: Path):
+    """The toolkit to build CUDA kernels with, or None where none are wanted."""
+    asked = os.environ.get("DGCL_OPS_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"dgcl_ops: DGCL_OPS_CUDA must be 0, 1 or unset, got {asked}")
+    if asked == "0" or (asked == "" and not is_cuda_build(torch)):
+        return None
+    toolkit = Toolkit.find(torch)
+    if toolkit is None and asked == "1":
+        raise SystemExit(
+            "dgcl_ops: DGCL_OPS_CUDA=1 needs nvcc and libcudart_static.a; set CUDA_HOME to the CUDA toolkit"
+        )
+    if toolkit is None:
+        print(
+            "dgcl_ops: this PyTorch is a CUDA build, but no nvcc was found: building without CUDA kernels"
+        )
+    return toolkit
+
+
 class BuildExtension(build_ext):
     """Adds PyTorch's paths, compiles files side by side, and gives each instruction set its own flags."""
 
     def build_extension(self, ext):
-        if os.environ.get("DGCL_OPS_CUDA") == "1":
-            raise SystemExit(
-                "dgcl_ops: DGCL_OPS_CUDA must be unset or 0 in this version, which has no CUDA kernels, got 1"
-            )
         found = find_torch()
         if found is None:
             raise SystemExit(
                 "dgcl_ops: building needs PyTorch 2.13 or later in the environment; install torch first"
             )
         torch, version = found
+        toolkit = wanted_toolkit(torch)
+        cuda = "no"
+        if toolkit:
+            archs = os.environ.get("DGCL_OPS_CUDA_ARCHS", DEFAULT_ARCHS).split()
+            cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in archs)}"
+            nvcc = toolkit.compile_command(archs)
+            ext.sources += sources("csrc/cuda/*.cpp") + sources("csrc/cuda/*.cu")
+            ext.extra_link_args += [
+                f"-L{toolkit.libraries}",
+                "-l:libcudart_static.a",
+                "-ldl",
+                "-lrt",
+                "-lpthread",
+            ]
+            self.compiler.src_extensions.append(".cu")
         ext.extra_compile_args += ["-isystem", str(torch / "include")]
         ext.library_dirs.append(str(torch / "lib"))
         ext.libraries.append("torch_cpu")
         compiler = " ".join(self.compiler.compiler_so[:1])
-        info = f"stable ABI 2.13, limited API 3.10, headers of torch {version}, {compiler} {' '.join(FLAGS)}, cuda no"
+        flags = f"{compiler} {' '.join(FLAGS)}"
+        info = (
+            f"stable ABI 2.13, limited API 3.10, headers of torch {version}, {flags}, cuda {cuda}"
+        )
         ext.define_macros.append(("DGCL_BUILD_INFO", f'"{info}"'))
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):
+            if suffix == ".cu":
+                self.spawn([*nvcc, "-c", src, "-o", obj])
+                return
             level = LEVEL_FLAGS.get(Path(src).name, []) if X86 else []
             compile_one(obj, src, suffix, cc_args, [*extra, *level], pp_opts)
 
@@ -93,7 +177,22 @@ class BuildExtension(build_ext):
             self.compiler._compile, self.compiler.compile = compile_one, serial_compile
 
 
+def sources(*patterns) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
+
+
 # Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
+DEFAULT_ARCHS = "80 86 89 90"
+NVCC_FLAGS = [
+    *[
+        "-std=c++20",
+        "-O3",
+        "-fmad=false",
+        "--expt-relaxed-constexpr",
+        "-Xcompiler=-fPIC,-fvisibility=hidden",
+    ],
+    *["-Xptxas=-warn-spills,-warn-lmem-usage", "-Werror=all-warnings"],
+]
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 setup(
@@ -102,12 +201,8 @@ setup(
     ext_modules=[
         Extension(
             "dgcl_ops._C",
-            sources=sorted(
-                str(p.relative_to(ROOT))
-                for p in (ROOT / "csrc").rglob("*.cpp")
-                if p.parent.name != "cuda"
-            ),
-            depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
+            sources=sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/**/*.cpp"),
+            depends=sources("csrc/**/*.h", "csrc/**/*.cuh", "csrc/**/*.cu"),
             extra_compile_args=[*FLAGS],
             define_macros=[
                 ("Py_LIMITED_API", "0x030A0000"),
