@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         threshold[row] = start;
         bound[row] = error;
         length[row] = lost ? -1 : 0;
-        if (!lost && !(error < kLargestBound)) overflow[0] = 1;
+        if (!lost && !(error < kLargestBound)) atomicMax(&overflow[0], 1);
       }
     }
     __syncthreads();
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         if (lane != 0) continue;
         length[row] = kept;
         threshold[row] = kth - 2 * bound[row];
-        if (kept > a.capacity - kFilterColumns) overflow[0] = 1;
+        if (kept > a.capacity - kFilterColumns) atomicMax(&overflow[0], 1);
       }
     }
     __pipeline_wait_prior(0);
