@@ -42,6 +42,40 @@ def test_sizes(implementation, device, anchors, negatives):
     check(implementation, case(2, anchors, negatives, device=device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("anchors", "negatives", "columns"),
+    [
+        (15, 63, 4),
+        (16, 64, 8),
+        (17, 65, 9),
+        (33, 127, 15),
+        (2, 128, 16),
+        (1, 129, 17),
+        (3, 257, 66),
+    ],
+)
+def test_tiles(implementation, device, anchors, negatives, columns, dtype):
+    """Around the CUDA kernel's tiles: 16 anchors, 128 (float64: 64) negatives, steps of 16 (8) columns."""
+    check(implementation, case(2, anchors, negatives, columns, dtype=dtype, device=device))
+
+
+def test_a_thousand_columns(implementation, device):
+    """Sums of 1000 terms one by one, for which the tolerance still holds: 1000 roundings of random sign, each of a
+    partial sum below 1, leave about sqrt(1000) = 32 of them."""
+    check(implementation, case(1, 3, 5, 1000, device=device))
+
+
+@pytest.mark.parametrize("negatives", [1, 200])
+@pytest.mark.parametrize("temperature", [1 / 512, 0.01, 0.05])
+def test_logits_far_apart(implementation, device, temperature, negatives):
+    """The running maximum rises in the middle of the stream, and in other lanes at other times."""
+    rows = case(2, 5, negatives, 24, dtype=torch.float64, device=device)
+    for order in (torch.arange(negatives), torch.arange(negatives).flip(0)):
+        loss = check(implementation, (rows[0], rows[1], rows[2][:, order]), temperature)
+        assert bool(loss.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(implementation, device, dtype):
     check(implementation, case(dtype=dtype, device=device))

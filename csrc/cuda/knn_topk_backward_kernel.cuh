@@ -14,19 +14,14 @@ constexpr int kGradientBlocks = 4;  // on a multiprocessor at once, so that 128 
 constexpr int kColumnsPerLane = 4;  // summed at a time
 constexpr int kPairsAtOnce = 2;     // whose rows are under way together
 
-__device__ __forceinline__ int64_t gradient_class_begin(const KnnTopkBackwardArguments& a, int64_t c) {
-  if (a.offsets == nullptr) return c == 0 ? 0 : a.num_queries;
-  const int64_t begin = a.offsets[c];
-  return begin < 0 ? 0 : begin < a.num_queries ? begin : a.num_queries;
-}
-
-// -1 for a query of no class; otherwise in [0, C) even where the offsets make no sense.
+// -1 for a query of no class; otherwise in [0, C), whatever the offsets are.
 __device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {
-  if (query < gradient_class_begin(a, 0) || query >= gradient_class_begin(a, a.num_classes)) return -1;
+  if (a.offsets == nullptr) return 0;
+  if (query < a.offsets[0] || query >= a.offsets[a.num_classes]) return -1;
   int64_t low = 0, high = a.num_classes - 1;  // the last class that begins at the query or before
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (gradient_class_begin(a, middle) <= query)
+    if (a.offsets[middle] <= query)
       low = middle;
     else
       high = middle - 1;

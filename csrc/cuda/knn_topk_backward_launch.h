@@ -14,7 +14,7 @@ struct KnnTopkBackwardArguments {
   const void* grad_values;  // [M, k], float or double
   const void* values;       // [M, k], the same
   const int64_t* indices;   // [M, k]; those outside [0, N) are no neighbours
-  const int64_t* offsets;   // [C + 1] or nullptr: all queries are of class 0; clamped to [0, M]
+  const int64_t* offsets;   // [C + 1] or nullptr: all queries are of class 0
   int64_t num_queries, num_classes, bank_rows, dim, k;
   bool l2, normalise_queries, normalise_bank;
   bool is_double;     // compute in double, not in float
