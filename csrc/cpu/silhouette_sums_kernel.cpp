@@ -16,7 +16,7 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockElements = 1 << 16;  // a widened block, where rows are not longer than kBlockElements / 8
+constexpr int64_t kBlockElements = 1 << 16;  // of a widened block, unless kFewestRows are more
 constexpr int64_t kFewestRows = 8, kMostRows = 64;
 
 // Rows [begin, end) of one block, all of class `group`; -1: of none.
@@ -47,7 +47,7 @@ class Blocks {
   int64_t count() const { return static_cast<int64_t>(first_.size()) - 1; }
   int64_t begin(int64_t block) const { return block * size_; }
   int64_t end(int64_t block) const { return std::min(rows_, begin(block) + size_); }
-  const Segment* segments_begin(int64_t block) const { return &segments_[first_[static_cast<size_t>(block)]]; }
+  const Segment* segments_begin(int64_t block) const { return segments_.data() + first_[static_cast<size_t>(block)]; }
   const Segment* segments_end(int64_t block) const { return segments_begin(block + 1); }
 
   // The block's rows, widened: [size, dim].
