@@ -1,10 +1,12 @@
 // The Python module of the emulated kernels: loading it registers torch.ops.dgcl_emulated, its functions steer the
 // emulator.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 #include <string_view>
 
+#include "include/cuda_emulator/half.h"
 #include "include/cuda_emulator/scheduler.h"
 #include "self_test.h"
 
@@ -51,6 +53,25 @@ bool self_test(std::string_view name) {
   throw pybind11::value_error("no self-test has this name");
 }
 
+// 16-bit words and what they stand for.
+std::vector<float> widen(const std::string& type, const std::vector<int>& words) {
+  std::vector<float> values;
+  for (int word : words) {
+    const auto bits = static_cast<unsigned short>(word);
+    values.push_back(type == "half" ? __half2float(__ushort_as_half(bits))
+                                    : __bfloat162float(__ushort_as_bfloat16(bits)));
+  }
+  return values;
+}
+
+std::vector<int> narrow(const std::string& type, const std::vector<float>& values) {
+  std::vector<int> words;
+  for (float x : values)
+    words.push_back(type == "half" ? __half_as_ushort(__float2half_rn(x))
+                                   : __bfloat16_as_ushort(__float2bfloat16_rn(x)));
+  return words;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_emulated, m) {
@@ -60,4 +81,8 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed and set the statistics to zero.");
   m.def("self_tests", &self_test_names);
   m.def("self_test", &self_test, arg("name"));
+  m.def("widen", &widen);
+  m.def("narrow", &narrow);
+  m.def("matrix_product", &dgcl::self_test::matrix_product);
+  m.def("try_launch", &dgcl::self_test::try_launch);
 }

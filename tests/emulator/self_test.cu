@@ -1,4 +1,4 @@
-#include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "self_test.h"
@@ -98,5 +98,24 @@ constexpr SelfTest kAll[] = {
 }  // namespace
 
 std::span<const SelfTest> all() { return kAll; }
+
+std::vector<float> matrix_product(const std::vector<int>& a, const std::vector<int>& b, const std::vector<float>& c) {
+  if (a.size() != 256 || b.size() != 128 || c.size() != 128) throw std::invalid_argument("wrong sizes");
+  std::vector<__nv_bfloat16> words;
+  for (const std::vector<int>* rows : {&a, &b})
+    for (int bits : *rows) words.push_back(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
+  std::vector<float> sum = c;
+  DGCL_LAUNCH(small_product_kernel, dim3(1), dim3(32), 0, nullptr, words.data(), words.data() + 256, sum.data());
+  return sum;
+}
+
+void try_launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, int allowed) {
+  if (allowed > 0) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(one_kibibyte_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  }
+  DGCL_LAUNCH(one_kibibyte_kernel, dim3(blocks), dim3(threads), dynamic_bytes, nullptr);
+}
 
 }  // namespace dgcl::self_test

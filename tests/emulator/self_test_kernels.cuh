@@ -126,4 +126,24 @@ __global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, f
   for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + place + i % 2] = sum[i];
 }
 
+// c [16][8] += a [16][16] times the transpose of b [8][16]; one warp.
+__global__ void small_product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
+  const int group = threadIdx.x / 4, place = threadIdx.x % 4 * 2;
+  const auto pair = [](const __nv_bfloat16* p) { return load_vector<uint32_t>(p); };
+  uint32_t left[4], right[2];
+  float sum[4];
+  for (int i = 0; i < 4; ++i) {
+    left[i] = pair(a + (group + i % 2 * 8) * 16 + place + i / 2 * 8);
+    sum[i] = c[(group + i / 2 * 8) * 8 + place + i % 2];
+  }
+  for (int i = 0; i < 2; ++i) right[i] = pair(b + group * 16 + place + i * 8);
+  mma_bf16_16x8x16(sum, left, right, sum);
+  for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + place + i % 2] = sum[i];
+}
+
+__global__ void one_kibibyte_kernel() {
+  DGCL_SHARED(float, array, [256]);
+  if (threadIdx.x == 0) array[blockIdx.x % 256] = 0;
+}
+
 }  // namespace dgcl::self_test

@@ -6,6 +6,13 @@
 #include <cstdint>
 #include <type_traits>
 
+// The C library has functions of these names; on a GPU they are the fast and inexact ones.
+#define __expf CUDA_EMULATOR_HAS_NO_FAST_MATH
+#define __logf CUDA_EMULATOR_HAS_NO_FAST_MATH
+#define __powf CUDA_EMULATOR_HAS_NO_FAST_MATH
+#define __sinf CUDA_EMULATOR_HAS_NO_FAST_MATH
+#define __cosf CUDA_EMULATOR_HAS_NO_FAST_MATH
+
 template <typename T>
 T __ldg(const T* address) {
   return *address;
