@@ -4,8 +4,8 @@ Timing. All contenders live in one process and use the same number of threads. A
 is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat,
 forwards and backwards in turn: a slow moment of the machine, and what one leaves to the next in the
 caches, falls on all of them alike. Medians are reported, and ratios are medians of the ratios inside each
-repeat. On CUDA, events around the call are read after a synchronisation. "others" is the largest share
-of the machine's processors that other processes had during a repeat; --calm sets a limit to it.
+repeat. How a call is timed on CUDA: on_cuda.py. "others" is the largest share of the machine's processors
+that other processes had during a repeat; --calm sets a limit to it.
 """
 
 import csv
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import on_cuda
 import torch
 
 from dgcl_ops import backend_info
@@ -45,19 +46,13 @@ def say(text: str) -> None:
 # ---- time -------------------------------------------------------------------------------------------
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
+def seconds(function: Callable[[], object], device: torch.device) -> on_cuda.Timing:
     """How long one call takes, and what it returns."""
     if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        result = function()
-        end.record()
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1e3, result
+        return on_cuda.device_seconds(function, device)
     begin = time.perf_counter()
     result = function()
-    return time.perf_counter() - begin, result
+    return on_cuda.Timing(time.perf_counter() - begin, result, None)
 
 
 class OtherLoad:
@@ -93,7 +88,7 @@ def wait_for_calm(limit: float, deadline: float) -> None:
 
 
 def alternate(
-    runs: dict[str, Callable[[], dict[str, float]]], repeats: int, calm: float | None = None
+    runs: dict[str, Callable[[], dict]], repeats: int, calm: float | None = None
 ) -> tuple[dict[str, list[dict]], float | None]:
     """Runs everything `repeats` times in rotating order; each run returns what it measured.
 
@@ -118,7 +113,7 @@ def alternate(
             time.sleep(REST)
             results[name] = runs[name]()
         share = others.share()
-        latest = ", ".join(f"{name} {results[name]['total']:.3f} s" for name in names)
+        latest = ", ".join(f"{name} {1e3 * results[name]['total']:.2f} ms" for name in names)
         told = "" if share is None else f"; other processes {share:.0%}"
         say(f"  repeat {len(shares) + 1}/{repeats}: {latest}{told}")
         if calm is not None and (share or 0) > calm and time.monotonic() < deadline:
@@ -178,6 +173,7 @@ def _commit() -> str:
 def machine(device: torch.device, others: float | None) -> dict[str, object]:
     """Everything about this run that is not about one contender; `others` from `alternate`."""
     cuda = device.type == "cuda"
+    more = on_cuda.facts(device) if cuda else {}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
         "commit": _commit(),
@@ -190,6 +186,7 @@ def machine(device: torch.device, others: float | None) -> dict[str, object]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "others": "" if others is None else round(others, 3),
+        **more,
     }
 
 

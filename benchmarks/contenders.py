@@ -4,9 +4,11 @@ Each takes raw rows and returns densities: normalising and building an index are
 The plain tellings come from `dgcl_ops.reference`; nothing is programmed a second time here.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import on_cuda
 import torch
 from torch import Tensor
 
@@ -28,11 +30,23 @@ class Problem:
     scales: tuple[int, ...]
     metric: str
     offsets: Tensor | None = None  # [C + 1] int64
+    cuts: tuple[
+        int, ...
+    ] = ()  # the same on the host: who calls class by class must not wait for them
+
+    def copy(self) -> "Problem":
+        """With rows of its own."""
+        copies = {n: getattr(self, n).clone() for n in ("queries", "bank", "unit_bank")}
+        return replace(self, **copies)
+
+    def input_bytes(self) -> int:
+        """Of what each contender reads."""
+        return sum(t.numel() * t.element_size() for t in (self.queries, self.bank))
 
     def classes(self) -> list["Problem"]:
         if self.offsets is None:
             return [self]
-        cuts = self.offsets.tolist()
+        cuts = self.cuts
         return [
             replace(
                 self,
@@ -40,6 +54,7 @@ class Problem:
                 bank=self.bank[c],
                 unit_bank=self.unit_bank[c],
                 offsets=None,
+                cuts=(),
             )
             for c in range(len(cuts) - 1)
         ]
@@ -193,6 +208,26 @@ SINGLE = {
 }
 
 
+def _with_tf32(contender: Contender) -> Contender:
+    def run(problem: Problem) -> Tensor | None:
+        with on_cuda.tf32(True):
+            return contender.run(problem)
+
+    def missing(problem: Problem) -> str:
+        float32 = problem.queries.dtype == torch.float32
+        return contender.missing(problem) if float32 else "TF32 is for float32"
+
+    return Contender(run, missing)
+
+
+def _searching(path: str) -> Contender:
+    def run(problem: Problem) -> Tensor:
+        with on_cuda.search_path(path):
+            return _ours(problem)
+
+    return Contender(run)
+
+
 def _per_class(contender: Contender) -> Contender:
     def run(problem: Problem) -> Tensor | None:
         parts = [contender.run(part) for part in problem.classes()]
@@ -215,5 +250,20 @@ GROUPED = {
 }
 
 
-def contenders_for(grouped: bool) -> dict[str, Contender]:
-    return GROUPED if grouped else SINGLE
+# Faster and less exact; users may have it on.
+WITH_TF32 = {
+    "authors' way, TF32": "authors' way",
+    "matmul + one top-k, TF32": "matmul + one top-k",
+    "TF32 matmul alone": FLOOR,
+}
+FLOORS = (FLOOR, "TF32 matmul alone")
+
+
+@functools.cache
+def contenders_for(grouped: bool, device_type: str = "cpu") -> dict[str, Contender]:
+    offered = GROUPED if grouped else SINGLE
+    if device_type != "cuda":
+        return offered
+    searching = {name: _searching(path) for name, path in on_cuda.SEARCH_PATHS.items()}
+    with_tf32 = {name: _with_tf32(offered[plain]) for name, plain in WITH_TF32.items()}
+    return {**searching, **{n: c for n, c in offered.items() if n != OURS}, **with_tf32}

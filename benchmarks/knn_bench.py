@@ -7,13 +7,15 @@
 A size is MxNxD: queries, bank rows, dimensions. With --classes C, M queries belong to C classes of unequal
 size with N bank rows each. Every contender's densities are compared with a float64 brute force over a random
 subset of the queries first; a contender that is wrong ends the run. How time and memory are taken: common.py,
-peak_memory.py.
+on_cuda.py, peak_memory.py.
 """
 
 import argparse
+import functools
 import statistics
 from pathlib import Path
 
+import on_cuda
 import torch
 from common import (
     CALM_HELP,
@@ -30,7 +32,7 @@ from common import (
     set_threads,
     shared_with,
 )
-from contenders import FLOOR, OURS, contenders_for
+from contenders import FLOORS, OURS, Contender, Problem, contenders_for
 from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 from plots import plot_sweep
 from workloads import DTYPES, SPREADS, build, check_agreement, exact_densities
@@ -54,7 +56,7 @@ SWEEPS = {
 
 def memory_of(name: str, case: dict) -> int:
     """Extra memory of one call, in this process. Called in a fresh one on the CPU."""
-    contender = contenders_for(case["classes"] > 0)[name]
+    contender = contenders_for(case["classes"] > 0, torch.device(case["device"]).type)[name]
     ranks = max(case["scales"])
     classes = case["classes"]
     tiny = dict(case, queries=max(64, 4 * classes), bank=2 * ranks)
@@ -71,7 +73,7 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
     """One row per contender, those that are missing too."""
     device = torch.device(case["device"])
     problem = build(case)
-    offered = contenders_for(case["classes"] > 0)
+    offered = contenders_for(case["classes"] > 0, device.type)
     missing = {name: contender.missing(problem) for name, contender in offered.items()}
     present = {name: contender for name, contender in offered.items() if not missing[name]}
     chosen, expected = exact_densities(problem)
@@ -82,21 +84,28 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
             errors[name] = check_agreement(name, density, problem, chosen, expected, case["dtype"])
         del density
     set_threads(case["threads"])  # every library has been loaded by now
-    measured, others = alternate(
-        {
-            name: lambda run=contender.run: {"total": seconds(lambda: run(problem), device)[0]}
-            for name, contender in present.items()
-        },
-        repeats,
-        calm,
-    )
+    sets = on_cuda.input_sets(problem.input_bytes(), device)
+    problems = on_cuda.rotation(problem, Problem.copy, sets)
+
+    def timed(contender: Contender) -> dict:
+        given = next(problems)
+        timing = seconds(lambda: contender.run(given), device)
+        return {"total": timing.seconds, "ahead": timing.ahead}
+
+    runs = {name: functools.partial(timed, contender) for name, contender in present.items()}
+    if device.type == "cuda":  # the allocator's pools and the clocks
+        for run in runs.values():
+            run()
+    measured, others = alternate(runs, repeats, calm)
     times = {name: [result["total"] for result in results] for name, results in measured.items()}
     facts = machine(device, others)
     rows = []
     for name in offered:
-        row = {**facts, **{k: case[k] for k in COLUMNS if k in case}, "contender": name}
+        row = {**{k: case[k] for k in COLUMNS if k in case}, **facts, "contender": name}
         row["scales"] = " ".join(map(str, case["scales"]))
         row["status"] = missing[name] or "measured"
+        if device.type == "cuda":
+            row["input_sets"] = sets
         if not missing[name]:
             ms = [1e3 * t for t in times[name]]
             row |= {
@@ -107,6 +116,8 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
                 "time_over_ours": round(median_ratio(times[name], times[OURS]), 3),
                 "max_error": f"{errors[name]:.1e}" if name in errors else "",
             }
+            if device.type == "cuda":
+                row["host"] = on_cuda.host_told([result["ahead"] for result in measured[name]])
             if with_memory:
                 extra = extra_memory(memory_of, device, name, case)
                 row["memory_method"] = memory_method(device)
@@ -122,19 +133,20 @@ def report(rows: list[dict]) -> None:
     classes = f", {first['classes']} classes" if first["classes"] else ""
     print(
         f"\nKNN density, {size}{classes}, scales ({first['scales']}), {first['metric']}, {first['dtype']}, "
-        f"{first['data']}; {first['threads']} threads, {first['cpu_capability']}, {first['cpu']}, "
-        f"torch {first['torch']}{shared_with(first)}"
+        f"{first['data']}; {on_cuda.described(first)}{shared_with(first)}"
     )
     table, absent = [], []
     for row in rows:
         if row["status"] != "measured":
             absent.append(f"  absent: {row['contender']}: {row['status']}")
             continue
-        cells = (row["contender"], number(row["median_ms"]), number(row["min_ms"]))
-        cells += (number(row["max_ms"]), number(row["time_over_ours"], 2) + "x")
-        table.append((*cells, number(row.get("extra_mb")), row["max_error"] or "-"))
+        digits = 3 if "host" in row else 1
+        times = (number(row[f"{which}_ms"], digits) for which in ("median", "min", "max"))
+        cells = (row["contender"], *times, number(row["time_over_ours"], 2) + "x")
+        cells += (number(row.get("extra_mb")), row["max_error"] or "-")
+        table.append((*cells, row["host"]) if "host" in row else cells)
     headers = ("contender", "median ms", "min", "max", "time / ours", "extra MB", "max error")
-    print_table(headers, table)
+    print_table((*headers, "host") if "host" in first else headers, table)
     print(*absent, sep="\n")
     faster = [
         f"{row['contender']} ({row['time_over_ours']:.3g}x our time)"
@@ -143,11 +155,11 @@ def report(rows: list[dict]) -> None:
         and row["time_over_ours"] < 1
         and not row["contender"].startswith(OURS)
     ]
-    floor = [f for f in faster if f.startswith(FLOOR)]
+    floor = [f for f in faster if f.startswith(FLOORS)]
     losing = [f for f in faster if f not in floor]
     print("we lose to: " + (", ".join(losing) or "none of those present"))
     if floor:
-        print(f"below us as a floor, without any selection: {floor[0]}")
+        print(f"below us as a floor, without any selection: {', '.join(floor)}")
 
 
 # ---- command line -----------------------------------------------------------------------------------
@@ -204,6 +216,11 @@ def sizes_of(options: argparse.Namespace) -> list[tuple[int, int, int]]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    if reason := on_cuda.why_not(options.device):
+        say(f"knn_bench: {reason}")
+        return 2
+    cuda = torch.device(options.device).type == "cuda"
+    columns, suffix = (COLUMNS + on_cuda.COLUMNS, "_cuda") if cuda else (COLUMNS, "")
     set_threads(options.threads)
     done = []
     for data in options.data:
@@ -217,10 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
                 say(f"DISAGREEMENT, nothing was recorded for this size: {error}")
                 return 1
             report(rows)
-            append_rows(options.out / "knn_bench.csv", COLUMNS, rows)
+            append_rows(options.out / f"knn_bench{suffix}.csv", columns, rows)
             done += rows
         if options.sweep:
-            say(f"plotted {plot_sweep(done, options.sweep, options.out, data)}")
+            say(f"plotted {plot_sweep(done, options.sweep, options.out, data, suffix)}")
             done = []
     return 0
 

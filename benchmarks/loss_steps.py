@@ -1,7 +1,9 @@
 """The contenders of loss_bench.py behind one interface, and their inputs."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import on_cuda
 import torch
 from common import seconds
 from torch import Tensor
@@ -76,6 +78,23 @@ def make_batch(size: Size, present: int, background: float | None, device: torch
     return projections.requires_grad_(), labels.to(device), features
 
 
+def copy_batch(batch: Batch) -> Batch:
+    projections, *others = (part.detach().clone() for part in batch)
+    return projections.requires_grad_(), *others
+
+
+def input_bytes(batch: Batch) -> int:
+    return sum(part.numel() * part.element_size() for part in batch)
+
+
+def parts_of_a_step(forward, backward, push, push_seconds: float | None = None) -> dict:
+    """What `timed` returns, from the parts' timings."""
+    push_seconds = push.seconds if push_seconds is None else push_seconds
+    parts = {"forward": forward.seconds, "backward": backward.seconds, "push": push_seconds}
+    ahead = None if push.ahead is None else forward.ahead and backward.ahead and push.ahead
+    return {**parts, "total": sum(parts.values()), "ahead": ahead}
+
+
 def bank_rows(size: Size, c: int) -> tuple[Tensor, Tensor, Tensor]:
     """What class c's bank holds: features, projections, and densities, which only rank the rows.
 
@@ -124,17 +143,15 @@ class OurStep:
         loss.backward()
         return loss
 
-    def timed(self, batch: Batch, device: torch.device) -> dict[str, float]:
+    def timed(self, batches: Iterator[Batch], device: torch.device) -> dict:
         """Seconds of each part of one step. The push is inside forward: a second forward goes without it."""
-        alone, _ = seconds(lambda: self.forward(batch), device)
-        both, loss = seconds(lambda: self.loss(*batch), device)
-        backward, _ = seconds(loss.backward, device)
-        return {
-            "forward": alone,
-            "backward": backward,
-            "push": both - alone,
-            "total": both + backward,
-        }
+        batch = next(batches)
+        alone = seconds(lambda: self.forward(batch), device)
+        batch = next(batches)
+        both = seconds(lambda: self.loss(*batch), device)
+        backward = seconds(both.result.backward, device)
+        batch[0].grad = None
+        return parts_of_a_step(alone, backward, both, both.seconds - alone.seconds)
 
 
 class Published:
@@ -168,13 +185,47 @@ class Published:
         self.step.update(*batch)
         return loss
 
-    def timed(self, batch: Batch, device: torch.device) -> dict[str, float]:
+    def timed(self, batches: Iterator[Batch], device: torch.device) -> dict:
         """Seconds of each part of one step."""
-        forward, loss = seconds(lambda: self.forward(batch), device)
-        backward, _ = seconds(loss.backward, device)
-        push, _ = seconds(lambda: self.step.update(*batch), device)
-        total = forward + backward + push
-        return {"forward": forward, "backward": backward, "push": push, "total": total}
+        batch = next(batches)
+        forward = seconds(lambda: self.forward(batch), device)
+        backward = seconds(forward.result.backward, device)
+        batch[0].grad = None
+        push = seconds(lambda: self.step.update(*batch), device)
+        return parts_of_a_step(forward, backward, push)
 
 
-BUILDERS = {OURS: OurStep, PUBLISHED: Published}
+class Under:
+    """A step that runs under a setting: `setting()` is a context."""
+
+    def __init__(self, step: OurStep | Published, setting: Callable):
+        self.step, self.setting = step, setting
+
+    def forward(self, batch: Batch) -> Tensor:
+        with self.setting():
+            return self.step.forward(batch)
+
+    def whole(self, batch: Batch) -> Tensor:
+        with self.setting():
+            return self.step.whole(batch)
+
+    def timed(self, batches: Iterator[Batch], device: torch.device) -> dict:
+        with self.setting():
+            return self.step.timed(batches, device)
+
+
+def builders(device_type: str) -> dict[str, Callable]:
+    """How to build each contender, from a size and a device."""
+    if device_type != "cuda":
+        return {OURS: OurStep, PUBLISHED: Published}
+
+    def under(step, setting, value):
+        return lambda size, device: Under(step(size, device), lambda: setting(value))
+
+    return {
+        **{
+            name: under(OurStep, on_cuda.search_path, p) for name, p in on_cuda.SEARCH_PATHS.items()
+        },
+        PUBLISHED: Published,
+        f"{PUBLISHED}, TF32": under(Published, on_cuda.tf32, True),
+    }

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import on_cuda
+
 AXES = {"n": ("bank", "bank rows N"), "d": ("dim", "dimensions D")}
 # One look per contender in every picture; ours stands out.
 STYLES = {
     "dgcl_ops": ("#c0392b", "o", 2.4),
     "dgcl_ops, unit bank": ("#e59866", "o", 1.4),
+    "dgcl_ops, exact search": ("#7b241c", "o", 1.4),
     "authors' way": ("#1f618d", "s", 1.4),
     "matmul + one top-k": ("#2980b9", "^", 1.4),
     "fp32 matmul alone": ("#7f8c8d", "x", 1.2),
@@ -16,8 +19,8 @@ STYLES = {
 }
 
 
-def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
-    """Draws rows of knn_bench.py that differ in N or in D only."""
+def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: str = "") -> Path:
+    """Draws rows of knn_bench.py that differ in N or in D only. `suffix`: of the file's name."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,9 +36,11 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
     )
     for name in dict.fromkeys(row["contender"] for row in measured):
         own = [row for row in measured if row["contender"] == name]
-        color, marker, width = STYLES.get(name, (None, ".", 1.2))
+        with_tf32 = name.endswith(", TF32")
+        color, marker, width = STYLES.get(name.removesuffix(", TF32"), (None, ".", 1.2))
         style = {
             "label": name,
+            "linestyle": "--" if with_tf32 else "-",
             "color": color,
             "marker": marker,
             "linewidth": width,
@@ -56,11 +61,10 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str) -> Path:
     others["d"] = f"M = {first['queries']:,}, N = {first['bank']:,}"
     figure.suptitle(
         f"KNN density, {others[sweep]}, {data}, {first['metric']}, {first['dtype']}, scales "
-        f"{first['scales']}\n{first['cpu']}, {first['threads']} threads, {first['cpu_capability']}, "
-        f"torch {first['torch']}, {first['date'][:10]}",
+        f"{first['scales']}\n{on_cuda.described(first)}, {first['date'][:10]}",
         fontsize=9,
     )
-    path = folder / f"knn_{data}_over_{sweep}.png"
+    path = folder / f"knn_{data}_over_{sweep}{suffix}.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path

@@ -11,8 +11,7 @@ import types
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from recorded import pretend_graphs
 
 import dgcl_ops
 from dgcl_ops import _doctor_search, _doctor_step, doctor
@@ -357,41 +356,9 @@ def test_a_step_that_waits_fails(sync_debug):
     assert sync_debug.mode == 0
 
 
-class Recorder(TorchDispatchMode):
-    """A CUDA graph in small: the operations of one run, with the tensors and numbers they were called with."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def replay(self):
-        for function, args, kwargs, recorded in self.calls:
-            inputs = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
-            for old, new in zip(tensors(recorded), tensors(function(*args, **kwargs)), strict=True):
-                if old.untyped_storage().data_ptr() not in inputs:  # neither a view nor in place
-                    old.copy_(new)
-
-
-def tensors(values) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-
-
 @pytest.fixture
 def cuda_graphs(monkeypatch):
-    """torch.cuda.graph and what goes with it, without a device: capturing also runs, which the check must not mind."""
-    stream = types.SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    pretend_graphs(monkeypatch)
 
 
 def test_a_recorded_step_does_what_eager_steps_do(cuda_graphs):

@@ -7,9 +7,11 @@ values, a copy to another device. On the CPU all of it is free and goes unnotice
 import pytest
 import torch
 from loss_oracle import STRATEGIES, B, C, D, E, H, W, batch_of, filled, loss_of
+from recorded import pretend_graphs
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dgcl_ops._doctor_step import captured
 from dgcl_ops.losses import PseudoLabelLoss
 from dgcl_ops.memory import MemoryBank
 
@@ -204,3 +206,108 @@ def test_shapes_alone_decide_the_sizes_of_all_tables():
         shapes.append([table.index.shape for table in tables] + [chosen.candidates.pixels.shape])
     assert shapes[0] == shapes[1] == shapes[2]
     assert shapes[0] == [(C, 6), (C, 3), (C, 9), (C, 6), (70,)]
+
+
+# ---- CUDA ---------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_cuda_build = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(),
+    reason="needs a CUDA build of PyTorch, with or without a GPU",
+)
+FULL = (14, 14, 14, 14, 14)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_no_tensor_of_a_step_on_cuda_is_left_on_the_host(setting):
+    """Tensors without values: an operation on two devices raises. Forward and push; autograd wants a GPU."""
+    with FakeTensorMode(), torch.no_grad():
+        module = loss_of(device="cuda", **setting)
+        labels = torch.zeros(B, H, W, dtype=torch.uint8, device="cuda")
+        projections = torch.zeros(B, E, H, W, device="cuda")
+        features = torch.zeros(B, D, H, W, device="cuda")
+        value = module(projections, labels, features, torch.zeros(B, H, W, device="cuda"))
+        module.bank.push(features, projections, labels)
+        results = [value, module.bank.checksum(), *module.diagnostics().values()]
+    assert {tensor.device.type for tensor in results} == {"cuda"}
+
+
+def steps_on_cuda(module, batches) -> None:
+    for batch in batches:
+        projections = batch["projections"].clone().requires_grad_()
+        module(**{**batch, "projections": projections}).backward()
+        module.bank.push(batch["features"], projections, batch["labels"])
+        module.bank.checksum()
+        module.diagnostics()
+
+
+@pytest.fixture
+def cuda_that_refuses_to_wait():
+    """A function that makes PyTorch raise wherever the host would wait; after the test it may again."""
+    yield lambda: (torch.cuda.synchronize(), torch.cuda.set_sync_debug_mode("error"))
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_pytorch_sees_no_step_wait(setting, cuda_that_refuses_to_wait):
+    module = loss_of(device="cuda", **setting)
+    batches = [on_device(batch_of(seed=seed, counts=FULL), "cuda") for seed in range(4)]
+    steps_on_cuda(module, batches)  # libraries set themselves up
+    cuda_that_refuses_to_wait()
+    steps_on_cuda(module, batches)
+
+
+@needs_gpu
+def test_pytorch_sees_a_step_that_waits(monkeypatch, cuda_that_refuses_to_wait):
+    module = loss_of(device="cuda")
+    batches = [on_device(batch_of(), "cuda")]
+    steps_on_cuda(module, batches)
+    ready = MemoryBank.ready
+    monkeypatch.setattr(MemoryBank, "ready", lambda bank: ready(bank) & bool(ready(bank).any()))
+    cuda_that_refuses_to_wait()
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        steps_on_cuda(module, batches)
+
+
+def on_device(batch: dict, device: str) -> dict:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_a_step_can_be_a_cuda_graph(setting, device, monkeypatch):
+    """One recorded step, replayed on other batches while the bank fills, does what eager steps do."""
+    if device == "cpu":
+        pretend_graphs(monkeypatch)
+    batches = [batch_of(seed=seed, counts=FULL) for seed in (1, 2, 3)]
+    batches += [batch_of(seed=4), batch_of(seed=5, counts=(0, 0, 0, 0, 0))]
+    eager, module = (loss_of(device=device, **setting) for _ in range(2))
+    beginning = {name: part.clone() for name, part in module.state_dict().items()}
+    given = on_device(batch_of(seed=9, counts=FULL), device)
+    leaf = given["projections"].requires_grad_()
+
+    def step():
+        value = module(**given)
+        return value.detach(), *torch.autograd.grad(value, leaf)
+
+    replay = captured(step, device)
+    with torch.no_grad():
+        for name, part in module.state_dict().items():
+            part.copy_(beginning[name])
+    gradients = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            for name, part in given.items():
+                part.copy_(batch[name])
+        value, gradient = replay()
+        batch = on_device(batch, device)
+        batch["projections"].requires_grad_()
+        expected = eager(**batch)
+        torch.testing.assert_close(value, expected.detach())
+        (wanted,) = torch.autograd.grad(expected, batch["projections"])
+        torch.testing.assert_close(gradient, wanted)
+        gradients += wanted.abs().sum().item()
+        for name, part in eager.state_dict().items():
+            assert torch.equal(module.state_dict()[name], part), name
+    assert gradients > 0  # there was something to compare

@@ -1,0 +1,52 @@
+"""CUDA graphs in small, for machines without a GPU: operations recorded once and repeated on the same tensors."""
+
+import contextlib
+import types
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def tensors(values) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+class Recorder(TorchDispatchMode):
+    """The operations of one run, with the tensors and the numbers they were called with.
+
+    Like a graph, a replay reads what the tensors hold by then, and does nothing anew that the host decided. Unlike
+    one, recording also runs.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        for function, args, kwargs, recorded in self.calls:
+            inputs = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+            again = tensors(function(*args, **kwargs))
+            for old, new in zip(tensors(recorded), again, strict=True):
+                if old.untyped_storage().data_ptr() not in inputs:  # neither a view nor in place
+                    old.copy_(new)
+
+
+def pretend_graphs(monkeypatch) -> None:
+    """torch.cuda.graph, and what is used around it, on CPU tensors."""
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "device": contextlib.nullcontext,
+        "current_stream": lambda: stream,
+        "Stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "CUDAGraph": Recorder,
+        "graph": lambda graph: graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
