@@ -33,16 +33,21 @@ def class_counts() -> Iterator[Case]:
     yield case("stray labels", stray, 7, 255, repaired=(labels(300, 7), 7, 255))
 
 
+def doubled(maps):
+    """Channel last, with every channel twice."""
+    return torch.cat([maps, maps], 1).contiguous(memory_format=torch.channels_last)
+
+
 def gather_rows() -> Iterator[Case]:
     layouts = {
         "channel first": lambda maps: maps,
         "channel last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
         "cropped": lambda maps: torch.nn.functional.pad(maps, (1, 2, 3, 1))[..., 3:-1, 1:-2],
-        "one channel off": lambda maps: torch.cat([maps, maps], 1).contiguous(
-            memory_format=torch.channels_last
-        )[:, 1 : 1 + maps.shape[1]],
+        "one channel off": lambda maps: doubled(maps)[:, 1 : 1 + maps.shape[1]],
+        # aligned pixels that are no whole number of vectors
+        "first channels": lambda maps: doubled(maps)[:, : maps.shape[1]],
     }
-    sizes = [(1, 1, 1, 1), (2, 31, 3, 7), (2, 32, 4, 9), (1, 33, 5, 5), (3, 64, 2, 3)]
+    sizes = [(1, 1, 1, 1), (2, 6, 2, 3), (2, 31, 3, 7), (2, 32, 4, 9), (1, 33, 5, 5), (3, 64, 2, 3)]
     for layout, turn in layouts.items():
         for size in sizes:
             for number in (1, 31, 33, 70):
@@ -110,6 +115,13 @@ def memory_push() -> Iterator[Case]:
     for columns in (4, 8, 128, 132):  # copied by 16 bytes
         state = push(2, 6, 4, columns, 8, f32, f32, [6, 2], [5, 2], [4, 3])
         yield case(f"{columns} columns as they are", state, False, thread=columns == 132)
+    for columns, width in (
+        (33, 36),
+        (8, 9),
+    ):  # vectors fit the rows but not the ring, or the other way round
+        state = list(push(2, 6, 4, columns, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
+        state[5] = rows(2, 4, width, seed=4)[..., :columns]
+        yield case(f"{columns} columns of {width}", state, False)
     wide = list(push(2, 6, 8, 66, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
     wide[5:8] = wide[5][:, ::2, 33:], wide[6][:, ::2], wide[7][:, ::2]
     wide[0] = wide[0][..., :33].contiguous()

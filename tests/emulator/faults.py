@@ -1,0 +1,216 @@
+"""Plants faults in a copy of the CUDA kernels and sees whether the emulator finds them.
+
+    python -m emulator.faults [--op knn_topk] [--kind "missing barrier"]        (from tests/)
+
+A fault is a small change of one file's text. Only the changed kernel is compiled anew. The operator's cases run in
+the mode that ought to find it, then in the others, until one does. A fault that no mode finds is either a hole in the
+cases or no fault: the lists say why a tempting change is not in them.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build, worker
+
+# Kernels whose launchers and bindings an operator needs.
+STEMS = {
+    "knn_topk": ("knn_search", "knn_topk"),
+    "knn_density": ("knn_search", "knn_density"),
+}
+SCHEDULES = (
+    ("reverse", 1),
+    ("random", 2),
+    ("sequential", 3),
+)  # of the plain mode; others take the second
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    op: str  # whose cases are to find it
+    file: str  # in csrc/cuda
+    old: str  # occurs once
+    new: str
+    by: str = "plain"  # the mode that is tried first
+
+
+@dataclass(frozen=True)
+class Found:
+    fault: Fault
+    mode: str | None
+    how: str
+    seconds: float
+
+    def __str__(self) -> str:
+        place = f"{self.fault.op}, {self.fault.file}: {self.fault.kind}"
+        return f"{place}: {self.mode or 'NOT FOUND'} ({self.how}, {self.seconds:.1f} s)"
+
+
+def all_faults() -> list[Fault]:
+    from . import faults_contrast, faults_copies, faults_search
+
+    return [*faults_copies.FAULTS, *faults_search.FAULTS, *faults_contrast.FAULTS]
+
+
+def plant(fault: Fault, folder: Path) -> Path:
+    """A copy of the sources with the fault in them; returns its csrc."""
+    csrc = folder / "csrc"
+    for part in ("cuda", "math"):
+        shutil.copytree(build.ROOT / "csrc" / part, csrc / part)
+    file = csrc / "cuda" / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise LookupError(
+            f"{fault.file} has {text.count(fault.old)} times, not once, the text that the fault "
+            f"{fault.kind!r} changes: {fault.old!r}"
+        )
+    file.write_text(text.replace(fault.old, fault.new))
+    return csrc
+
+
+def includes(source: Path, seen: set[Path]) -> set[Path]:
+    """The files that a source is made of."""
+    if source not in seen:
+        seen.add(source)
+        for name in re.findall(r'#include "(.+)"', source.read_text()):
+            if (source.parent / name).exists():
+                includes((source.parent / name).resolve(), seen)
+    return seen
+
+
+def build_faulty(fault: Fault, mode: str, csrc: Path) -> Path:
+    """The operator's module with the kernels that hold the fault compiled anew, the rest as it was built."""
+    own, shared = build.CACHE / mode, build.CACHE / "shared"
+    changed = (csrc / "cuda" / fault.file).resolve()
+    objects = []
+    for stem in STEMS.get(fault.op, (fault.op,)):
+        source = csrc / "cuda" / f"{stem}_launch.cu"
+        if changed in includes(source.resolve(), set()):
+            # first in the link: of an inline function in several objects, the first one counts
+            target = csrc / f"{mode}_{stem}.o"
+            command = f"{build.kernel_command(mode)} -O1 -w -x c++ -c {source} -o {target}"
+            subprocess.run(command.split(), check=True, capture_output=True, text=True)
+            objects.insert(0, target)
+        else:
+            objects.append(own / f"{source.name}.o")
+        objects.append(shared / f"{stem}_binding.cpp.o")
+    assert any(csrc in o.parents for o in objects), f"{fault.op} is not made of {fault.file}"
+    sources = build.Sources()
+    extra = [build.object_of(own, s) for s in sources.runtime()]
+    extra += [own / "errors.cu.o", own / "self_test.cu.o", shared / "module.cpp.o"]
+    extra += [build.object_of(shared, s) for s in sources.operators()]
+    module = csrc / f"{mode}.so"
+    command = [*build.link_command(mode).split(), *map(str, [*objects, *extra])]
+    subprocess.run([*command, "-ltorch_cpu", "-o", str(module)], check=True, capture_output=True)
+    return module
+
+
+class Bench:
+    """Workers of all modes for every thread that looks for faults."""
+
+    def __init__(self):
+        self._stack, self._own, self._lock = (
+            contextlib.ExitStack(),
+            threading.local(),
+            threading.Lock(),
+        )
+
+    def __enter__(self) -> "Bench":
+        for mode in build.MODES:
+            build.build(mode)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def process(self, mode: str) -> worker.Worker:
+        workers = self._own.__dict__.setdefault("workers", {})
+        if mode not in workers:
+            with self._lock:
+                workers[mode] = self._stack.enter_context(worker.Worker(mode, seconds=60))
+        return workers[mode]
+
+    def runs(self, fault: Fault, mode: str, module: Path) -> Iterable[worker.Result]:
+        for schedule, seed in SCHEDULES if mode == "plain" else SCHEDULES[1:2]:
+            thread = mode == "thread"
+            options = {"op": fault.op, "thread": thread, "schedule": schedule, "seed": seed}
+            yield self.process(mode).run("cases", file=module, **options)
+
+    def look_for(self, fault: Fault) -> Found:
+        seconds = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            csrc = plant(fault, Path(folder).resolve())
+            for mode in sorted(build.MODES, key=lambda m: m != fault.by):
+                module = build_faulty(fault, mode, csrc)
+                for result in self.runs(fault, mode, module):
+                    seconds += result.seconds
+                    if not result.clean:
+                        return Found(fault, mode, said(result), seconds)
+        return Found(fault, None, "all cases pass", seconds)
+
+    def look_for_all(self, faults: Iterable[Fault]) -> list[Found]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.look_for, faults))
+
+
+def said(result: worker.Result) -> str:
+    """The line that tells what was found."""
+    if result.code < 0:
+        return f"signal {-result.code}"
+    lines = [line for line in result.output.splitlines() if line.strip()]
+    telling = ("SUMMARY:", "CUDA emulator:", "runtime error:", "result ", "RuntimeError", "ERROR")
+    for text in telling:
+        for line in lines:
+            if text in line:
+                return line.strip()[:150]
+    return lines[-1].strip()[:150] if lines else f"exit code {result.code}"
+
+
+def table(found: list[Found]) -> str:
+    kinds = list(dict.fromkeys(f.fault.kind for f in found))
+    width = max(map(len, kinds))
+    lines = [f"{'kind':{width}}  planted  found  by"]
+    for kind in kinds:
+        of_kind = [f for f in found if f.fault.kind == kind]
+        modes = Counter(f.mode for f in of_kind if f.mode)
+        by = ", ".join(f"{mode} {modes[mode]}" for mode in build.MODES if modes[mode])
+        lines.append(f"{kind:{width}}  {len(of_kind):7}  {sum(modes.values()):5}  {by}")
+    total = sum(f.mode is not None for f in found)
+    share = 100 * total / len(found)
+    lines.append(f"{'all':{width}}  {len(found):7}  {total:5}  {share:.0f} %")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    sys.path.append(str(build.ROOT))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", action="append")
+    parser.add_argument("--kind")
+    chosen = parser.parse_args()
+    faults = [
+        f
+        for f in all_faults()
+        if (not chosen.op or f.op in chosen.op) and (chosen.kind or "") in f.kind
+    ]
+    with Bench() as bench:
+        found = bench.look_for_all(faults)
+    for each in found:
+        print(each)
+    print(table(found))
+    return 0 if all(f.mode for f in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
