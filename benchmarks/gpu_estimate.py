@@ -1,0 +1,324 @@
+"""What the search's CUDA kernels can at best do on two GPUs: arithmetic, not measurement.
+
+    python benchmarks/gpu_estimate.py [--survivors 60] [--out benchmarks/results]
+
+Occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, sizes of tiles from the
+sources. Each time is a lower bound: what one resource needs if nothing else holds it up; the largest is the bound. It
+shows where the first profile should look, and no more.
+"""
+
+import argparse
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+LABEL = "ESTIMATE: nothing here has run on a GPU"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Published peaks of one GPU; bytes_per_clock is L2's, of the A100 white paper, assumed for the H100 as well."""
+
+    name: str
+    arch: str
+    processors: int
+    clock: float  # Hz, at which the tensor peak is stated
+    fp32: float  # FLOP/s
+    tf32: float  # dense
+    bf16: float
+    mma_sync: float  # share of the tensor peak that mma.sync can reach
+    memory: float  # B/s
+    shared: int  # bytes of a multiprocessor
+    shared_block: int  # at most, of a block
+    bytes_per_clock: int = 5120
+
+    @property
+    def cache(self) -> float:
+        """B/s of L2."""
+        return self.bytes_per_clock * self.clock
+
+
+# fmt: off
+A100 = Device("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 19.5e12, 156e12, 312e12, 1.0, 2.039e12, 164 << 10, 163 << 10)
+H100 = Device("H100 SXM", "sm_90", 132, 1.83e9, 66.9e12, 494.7e12, 989.4e12, 0.6, 3.35e12, 228 << 10, 227 << 10)
+# fmt: on
+WARP, SCHEDULERS, REGISTERS, WARPS, BLOCKS = 32, 4, 65536, 64, 32
+SHARED_WIDTH = 128  # bytes of shared memory a clock
+RESERVED, SHARED_UNIT, REGISTER_UNIT = 1024, 128, 256  # shared memory of a block; granularities
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`classes` banks of `bank` rows each, `queries` for each of them."""
+
+    name: str
+    classes: int
+    queries: int
+    bank: int
+    dim: int
+
+
+PIXELS = 8 * 129 * 129
+PROBLEMS = (
+    Problem("10,000 x 10,000 x 256", 1, 10000, 10000, 256),
+    Problem("VOC step: 21 classes", 21, min(10000, PIXELS // 21), 10000, 256),
+    Problem("Cityscapes step: 19 classes", 19, min(10000, PIXELS // 19), 10000, 256),
+)
+
+
+def constant(file: str, name: str) -> int:
+    """An integer constant of the sources."""
+    found = re.search(rf"constexpr int .*?\b{name} = (\d+)", (CUDA / file).read_text())
+    if not found:
+        raise LookupError(f"{file} has no {name}")
+    return int(found[1])
+
+
+FILTER_QUERIES = constant("knn_search_launch.h", "kItemQueries")
+FILTER_COLUMNS = constant("knn_filter_tile.cuh", "kFilterColumns")
+FILTER_STEP = constant("knn_filter_tile.cuh", "kFilterStep")
+FILTER_DEPTH = constant("knn_filter_tile.cuh", "kFilterDepth")
+FILTER_THREADS = constant("knn_filter_tile.cuh", "kFilterThreads")
+EXACT_QUERIES = constant("knn_exact_kernel.cuh", "kExactRows")
+EXACT_COLUMNS, EXACT_ROW = 16, 1024  # kExactColumns<float>; bytes of kExactDepth columns
+EXACT_THREADS = constant("knn_exact_kernel.cuh", "kExactThreads")
+PADDING = 8  # elements, of rows in the filter's shared memory
+
+# kernel -> dynamic shared memory of its launch, in bytes: kFilterShared, kExactShared
+DYNAMIC = {
+    f"knn_filter_kernel<{stored}>": FILTER_QUERIES * (FILTER_DEPTH + PADDING) * 2
+    + 2 * FILTER_COLUMNS * (FILTER_STEP + PADDING) * size
+    + FILTER_DEPTH * 4
+    for stored, size in (("float", 4), ("__nv_bfloat16", 2), ("__half", 2))
+} | {
+    f"knn_exact_kernel<{kind}>": (EXACT_QUERIES + 2 * columns) * EXACT_ROW
+    for kind, columns in (("float, false", EXACT_COLUMNS), ("double, false", EXACT_COLUMNS // 2))
+}
+OTHERS = (
+    *("density_contrast_kernel<float>", "contrast_gradient_kernel<float, true>"),
+    *("knn_query_gradient_kernel<float>", "knn_topk_kernel<float>", "silhouette_sums_kernel"),
+)
+
+
+COLUMNS = (
+    *("kind", "problem", "device", "method", "resource", "amount", "unit", "least_ms"),
+    *("is_bound", "balance"),
+)
+
+# ---- occupancy ------------------------------------------------------------------------------------
+
+
+def round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def occupancy(device: Device, registers: int, threads: int, shared: int) -> dict:
+    """Blocks and warps that a multiprocessor holds, and what limits them."""
+    warps = -(-threads // WARP)
+    each = round_up(max(registers, 1) * WARP, REGISTER_UNIT)
+    limits = {
+        "threads": WARPS // warps,
+        "blocks": BLOCKS,
+        "registers": REGISTERS // SCHEDULERS // each * SCHEDULERS // warps,
+        "shared memory": device.shared // (round_up(shared, SHARED_UNIT) + RESERVED),
+    }
+    if shared > device.shared_block:
+        limits["shared memory"] = 0
+    blocks = min(limits.values())
+    by = min(limits, key=limits.get)
+    return {"blocks": blocks, "warps": blocks * warps, "limit": by}
+
+
+def resources() -> dict[tuple[str, str], dict]:
+    with (CUDA / "resources.csv").open(newline="") as file:
+        return {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
+
+
+def kernel_occupancy(device: Device, kernel: str) -> dict:
+    row = resources()[kernel, device.arch]
+    shared = int(row["static_shared"]) + DYNAMIC.get(kernel, 0)
+    found = occupancy(device, int(row["registers"]), int(row["threads"]), shared)
+    return {"registers": int(row["registers"]), "shared": shared, **found}
+
+
+# ---- roofline ----------------------------------------------------------------------------------
+
+
+def balance(device: Device, problem: Problem, kernel: str) -> float:
+    """Share of the time that resident blocks have work, as plan_knn_search cuts the work up: 1 is best."""
+    resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
+    tiles = problem.classes * -(-problem.queries // FILTER_QUERIES)
+    places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
+    splits = max(1, min(-(-resident // places), -(-problem.bank // 512), 32))
+    items = tiles * splits
+    rounds = -(-items // min(resident, places * splits))
+    return items / (rounds * resident)
+
+
+@dataclass(frozen=True)
+class Need:
+    """So much of one resource, of which the device has `rate` a second."""
+
+    amount: float
+    unit: str
+    rate: float
+
+    @property
+    def seconds(self) -> float:
+        return self.amount / self.rate
+
+
+def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) -> dict[str, Need]:
+    """What knn_filter_kernel needs, whose bank elements have `size` bytes.
+
+    An inner step is 16 columns of a tile. As counted in the compiled loop for sm_80, a warp's step is 49 instructions:
+    8 mma, 16 LDS.32 of queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access), 8 FFMA, 4 packs
+    and 7 others.
+    """
+    warps = FILTER_THREADS // WARP
+    items = p.classes * -(-p.queries // FILTER_QUERIES)
+    tiles = items * -(-p.bank // FILTER_COLUMNS)
+    steps = tiles * round_up(p.dim, FILTER_STEP) // 16
+    chosen = p.classes * p.queries * survivors
+    clocks = device.processors * device.clock
+    # 1 or 2 accesses for a pair of each lane; staging writes every element once
+    accesses = steps * (
+        warps * (16 + 4 * size // 2 + 2) + FILTER_COLUMNS * 16 * size // SHARED_WIDTH
+    )
+    # staging and barriers: 60 instructions a warp for 32 columns; selection: 4 a score
+    issued = steps * warps * (49 + 30) + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
+    bank_bytes = p.classes * p.bank * p.dim * size
+    flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
+    # the bank for bounds, and again for scores; the queries
+    memory = 2 * bank_bytes + p.classes * p.queries * p.dim * 4
+    return {
+        "tensor cores": Need(flops, "FLOP", device.bf16 * device.mma_sync),
+        "shared memory": Need(accesses, "accesses", clocks),
+        "instruction issue": Need(issued, "instructions", clocks * SCHEDULERS),
+        "L2": Need((items * p.bank + chosen) * p.dim * size, "B", device.cache),
+        "device memory": Need(memory, "B", device.memory),
+    }
+
+
+def exact_needs(device: Device, p: Problem) -> dict[str, Need]:
+    """The same for knn_exact_kernel<float>: a warp's 32 columns are 64 FFMA and 16 LDS.32; 62 shuffles per 64 pairs."""
+    warps = EXACT_THREADS // WARP
+    halves = p.classes * -(-p.queries // EXACT_QUERIES)
+    tiles = halves * -(-p.bank // EXACT_COLUMNS)
+    steps = tiles * -(-p.dim // WARP)
+    clocks = device.processors * device.clock
+    accesses = steps * (warps * 16 + EXACT_COLUMNS) + tiles * warps * 62
+    issued = steps * warps * 84 + tiles * warps * 62 * 4
+    return {
+        "FMA": Need(steps * warps * 64 * WARP * 2, "FLOP", device.fp32),
+        "shared memory": Need(accesses, "accesses", clocks),
+        "instruction issue": Need(issued, "instructions", clocks * SCHEDULERS),
+        "L2": Need(halves * p.bank * p.dim * 4, "B", device.cache),
+        "device memory": Need(p.classes * (p.bank + p.queries) * p.dim * 4, "B", device.memory),
+    }
+
+
+def matrix_needs(device: Device, p: Problem, peak: float) -> dict[str, Need]:
+    """cuBLAS and torch.topk: products, and one writing and one reading of the float32 matrix."""
+    matrix = p.classes * p.queries * p.bank * 4
+    rows = p.classes * (p.bank + p.queries) * p.dim * 4
+    return {
+        "products": Need(p.classes * p.queries * p.bank * p.dim * 2, "FLOP", peak),
+        "device memory": Need(2 * matrix + rows, "B", device.memory),
+    }
+
+
+def estimates(survivors: float):
+    """problem, device, method, needs by resource, balance or None."""
+    ours, exact = "knn_filter_kernel<float>", "knn_exact_kernel<float, false>"
+    for p in PROBLEMS:
+        for device in (A100, H100):
+            yield p, device, ours, filter_needs(device, p, survivors), balance(device, p, ours)
+            yield p, device, exact, exact_needs(device, p), balance(device, p, exact)
+            for name, peak in (("fp32", device.fp32), ("TF32", device.tf32)):
+                yield p, device, f"cuBLAS {name} + topk", matrix_needs(device, p, peak), None
+
+
+def assumptions(survivors: float) -> list[str]:
+    peaks = [
+        f"{d.name}: {d.processors} multiprocessors, {d.clock / 1e9:.2f} GHz, {d.fp32 / 1e12:.1f} TFLOP/s float32, "
+        f"{d.tf32 / 1e12:.0f} TF32, {d.bf16 / 1e12:.0f} bf16 (dense), {d.memory / 1e12:.2f} TB/s"
+        for d in (A100, H100)
+    ]
+    return [
+        LABEL,
+        f"Peaks as published. {'; '.join(peaks)}.",
+        f"Assumed: shared memory {SHARED_WIDTH} B a clock, no bank conflicts, perfect overlap of everything.",
+        f"Assumed: L2 {A100.bytes_per_clock} B a clock (A100's white paper; a guess for the H100).",
+        f"Assumed: mma.sync reaches {H100.mma_sync:.0%} of the H100's tensor peak, which needs wgmma (a guess).",
+        f"Assumed: {survivors:g} rows a query are scored exactly after the filter and come from L2; 60 instructions",
+        "  a warp for staging 32 columns, 4 for selecting a score. Sorting and merging lists is not counted.",
+        "Classes have equal shares of 8 x 129 x 129 pixels (both data sets), at most 10,000 each; float32 rows.",
+        "cuBLAS + topk: products, the score matrix written once and read once, overlapped. TF32 is not exact.",
+        "balance: the share of the resident blocks that have work, on average; bound / balance is the better guess.",
+    ]
+
+
+def print_occupancy() -> None:
+    print(f"{LABEL}\nOccupancy, per multiprocessor\n")
+    line = "{:38}{:16}{:>10}{:>10}{:>8}{:>7}  {}"
+    print(line.format("kernel", "GPU", "registers", "shared B", "blocks", "warps", "limit"))
+    for kernel in (*DYNAMIC, *OTHERS):
+        for device in (A100, H100):
+            found = kernel_occupancy(device, kernel)
+            print(line.format(kernel, device.name, *(found[column] for column in found)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--survivors", type=float, default=60, help="rows a query scored exactly")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    print_occupancy()
+    notes = assumptions(options.survivors)
+    print("\n" + "\n".join(notes))
+    rows = []
+    for problem, device, method, needs, share in estimates(options.survivors):
+        bound = max(needs, key=lambda resource: needs[resource].seconds)
+        balanced = f"; balance {share:.2f}" if share else ""
+        print(f"\n{problem.name}, {device.name}, {method}")
+        print(f"    at least {needs[bound].seconds * 1e3:.3f} ms, by {bound}{balanced}")
+        for resource, need in needs.items():
+            milliseconds = f"{need.seconds * 1e3:.4f}"
+            print(f"    {resource:20}{need.amount:10.3g} {need.unit:14}{milliseconds:>9} ms")
+            row = [
+                LABEL,
+                problem.name,
+                device.name,
+                method,
+                resource,
+                f"{need.amount:.4g}",
+                need.unit,
+            ]
+            rows.append(
+                [*row, milliseconds, int(resource == bound), f"{share:.3f}" if share else ""]
+            )
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "gpu_estimate.csv").open("w", newline="") as file:
+        file.writelines(f"# {note}\n" for note in notes)
+        writer = csv.writer(file, lineterminator="\n")
+        columns = [
+            "kind",
+            "problem",
+            "device",
+            "method",
+            "resource",
+            "amount",
+            "unit",
+            "least_ms",
+            "is_bound",
+            "balance",
+        ]
+        writer.writerows([columns, *rows])
+
+
+if __name__ == "__main__":
+    main()
