@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from emulator import build, replace
+from emulator.cases_search import rounded_apart
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import integers, random_rows
@@ -255,23 +256,15 @@ def test_no_neighbour_is_ever_missed(problem, metric, name):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_sit_on_the_bound(emulator, metric, seed):
-    """Roundings that all pull the same way. Rows of kind A are truly nearer; bfloat16 rounds A down and B up, on both
-    sides, so that every B passes every A in the filter by as much as the bound allows it to be wrong."""
+    """B passes A in the filter though A is truly nearer, by as much as the bound allows the filter to be wrong."""
     emulator.configure("random", seed)
-    half, columns, k = 32, 65, 32
-    down, up = 1 + 2**-8 * 0.98, 1 + 2**-8 * 1.02  # where bfloat16 has steps of 2^-7
-    generator = torch.Generator().manual_seed(seed)
-    magnitudes = 2.0 ** torch.randint(-2, 3, (half,), generator=generator)
-    query, kind_a, kind_b = torch.zeros(3, columns)
-    query[:half] = kind_a[:half] = down * magnitudes
-    query[half:-1] = kind_b[half:-1] = up * magnitudes
-    query[-1] = 1
-    kind_b[-1] = query @ kind_a - query @ kind_b  # equal true scores; then A gets a little ahead
-    # 40 of A, 60 of B, and their opposites: the mean of all (256 are averaged) is 0, and centring changes
-    # nothing. More of them would not fit the list of candidates: canonical tiles would settle the item.
+    k = 32
+    query, kind_a, kind_b = rounded_apart(seed)
+    # 40 of A, a little ahead, 60 of B, and their opposites: the mean of all (256 are averaged) is 0, and centring
+    # changes nothing. More of them would not fit the list of candidates: canonical tiles would settle the item.
     rows = [(1 + 2**-16) * kind_a] * 40 + [kind_b] * 60
-    rows = torch.stack([*rows, *(-row for row in rows), *torch.zeros(56, columns)])
-    order = torch.randperm(256, generator=generator)
+    rows = torch.stack([*rows, *(-row for row in rows), *torch.zeros(56, len(query))])
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
     bank = rows[order]
     with search_path("auto"):
         indices = compare(query.repeat(3, 1), bank, k, metric)

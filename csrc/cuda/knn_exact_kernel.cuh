@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
           __syncwarp();
         }
       }
-      __syncthreads();
+      // By the warp that cut the list down.
       for (int row = warp; row < rows; row += kWarps) {
         if (length[row] > 0) warp_sort(list_of(row), length[row]);
         warp_write_list(a, it.split, it.first_query + half + row, list_of(row), length[row] < a.k ? length[row] : a.k);

@@ -194,7 +194,6 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * bound[row]);
       const QueryReader<float> query(a, it.first_query + row, block.norm(row));
       for (int i = 0; i < n; i += kTogether) warp_score<Stored>(a, it, query, list, i, n);
-      __syncwarp();
       if (n > 0) warp_sort(list, n);
       if (n > a.k) n = a.k;
       while (n > 0 && !(list.score[n - 1] > -std::numeric_limits<float>::infinity())) --n;

@@ -47,7 +47,8 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
         yield f"{columns} columns", (rows(3, columns, seed=1), rows(20, columns, seed=2)), 5, {}
     yield "300 columns, double", (rows(3, 300, dtype=F64, seed=1), rows(20, 300, dtype=F64)), 5, {}
     # A bank in parts for different blocks, merged at the end.
-    parted = rows(7, 5, seed=1), rows(1600, 5, seed=2)
+    parted = rows(7, 5, seed=1), rows(1601, 5, seed=2)
+    parted[1][-1] = parted[0][3]  # the last row is somebody's neighbour
     yield "split bank", parted, 9, {"thread": True}
     yield "split bank of ties", (whole_rows(7, 3, seed=1), whole_rows(1600, 3)), 70, {}
     yield "split bank, double", tuple(t.double() for t in parted), 9, {"metric": "dot"}
@@ -66,8 +67,45 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
         rows(60, 6, seed=2) * 2.0 ** (torch.arange(60) % 5 * 30 - 60)[:, None],
     )
     yield "rows of all lengths", spread, 12, {"thread": True}
+    # Too much alike for the filter before the last tile: it stops while copies are under way.
+    yield "equal rows over many tiles", (rows(3, 6, seed=1), same[:1].expand(512, 6)), 20, {}
+    yield from searches_on_the_bound()
     yield from grouped_searches()
     yield from exact_searches()
+
+
+def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A query, a row A and a row B, [65] each, with equal products. bfloat16 rounds A down and B up, on both sides, all
+    the same way: in the filter B is ahead by as much as its bound allows it to be wrong."""
+    half = 32
+    down, up = 1 + 2**-8 * 0.98, 1 + 2**-8 * 1.02  # where bfloat16 has steps of 2^-7
+    generator = torch.Generator().manual_seed(seed)
+    magnitudes = 2.0 ** torch.randint(-2, 3, (half,), generator=generator)
+    query, row_a, row_b = torch.zeros(3, 2 * half + 1)
+    query[:half] = row_a[:half] = down * magnitudes
+    query[half:-1] = row_b[half:-1] = up * magnitudes
+    query[-1] = 1
+    row_b[-1] = query @ row_a - query @ row_b
+    return query, row_a, row_b
+
+
+def searches_on_the_bound() -> Iterator[tuple[str, tuple, int, dict]]:
+    """40 of A, truly a little ahead of 60 of B. The mean of the averaged rows is 0: centring changes nothing."""
+    query, row_a, row_b = rounded_apart(seed=1)
+    near, far = (1 + 2**-16) * row_a, row_b
+    for name, size, places in (
+        # All of them when a list is first cut down.
+        ("first cut", 256, lambda i: True),
+        # A comes later, against the threshold that B has set. Every third row is not among the 256 that are averaged.
+        ("threshold", 384, lambda i: i % 3 == 2 and i >= 256),
+    ):
+        bank = torch.zeros(size, len(query))
+        free = [i for i in range(size) if i % 3 != 2]
+        late = [i for i in range(size) if places(i) and i not in free[:120]][:40]
+        bank[free[:60]], bank[free[60:120]], bank[late] = far, -far, near
+        if size == 256:
+            bank[[i for i in range(size) if i not in free[:120] and i not in late][:40]] = -near
+        yield f"rows on the bound: {name}", (query.repeat(3, 1), bank), 32, {"metric": "dot"}
 
 
 def grouped_searches() -> Iterator[tuple[str, tuple, int, dict]]:
@@ -105,8 +143,13 @@ def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
             pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
             yield name, pair, k, options | EXACT
     yield "exact ties", (whole_rows(9, 3), whole_rows(150, 3)), 10, EXACT
+    # The last tile fills the lists up.
+    full = rows(5, 8, seed=1), rows(128, 8, seed=2)
+    yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+    bank = rows(40, 7, seed=3)
+    yield "exact bank against itself", (bank, bank), 5, {"exclude_self": True} | EXACT
 
 
 def density_scales(k: int) -> list[int]:
@@ -141,11 +184,17 @@ GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7
 def backward() -> Iterator[Case]:
     """From what knn_topk found on the CPU; the upstream gradient has zeros."""
 
-    def case(name, queries, bank, k, metric="cosine", offsets=None, unit=False, thread=False):
+    def case(
+        name, queries, bank, k, metric="cosine", offsets=None, unit=False, thread=False, stray=False
+    ):
         def arguments():
-            found = torch.ops.dgcl_ops.knn_topk(
-                queries, bank, k, metric, offsets, None, False, unit
+            # stray: neighbours of all queries, also of those that belong to no class
+            found_in = (
+                (queries, bank[0], k, metric, None)
+                if stray
+                else (queries, bank, k, metric, offsets)
             )
+            found = torch.ops.dgcl_ops.knn_topk(*found_in, None, False, unit)
             upstream = whole_rows(*found[0].shape, dtype=found[0].dtype, seed=9) * 0.75
             return (upstream, queries, bank, *found, metric, offsets, unit)
 
@@ -164,6 +213,8 @@ def backward() -> Iterator[Case]:
             yield case(name, *pair, k, metric, thread=queries == 9)
         grouped = rows(30, 10, seed=1), rows(3, 12, 10, seed=2)
         yield case(f"{metric} classes", *grouped, 5, metric, integers([1, 14, 14, 28]))
+        outside = integers([1, 14, 14, 28])
+        yield case(f"{metric} queries of no class", *grouped, 5, metric, outside, stray=True)
         few = rows(70, 6, seed=1), rows(2, 6, seed=2)
         yield case(f"{metric} rows that are everybody's", *few, 2, metric)
     for dtype in (F64, F16, BF16):

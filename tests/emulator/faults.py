@@ -4,7 +4,8 @@
 
 A fault is a small change of one file's text. Only the changed kernel is compiled anew. The operator's cases run in
 the mode that ought to find it, then in the others, until one does. A fault that no mode finds is either a hole in the
-cases or no fault: the lists say why a tempting change is not in them.
+cases or no fault: the lists say why a tempting change is not in them. Each operator's kernels without a fault go the
+same way, and nothing must be found in them.
 """
 
 import argparse
@@ -18,11 +19,32 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import build, worker
+
+# Kinds of faults. Those up to WAIT are about the execution model and those after it about the values.
+READ = "missing barrier, read too early"
+WRITE = "missing barrier, written too early"
+BRANCH = "barrier in a branch"
+MASK = "collective of too few lanes"
+SYNCWARP = "missing __syncwarp"
+RACE = "race between blocks, warps or lanes"
+SHARED = "index in shared memory"
+GLOBAL = "out of bounds of global memory"
+UNSET = "uninitialised memory"
+VECTOR = "misaligned vector"
+ALIGNMENT = "alignment lowered"
+WAIT = "wait for cp.async"
+LAUNCH = "launch"
+TAIL = "missing guard of the tail"
+PLACE = "wrong row, class or offset"
+MERGE = "part of a merge dropped"
+TIE = "ties and comparisons"
+BOUND = "filter's bound"
+CONTROL = "control: no fault"
 
 # Kernels whose launchers and bindings an operator needs.
 STEMS = {
@@ -54,14 +76,30 @@ class Found:
     seconds: float
 
     def __str__(self) -> str:
-        place = f"{self.fault.op}, {self.fault.file}: {self.fault.kind}"
+        fault = self.fault
+        place = f"{fault.op}, {fault.file}: {fault.kind}"
+        if self.mode is None:
+            place += f"\n--- {fault.old}\n+++ {fault.new}\n"
         return f"{place}: {self.mode or 'NOT FOUND'} ({self.how}, {self.seconds:.1f} s)"
+
+
+def planted(op: str, file: str):
+    """What makes the faults of one file that an operator's cases are to find."""
+
+    def fault(kind: str, old: str, new: str, by: str = "plain") -> Fault:
+        return Fault(kind, op, file, old, new, by)
+
+    return fault
 
 
 def all_faults() -> list[Fault]:
     from . import faults_contrast, faults_copies, faults_search
 
     return [*faults_copies.FAULTS, *faults_search.FAULTS, *faults_contrast.FAULTS]
+
+
+def control(op: str) -> Fault:
+    return Fault(CONTROL, op, "compat.cuh", "#pragma once\n", "#pragma once\n")
 
 
 def plant(fault: Fault, folder: Path) -> Path:
@@ -160,9 +198,11 @@ class Bench:
                         return Found(fault, mode, said(result), seconds)
         return Found(fault, None, "all cases pass", seconds)
 
-    def look_for_all(self, faults: Iterable[Fault]) -> list[Found]:
+    def look_for_all(self, faults: Iterable[Fault]) -> Iterable[Found]:
+        """In the order in which they are done."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self.look_for, faults))
+            for done in as_completed([pool.submit(self.look_for, fault) for fault in faults]):
+                yield done.result()
 
 
 def said(result: worker.Result) -> str:
@@ -199,17 +239,20 @@ def main() -> int:
     parser.add_argument("--op", action="append")
     parser.add_argument("--kind")
     chosen = parser.parse_args()
-    faults = [
-        f
-        for f in all_faults()
-        if (not chosen.op or f.op in chosen.op) and (chosen.kind or "") in f.kind
-    ]
+    ops = chosen.op or sorted({f.op for f in all_faults()})
+    faults = [f for f in all_faults() if f.op in ops and (chosen.kind or "") in f.kind]
+    found, clean = [], True
     with Bench() as bench:
-        found = bench.look_for_all(faults)
-    for each in found:
-        print(each)
-    print(table(found))
-    return 0 if all(f.mode for f in found) else 1
+        for each in bench.look_for_all([*map(control, ops), *faults]):
+            if each.fault.kind == CONTROL:
+                clean = clean and each.mode is None
+                print(f"{each.fault.op} without a fault: {each.mode or 'clean'} ({each.how})")
+                continue
+            found.append(each)
+            print(f"[{len(found)}/{len(faults)}] {each}", flush=True)
+    if found:
+        print(table(found))
+    return 0 if clean and all(f.mode for f in found) else 1
 
 
 if __name__ == "__main__":

@@ -53,14 +53,14 @@ void exit_thread() {
   thread.state = Thread::State::finished;
   --running->num_alive;
   leave_collectives(thread);
-  release(&running->ends[running->set]);
+  release(running->own_ends);
   release(running.get());
 }
 
 void fiber_entry() {
   Fiber::begin();
   acquire(&running->context);  // the launch
-  acquire(&running->ends[running->set]);
+  acquire(running->earlier_ends);
   running->entry(running->context);
   exit_thread();
   running->fibers[current_thread->number].switch_back(true);
@@ -234,6 +234,8 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
                static_cast<unsigned>(n / b.grid.x / b.grid.y)};
     b.set = static_cast<unsigned>(i % sets);
     b.fibers = &b.all_fibers[b.set * b.num_threads];
+    b.own_ends = &b.ends[i / sets % 2][b.set];
+    b.earlier_ends = &b.ends[1 - i / sets % 2][b.set];
     begin_shared_memory(launch, b.set);
     run_block(b);
     end_shared_memory();
