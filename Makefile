@@ -3,15 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
-CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h')
+CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
+CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format doctor bench wheel clean
+.PHONY: demo test faults inspect lint format doctor bench wheel clean
 
 demo: $(VENV)/installed  ## the main job: plain self-training against the density loss, with a report to look at
 	$(BIN)/python examples/demo.py --out demo_out
 
 test: $(VENV)/installed  ## all tests
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes)
+	cd tests && $(abspath $(BIN))/python -m emulator.faults
+
+inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
+	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
+	$(BIN)/python .ci/inspect_kernels
 
 doctor: $(VENV)/installed  ## what is installed, which code runs and why, self-check
 	$(BIN)/python -m dgcl_ops.doctor
@@ -23,12 +31,12 @@ bench: $(VENV)/installed  ## search against its alternatives, and one step of th
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	@$(BIN)/clang-format -i $(CPP)
 
 wheel: $(VENV)/installed  ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation

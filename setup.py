@@ -120,6 +120,10 @@ def wanted_toolkit(torch: Path):
 class BuildExtension(build_ext):
     """Adds PyTorch's paths, compiles files side by side, and gives each instruction set its own flags."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.force = True  # what an earlier build left may be of another PyTorch, or without CUDA
+
     def build_extension(self, ext):
         found = find_torch()
         if found is None:

@@ -70,6 +70,18 @@ def as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
+def summary(rows: list[dict]) -> str:
+    """A line a kernel."""
+    archs = sorted({row["arch"] for row in rows})
+    lines = ["{:52} shared  threads  registers on {}".format("kernel", ", ".join(archs))]
+    for kernel in sorted({row["kernel"] for row in rows}):
+        of_kernel = {row["arch"]: row for row in rows if row["kernel"] == kernel}
+        any_row = next(iter(of_kernel.values()))
+        registers = "".join(f"{of_kernel[arch]['registers']:>6}" for arch in archs)
+        lines.append(f"{kernel:52}{any_row['static_shared']:>7}{any_row['threads']:>9}{registers}")
+    return "\n".join(lines)
+
+
 # ---- instructions --------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import build, worker
+from .cases import all_cases
 
 # Kinds of faults. Those up to WAIT are about the execution model and those after it about the values.
 READ = "missing barrier, read too early"
@@ -233,6 +234,15 @@ def table(found: list[Found]) -> str:
     return "\n".join(lines)
 
 
+def clean_runs(op: str) -> str:
+    cases = all_cases()[op]
+    schedules = ", ".join(schedule for schedule, _ in SCHEDULES)
+    threads = sum(case.thread for case in cases)
+    return (
+        f"{len(cases)} cases clean in plain ({schedules}) and address, {threads} of them in thread"
+    )
+
+
 def main() -> int:
     sys.path.append(str(build.ROOT))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,7 +256,10 @@ def main() -> int:
         for each in bench.look_for_all([*map(control, ops), *faults]):
             if each.fault.kind == CONTROL:
                 clean = clean and each.mode is None
-                print(f"{each.fault.op} without a fault: {each.mode or 'clean'} ({each.how})")
+                print(
+                    f"{each.fault.op} without a fault: {each.mode or clean_runs(each.fault.op)}",
+                    flush=True,
+                )
                 continue
             found.append(each)
             print(f"[{len(found)}/{len(faults)}] {each}", flush=True)

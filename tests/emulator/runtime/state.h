@@ -34,9 +34,9 @@ class ReadyQueue {
 struct RunningBlock : Block {
   Thread threads[kMostThreads];
   Fiber all_fibers[kMostFibers];
-  Fiber* fibers;            // of this block's threads
-  unsigned set;             // which part of all fibers they are
-  char ends[2][kMostSets];  // orders what a set's fibers do in one block before what they do in the next
+  Fiber* fibers;                        // of this block's threads
+  unsigned set;                         // which part of all fibers they are
+  char ends[2][kMostSets];              // orders what a set's fibers do in one block before what they do in the next
   const void *earlier_ends, *own_ends;  // two by turns: a thread's end is before no other's begin in the same block
   ReadyQueue ready;
   unsigned num_alive;
