@@ -203,3 +203,19 @@ def class_counts(labels, num_classes: int, ignore_index: int):
         if label != ignore_index:
             counts[label] += 1
     return integers(counts)
+
+
+def contrast_case(dtype=torch.float64, device="cpu"):
+    rows = (
+        random_rows(3, 4, 6, dtype=dtype, seed=1, device=device),
+        random_rows(3, 6, dtype=dtype, seed=2, device=device),
+        random_rows(3, 5, 6, dtype=dtype, seed=3, device=device),
+    )
+    return tuple(t.requires_grad_() for t in rows)
+
+
+def gradients(function, inputs, seed=9):
+    """Of a random weighting of function's finite outputs: no gradient can hide behind a symmetric sum."""
+    output = function(*inputs)
+    weights = random_rows(*output.shape, dtype=torch.float64, seed=seed).to(output)
+    return torch.autograd.grad((output * weights).nan_to_num(0.0, 0.0, 0.0).sum(), inputs)

@@ -1,8 +1,8 @@
 // Gradients of the contrastive loss. With scale_i from contrast_gradient_scale (math/contrast.h), p_ij recomputed from
 // the logits and the saved lse, and unit rows a_i, n_j and k:
 //
-//   dL/da_i = at_key_i k + sum_j scale_i p_ij n_j        dL/dn_j = sum_i scale_i p_ij a_i        dL/dk = sum_i at_key_i
-//   a_i at_key_i = scale_i (p_i0 - 1)
+//   dL/da_i = at_key_i k + sum_j scale_i p_ij n_j        dL/dn_j = sum_i scale_i p_ij a_i
+//   dL/dk   = sum_i at_key_i a_i                         at_key_i = scale_i (p_i0 - 1)
 //
 // Each row's sum is made by one block in one order; then a warp per row turns it into the gradient for the raw row.
 #pragma once

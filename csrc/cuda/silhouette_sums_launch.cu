@@ -3,8 +3,8 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kEnoughBlocks =
-    1024;  // for the largest devices; with fewer tiles of rows, the classes are shared out
+// For the largest devices. With fewer tiles of rows, the classes are shared out.
+constexpr int64_t kEnoughBlocks = 1024;
 
 }  // namespace
 

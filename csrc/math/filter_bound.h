@@ -2,16 +2,18 @@
 // twice.
 //
 // The filter sums `dim` products in any order and rounding; the canonical score sums the same products in 32 lanes.
-// Both differ from the exact <q, b> by at most gamma_n |q| |b| (Cauchy-Schwarz on sum |q_d b_d|), gamma_n = n u / (1 -
-// n u) with n = dim + 1 and n = dim / 32 + 6, u the unit roundoff; products may also lose (dim + 64) smallest normal
-// numbers to underflow. For l2 the filter scores <q, b> - |b|^2 / 2 = (|q|^2 - |q - b|^2) / 2; bias, differences,
-// square root and the comparison of rounded roots add terms of the same kind, all below 2 gamma_n (|q|^2 + |b|^2). The
-// constant 16 and the factor 1.01 cover the roundings made while the bound itself is evaluated.
+// Both differ from the exact <q, b> by at most
+//
+//   gamma_n |q| |b|,   gamma_n = n u / (1 - n u)          (Cauchy-Schwarz on sum |q_d b_d|)
+//
+// with n = dim + 1 and n = dim / 32 + 6, u the unit roundoff; products may also lose (dim + 64) smallest normal numbers
+// to underflow. For l2 the filter scores <q, b> - |b|^2 / 2 = (|q|^2 - |q - b|^2) / 2; bias, differences, square root and
+// the comparison of rounded roots add terms of the same kind, all below 2 gamma_n (|q|^2 + |b|^2). The constant 16 and
+// the factor 1.01 cover the roundings made while the bound itself is evaluated.
 //
 // With every |filter - canonical| <= eps, a row whose filter score is below (k-th largest filter score seen) - 2 eps
 // has k rows with a strictly larger canonical score: it is not a neighbour.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -41,12 +43,12 @@ T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
 
 // The same for a filter on tensor cores, with both sides centred at any float row mu and rounded to bfloat16:
 //
-//   <q, b> = <q, mu> + <mu, r> + <p, r>   with   p = q - mu,  r = b - mu          (l2: -|q - b|^2 / 2 = <p, r> - |r|^2
-//   / 2 - ...)
+//   <q, b>         = <q, mu>     + <mu, r>       + <p, r>        with   p = q - mu,  r = b - mu
+//   -|q - b|^2 / 2 = -|p|^2 / 2  - |r|^2 / 2     + <p, r>        (l2)
 //
-// The first term (in l2 the one left out) is the same for all rows of a query. The filter computes the second in float
-// (its bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown
-// order and rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
+// The first term is the same for all rows of a query: the filter leaves it out. It computes the second in float (its
+// bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown order
+// and rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
 //
 //   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-7 |p| |r|
 //

@@ -50,7 +50,7 @@ def knn_density(
     Raises:
         TypeError, ValueError: for bad `scales` or `metric`.
         RuntimeError: for bad tensors; on the CPU also for offsets or counts out of range, which CUDA, to
-            stay free of synchronisation, clamps.
+            stay free of synchronisation, clamps; on CUDA for more than 64 scales.
 
     Shape:
         queries [M, D]; bank [N, D], or [C, N, D] with query_offsets [C + 1] and bank_counts [C], int64

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -93,23 +92,23 @@ def link_command(mode: str) -> str:
     return f"{COMPILER} -shared {LINK_FLAGS[mode]} -L{library} -Wl,-rpath,{library}"
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Files of each kind; `csrc` may be a changed copy."""
+CSRC = ROOT / "csrc"
 
-    csrc: Path = ROOT / "csrc"
 
-    def kernels(self) -> list[Path]:
-        return [*sorted((self.csrc / "cuda").glob("*.cu")), HERE / "self_test.cu"]
+def kernels() -> list[Path]:
+    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "self_test.cu"]
 
-    def bindings(self) -> list[Path]:
-        return sorted((self.csrc / "cuda").glob("*_binding.cpp"))
 
-    def operators(self) -> list[Path]:
-        return sorted((self.csrc / "ops").glob("*.cpp"))
+def bindings() -> list[Path]:
+    return sorted((CSRC / "cuda").glob("*_binding.cpp"))
 
-    def runtime(self) -> list[Path]:
-        return sorted((HERE / "runtime").glob("*.cpp"))
+
+def operators() -> list[Path]:
+    return sorted((CSRC / "ops").glob("*.cpp"))
+
+
+def runtime() -> list[Path]:
+    return sorted((HERE / "runtime").glob("*.cpp"))
 
 
 def object_of(folder: Path, source: Path) -> Path:
@@ -123,40 +122,38 @@ def rule(name: str, command: str) -> str:
     )
 
 
-def ninja_file(cache: Path, sources: Sources) -> str:
+def ninja_file() -> str:
     """All modes in one file, so that one log knows what is up to date."""
     text = ["ninja_required_version = 1.5\n", rule("torch", torch_command())]
     shared = []
-    for source in [*sources.operators(), *sources.bindings(), HERE / "module.cpp"]:
-        shared.append(object_of(cache / "shared", source))
+    for source in [*operators(), *bindings(), HERE / "module.cpp"]:
+        shared.append(object_of(CACHE / "shared", source))
         text.append(f"build {shared[-1]}: torch {source}\n")
     for mode in MODES:
         objects = list(shared)
-        runtime = f"{COMPILER} {' '.join(BASE_FLAGS)} {RUNTIME_FLAGS[mode]}"
+        command = f"{COMPILER} {' '.join(BASE_FLAGS)} {RUNTIME_FLAGS[mode]}"
         text.append(rule(f"kernel_{mode}", f"{kernel_command(mode)} -x c++"))
-        text.append(rule(f"runtime_{mode}", runtime))
-        for kind, files in (("kernel", sources.kernels()), ("runtime", sources.runtime())):
+        text.append(rule(f"runtime_{mode}", command))
+        for kind, files in (("kernel", kernels()), ("runtime", runtime())):
             for source in files:
-                objects.append(object_of(cache / mode, source))
+                objects.append(object_of(CACHE / mode, source))
                 text.append(f"build {objects[-1]}: {kind}_{mode} {source}\n")
         # moved into place: a process that has the old file loaded keeps it
         link = f"{link_command(mode)} $in -ltorch_cpu -o $out.new && mv $out.new $out"
         text.append(f"rule link_{mode}\n  command = {link}\n  description = $out\n")
-        text.append(
-            f"build {module_file(mode, cache)}: link_{mode} {' '.join(map(str, objects))}\n"
-        )
+        text.append(f"build {module_file(mode)}: link_{mode} {' '.join(map(str, objects))}\n")
     return "".join(text)
 
 
-def module_file(mode: str, cache: Path = CACHE) -> Path:
-    return cache / mode / f"{MODULE}.so"
+def module_file(mode: str) -> Path:
+    return CACHE / mode / f"{MODULE}.so"
 
 
 @contextlib.contextmanager
-def only_one(cache: Path):
+def only_one():
     """Two builds in one folder would disturb each other."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -168,18 +165,18 @@ def find_ninja() -> str:
     return found
 
 
-def build(mode: str, cache: Path = CACHE, sources: Sources | None = None) -> Path:
+def build(mode: str) -> Path:
     """Brings the mode's module up to date and returns its file."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode}")
-    with only_one(cache):
-        file = cache / "build.ninja"
-        text = ninja_file(cache, sources or Sources())
+    with only_one():
+        file = CACHE / "build.ninja"
+        text = ninja_file()
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
-        target = module_file(mode, cache)
+        target = module_file(mode)
         done = subprocess.run(
-            [find_ninja(), "-C", str(cache), str(target)], capture_output=True, text=True
+            [find_ninja(), "-C", str(CACHE), str(target)], capture_output=True, text=True
         )
     if done.returncode:
         raise RuntimeError(f"building the emulated kernels ({mode}) failed:\n{done.stdout[-8000:]}")

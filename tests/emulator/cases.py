@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -84,20 +85,6 @@ def no_memory_is_zero():
         torch.use_deterministic_algorithms(False)
 
 
-@contextlib.contextmanager
-def environment(variable: tuple[str, str] | None):
-    if variable is None:
-        yield
-        return
-    name, value = variable
-    assert name not in os.environ, f"{name} is set: these cases set it themselves"
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
 def run(namespace: str, case: Case, arguments: tuple) -> list[Tensor]:
     arguments = [a.clone() if i < case.changes else a for i, a in enumerate(arguments)]
     outputs = getattr(getattr(torch.ops, namespace), case.op)(*arguments)
@@ -140,7 +127,8 @@ def check_case(case: Case) -> None:
         want = case.answer()
     elif not case.anything:
         want = run("dgcl_ops", case, case.repaired() if case.repaired else arguments)
-    with no_memory_is_zero(), environment(case.environment):
+    variables = [case.environment] if case.environment else []
+    with no_memory_is_zero(), mock.patch.dict(os.environ, variables):
         got = run("dgcl_emulated", case, arguments)
     for i, (g, w) in enumerate(zip(got, want or got, strict=True)):
         wrong = difference(g, w, case.tolerance)

@@ -146,10 +146,9 @@ def build_faulty(fault: Fault, mode: str, csrc: Path) -> Path:
             objects.append(own / f"{source.name}.o")
         objects.append(shared / f"{stem}_binding.cpp.o")
     assert any(csrc in o.parents for o in objects), f"{fault.op} is not made of {fault.file}"
-    sources = build.Sources()
-    extra = [build.object_of(own, s) for s in sources.runtime()]
+    extra = [build.object_of(own, s) for s in build.runtime()]
     extra += [own / "errors.cu.o", own / "self_test.cu.o", shared / "module.cpp.o"]
-    extra += [build.object_of(shared, s) for s in sources.operators()]
+    extra += [build.object_of(shared, s) for s in build.operators()]
     module = csrc / f"{mode}.so"
     command = [*build.link_command(mode).split(), *map(str, [*objects, *extra])]
     subprocess.run([*command, "-ltorch_cpu", "-o", str(module)], check=True, capture_output=True)
