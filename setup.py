@@ -188,14 +188,11 @@ def sources(*patterns) -> list[str]:
 # Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
 DEFAULT_ARCHS = "80 86 89 90"
 NVCC_FLAGS = [
-    *[
-        "-std=c++20",
-        "-O3",
-        "-fmad=false",
-        "--expt-relaxed-constexpr",
-        "-Xcompiler=-fPIC,-fvisibility=hidden",
-    ],
-    *["-Xptxas=-warn-spills,-warn-lmem-usage", "-Werror=all-warnings"],
+    "-std=c++20",
+    "-O3",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
 ]
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 

@@ -190,12 +190,11 @@ RULES = (
     Rule("knn_exact_kernel<double*", "sass", "DFMA", 32, "8 x 4 pairs a warp, a fused multiply-add each"),
     Rule("knn_exact_kernel<double*", "sass", SHUFFLE[0], 62, "one tree for 32 pairs, of two words each"),
     Rule("knn_filter_kernel*", "sass", SHUFFLE[0], 20, "four candidates' canonical trees"),
-    Rule("knn_bank_norms_kernel* knn_bank_reach_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
+    Rule("row_norms_kernel* knn_bank_lengths_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule("knn_mean_kernel", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("knn_density_kernel*", "ptx", r"fma\.rn\.f(32|64)", 1, "the weighted sum is fused"),
     Rule("knn_topk_kernel* knn_density_kernel*", "sass", r"SHFL\.\w+", 10, "parts are merged by shuffles"),
     # Gradients of the search.
-    Rule("knn_gradient_norms_kernel*", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule(GRADIENTS, "sass", r"SHFL\.IDX", 4, "a pair's factor goes to all lanes"),
     Rule(GRADIENTS, "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)(\..*)?", 0, "each row is one warp's"),
     # Copies.

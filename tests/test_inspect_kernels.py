@@ -142,9 +142,9 @@ def test_integer_atomics_and_constants_pass(rules, opcode):
 )
 def test_forbidden_instructions_of_the_source_fail(rules, opcode):
     """In a kernel that may do arithmetic: it is the way that is wrong."""
-    faults = ptx_faults(rules, opcode, kernel="knn_bank_norms_kernel<float>")
+    faults = ptx_faults(rules, opcode, kernel="row_norms_kernel<float>")
     assert len(faults) == 1
-    assert "knn_bank_norms_kernel<float>, sm_80 (ptx): forbidden " in faults[0]
+    assert "row_norms_kernel<float>, sm_80 (ptx): forbidden " in faults[0]
 
 
 def test_copies_do_no_arithmetic(rules):

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kBlockQueries = 384;       // a multiple of every level's tile_rows
 constexpr int64_t kBlockBytes = 1 << 20;     // packed queries of one item
 constexpr int64_t kSurvivorBytes = 4 << 20;  // survivor buffers of one item
-constexpr int64_t kCopyBytes = 24 << 20;     // a bank up to this size is widened and normalised once, up front
+constexpr int64_t kCopyBytes = 24 << 20;     // a bank up to this size is widened and normalized once, up front
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -105,14 +105,14 @@ class Searcher {
     return query_row_.get();
   }
 
-  // A bank row as T, normalised where the metric asks for it; in place where it is stored so.
+  // A bank row as T, normalized where the metric asks for it; in place where it is stored so.
   const T* bank_row(int64_t i, T* scratch) {
     const char* stored = p_.bank.row(i, item_.group);
-    const bool normalise = p_.metric == Metric::cosine && !p_.unit_bank;
+    const bool normalize = p_.metric == Metric::cosine && !p_.unit_bank;
     const bool is_t = p_.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-    if (is_t && !normalise) return reinterpret_cast<const T*>(stored);
+    if (is_t && !normalize) return reinterpret_cast<const T*>(stored);
     load_row(prims_, p_.bank.dtype, stored, p_.dim, scratch);
-    if (normalise) unit_row(prims_, scratch, p_.dim, scratch);
+    if (normalize) unit_row(prims_, scratch, p_.dim, scratch);
     return scratch;
   }
 

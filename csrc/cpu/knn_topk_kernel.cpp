@@ -60,13 +60,13 @@ class TopkBackward {
     for_rows(num_queries_, out, [&](int64_t i, Rows& rows) {
       const int64_t c = class_of(i);
       if (c < 0) return;
-      const RowNorm<T> norm = load(p_.queries, i, 0, normalise_queries(), rows.own);
+      const RowNorm<T> norm = load(p_.queries, i, 0, normalize_queries(), rows.own);
       for (int64_t pair = i * p_.k; pair < (i + 1) * p_.k; ++pair) {
         if (!used(pair)) continue;
-        load(p_.bank, index_[pair], c, normalise_bank(), rows.other);
+        load(p_.bank, index_[pair], c, normalize_bank(), rows.other);
         add(pair, rows);
       }
-      if (normalise_queries()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
+      if (normalize_queries()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
     });
   }
 
@@ -86,13 +86,13 @@ class TopkBackward {
     for_rows(total, out, [&](int64_t row, Rows& rows) {
       const int64_t from = begin[static_cast<size_t>(row)], to = begin[static_cast<size_t>(row + 1)];
       if (from == to) return;
-      const RowNorm<T> norm = load(p_.bank, row % p_.bank_rows, row / p_.bank_rows, normalise_bank(), rows.own);
+      const RowNorm<T> norm = load(p_.bank, row % p_.bank_rows, row / p_.bank_rows, normalize_bank(), rows.own);
       for (int64_t i = from; i < to; ++i) {
         const int64_t pair = pairs[static_cast<size_t>(i)];
-        load(p_.queries, pair / p_.k, 0, normalise_queries(), rows.other);
+        load(p_.queries, pair / p_.k, 0, normalize_queries(), rows.other);
         add(pair, rows);
       }
-      if (normalise_bank()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
+      if (normalize_bank()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
     });
   }
 
@@ -102,8 +102,8 @@ class TopkBackward {
     explicit Rows(int64_t dim) : own(static_cast<size_t>(dim)), other(own), sum(own) {}
   };
 
-  bool normalise_queries() const { return p_.metric == Metric::cosine; }
-  bool normalise_bank() const { return p_.metric == Metric::cosine && !p_.unit_bank; }
+  bool normalize_queries() const { return p_.metric == Metric::cosine; }
+  bool normalize_bank() const { return p_.metric == Metric::cosine && !p_.unit_bank; }
   bool l2() const { return p_.metric == Metric::l2; }
   bool used(int64_t pair) const { return pair_has_gradient(l2(), index_[pair], grad_[pair], value_[pair]); }
 
@@ -113,9 +113,9 @@ class TopkBackward {
     return std::upper_bound(p_.offsets.begin(), p_.offsets.end(), query) - p_.offsets.begin() - 1;
   }
 
-  RowNorm<T> load(const RowSource& source, int64_t i, int64_t group, bool normalise, std::vector<T>& out) const {
+  RowNorm<T> load(const RowSource& source, int64_t i, int64_t group, bool normalize, std::vector<T>& out) const {
     load_row(prims_, source.dtype, source.row(i, group), p_.dim, out.data());
-    return normalise ? unit_row(prims_, out.data(), p_.dim, out.data()) : RowNorm<T>{};
+    return normalize ? unit_row(prims_, out.data(), p_.dim, out.data()) : RowNorm<T>{};
   }
 
   void add(int64_t pair, Rows& rows) const {

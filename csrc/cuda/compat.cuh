@@ -31,6 +31,18 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, co
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
+// `bytes` (0 to 16) from global memory and zeros behind them, 16 in all, to shared memory, both on addresses that are
+// multiples of 16; there after the next wait for the pipeline.
+__device__ __forceinline__ void copy_async_16(void* to, const void* from, int bytes) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(bytes)
+      : "memory");
+}
+
+// A number that others may be changing by atomics meanwhile.
+__device__ __forceinline__ float load_relaxed(const float* p) { return *static_cast<const volatile float*>(p); }
+
 // Vector access; the address must be a multiple of the vector's size.
 template <typename Vector>
 __device__ __forceinline__ Vector load_vector(const void* p) {
@@ -45,9 +57,32 @@ __device__ __forceinline__ void store_vector(void* p, Vector v) {
 
 #else
 #include "cuda_emulator.h"
+
+namespace dgcl {
+
+inline void copy_async_16(void* to, const void* from, int bytes) { __pipeline_memcpy_async(to, from, 16, 16 - bytes); }
+inline float load_relaxed(const float* p) {
+  float value;
+  __atomic_load(p, &value, __ATOMIC_RELAXED);
+  return value;
+}
+
+}  // namespace dgcl
 #endif
 
 namespace dgcl {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// The calling warp's number in a grid of one-dimensional blocks of so many warps.
+template <int kWarpsPerBlock>
+__device__ __forceinline__ int64_t own_warp() {
+  return static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+}
+
+// A one-dimensional grid for `work` items, `each` of them a block.
+inline dim3 blocks_for(int64_t work, int64_t each) { return dim3(static_cast<unsigned>((work + each - 1) / each)); }
 
 // Two floats rounded to bfloat16, side by side in a register.
 __device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {

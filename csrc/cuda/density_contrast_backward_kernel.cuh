@@ -19,18 +19,18 @@ struct GradientTile : ContrastTile<T> {
   static constexpr int kVectorsPerLane = 2;
   static constexpr int kColumns = kWarp * kVectorsPerLane * Base::kVector;  // of the gradient, made by one block
   static constexpr int kRows = 8;                                           // of a step
-  static constexpr int kStage = kRows * kColumns;
-  static constexpr int kRowVectors = kColumns / Base::kVector;
-  static constexpr int kRowsPerCopy = kContrastThreads / kRowVectors;
-  static constexpr int kShared = 2 * (kStage > Base::kStage ? kStage : Base::kStage);
-  static_assert(Base::kOthers % kRows == 0 && kRows % Base::kVector == 0 && kRows % kRowsPerCopy == 0);
+  static constexpr int kSumStage = kRows * kColumns;
+  static constexpr int kSumRowVectors = kColumns / Base::kVector;
+  static constexpr int kSumRowsPerCopy = kContrastThreads / kSumRowVectors;
+  static constexpr int kShared = 2 * (kSumStage > Base::kStage ? kSumStage : Base::kStage);
+  static_assert(Base::kOthers % kRows == 0 && kRows % Base::kVector == 0 && kRows % kSumRowsPerCopy == 0);
 };
 
 // A warp per anchor.
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) contrast_anchor_kernel(DensityContrastBackwardArguments a) {
   const ContrastProblem& p = a.problem;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t item = own_warp<kContrastWarps>();
   const int64_t group = item / p.num_anchors, anchor = item % p.num_anchors;
   if (group >= p.groups) return;
   const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
@@ -99,11 +99,11 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
   if (first >= count) return;
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t copied = first + threadIdx.x / ContrastTile<T>::kRowVectors, mine = first + warp * kOwnPerWarp;
+  const int64_t copied = first + threadIdx.x / Tile::kRowVectors, mine = first + warp * kOwnPerWarp;
   const T* own = side.own_unit(copied);
   const int column = first_column + lane * kVector;  // and kWarp * kVector further for each next vector
   T gradient[kOwnPerWarp][Tile::kVectorsPerLane][kVector];
-  const T* key = unit_row_of<T>(a.problem, group, contrast_slots(a.problem) - 1);
+  const T* key = unit_row_of<T>(a.problem, group, a.problem.slots() - 1);
 #pragma unroll
   for (int r = 0; r < kOwnPerWarp; ++r) {
     const bool starts = kOwnAnchors && mine + r < count;
@@ -133,17 +133,17 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     // 2. Their product with the other rows, kRows rows at a time. The weights are read past the pipeline's first
     // barrier.
     const auto load = [&](int step, int stage) {
-      const int to_row = threadIdx.x / Tile::kRowVectors, to_column = threadIdx.x % Tile::kRowVectors * kVector;
+      const int to_row = threadIdx.x / Tile::kSumRowVectors, to_column = threadIdx.x % Tile::kSumRowVectors * kVector;
       const int row = step * Tile::kRows + to_row, from_column = first_column + to_column;
       const T* from = others.rows + static_cast<int64_t>(row) * pitch + from_column;
-      T* to = stages + stage * Tile::kStage + to_row * Tile::kColumns + to_column;
+      T* to = stages + stage * Tile::kSumStage + to_row * Tile::kColumns + to_column;
 #pragma unroll
-      for (int i = 0; i < Tile::kRows; i += Tile::kRowsPerCopy)
+      for (int i = 0; i < Tile::kRows; i += Tile::kSumRowsPerCopy)
         copy_vector(to + i * Tile::kColumns, from + static_cast<int64_t>(i) * pitch,
                     row + i < rows && from_column < pitch);
     };
     const auto use = [&](int step, int stage) {
-      const T* tile = stages + stage * Tile::kStage + lane * kVector;
+      const T* tile = stages + stage * Tile::kSumStage + lane * kVector;
 #pragma unroll
       for (int k = 0; k < Tile::kRows; k += kVector) {
         ContrastVector<T> weight[kOwnPerWarp];
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) contrast_finish_kernel(DensityContrastBackwardArguments a) {
   const ContrastProblem& p = a.problem;
-  const int64_t slots = a.all_gradients ? contrast_slots(p) : p.num_anchors;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t slots = a.all_gradients ? p.slots() : p.num_anchors;
+  const int64_t item = own_warp<kContrastWarps>();
   const int64_t group = item / slots, slot = item % slots;
   if (group >= p.groups) return;
   GradientRows to = a.keys;
@@ -196,18 +196,12 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_finish_kernel(Densi
     to = a.negatives;
     row = group * p.num_negatives + slot - p.num_anchors;
   }
-  const int64_t begin = row * p.dim;
-  const int lane = threadIdx.x % kWarp;
-  if (!contrast_is_used(p, group, slot)) {
-    for (int64_t d = lane; d < p.dim; d += kWarp) store_element(to.raw, to.dtype, begin + d, T(0));
-    return;
-  }
+  if (!contrast_is_used(p, group, slot)) return store_zeros<T>(p.dim, to.raw, to.dtype, row);
   const RowNorm<T> norm = warp_row_norm<T>(contrast_row<T>(p, group, slot), p.dim);
-  const T *u = unit_row_of<T>(p, group, slot), *g = static_cast<const T*>(to.unit) + begin;
-  // A lane reads and writes the same elements, so that unit and raw may share their memory.
-  const T along = warp_dot<T>([&](int64_t d) { return g[d]; }, [&](int64_t d) { return u[d]; }, p.dim);
-  for (int64_t d = lane; d < p.dim; d += kWarp)
-    store_element(to.raw, to.dtype, begin + d, unit_row_gradient(g[d], along, u[d], norm));
+  // A lane reads and writes the same elements, so that the gradients for unit and raw row may share their memory.
+  const T *u = unit_row_of<T>(p, group, slot), *g = static_cast<const T*>(to.unit) + row * p.dim;
+  store_raw_gradient([&](int64_t d) { return g[d]; }, [&](int64_t d) { return u[d]; }, norm, p.dim, to.raw, to.dtype,
+                     row);
 }
 
 }  // namespace dgcl

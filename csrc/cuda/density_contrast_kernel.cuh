@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) density_contrast_mean_kernel(DensityContrastArguments a) {
   const ContrastProblem& p = a.problem;
-  const int64_t group = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
+  const int64_t group = own_warp<kContrastWarps>();
   if (group >= p.groups) return;
   const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
   double sum = 0;

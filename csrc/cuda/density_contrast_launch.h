@@ -18,6 +18,8 @@ struct ContrastProblem {
   bool is_double;   // compute in double, not in float
   void* unit_rows;  // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
   int unit_pitch;   // contrast_unit_pitch(dim)
+
+  constexpr int64_t slots() const { return num_anchors + num_negatives + 1; }
 };
 
 // Unit rows are a multiple of 16 bytes long, for float and double.

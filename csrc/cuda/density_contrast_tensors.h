@@ -32,7 +32,7 @@ inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, c
   if (p.dim > kMostContrastColumns)
     fail(op, "anchors must have at most ", kMostContrastColumns, " columns on CUDA, got ", p.dim);
   p.unit_pitch = static_cast<int>(contrast_unit_pitch(p.dim));
-  made.unit_rows = torch::stable::new_empty(anchors, {p.groups, p.num_anchors + p.num_negatives + 1, p.unit_pitch},
+  made.unit_rows = torch::stable::new_empty(anchors, {p.groups, p.slots(), p.unit_pitch},
                                             p.is_double ? ScalarType::Double : ScalarType::Float);
   p.unit_rows = made.unit_rows.mutable_data_ptr();
   return made;

@@ -42,13 +42,7 @@ __device__ __forceinline__ ContrastVector<T> shared_vector(const T* p) {
 }
 
 __device__ __forceinline__ int64_t contrast_count(const int64_t* counts, int64_t group, int64_t capacity) {
-  if (counts == nullptr) return capacity;
-  const int64_t count = counts[group];
-  return count < 0 ? 0 : count < capacity ? count : capacity;
-}
-
-__device__ __forceinline__ int64_t contrast_slots(const ContrastProblem& p) {
-  return p.num_anchors + p.num_negatives + 1;
+  return counts == nullptr ? capacity : clamped(counts[group], capacity);
 }
 
 template <typename T>
@@ -67,14 +61,14 @@ __device__ __forceinline__ bool contrast_is_used(const ContrastProblem& p, int64
 
 template <typename T>
 __device__ __forceinline__ T* unit_row_of(const ContrastProblem& p, int64_t group, int64_t slot) {
-  return static_cast<T*>(p.unit_rows) + (group * contrast_slots(p) + slot) * p.unit_pitch;
+  return static_cast<T*>(p.unit_rows) + (group * p.slots() + slot) * p.unit_pitch;
 }
 
 // A warp per slot; the unit rows of unused slots stay unset.
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) contrast_unit_rows_kernel(ContrastProblem p) {
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kContrastWarps + threadIdx.x / kWarp;
-  const int64_t group = item / contrast_slots(p), slot = item % contrast_slots(p);
+  const int64_t item = own_warp<kContrastWarps>();
+  const int64_t group = item / p.slots(), slot = item % p.slots();
   if (group >= p.groups || !contrast_is_used(p, group, slot)) return;
   const RowReader<T> x = contrast_row<T>(p, group, slot);
   const RowNorm<T> norm = warp_row_norm<T>(x, p.dim);
@@ -87,7 +81,7 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_unit_rows_kernel(Co
 template <typename T>
 __device__ __forceinline__ void copy_vector(T* to, const T* from, bool used) {
   if (used)
-    __pipeline_memcpy_async(to, from, kVectorBytes);
+    copy_async_16(to, from, kVectorBytes);
   else
     store_vector(to, ContrastVector<T>{});
 }
@@ -179,7 +173,7 @@ __device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const
 // The anchor's logit at its key, from the canonical product of the unit rows, by a warp: the same bits as on the CPU.
 template <typename T>
 __device__ __forceinline__ double key_logit(const ContrastProblem& p, int64_t group, int64_t anchor) {
-  const T *a = unit_row_of<T>(p, group, anchor), *k = unit_row_of<T>(p, group, contrast_slots(p) - 1);
+  const T *a = unit_row_of<T>(p, group, anchor), *k = unit_row_of<T>(p, group, p.slots() - 1);
   const T cosine = warp_dot<T>([&](int64_t d) { return a[d]; }, [&](int64_t d) { return k[d]; }, p.dim);
   return static_cast<double>(cosine) / p.temperature;
 }

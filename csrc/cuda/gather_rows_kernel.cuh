@@ -10,7 +10,7 @@ namespace dgcl {
 
 constexpr int kGatherThreads = 256;
 constexpr int kGatherTile = 32;  // pixels, and channels, of a transposed tile
-constexpr int kGatherWarps = kGatherThreads / 32;
+constexpr int kGatherWarps = kGatherThreads / kWarp;
 
 template <typename Word>
 __device__ __forceinline__ Word all_ones() {
@@ -32,11 +32,11 @@ __device__ __forceinline__ int64_t pixel_offset(const GatherRowsArguments& a, in
 template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_direct_kernel(GatherRowsArguments a) {
   const Word* maps = static_cast<const Word*>(a.maps);
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherWarps + threadIdx.x / 32;
+  const int64_t i = own_warp<kGatherWarps>();
   if (i >= a.num_pixels) return;
   Word* row = static_cast<Word*>(a.rows) + i * a.dim;
   const int64_t from = pixel_offset(a, a.pixels[i]);
-  for (int64_t d = threadIdx.x % 32; d < a.dim; d += 32) row[d] = from < 0 ? all_ones<Word>() : maps[from + d];
+  for (int64_t d = threadIdx.x % kWarp; d < a.dim; d += kWarp) row[d] = from < 0 ? all_ones<Word>() : maps[from + d];
 }
 
 // Channels lie far apart: lanes read neighbours in the list of pixels, which often are neighbours in the map, and

@@ -5,8 +5,8 @@ namespace {
 
 template <typename Word>
 void launch_direct(const GatherRowsArguments& a, void* stream) {
-  const dim3 grid(static_cast<unsigned>((a.num_pixels + kGatherWarps - 1) / kGatherWarps));
-  DGCL_LAUNCH(gather_rows_direct_kernel<Word>, grid, dim3(kGatherThreads), 0, stream, a);
+  DGCL_LAUNCH(gather_rows_direct_kernel<Word>, blocks_for(a.num_pixels, kGatherWarps), dim3(kGatherThreads), 0, stream,
+              a);
 }
 
 template <typename Word>

@@ -28,7 +28,7 @@ Tensor knn_density_cuda(const Tensor& queries, const Tensor& bank, std::vector<i
   a.num_scales = static_cast<int32_t>(num_scales);
   a.per_scale = per_scale;
   a.density = out.mutable_data_ptr();
-  check_launch(op, launch_knn_density(a, search.is_double(), device.stream()));
+  check_launch(op, launch_knn_density(a, device.stream()));
   return out;
 }
 

@@ -13,6 +13,6 @@ struct KnnDensityArguments {
   void* density;  // [M] T; [num_scales][M] if per_scale
 };
 
-int launch_knn_density(const KnnDensityArguments& arguments, bool is_double, void* stream);
+int launch_knn_density(const KnnDensityArguments& arguments, void* stream);
 
 }  // namespace dgcl

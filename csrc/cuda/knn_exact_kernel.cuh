@@ -32,13 +32,15 @@ __device__ void stage_exact_bank(const KnnSearchArguments& a, const KnnItem& it,
   constexpr int kDepth = kExactDepth<T>, kVector = 16 / static_cast<int>(sizeof(T)), kColumns = kExactColumns<T>;
   const int columns = static_cast<int>(clamped(a.dim - depth, kDepth));
   if (vectors) {  // stored as wanted and aligned: copied while the last tile is computed
-    for (int i = threadIdx.x; i < kColumns * kDepth / kVector; i += kExactThreads) {
-      const int row = i / (kDepth / kVector), d = i % (kDepth / kVector) * kVector;
-      const int64_t left = start + row < it.end_row ? columns - d : 0;
-      const int real = static_cast<int>(clamped(left, kVector));
-      const T* from = static_cast<const T*>(a.bank.data);
-      if (real > 0) from += it.group * a.bank.group_stride + (start + row) * a.bank.row_stride + depth + d;
-      __pipeline_memcpy_async(tile + row * kDepth + d, from, 16, 16 - real * sizeof(T));
+    constexpr int kPerRow = kDepth / kVector, kRowsAtOnce = kExactThreads / kPerRow;
+    const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
+    const int real = static_cast<int>(clamped(columns - d, kVector) * sizeof(T));
+    const T* bank = static_cast<const T*>(a.bank.data);
+    const T* from = bank + it.group * a.bank.group_stride + (start + first) * a.bank.row_stride + depth + d;
+#pragma unroll
+    for (int row = first; row < kColumns; row += kRowsAtOnce, from += kRowsAtOnce * a.bank.row_stride) {
+      const bool exists = start + row < it.end_row && real > 0;
+      copy_async_16(tile + row * kDepth + d, exists ? from : bank, exists ? real : 0);
     }
   } else {
     for (int row = threadIdx.x / kWarp; row < kColumns; row += kExactThreads / kWarp) {
@@ -81,14 +83,14 @@ __global__ void __launch_bounds__(kExactThreads, 1)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_row = warp % (kExactRows / kPairRows) * kPairRows;
   const int warp_column = warp / (kExactRows / kPairRows) * kPairColumns<T>;
-  const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kItemQueries * a.capacity;
+  const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kExactRows * a.plan.capacity;
   const auto list_of = [&](int row) -> CandidateList<T> {
-    const int64_t at = scratch + static_cast<int64_t>(row) * a.capacity;
+    const int64_t at = scratch + static_cast<int64_t>(row) * a.plan.capacity;
     return {static_cast<T*>(a.candidate_score) + at, a.candidate_index + at};
   };
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    if (a.filter && a.settled[item]) continue;
+    if (a.plan.filter && a.settled[item]) continue;
     const KnnItem it = knn_item(a, item);
     for (int half = 0; half < it.queries; half += kExactRows) {
       const int rows = it.queries - half < kExactRows ? it.queries - half : kExactRows;
@@ -113,13 +115,15 @@ __global__ void __launch_bounds__(kExactThreads, 1)
       T sums[kPairs];
       const int chunks = static_cast<int>((a.dim + kDepth - 1) / kDepth);
       const int64_t tiles = (it.end_row - it.begin_row + kColumns - 1) / kColumns, steps = tiles * chunks;
+      TileWalk next(it.begin_row, kColumns, chunks), now = next;
       const auto stage = [&](int64_t step) {
-        stage_exact_bank(a, it, vectors, it.begin_row + step / chunks * kColumns, step % chunks * kDepth,
+        stage_exact_bank(a, it, vectors, next.start, next.chunk * int64_t(kDepth),
                          bank_tiles + step % 2 * kColumns * kDepth);
+        next.advance();
       };
       if (steps > 0) stage(0);
-      for (int64_t step = 0; step < steps; ++step) {
-        const int64_t depth = step % chunks * kDepth;
+      for (int64_t step = 0; step < steps; ++step, now.advance()) {
+        const int64_t depth = now.chunk * int64_t(kDepth);
         const int columns = static_cast<int>(clamped(a.dim - depth, kDepth));
         if (step == 0 || chunks > 1) {
           for (int row = warp; row < kExactRows; row += kWarps) {
@@ -155,15 +159,10 @@ __global__ void __launch_bounds__(kExactThreads, 1)
 #pragma unroll
             for (int j = 0; j < kPairColumns<T>; ++j) {
               T& sum = sums[i * kPairColumns<T> + j];
-              if (kL2) {
-                const T difference = x[i] - y[j];
-                sum = fma(difference, difference, sum);
-              } else {
-                sum = fma(x[i], y[j], sum);
-              }
+              sum = score_step(kL2, x[i], y[j], sum);
             }
         }
-        const bool finished = step % chunks == chunks - 1;
+        const bool finished = now.chunk == chunks - 1;
         if (finished) {
           reduce_pairs(sums);
           const int row = warp_row + lane / 4;
@@ -171,9 +170,8 @@ __global__ void __launch_bounds__(kExactThreads, 1)
           const CandidateList<T> list = list_of(row);
 #pragma unroll
           for (int i = 0; i < kPairs / kWarp; ++i) {
-            const int64_t index =
-                it.begin_row + step / chunks * kColumns + warp_column + lane % 4 * (kPairs / kWarp) + i;
-            const T score = kL2 ? -sqrt(sums[i]) : sums[i];
+            const int64_t index = now.start + warp_column + lane % 4 * (kPairs / kWarp) + i;
+            const T score = score_of_sum(kL2, sums[i]);
             if (index < it.end_row && !(a.exclude_self && index == place) && score > threshold[row]) {
               const int at = atomicAdd(&length[row], 1);
               list.score[at] = score;
@@ -184,7 +182,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
         __syncthreads();
         if (!finished) continue;
         for (int row = warp; row < kExactRows; row += kWarps) {
-          if (length[row] <= a.capacity - kColumns) continue;
+          if (length[row] <= a.plan.capacity - kColumns) continue;
           warp_sort(list_of(row), length[row]);
           if (lane == 0) {
             length[row] = length[row] < a.k ? length[row] : a.k;

@@ -29,21 +29,24 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
   for (int i = 0; i < kTogether; ++i) {
     const int32_t index = list.index[first + i < n ? first + i : first];
     rows[i] = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride + index * a.bank.row_stride;
-    if (a.normalise_bank) norm[i] = BankReader<float>(a, index, it.group).norm;
+    if (a.normalize_bank) norm[i] = BankReader<float>(a, index, it.group).norm;
   }
 #pragma unroll 1
   for (int64_t d = lane; d < a.dim; d += kWarp) {
+    float y[kTogether];  // all loads first: a division between them would make each wait for the one before
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) y[i] = widen(rows[i][d]);
     const float x = query(d);
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const float stored = widen(rows[i][d]), y = a.normalise_bank ? unit_element(stored, norm[i]) : stored;
-      sum[i] = a.l2 ? fma(x - y, x - y, sum[i]) : fma(x, y, sum[i]);
+      const float element = element_of_unit(y[i], norm[i], a.normalize_bank);
+      sum[i] = score_step(a.l2, x, element, sum[i]);
     }
   }
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
     sum[i] = warp_reduce_sum(sum[i]);
-    if (lane == 0 && first + i < n) list.score[first + i] = a.l2 ? -sqrt(sum[i]) : sum[i];
+    if (lane == 0 && first + i < n) list.score[first + i] = score_of_sum(a.l2, sum[i]);
   }
 }
 
@@ -59,10 +62,10 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
   DGCL_SHARED(int, overflow, [1]);
   DGCL_SHARED(KnnItem, shared_item, [1]);  // rather than in the registers of every thread
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kItemQueries * a.capacity;
+  const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kItemQueries * a.plan.capacity;
   const CandidateList<float> lists{static_cast<float*>(a.candidate_score) + scratch, a.candidate_index + scratch};
   const auto list_of = [&](int row) -> CandidateList<float> {
-    return {lists.score + row * a.capacity, lists.index + row * a.capacity};
+    return {lists.score + row * a.plan.capacity, lists.index + row * a.plan.capacity};
   };
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -74,9 +77,8 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     const KnnItem& it = shared_item[0];
     __nv_bfloat16* queries = reinterpret_cast<__nv_bfloat16*>(shared);
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
-    const FilterBlock<Stored> block{
-        a,         it,    queries,    bank,   reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch),
-        threshold, bound, norm_value, length, norm_exponent};
+    float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
+    const FilterBlock<Stored> block{a, it, queries, mean, norm_value, norm_exponent};
     for (int row = warp; row < kItemQueries; row += kFilterWarps) {
       float start = std::numeric_limits<float>::infinity(), error = 0;
       RowNorm<float> norm{1, 0};
@@ -84,13 +86,13 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       if (row < it.queries) {
         norm = query_norm<float>(a, it.first_query + row);
         const QueryReader<float> query(a, it.first_query + row, norm);
-        const float* mean = a.mean + it.group * a.dim;
-        const auto residual = [&](int64_t d) { return query(d) - mean[d]; };
-        const float* reach = a.reach + it.group * kReach;
+        const float* centre = a.mean + it.group * a.dim;
+        const auto residual = [&](int64_t d) { return query(d) - centre[d]; };
+        const BankLengths& lengths = a.lengths[it.group];
         const float square = warp_dot<float>(query, query, a.dim);
-        error = bfloat16_filter_bound(
-            a.l2, a.dim,
-            {warp_length_bound(query, a.dim), reach[0], reach[2], warp_length_bound(residual, a.dim), reach[1]});
+        error = bfloat16_filter_bound(a.l2, a.dim,
+                                      {warp_length_bound(query, a.dim), lengths.row, lengths.mean,
+                                       warp_length_bound(residual, a.dim), lengths.residual});
         lost = square != square;
         if (!lost) start = -start;
       }
@@ -108,17 +110,18 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     const int steps_down = static_cast<int>((a.dim + kFilterStep - 1) / kFilterStep);
     const int64_t tiles = (it.end_row - it.begin_row + kFilterColumns - 1) / kFilterColumns;
     const int64_t steps = it.queries == 0 || overflow[0] ? 0 : tiles * steps_down;
+    TileWalk next(it.begin_row, kFilterColumns, steps_down), now = next;
     const auto stage = [&](int64_t step) {
-      stage_filter_bank(a, it, vectors, it.begin_row + step / steps_down * kFilterColumns,
-                        step % steps_down * kFilterStep, bank + step % 2 * kFilterColumns * kBankPitch);
+      stage_filter_bank(a, it, vectors, next.start, next.chunk * kFilterStep,
+                        bank + step % 2 * kFilterColumns * kBankPitch);
+      next.advance();
     };
     const int first_place = a.exclude_self ? static_cast<int>(it.first_place) : INT_MIN;
     float scores[kRowTiles][kColumnTiles][4];
     float scale[kColumnTiles];
     if (steps > 0) stage(0);
-    for (int64_t step = 0; step < steps; ++step) {
-      const int start = it.begin_row + static_cast<int>(step / steps_down) * kFilterColumns;
-      const int down = static_cast<int>(step % steps_down), column = down * kFilterStep % kFilterDepth;
+    for (int64_t step = 0; step < steps; ++step, now.advance()) {
+      const int start = static_cast<int>(now.start), down = now.chunk, column = down * kFilterStep % kFilterDepth;
       if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
       if (step + 1 < steps) {
         stage(step + 1);
@@ -139,8 +142,8 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         for (int n = 0; n < kColumnTiles; ++n) {
           const int row = start + (warp * kColumnTiles + n) * 8 + lane / 4;
           scale[n] = 1;
-          if (a.normalise_bank && row < it.end_row) {
-            const float norm = static_cast<const float*>(a.norm)[it.group * a.bank_rows + row];
+          if (a.normalize_bank && row < it.end_row) {
+            const float norm = static_cast<const RowNorm<float>*>(a.bank_norms)[it.group * a.bank_rows + row].value;
             scale[n] = norm == 0 ? 0 : 1 / norm;
           }
         }
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
                 const float score = scores[t][n][lower * 2 + i] + bias;
                 const bool self = index == first_place + row;
                 if (score >= threshold[row] && index < it.end_row && !self) {
-                  const int at = row * a.capacity + atomicAdd(&length[row], 1);
+                  const int at = row * a.plan.capacity + atomicAdd(&length[row], 1);
                   lists.score[at] = score;
                   lists.index[at] = index;
                 }
@@ -173,13 +176,13 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       if (!finished) continue;
       for (int row = warp; row < it.queries; row += kFilterWarps) {
         const int n = length[row];
-        if (n <= a.capacity - kFilterColumns) continue;
+        if (n <= a.plan.capacity - kFilterColumns) continue;
         const float kth = warp_kth_bound(list_of(row).score, n, a.k);
         const int kept = warp_keep(list_of(row), n, kth - 2 * bound[row]);
         if (lane != 0) continue;
         length[row] = kept;
         threshold[row] = kth - 2 * bound[row];
-        if (kept > a.capacity - kFilterColumns) atomicMax(&overflow[0], 1);
+        if (kept > a.plan.capacity - kFilterColumns) atomicMax(&overflow[0], 1);
       }
     }
     __pipeline_wait_prior(0);

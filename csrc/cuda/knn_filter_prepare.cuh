@@ -20,7 +20,8 @@ __device__ float warp_length_bound(const Row& x, int64_t dim) {
     largest = magnitude > largest ? magnitude : largest;
   }
   if (__any_sync(kFullWarp, lost)) return std::numeric_limits<float>::quiet_NaN();
-  return warp_reduce_max(largest) * sqrt(static_cast<float>(dim)) * 1.001f;
+  // By so much that a number which bfloat16 rounds to infinity has no bound either.
+  return warp_reduce_max(largest) * sqrt(static_cast<float>(dim)) * 1.01f;
 }
 
 // mean [classes][dim]: a block for 32 columns of a class, a warp for every eighth of the rows.
@@ -46,14 +47,16 @@ __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArgu
   a.mean[group * a.dim + d] = fabs(sum) <= std::numeric_limits<float>::max() ? sum : 0.0f;
 }
 
-// Bounds are not negative, so their bits are ordered like the numbers.
+// Bounds are not negative, so their bits are ordered like the numbers. All rows of a class raise the same ones, most of
+// them to less than they are: reading is cheaper than an atomic, and an old value only means one atomic more.
 __device__ __forceinline__ void raise_bound(float* bound, float value) {
+  if (value <= load_relaxed(bound)) return;
   atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
 }
 
-// bias and reach, a warp a row. A row that holds a NaN has no bounds: it passes no threshold, and no neighbour is lost.
-__global__ void __launch_bounds__(kRowThreads, 4) knn_bank_reach_kernel(KnnSearchArguments a) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp;
+// bias and lengths, a warp a row. A row that holds a NaN has no bounds: it passes no threshold, and no neighbour is lost.
+__global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSearchArguments a) {
+  const int64_t at = own_warp<kRowsPerBlock>();
   if (at >= a.num_classes * a.bank_rows) return;
   const int64_t group = at / a.bank_rows, i = at % a.bank_rows;
   if (i >= class_rows(a, group)) return;
@@ -64,16 +67,18 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_reach_kernel(KnnSearc
   const float bias =
       a.l2 ? -0.5f * warp_dot<float>(residual, residual, a.dim) : warp_dot<float>(centre, residual, a.dim);
   const float length = warp_length_bound(row, a.dim), residual_length = warp_length_bound(residual, a.dim);
-  const float mean_length = warp_length_bound(centre, a.dim);
+  BankLengths& lengths = a.lengths[group];
+  if (i == 0) {
+    const float mean_length = warp_length_bound(centre, a.dim);
+    if (threadIdx.x % kWarp == 0) lengths.mean = mean_length;
+  }
   if (threadIdx.x % kWarp != 0) return;
   a.bias[at] = bias;
   if (length != length) return;
-  float* reach = a.reach + group * kReach;
   // A row whose length is held with an exponent (below 2^-45 or above 2^64) is not for the filter.
-  const bool extreme = a.normalise_bank && row.norm.exponent != 0;
-  raise_bound(&reach[0], extreme ? std::numeric_limits<float>::infinity() : length);
-  raise_bound(&reach[1], residual_length);
-  raise_bound(&reach[2], mean_length);
+  const bool extreme = a.normalize_bank && row.norm.exponent != 0;
+  raise_bound(&lengths.row, extreme ? std::numeric_limits<float>::infinity() : length);
+  raise_bound(&lengths.residual, residual_length);
 }
 
 }  // namespace dgcl

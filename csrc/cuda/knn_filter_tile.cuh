@@ -18,10 +18,6 @@ template <typename Stored>
 constexpr size_t kFilterShared = kItemQueries * kQueryPitch * sizeof(__nv_bfloat16) +
                                  2 * kFilterColumns * kBankPitch * sizeof(Stored) + kFilterDepth * sizeof(float);
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 // Two neighbouring elements, widened.
 __device__ __forceinline__ float2 load_pair(const float* p) { return load_vector<float2>(p); }
 __device__ __forceinline__ float2 load_pair(const __nv_bfloat16* p) {
@@ -43,11 +39,14 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
   const Stored* bank = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride;
   const int columns = static_cast<int>(clamped(a.dim - depth, kFilterStep));
   if (vectors) {
-    for (int i = threadIdx.x; i < kFilterColumns * kFilterStep / kVector; i += kFilterThreads) {
-      const int row = i / (kFilterStep / kVector), d = i % (kFilterStep / kVector) * kVector;
-      const int real = static_cast<int>(clamped(start + row < it.end_row ? columns - d : 0, kVector));
-      const Stored* from = real > 0 ? bank + (start + row) * a.bank.row_stride + depth + d : bank;
-      __pipeline_memcpy_async(tile + row * kBankPitch + d, from, 16, 16 - real * sizeof(Stored));
+    constexpr int kPerRow = kFilterStep / kVector, kRowsAtOnce = kFilterThreads / kPerRow;
+    const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
+    const int real = static_cast<int>(clamped(columns - d, kVector) * sizeof(Stored));
+    const Stored* from = bank + (start + first) * a.bank.row_stride + depth + d;
+#pragma unroll
+    for (int row = first; row < kFilterColumns; row += kRowsAtOnce, from += kRowsAtOnce * a.bank.row_stride) {
+      const bool exists = start + row < it.end_row && real > 0;
+      copy_async_16(tile + row * kBankPitch + d, exists ? from : bank, exists ? real : 0);
     }
   } else {
 #pragma unroll 1
@@ -65,11 +64,10 @@ template <typename Stored>
 struct FilterBlock {
   const KnnSearchArguments& a;
   const KnnItem& it;
-  __nv_bfloat16* queries;                 // [kItemQueries][kQueryPitch]
-  Stored* bank;                           // [2][kFilterColumns][kBankPitch]
-  float* mean;                            // [kFilterDepth]
-  float *threshold, *bound, *norm_value;  // [kItemQueries]
-  int *length, *norm_exponent;
+  __nv_bfloat16* queries;  // [kItemQueries][kQueryPitch]
+  float* mean;             // [kFilterDepth]
+  float* norm_value;       // [kItemQueries]
+  int* norm_exponent;      // [kItemQueries]
 
   __device__ RowNorm<float> norm(int row) const { return {norm_value[row], norm_exponent[row]}; }
 

@@ -9,7 +9,7 @@ namespace dgcl {
 // Neighbours of a query that were found, at most k; -1 for a query with a NaN.
 __device__ inline int warp_found(const KnnSearchArguments& a, int64_t query) {
   const int lane = threadIdx.x % kWarp;
-  const int length = lane < a.splits ? a.list_length[lane * a.num_queries + query] : 0;
+  const int length = lane < a.plan.splits ? a.list_length[lane * a.num_queries + query] : 0;
   if (__any_sync(kFullWarp, length < 0)) return -1;
   const int sum = warp_reduce_sum(length < a.k ? length : a.k);
   return sum < a.k ? sum : a.k;
@@ -20,12 +20,12 @@ template <typename T, typename Take>
 __device__ void warp_merge(const KnnSearchArguments& a, int64_t query, int found, const Take& take) {
   const int lane = threadIdx.x % kWarp;
   const T* scores = static_cast<const T*>(a.list_score);
-  if (a.splits == 1) {
+  if (a.plan.splits == 1) {
     for (int rank = 0; rank < found; ++rank) take(rank, scores[query * a.k + rank], a.list_index[query * a.k + rank]);
     return;
   }
   const int64_t list = lane * a.num_queries + query;
-  const int length = lane < a.splits ? a.list_length[list] : 0;
+  const int length = lane < a.plan.splits ? a.list_length[list] : 0;
   int head = 0;  // of this lane's list
   for (int rank = 0; rank < found; ++rank) {
     const T own_score = head < length ? scores[list * a.k + head] : -std::numeric_limits<T>::infinity();

@@ -28,7 +28,7 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
                                      const std::string& metric, const std::optional<Tensor>& query_offsets,
                                      const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank,
                                      void* stream)
-    : is_double_(compute_type(queries, bank) == ScalarType::Double), like_(queries) {
+    : like_(queries) {
   const Metric kind = parse_metric(op, metric);
   a_.queries = rows_of(queries, queries_);
   a_.bank = rows_of(bank, bank_);
@@ -39,13 +39,14 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
   a_.offsets = values_of(query_offsets, offsets_);
   a_.counts = values_of(bank_counts, counts_);
   a_.k = static_cast<int32_t>(std::min(k, std::max<int64_t>(1, a_.bank_rows)));
-  a_.normalise_queries = kind == Metric::cosine;
-  a_.normalise_bank = kind == Metric::cosine && !unit_bank;
+  a_.normalize_queries = kind == Metric::cosine;
+  a_.normalize_bank = kind == Metric::cosine && !unit_bank;
   a_.l2 = kind == Metric::l2;
   a_.exclude_self = exclude_self;
+  a_.is_double = compute_type(queries, bank) == ScalarType::Double;
 
-  // The end of a last, partial tile is still a 32-bit index; a grid has less than 2^31 blocks of 8 rows.
-  constexpr int64_t kMostRows = INT32_MAX - 4 * kItemQueries, kMostInAll = int64_t(8) * INT32_MAX;
+  // Indices and lists of candidates are counted in 32 bits; a grid has less than 2^31 blocks of 8 rows.
+  constexpr int64_t kMostRows = (1 << 30) - 4 * kItemQueries, kMostInAll = int64_t(8) * INT32_MAX;
   if (a_.bank_rows > kMostRows)
     fail(op, "bank must have at most ", kMostRows, " rows a class on CUDA, got ", a_.bank_rows);
   if (a_.num_queries > kMostInAll)
@@ -54,32 +55,25 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
     fail(op, "bank must have at most ", kMostInAll, " rows on CUDA, got ", shape_of(bank));
 
   const bool nothing = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
-  KnnSearchPlan plan{false, 1, 0, 0, 0, 0, 0};
-  if (!nothing) check_launch(op, plan_knn_search(a_, is_double_, filter_allowed(op), &plan));
-  a_.splits = plan.splits;
-  a_.split_rows = plan.split_rows;
-  a_.filter = plan.filter;
-  a_.capacity = plan.capacity;
-  const int64_t size = is_double_ ? sizeof(double) : sizeof(float);
-  const int64_t rows = a_.num_classes * a_.bank_rows, lists = a_.splits * a_.num_queries;
+  if (!nothing) check_launch(op, plan_knn_search(a_, filter_allowed(op)));
+  const KnnSearchPlan& plan = a_.plan;
+  const int64_t size = a_.is_double ? sizeof(double) : sizeof(float);
+  const int64_t rows = a_.num_classes * a_.bank_rows, lists = plan.splits * a_.num_queries;
   a_.list_length = scratch<int32_t>(lists, true);
   if (nothing) return;
-  const int64_t candidates = std::max(plan.exact_blocks, plan.filter_blocks) * kItemQueries * a_.capacity;
+  const int64_t candidates = plan.candidate_lists * plan.capacity;
   a_.candidate_score = scratch<char>(candidates * size);
   a_.candidate_index = scratch<int32_t>(candidates);
   a_.list_score = scratch<char>(lists * a_.k * size);
   a_.list_index = scratch<int32_t>(lists * a_.k);
-  if (a_.normalise_bank) {
-    a_.norm = scratch<char>(rows * size);
-    a_.norm_exponent = scratch<int32_t>(rows);
-  }
-  if (a_.filter) {
+  if (a_.normalize_bank) a_.bank_norms = scratch<char>(rows * row_norm_bytes(a_.is_double));
+  if (plan.filter) {
     a_.mean = scratch<float>(a_.num_classes * a_.dim);
     a_.bias = scratch<float>(rows);
-    a_.reach = scratch<float>(a_.num_classes * kReach, true);
+    a_.lengths = scratch<BankLengths>(a_.num_classes, true);
     a_.settled = scratch<int32_t>(plan.items, true);
   }
-  check_launch(op, launch_knn_search(a_, is_double_, plan, stream));
+  check_launch(op, launch_knn_search(a_, stream));
 }
 
 }  // namespace dgcl

@@ -10,13 +10,12 @@ namespace dgcl {
 
 class KnnSearchOnDevice {
  public:
-  // Launches the search; the lists are ready on the device's current stream.
+  // Launches the search: past it in the stream, the lists are there.
   KnnSearchOnDevice(const char* op, const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts,
                     bool exclude_self, bool unit_bank, void* stream);
 
   const KnnSearchArguments& arguments() const { return a_; }
-  bool is_double() const { return is_double_; }
 
  private:
   // `count` numbers of U that live as long as this object; PyTorch's allocator hands memory back in stream order.
@@ -24,7 +23,6 @@ class KnnSearchOnDevice {
   U* scratch(int64_t count, bool zeros = false);
 
   KnnSearchArguments a_;
-  bool is_double_;
   Tensor like_, queries_, bank_, offsets_, counts_;
   std::vector<Tensor> scratch_;
 };

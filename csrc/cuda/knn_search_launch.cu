@@ -12,6 +12,7 @@ int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
+  if (error != cudaSuccess) cudaGetLastError();  // said here: not to be found by the next launch
   *blocks = static_cast<int64_t>(processors) * each;
   return static_cast<int>(error);
 }
@@ -31,41 +32,40 @@ int with_bank_type(const KnnSearchArguments& a, const Use& use) {
 
 // Whether bank rows can be copied to shared memory 16 bytes at a time.
 bool is_aligned(const Rows& rows) {
-  const int64_t size = rows.dtype == Dtype::float64 ? 8 : rows.dtype == Dtype::float32 ? 4 : 2;
+  const int64_t size = bytes_of(rows.dtype);
   return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride * size % 16 == 0 &&
          rows.group_stride * size % 16 == 0;
 }
 
 template <typename T>
-int launch_exact(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* stream) {
-  const bool as_stored = a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalise_bank;
+int launch_exact(const KnnSearchArguments& a, void* stream) {
+  const bool as_stored = a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalize_bank;
   const bool vectors = as_stored && is_aligned(a.bank);
-  const dim3 grid(static_cast<unsigned>(plan.exact_blocks)), block(kExactThreads);
+  const dim3 grid = blocks_for(a.plan.exact_blocks, 1), block(kExactThreads);
   if (a.l2)
-    DGCL_LAUNCH((knn_exact_kernel<T, true>), grid, block, kExactShared<T>, stream, a, plan.items, vectors);
+    DGCL_LAUNCH((knn_exact_kernel<T, true>), grid, block, kExactShared<T>, stream, a, a.plan.items, vectors);
   else
-    DGCL_LAUNCH((knn_exact_kernel<T, false>), grid, block, kExactShared<T>, stream, a, plan.items, vectors);
+    DGCL_LAUNCH((knn_exact_kernel<T, false>), grid, block, kExactShared<T>, stream, a, a.plan.items, vectors);
   return static_cast<int>(cudaGetLastError());
 }
-
-dim3 blocks_for(int64_t work, int each) { return dim3(static_cast<unsigned>((work + each - 1) / each)); }
 
 template <typename T>
 int launch_norms(const KnnSearchArguments& a, void* stream) {
-  DGCL_LAUNCH(knn_bank_norms_kernel<T>, blocks_for(a.num_classes * a.bank_rows, kRowsABlock), dim3(kRowThreads), 0,
-              stream, a);
+  static_assert(sizeof(RowNorm<T>) == row_norm_bytes(sizeof(T) == sizeof(double)));
+  DGCL_LAUNCH(row_norms_kernel<T>, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0, stream,
+              a.bank, a.num_classes, a.bank_rows, a.counts, a.dim, static_cast<RowNorm<T>*>(a.bank_norms));
   return static_cast<int>(cudaGetLastError());
 }
 
-int launch_filter(const KnnSearchArguments& a, const KnnSearchPlan& plan, void* stream) {
+int launch_filter(const KnnSearchArguments& a, void* stream) {
   DGCL_LAUNCH(knn_mean_kernel, blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1), dim3(kMeanThreads), 0,
               stream, a);
-  DGCL_LAUNCH(knn_bank_reach_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsABlock), dim3(kRowThreads), 0, stream,
-              a);
+  DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0,
+              stream, a);
   return with_bank_type(a, [&](auto stored) {
     using Stored = decltype(stored);
-    DGCL_LAUNCH(knn_filter_kernel<Stored>, dim3(static_cast<unsigned>(plan.filter_blocks)), dim3(kFilterThreads),
-                kFilterShared<Stored>, stream, a, plan.items, is_aligned(a.bank));
+    DGCL_LAUNCH(knn_filter_kernel<Stored>, blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
+                kFilterShared<Stored>, stream, a, a.plan.items, is_aligned(a.bank));
     return static_cast<int>(cudaGetLastError());
   });
 }
@@ -78,44 +78,46 @@ int power_of_two(int64_t least) {
 
 }  // namespace
 
-int plan_knn_search(const KnnSearchArguments& a, bool is_double, bool allow_filter, KnnSearchPlan* plan) {
-  plan->filter = allow_filter && !is_double && a.k <= kMostFilterK;
-  plan->filter_blocks = 0;
-  int error = is_double
-                  ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan->exact_blocks)
-                  : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan->exact_blocks);
-  if (plan->filter && error == 0)
+int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
+  KnnSearchPlan& plan = a.plan;
+  plan.filter = allow_filter && !a.is_double && a.k <= kMostFilterK;
+  int error = a.is_double
+                  ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan.exact_blocks)
+                  : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan.exact_blocks);
+  if (plan.filter && error == 0)
     error = with_bank_type(a, [&](auto stored) {
       using Stored = decltype(stored);
-      return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan->filter_blocks);
+      return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan.filter_blocks);
     });
   if (error != 0) return error;
   // Room for k, for a tile more, and for what the filter cannot tell apart from the k-th.
-  plan->capacity =
-      power_of_two(plan->filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
-  // Few queries: parts of the bank go to different blocks, but none so small that lists outweigh scores.
-  constexpr int64_t kLeastSplitRows = 512;
-  const int64_t most_blocks = plan->filter ? plan->filter_blocks : plan->exact_blocks;
+  plan.capacity =
+      power_of_two(plan.filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
+  // Few queries: parts of the bank go to different blocks.
+  const int64_t most_blocks = plan.filter ? plan.filter_blocks : plan.exact_blocks;
   const int64_t tiles = a.num_queries / kItemQueries + a.num_classes;
-  const int64_t wanted = (most_blocks + tiles - 1) / tiles,
+  const int64_t filled = a.num_queries < tiles ? a.num_queries : tiles;  // at most
+  const int64_t wanted = (most_blocks + filled - 1) / filled,
                 most = (a.bank_rows + kLeastSplitRows - 1) / kLeastSplitRows;
   int64_t splits = wanted < most ? wanted : most;
   splits = splits < kMostSplits ? splits : kMostSplits;
   splits = splits > 1 ? splits : 1;
-  plan->split_rows = (a.bank_rows + splits - 1) / splits;
-  plan->splits = static_cast<int32_t>(splits);
-  plan->items = tiles * splits;
-  if (plan->exact_blocks > plan->items) plan->exact_blocks = plan->items;
-  if (plan->filter_blocks > plan->items) plan->filter_blocks = plan->items;
+  plan.split_rows = (a.bank_rows + splits - 1) / splits;
+  plan.splits = static_cast<int32_t>(splits);
+  plan.items = tiles * splits;
+  if (plan.exact_blocks > plan.items) plan.exact_blocks = plan.items;
+  if (plan.filter_blocks > plan.items) plan.filter_blocks = plan.items;
+  const int64_t exact_lists = plan.exact_blocks * kExactRows, filter_lists = plan.filter_blocks * kItemQueries;
+  plan.candidate_lists = exact_lists > filter_lists ? exact_lists : filter_lists;
   return 0;
 }
 
-int launch_knn_search(const KnnSearchArguments& a, bool is_double, const KnnSearchPlan& plan, void* stream) {
+int launch_knn_search(const KnnSearchArguments& a, void* stream) {
   int error = 0;
-  if (a.normalise_bank) error = is_double ? launch_norms<double>(a, stream) : launch_norms<float>(a, stream);
-  if (error == 0 && plan.filter) error = launch_filter(a, plan, stream);
+  if (a.normalize_bank) error = a.is_double ? launch_norms<double>(a, stream) : launch_norms<float>(a, stream);
+  if (error == 0 && a.plan.filter) error = launch_filter(a, stream);
   if (error != 0) return error;
-  return is_double ? launch_exact<double>(a, plan, stream) : launch_exact<float>(a, plan, stream);
+  return a.is_double ? launch_exact<double>(a, stream) : launch_exact<float>(a, stream);
 }
 
 }  // namespace dgcl

@@ -40,18 +40,18 @@ std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& grad_values, con
   a.k = values.size(1);
   const Metric parsed = parse_metric(op, metric);
   a.l2 = parsed == Metric::l2;
-  a.normalise_queries = parsed == Metric::cosine;
-  a.normalise_bank = parsed == Metric::cosine && !unit_bank;
+  a.normalize_queries = parsed == Metric::cosine;
+  a.normalize_bank = parsed == Metric::cosine && !unit_bank;
   const ScalarType type = compute_type(queries, bank);
   a.is_double = type == ScalarType::Double;
 
   const auto scratch = [&](int64_t rows, int64_t columns, ScalarType dtype) {
     return torch::stable::new_empty(queries, {rows, columns}, dtype);
   };
-  const int64_t norm_bytes = gradient_norm_bytes(a.is_double), bank_total = a.num_classes * a.bank_rows,
+  const int64_t norm_bytes = row_norm_bytes(a.is_double), bank_total = a.num_classes * a.bank_rows,
                 most = a.num_queries > bank_total ? a.num_queries : bank_total;
-  Tensor query_norms = scratch(a.normalise_queries ? a.num_queries : 0, norm_bytes, ScalarType::Byte);
-  Tensor bank_norms = scratch(a.normalise_bank ? bank_total : 0, norm_bytes, ScalarType::Byte);
+  Tensor query_norms = scratch(a.normalize_queries ? a.num_queries : 0, norm_bytes, ScalarType::Byte);
+  Tensor bank_norms = scratch(a.normalize_bank ? bank_total : 0, norm_bytes, ScalarType::Byte);
   Tensor sums = scratch(most < kMostGradientWarps ? most : kMostGradientWarps, a.dim, type);
   Tensor keys = torch::stable::new_empty(queries, {a.num_queries * a.k}, ScalarType::Long);
   Tensor grad_queries = torch::stable::new_empty(queries, queries.sizes());

@@ -10,7 +10,9 @@ namespace dgcl {
 
 constexpr int kGradientThreads = 128;
 constexpr int kGradientWarps = kGradientThreads / kWarp;
-constexpr int kGradientBlocks = 4;  // on a multiprocessor at once, so that 128 registers are left to a thread
+// On a multiprocessor at once, so that 128 registers are left to a thread, or 168 in double.
+template <typename T>
+constexpr int kGradientBlocks = sizeof(T) == sizeof(double) ? 3 : 4;
 constexpr int kColumnsPerLane = 4;  // summed at a time
 constexpr int kPairsAtOnce = 2;     // whose rows are under way together
 
@@ -18,15 +20,7 @@ constexpr int kPairsAtOnce = 2;     // whose rows are under way together
 __device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {
   if (a.offsets == nullptr) return 0;
   if (query < a.offsets[0] || query >= a.offsets[a.num_classes]) return -1;
-  int64_t low = 0, high = a.num_classes - 1;  // the last class that begins at the query or before
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (a.offsets[middle] <= query)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
+  return partition_point(a.num_classes - 1, [&](int64_t c) { return a.offsets[c + 1] <= query; });
 }
 
 // Whether the pair adds to any gradient, its class apart.
@@ -50,16 +44,6 @@ __global__ void __launch_bounds__(kGradientThreads) knn_pair_keys_kernel(KnnTopk
   a.keys[pair] = key;
 }
 
-// A warp per row of `rows`, which has `per_group` rows in each group.
-template <typename T>
-__global__ void __launch_bounds__(kGradientThreads)
-    knn_gradient_norms_kernel(Rows rows, int64_t groups, int64_t per_group, int64_t dim, RowNorm<T>* norms) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
-  if (row >= groups * per_group) return;
-  const RowNorm<T> norm = warp_row_norm<T>(RowReader<T>(rows, row % per_group, row / per_group), dim);
-  if (threadIdx.x % kWarp == 0) norms[row] = norm;
-}
-
 // One pair, seen from one of its rows: what the other row adds.
 template <typename T>
 struct PairTerm {
@@ -69,15 +53,36 @@ struct PairTerm {
   RowNorm<T> norm = {1, 0};
 };
 
+template <typename T, typename Stored>
+__device__ __forceinline__ void load_columns_of(const void* data, int64_t begin, int64_t first, int64_t dim,
+                                                T (&x)[kColumnsPerLane]) {
+  const Stored* row = static_cast<const Stored*>(data) + begin;
+#pragma unroll
+  for (int i = 0; i < kColumnsPerLane; ++i)
+    x[i] = first + i * kWarp < dim ? static_cast<T>(widen(row[first + i * kWarp])) : T(0);
+}
+
+// x = columns first, first + 32, ... of a row, 0 beyond its end. One branch for all of them: between two loads it would
+// make the second wait for the first.
 template <typename T>
-__device__ __forceinline__ T element_of_unit(T x, const RowNorm<T>& norm, bool normalise) {
-  return normalise ? unit_element(x, norm) : x;
+__device__ __forceinline__ void load_columns(const Rows& rows, int64_t begin, int64_t first, int64_t dim,
+                                             T (&x)[kColumnsPerLane]) {
+  switch (rows.dtype) {
+    case Dtype::float16:
+      return load_columns_of<T, __half>(rows.data, begin, first, dim, x);
+    case Dtype::bfloat16:
+      return load_columns_of<T, __nv_bfloat16>(rows.data, begin, first, dim, x);
+    case Dtype::float32:
+      return load_columns_of<T, float>(rows.data, begin, first, dim, x);
+    default:
+      return load_columns_of<T, double>(rows.data, begin, first, dim, x);
+  }
 }
 
 // sum [dim] = sum over n of the terms term_at(n), n = 0 ... count - 1, in this order; the other rows are of `source`.
 // Lane l writes the columns l, l + 32, ... By a whole warp.
 template <typename T, typename TermAt>
-__device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& source, bool l2, bool normalise,
+__device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& source, bool l2, bool normalize,
                                           int64_t dim, int64_t count, const TermAt& term_at, T* sum) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t first = lane; first - lane < dim; first += kWarp * kColumnsPerLane) {
@@ -92,7 +97,8 @@ __device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& s
       const PairTerm<T> term = start + lane < count ? term_at(start + lane) : PairTerm<T>{};
       unsigned left = __ballot_sync(kFullWarp, term.used);
       while (left) {
-        T factor[kPairsAtOnce], direction[kPairsAtOnce][kColumnsPerLane];
+        T factor[kPairsAtOnce], x[kPairsAtOnce][kColumnsPerLane];
+        RowNorm<T> norm[kPairsAtOnce];
         bool used[kPairsAtOnce];
 #pragma unroll
         for (int p = 0; p < kPairsAtOnce; ++p) {
@@ -100,21 +106,18 @@ __device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& s
           const int from = used[p] ? __ffs(left) - 1 : 0;
           left &= left - 1;
           factor[p] = __shfl_sync(kFullWarp, term.factor, from);
+          norm[p].value = __shfl_sync(kFullWarp, term.norm.value, from);
+          norm[p].exponent = __shfl_sync(kFullWarp, term.norm.exponent, from);
           const int64_t begin = __shfl_sync(kFullWarp, term.begin, from);
-          const RowNorm<T> norm = {__shfl_sync(kFullWarp, term.norm.value, from),
-                                   __shfl_sync(kFullWarp, term.norm.exponent, from)};
-#pragma unroll
-          for (int i = 0; i < kColumnsPerLane; ++i) {
-            const int64_t d = first + i * kWarp;
-            const T x = used[p] && d < dim ? load_element<T>(source.data, source.dtype, begin + d) : T(0);
-            direction[p][i] = score_direction(l2, mine[i], element_of_unit(x, norm, normalise));
-          }
+          load_columns(source, used[p] ? begin : 0, first, dim, x[p]);
         }
 #pragma unroll
         for (int p = 0; p < kPairsAtOnce; ++p)
 #pragma unroll
-          for (int i = 0; i < kColumnsPerLane; ++i)
-            if (used[p]) total[i] = fma(factor[p], direction[p][i], total[i]);
+          for (int i = 0; i < kColumnsPerLane; ++i) {
+            const T direction = score_direction(l2, mine[i], element_of_unit(x[p][i], norm[p], normalize));
+            if (used[p]) total[i] = fma(factor[p], direction, total[i]);
+          }
       }
     }
 #pragma unroll
@@ -123,19 +126,16 @@ __device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& s
   }
 }
 
-// From the sum to the gradient of the raw row, in the output's dtype. Lanes read the columns that they wrote.
+// From the sum to the gradient of the raw row.
 template <typename T>
-__device__ __forceinline__ void store_gradient(const RowReader<T>& own, const RowNorm<T>& norm, bool normalise,
+__device__ __forceinline__ void store_gradient(const RowReader<T>& own, const RowNorm<T>& norm, bool normalize,
                                                int64_t dim, const T* sum, void* out, Dtype dtype, int64_t row) {
-  const auto unit = [&](int64_t d) { return unit_element(own(d), norm); };
-  const T along = normalise ? warp_dot<T>([&](int64_t d) { return sum[d]; }, unit, dim) : T(0);
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp)
-    store_element(out, dtype, row * dim + d, normalise ? unit_row_gradient(sum[d], along, unit(d), norm) : sum[d]);
-}
-
-template <typename T>
-__device__ __forceinline__ void store_zeros(int64_t dim, void* out, Dtype dtype, int64_t row) {
-  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) store_element(out, dtype, row * dim + d, T(0));
+  if (normalize) {
+    const auto unit = [&](int64_t d) { return unit_element(own(d), norm); };
+    store_raw_gradient([&](int64_t d) { return sum[d]; }, unit, norm, dim, out, dtype, row);
+    return;
+  }
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) store_element(out, dtype, row * dim + d, sum[d]);
 }
 
 template <typename T>
@@ -144,9 +144,9 @@ __device__ __forceinline__ T factor_of_pair(const KnnTopkBackwardArguments& a, i
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
     knn_query_gradient_kernel(KnnTopkBackwardArguments a) {
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
+  const int64_t warp = own_warp<kGradientWarps>();
   T* sum = static_cast<T*>(a.sums) + warp * a.dim;
   const RowNorm<T>* bank_norms = static_cast<const RowNorm<T>*>(a.bank_norms);
   for (int64_t query = warp; query < a.num_queries; query += static_cast<int64_t>(gridDim.x) * kGradientWarps) {
@@ -163,33 +163,25 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
       if (!term.used) return term;
       term.factor = factor_of_pair<T>(a, pair);
       term.begin = group * a.bank.group_stride + a.indices[pair] * a.bank.row_stride;
-      if (a.normalise_bank) term.norm = bank_norms[group * a.bank_rows + a.indices[pair]];
+      if (a.normalize_bank) term.norm = bank_norms[group * a.bank_rows + a.indices[pair]];
       return term;
     };
-    sum_terms(own, a.bank, a.l2, a.normalise_bank, a.dim, a.k, term_at, sum);
+    sum_terms(own, a.bank, a.l2, a.normalize_bank, a.dim, a.k, term_at, sum);
     const RowNorm<T> norm =
-        a.normalise_queries ? static_cast<const RowNorm<T>*>(a.query_norms)[query] : RowNorm<T>{1, 0};
-    store_gradient(own, norm, a.normalise_queries, a.dim, sum, a.grad_queries, a.queries.dtype, query);
+        a.normalize_queries ? static_cast<const RowNorm<T>*>(a.query_norms)[query] : RowNorm<T>{1, 0};
+    store_gradient(own, norm, a.normalize_queries, a.dim, sum, a.grad_queries, a.queries.dtype, query);
   }
 }
 
 // The first of the sorted keys that is not below `key`.
 __device__ inline int64_t first_pair_of(const KnnTopkBackwardArguments& a, int64_t key) {
-  int64_t low = 0, high = a.num_queries * a.k;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (a.sorted_keys[middle] < key)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return partition_point(a.num_queries * a.k, [&](int64_t pair) { return a.sorted_keys[pair] < key; });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
     knn_bank_gradient_kernel(KnnTopkBackwardArguments a) {
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kGradientWarps + threadIdx.x / kWarp;
+  const int64_t warp = own_warp<kGradientWarps>();
   T* sum = static_cast<T*>(a.sums) + warp * a.dim;
   const RowNorm<T>* query_norms = static_cast<const RowNorm<T>*>(a.query_norms);
   const int64_t rows = a.num_classes * a.bank_rows;
@@ -206,12 +198,12 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
       term.used = true;
       term.factor = factor_of_pair<T>(a, pair);
       term.begin = query * a.queries.row_stride;
-      if (a.normalise_queries) term.norm = query_norms[query];
+      if (a.normalize_queries) term.norm = query_norms[query];
       return term;
     };
-    sum_terms(own, a.queries, a.l2, a.normalise_queries, a.dim, end - begin, term_at, sum);
-    const RowNorm<T> norm = a.normalise_bank ? static_cast<const RowNorm<T>*>(a.bank_norms)[row] : RowNorm<T>{1, 0};
-    store_gradient(own, norm, a.normalise_bank, a.dim, sum, a.grad_bank, a.bank.dtype, row);
+    sum_terms(own, a.queries, a.l2, a.normalize_queries, a.dim, end - begin, term_at, sum);
+    const RowNorm<T> norm = a.normalize_bank ? static_cast<const RowNorm<T>*>(a.bank_norms)[row] : RowNorm<T>{1, 0};
+    store_gradient(own, norm, a.normalize_bank, a.dim, sum, a.grad_bank, a.bank.dtype, row);
   }
 }
 

@@ -16,9 +16,9 @@ struct KnnTopkBackwardArguments {
   const int64_t* indices;   // [M, k]; those outside [0, N) are no neighbours
   const int64_t* offsets;   // [C + 1] or nullptr: all queries are of class 0
   int64_t num_queries, num_classes, bank_rows, dim, k;
-  bool l2, normalise_queries, normalise_bank;
+  bool l2, normalize_queries, normalize_bank;
   bool is_double;     // compute in double, not in float
-  void* query_norms;  // scratch [M]: gradient_norm_bytes each; unused without normalise_queries
+  void* query_norms;  // scratch [M]: RowNorm each; unused without normalize_queries
   void* bank_norms;   // scratch [C, N], likewise
   int64_t* keys;      // scratch [M, k], written by launch_knn_pair_keys: row of the bank [C N] or, for no pair, C N
   const int64_t* sorted_keys;  // [M k], the keys sorted upward
@@ -27,8 +27,6 @@ struct KnnTopkBackwardArguments {
   void* grad_queries;          // [M, D], contiguous, dtype of queries
   void* grad_bank;             // [C, N, D], contiguous, dtype of bank
 };
-
-constexpr int64_t gradient_norm_bytes(bool is_double) { return is_double ? 16 : 8; }
 
 int launch_knn_pair_keys(const KnnTopkBackwardArguments& arguments, void* stream);
 int launch_knn_topk_backward(const KnnTopkBackwardArguments& arguments, void* stream);

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> knn_topk_cuda(const Tensor& queries, const Tensor& ba
   a.k = k;
   a.values = values.mutable_data_ptr();
   a.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-  check_launch(op, launch_knn_topk(a, search.is_double(), device.stream()));
+  check_launch(op, launch_knn_topk(a, device.stream()));
   return {values, indices};
 }
 

@@ -7,7 +7,7 @@ namespace dgcl {
 
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4) knn_topk_kernel(KnnTopkArguments a) {
-  const int64_t query = static_cast<int64_t>(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp;
+  const int64_t query = own_warp<kRowsPerBlock>();
   if (query >= a.search.num_queries) return;
   const int lane = threadIdx.x % kWarp;
   T* values = static_cast<T*>(a.values) + query * a.k;

@@ -10,6 +10,6 @@ struct KnnTopkArguments {
   int64_t* indices;
 };
 
-int launch_knn_topk(const KnnTopkArguments& arguments, bool is_double, void* stream);
+int launch_knn_topk(const KnnTopkArguments& arguments, void* stream);
 
 }  // namespace dgcl

@@ -12,22 +12,18 @@ constexpr int kPushThreads = 256;
 constexpr int kPushWarps = kPushThreads / kWarp;
 constexpr int kPushVectorBytes = sizeof(uint4);
 
-__device__ __forceinline__ int64_t clamped_count(int64_t count, int64_t largest) {
-  return count < 0 ? 0 : count > largest ? largest : count;
-}
-
 // Calls copy(c, i, slot) with the warp's row i of class c and its place, if there is one. Of more rows than a ring
 // holds the last ones stay, so that no slot is written twice.
 template <typename Copy>
 __device__ __forceinline__ void with_own_row(const MemoryPushArguments& a, const Copy& copy) {
   const int64_t most = a.num_rows < a.capacity ? a.num_rows : a.capacity;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kPushWarps + threadIdx.x / kWarp;
+  const int64_t item = own_warp<kPushWarps>();
   if (item >= a.num_classes * most) return;
   const int64_t c = item / most;
-  const int64_t arriving = clamped_count(a.row_counts[c], a.num_rows);
+  const int64_t arriving = clamped(a.row_counts[c], a.num_rows);
   const int64_t i = item - c * most + (arriving > a.capacity ? arriving - a.capacity : 0);
   if (i >= arriving) return;
-  copy(c, i, c * a.capacity + (clamped_count(a.heads[c], a.capacity - 1) + i) % a.capacity);
+  copy(c, i, c * a.capacity + (clamped(a.heads[c], a.capacity - 1) + i) % a.capacity);
 }
 
 // By way of T, which holds the values of both dtypes exactly.
@@ -59,9 +55,9 @@ __global__ void __launch_bounds__(kPushThreads)
 __global__ void __launch_bounds__(kPushThreads) advance_rings_kernel(MemoryPushArguments a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kPushThreads + threadIdx.x;
   if (c >= a.num_classes) return;
-  const int64_t arriving = clamped_count(a.row_counts[c], a.num_rows);
-  a.heads[c] = (clamped_count(a.heads[c], a.capacity - 1) + arriving) % a.capacity;
-  a.counts[c] = clamped_count(clamped_count(a.counts[c], a.capacity) + arriving, a.capacity);
+  const int64_t arriving = clamped(a.row_counts[c], a.num_rows);
+  a.heads[c] = (clamped(a.heads[c], a.capacity - 1) + arriving) % a.capacity;
+  a.counts[c] = clamped(clamped(a.counts[c], a.capacity) + arriving, a.capacity);
 }
 
 }  // namespace dgcl

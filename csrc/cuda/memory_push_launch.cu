@@ -7,13 +7,13 @@ bool aligned(const void* p, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(bytes)) % kPushVectorBytes == 0;
 }
 
-void launch_ring(const MemoryPushArguments& a, const RingPush& push, unsigned blocks, void* stream) {
+void launch_ring(const MemoryPushArguments& a, const RingPush& push, dim3 grid, void* stream) {
   const Dtype dtype = push.rows.dtype;
-  const int64_t bytes = dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+  const int64_t bytes = bytes_of(dtype);
   const int64_t row_stride = push.rows.row_stride * bytes, group_stride = push.rows.group_stride * bytes;
   const bool same_bytes = !push.normalize && push.ring_dtype == dtype;
   const bool wide = dtype == Dtype::float64 || push.ring_dtype == Dtype::float64;
-  const dim3 grid(blocks), block(kPushThreads);
+  const dim3 block(kPushThreads);
   if (same_bytes && aligned(push.ring, push.dim * bytes) && aligned(push.rows.data, row_stride | group_stride))
     DGCL_LAUNCH(copy_rows_kernel, grid, block, 0, stream, a, push, push.dim * bytes, row_stride, group_stride);
   else if (wide && push.normalize)
@@ -31,11 +31,9 @@ void launch_ring(const MemoryPushArguments& a, const RingPush& push, unsigned bl
 int launch_memory_push(const MemoryPushArguments& a, void* stream) {
   if (a.num_classes == 0) return 0;
   const int64_t most = a.num_rows < a.capacity ? a.num_rows : a.capacity;
-  const unsigned blocks = static_cast<unsigned>((a.num_classes * most + kPushWarps - 1) / kPushWarps);
   for (const RingPush& push : a.pushes)
-    if (blocks > 0 && push.dim > 0) launch_ring(a, push, blocks, stream);
-  const unsigned class_blocks = static_cast<unsigned>((a.num_classes + kPushThreads - 1) / kPushThreads);
-  DGCL_LAUNCH(advance_rings_kernel, dim3(class_blocks), dim3(kPushThreads), 0, stream, a);
+    if (most > 0 && push.dim > 0) launch_ring(a, push, blocks_for(a.num_classes * most, kPushWarps), stream);
+  DGCL_LAUNCH(advance_rings_kernel, blocks_for(a.num_classes, kPushThreads), dim3(kPushThreads), 0, stream, a);
   return static_cast<int>(cudaGetLastError());
 }
 

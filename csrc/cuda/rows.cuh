@@ -8,18 +8,40 @@
 
 namespace dgcl {
 
-constexpr int kWarp = 32;
-constexpr int kRowThreads = 256, kRowsABlock = kRowThreads / kWarp;  // of kernels that give a warp to each row
-constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kRowThreads = 256, kRowsPerBlock = kRowThreads / kWarp;  // of kernels that give a warp to each row
+
+// Device-side numbers may be anything: clamped to [0, largest], so that bad ones cannot reach outside the tensors.
+__device__ __forceinline__ int64_t clamped(int64_t value, int64_t largest) {
+  return value < 0 ? 0 : value > largest ? largest : value;
+}
+
+// How many of 0, ..., n - 1 are before the first for which `holds` is false, by halving; between 0 and n in any case.
+template <typename Holds>
+__device__ __forceinline__ int64_t partition_point(int64_t n, const Holds& holds) {
+  int64_t low = 0, high = n;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (holds(middle))
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // Element i, widened to T; exact, but for float64 read as float, which no op asks for.
 template <typename T>
 __device__ __forceinline__ T load_element(const void* data, Dtype dtype, int64_t i) {
   switch (dtype) {
     case Dtype::float16:
-      return static_cast<T>(__half2float(static_cast<const __half*>(data)[i]));
+      return static_cast<T>(widen(static_cast<const __half*>(data)[i]));
     case Dtype::bfloat16:
-      return static_cast<T>(__bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]));
+      return static_cast<T>(widen(static_cast<const __nv_bfloat16*>(data)[i]));
     case Dtype::float32:
       return static_cast<T>(static_cast<const float*>(data)[i]);
     default:
@@ -104,11 +126,38 @@ __device__ RowNorm<T> warp_row_norm(const Row& x, int64_t dim) {
   return {sqrt(warp_dot<T>(scaled, scaled, dim)), exponent};
 }
 
-// One element of the unit row of a row with this norm.
+// An element of the unit row of a row with this norm, or as it is.
 template <typename T>
-__device__ __forceinline__ T unit_element(T x, const RowNorm<T>& norm) {
-  if (norm.value == 0) return 0;
-  return (norm.exponent ? scalbn(x, -norm.exponent) : x) / norm.value;
+__device__ __forceinline__ T element_of_unit(T x, const RowNorm<T>& norm, bool normalize) {
+  return normalize ? unit_element(x, norm) : x;
+}
+
+// norms [groups][per_group]: a warp a row of `rows`. With `counts`, rows beyond a group's count are left alone.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads, 4)
+    row_norms_kernel(Rows rows, int64_t groups, int64_t per_group, const int64_t* counts, int64_t dim,
+                     RowNorm<T>* norms) {
+  const int64_t row = own_warp<kRowsPerBlock>();
+  if (row >= groups * per_group) return;
+  const int64_t group = row / per_group, i = row % per_group;
+  if (counts != nullptr && i >= counts[group]) return;
+  const RowNorm<T> norm = warp_row_norm<T>(RowReader<T>(rows, i, group), dim);
+  if (threadIdx.x % kWarp == 0) norms[row] = norm;
+}
+
+// From the gradient for a unit row to that for the raw row, in the output's dtype, row number `row` of `out`; by a whole
+// warp. `gradient` and `unit` are functions of the column; a lane reads and writes the same columns.
+template <typename T, typename Gradient, typename Unit>
+__device__ __forceinline__ void store_raw_gradient(const Gradient& gradient, const Unit& unit, const RowNorm<T>& norm,
+                                                   int64_t dim, void* out, Dtype dtype, int64_t row) {
+  const T along = warp_dot<T>(gradient, unit, dim);
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp)
+    store_element(out, dtype, row * dim + d, unit_row_gradient(gradient(d), along, unit(d), norm));
+}
+
+template <typename T>
+__device__ __forceinline__ void store_zeros(int64_t dim, void* out, Dtype dtype, int64_t row) {
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) store_element(out, dtype, row * dim + d, T(0));
 }
 
 }  // namespace dgcl

@@ -14,6 +14,11 @@ struct Rows {
   Dtype dtype = Dtype::float32;
 };
 
+constexpr int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+// Of RowNorm<double> or RowNorm<float> (csrc/math/unit_row.h).
+constexpr int64_t row_norm_bytes(bool is_double) { return is_double ? 16 : 8; }
+
 // The text of an error code that a launcher returned; 0 is success.
 const char* cuda_error_text(int error);
 

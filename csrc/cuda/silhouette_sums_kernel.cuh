@@ -14,12 +14,12 @@ constexpr int kPairSide = 16;     // threads along each side of a tile
 constexpr int kPairsPerSide = 4;  // of a thread
 constexpr int kPairTile = kPairSide * kPairsPerSide;
 constexpr int kPairThreads = kPairSide * kPairSide;
-constexpr int kPairDepth = 16;           // columns staged at a time
-constexpr int kPairRow = kPairTile + 1;  // one more against bank conflicts
+constexpr int kPairDepth = 16;             // columns staged at a time
+constexpr int kPairPitch = kPairTile + 1;  // one more against bank conflicts
 
 // to[d][r] = row `first` + r, column `column` + d; 0 for what is not there.
 __device__ __forceinline__ void stage_columns(const Rows& from, int64_t first, int64_t end, int64_t column, int64_t dim,
-                                              double (*to)[kPairRow]) {
+                                              double (*to)[kPairPitch]) {
 #pragma unroll
   for (int e = threadIdx.x; e < kPairTile * kPairDepth; e += kPairThreads) {
     const int r = e / kPairDepth, d = e % kPairDepth;
@@ -29,14 +29,13 @@ __device__ __forceinline__ void stage_columns(const Rows& from, int64_t first, i
 }
 
 __device__ __forceinline__ int64_t clamped_offset(const SilhouetteSumsArguments& a, int64_t c) {
-  const int64_t offset = a.offsets[c];
-  return offset < 0 ? 0 : offset > a.num_features ? a.num_features : offset;
+  return clamped(a.offsets[c], a.num_features);
 }
 
 // blockIdx.x: the tile of rows; blockIdx.y: which classes, every gridDim.y-th.
 __global__ void __launch_bounds__(kPairThreads) silhouette_sums_kernel(SilhouetteSumsArguments a) {
-  DGCL_SHARED(double, left, [kPairDepth][kPairRow]);
-  DGCL_SHARED(double, right, [kPairDepth][kPairRow]);
+  DGCL_SHARED(double, left, [kPairDepth][kPairPitch]);
+  DGCL_SHARED(double, right, [kPairDepth][kPairPitch]);
   const int x = threadIdx.x % kPairSide, y = threadIdx.x / kPairSide;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kPairTile;
   for (int64_t c = blockIdx.y; c < a.num_classes; c += gridDim.y) {

@@ -17,7 +17,8 @@ DGCL_HOST_DEVICE bool is_safe_square(T square) {
   return square >= (sizeof(T) == sizeof(float) ? T(0x1p-90) : T(0x1p-900)) && square <= std::numeric_limits<T>::max();
 }
 
-// |x| = value * 2^exponent; value 0 for a row that has no direction (zero, or with a NaN or an infinity).
+// |x| = value * 2^exponent. A row without a direction has value 0 (zero rows; on the CPU also those with a NaN or an
+// infinity, whose unit row is NaN) or NaN (those in the CUDA kernels, so that dividing by it makes NaNs).
 template <typename T>
 struct RowNorm {
   T value = 0;
@@ -52,8 +53,15 @@ RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   return {norm, exponent};
 }
 
+// One element of the unit row of a row with this norm.
+template <typename T>
+DGCL_HOST_DEVICE T unit_element(T x, const RowNorm<T>& norm) {
+  if (norm.value == 0) return 0;
+  return (norm.exponent ? std::scalbn(x, -norm.exponent) : x) / norm.value;
+}
+
 // One element of (g - <g, u> u) / |x|, the gradient for x from g, that for its unit row u; `along` is <g, u>. 0 where x
-// has no direction (|x| is 0, or NaN in the CUDA kernels).
+// has no direction.
 template <typename T>
 DGCL_HOST_DEVICE T unit_row_gradient(T g, T along, T u, const RowNorm<T>& norm) {
   if (!(norm.value > 0)) return 0;

@@ -101,9 +101,7 @@ FAULTS = [
     # ---- memory_push
     push(GLOBAL, "  if (item >= a.num_classes * most) return;\n", "", "address"),
     push(GLOBAL, "a.heads[c], a.capacity - 1) + i)", "a.heads[c], a.capacity) + i)"),
-    push(
-        GLOBAL, "clamped_count(a.row_counts[c], a.num_rows);\n  const", "a.row_counts[c];\n  const"
-    ),
+    push(GLOBAL, "clamped(a.row_counts[c], a.num_rows);\n  const", "a.row_counts[c];\n  const"),
     push(GLOBAL, "  if (c >= a.num_classes) return;\n", "", "address"),
     push(TAIL, "  if (i >= arriving) return;\n", ""),
     push(TAIL, "at < row_bytes; at", "at <= row_bytes; at"),
@@ -158,8 +156,8 @@ FAULTS = [
     sums(GLOBAL, "x == 0 && row < a.num_rows", "x == 0", "address"),
     sums(
         GLOBAL,
-        "return offset < 0 ? 0 : offset > a.num_features ? a.num_features : offset;",
-        "return offset;",
+        "return clamped(a.offsets[c], a.num_features);",
+        "return a.offsets[c];",
         "address",
     ),
     sums(TAIL, " && column + d < dim;", ";"),

@@ -30,17 +30,6 @@ void configure(const std::string& schedule, uint64_t seed, int multiprocessors) 
   options() = chosen;
 }
 
-pybind11::dict read_statistics() {
-  const Statistics& s = statistics();
-  pybind11::dict all;
-  all["launches"] = s.launches;
-  all["blocks"] = s.blocks;
-  all["threads"] = s.threads;
-  all["switches"] = s.switches;
-  all["most_shared_bytes"] = s.most_shared_bytes;
-  return all;
-}
-
 pybind11::list self_test_names() {
   pybind11::list names;
   for (const dgcl::self_test::SelfTest& test : dgcl::self_test::all()) names.append(test.name);
@@ -77,8 +66,7 @@ std::vector<int> narrow(const std::string& type, const std::vector<float>& value
 PYBIND11_MODULE(_emulated, m) {
   using pybind11::arg;
   m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3);
-  m.def("statistics", &read_statistics);
-  m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed and set the statistics to zero.");
+  m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed.");
   m.def("self_tests", &self_test_names);
   m.def("self_test", &self_test, arg("name"));
   m.def("widen", &widen);

@@ -23,8 +23,6 @@ enum class Fault {
   copy_overwrites_what_is_read,
 };
 
-constexpr unsigned kFullWarp = 0xffffffffu;
-
 // out = the transpose of in, both [count][16][16]; one block of 256 threads.
 template <Fault fault>
 __global__ void transpose_kernel(const float* in, float* out, int count) {

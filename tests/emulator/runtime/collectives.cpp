@@ -6,8 +6,6 @@
 namespace cuda_emulator {
 namespace {
 
-const char fence_token = 0;
-
 // Arrives at the meeting of `mask`. True for the last one: it closes the meeting, and is to answer all and wake them.
 bool arrive(uint32_t mask, Site site, Meeting& meeting) {
   Thread& me = *current_thread;
@@ -42,7 +40,7 @@ Meeting& find_or_open(uint32_t mask, Site site, bool fence) {
            site.line, mask, l);
   }
   const unsigned needed = static_cast<unsigned>(__builtin_popcount(mask));
-  *unused = Meeting{true, mask, site, needed, 0, fence ? fresh_token() : nullptr, 0};
+  *unused = Meeting{true, mask, site, needed, 0, fence ? fresh_token() : nullptr};
   return *unused;
 }
 
@@ -70,7 +68,6 @@ namespace {
 void open_barrier() {
   RunningBlock& b = *running;
   b.barrier.open = false;
-  b.barrier_result = b.barrier.votes;
   for (unsigned i = 0; i < b.num_threads; ++i)
     if (b.threads[i].state == Thread::State::waiting) wake(b.threads[i]);
 }
@@ -96,26 +93,24 @@ void answer_ballot(Thread* lanes, uint32_t mask) {
 
 }  // namespace
 
-int block_barrier(bool vote, Site site) {
+void block_barrier(Site site) {
   RunningBlock& b = *running;
   Thread& me = *current_thread;
   Meeting& barrier = b.barrier;
   if (!barrier.open)
-    barrier = Meeting{true, 0, site, b.num_threads, 0, fresh_token(), 0};
+    barrier = Meeting{true, 0, site, b.num_threads, 0, fresh_token()};
   else if (!same_site(barrier.site, site))
     fail("divergent %s at %s:%d: others wait in %s at %s:%d", site.what, file_name(site), site.line, barrier.site.what,
          file_name(barrier.site), barrier.site.line);
   if (b.num_alive != b.num_threads)
     fail("%s at %s:%d after a thread of the block has exited", site.what, file_name(site), site.line);
   const void* token = barrier.token;
-  barrier.votes += vote;
   if (arrive(0, site, barrier))
     open_barrier();
   else
     wait();
   me.site.what = nullptr;
   acquire(token);
-  return b.barrier_result;
 }
 
 void warp_barrier(uint32_t mask, Site site) { meet(mask, site, true, nullptr); }
@@ -133,11 +128,6 @@ uint32_t ballot(uint32_t mask, bool vote, Site site) {
   argument.value = vote;
   meet(mask, site, false, answer_ballot);
   return static_cast<uint32_t>(argument.value);
-}
-
-void thread_fence() {
-  acquire(&fence_token);
-  release(&fence_token);
 }
 
 void leave_collectives(Thread& thread) {

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "state.h"
 
@@ -20,23 +19,8 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return cudaErrorInvalidValue;
-  switch (attribute) {
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = static_cast<int>(cuda_emulator::kSharedByDefault);
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(cuda_emulator::kSharedOptIn);
-      return cudaSuccess;
-    case cudaDevAttrMultiProcessorCount:
-      *value = cuda_emulator::options().multiprocessors;
-      return cudaSuccess;
-  }
-  return cudaErrorInvalidValue;
-}
-
-cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
-  std::memset(address, value, bytes);
+  if (device != 0 || attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
+  *value = cuda_emulator::options().multiprocessors;
   return cudaSuccess;
 }
 

@@ -19,16 +19,6 @@ std::unique_ptr<RunningBlock> running;
 
 namespace {
 
-Options options_from_environment() {
-  Options chosen;
-  if (const char* schedule = std::getenv("CUDA_EMULATOR_SCHEDULE")) {
-    if (!std::strcmp(schedule, "reverse")) chosen.schedule = Schedule::reverse;
-    if (!std::strcmp(schedule, "random")) chosen.schedule = Schedule::random;
-  }
-  if (const char* seed = std::getenv("CUDA_EMULATOR_SEED")) chosen.seed = std::strtoull(seed, nullptr, 10);
-  return chosen;
-}
-
 int describe(char* out, size_t size, const Thread& thread) {
   const char* what = thread.state == Thread::State::finished ? "exited" : thread.site.what;
   return std::snprintf(out, size, "thread %u (%s at %s:%d, mask %08x)", thread.number, what ? what : "running",
@@ -103,13 +93,8 @@ void run_block(RunningBlock& b) {
 }  // namespace
 
 Options& options() {
-  static Options chosen = options_from_environment();
+  static Options chosen;
   return chosen;
-}
-
-Statistics& statistics() {
-  static Statistics counted;
-  return counted;
 }
 
 uint64_t next_random(uint64_t& state) {  // xorshift
@@ -144,7 +129,6 @@ bool same_site(const Site& a, const Site& b) {
 }
 
 void wait() {
-  ++statistics().switches;
   current_thread->state = Thread::State::waiting;
   running->fibers[current_thread->number].switch_back(false);
 }
@@ -211,7 +195,6 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   check_limits(launch);
   if (!running) running = std::make_unique<RunningBlock>();
   RunningBlock& b = *running;
-  b.kernel_name = launch.name;
   b.entry = thread;
   b.context = context;
   b.size = launch.block;
@@ -219,10 +202,6 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   b.num_threads = b.size.x * b.size.y * b.size.z;
   b.failed = false;
   const uint64_t total = static_cast<uint64_t>(b.grid.x) * b.grid.y * b.grid.z;
-  Statistics& counted = statistics();
-  ++counted.launches;
-  counted.blocks += total;
-  counted.threads += total * b.num_threads;
   b.random_state = options().seed * 0x9e3779b97f4a7c15ull | 1;
   for (int i = 0; i < 8; ++i) random_number();  // small seeds start alike
   const uint64_t start = random_number() % total;

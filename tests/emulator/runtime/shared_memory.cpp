@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -95,10 +94,7 @@ cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   return cudaSuccess;
 }
 
-void reset() {
-  allowed.clear();
-  statistics() = Statistics{};
-}
+void reset() { allowed.clear(); }
 
 void begin_shared_memory(const Launch& launch, unsigned set) {
   Arena& chosen = arenas[set];
@@ -128,8 +124,6 @@ void begin_shared_memory(const Launch& launch, unsigned set) {
 }
 
 void end_shared_memory() {
-  Statistics& counted = statistics();
-  counted.most_shared_bytes = std::max<uint64_t>(counted.most_shared_bytes, counted_bytes);
   arenas[running->set].dirty = used;
   unpoison(arena, used);
   RunningBlock& b = *running;

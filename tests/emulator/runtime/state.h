@@ -14,7 +14,6 @@ struct Meeting {
   Site site;
   unsigned needed, arrived;
   const void* token;  // orders memory; nullptr: a collective that is no fence
-  int votes;
 };
 
 // Which threads can run; each is in it at most once.
@@ -42,9 +41,7 @@ struct RunningBlock : Block {
   unsigned num_alive;
   Meeting barrier;
   Meeting collectives[kMostThreads / kWarpSize][kWarpSize];
-  int barrier_result;
   uint64_t random_state;
-  const char* kernel_name;
   void (*entry)(void*);
   void* context;
   bool failed;
@@ -67,7 +64,7 @@ const char* file_name(const Site& site);
 
 // Before each block: `set` numbers the memory, filled with ones; room for the dynamic part and static arrays.
 void begin_shared_memory(const Launch& launch, unsigned set);
-// After it: whether the red zones are as they were, and how much was used.
+// After it: whether the red zones are as they were.
 void end_shared_memory();
 
 uint64_t next_random(uint64_t& state);

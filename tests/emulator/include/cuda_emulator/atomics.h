@@ -28,27 +28,16 @@ using Unsigned64 = unsigned long long;
 
 }  // namespace cuda_emulator
 
-// clang-format off
-#define CUDA_EMULATOR_ATOMIC(name, formula, ...)                                               \
-  template <typename T>                                                                        \
-  T name(T* address, std::type_identity_t<T> operand) {                                        \
-    static_assert(::cuda_emulator::is_one_of<T, __VA_ARGS__>, #name ": CUDA has no such type"); \
-    return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return formula; }); \
-  }
-CUDA_EMULATOR_ATOMIC(atomicAdd, old + operand, int, unsigned, ::cuda_emulator::Unsigned64, float, double)
-CUDA_EMULATOR_ATOMIC(atomicSub, old - operand, int, unsigned)
-CUDA_EMULATOR_ATOMIC(atomicMax, old > operand ? old : operand, int, unsigned, ::cuda_emulator::Unsigned64, long long)
-CUDA_EMULATOR_ATOMIC(atomicMin, old < operand ? old : operand, int, unsigned, ::cuda_emulator::Unsigned64, long long)
-CUDA_EMULATOR_ATOMIC(atomicOr, old | operand, int, unsigned, ::cuda_emulator::Unsigned64)
-CUDA_EMULATOR_ATOMIC(atomicAnd, old & operand, int, unsigned, ::cuda_emulator::Unsigned64)
-CUDA_EMULATOR_ATOMIC(atomicXor, old ^ operand, int, unsigned, ::cuda_emulator::Unsigned64)
-CUDA_EMULATOR_ATOMIC(atomicExch, (static_cast<void>(old), operand), int, unsigned, ::cuda_emulator::Unsigned64, float)
-#undef CUDA_EMULATOR_ATOMIC
-// clang-format on
+template <typename T>
+T atomicAdd(T* address, std::type_identity_t<T> operand) {
+  static_assert(::cuda_emulator::is_one_of<T, int, unsigned, ::cuda_emulator::Unsigned64, float, double>,
+                "atomicAdd: CUDA has no such type");
+  return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return old + operand; });
+}
 
 template <typename T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  static_assert(::cuda_emulator::is_one_of<T, int, unsigned, ::cuda_emulator::Unsigned64>,
-                "atomicCAS: CUDA has no such type");
-  return ::cuda_emulator::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
+T atomicMax(T* address, std::type_identity_t<T> operand) {
+  static_assert(::cuda_emulator::is_one_of<T, int, unsigned, ::cuda_emulator::Unsigned64, long long>,
+                "atomicMax: CUDA has no such type");
+  return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return old > operand ? old : operand; });
 }

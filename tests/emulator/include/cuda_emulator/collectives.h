@@ -8,14 +8,11 @@
 
 namespace cuda_emulator {
 
-// The answer of __syncthreads_count; the others follow from it.
-int block_barrier(bool vote, Site site);
+void block_barrier(Site site);
 // Orders memory among the lanes in the mask.
 void warp_barrier(uint32_t mask, Site site);
 uint64_t shuffle(uint32_t mask, uint64_t value, int source, Site site);
 uint32_t ballot(uint32_t mask, bool vote, Site site);
-// Memory ordered by a fence: ThreadSanitizer knows none, so it counts as a meeting of all who fence.
-void thread_fence();
 
 template <typename T>
 constexpr bool can_shuffle =
@@ -59,34 +56,20 @@ T shuffle_down(Site site, uint32_t mask, T value, unsigned delta, int width = 32
   return shuffle_from(mask, value, beyond ? lane : lane + static_cast<int>(delta), site);
 }
 
-template <typename T>
-T shuffle_up(Site site, uint32_t mask, T value, unsigned delta, int width = 32) {
-  const int lane = own_lane(width);
-  const bool beyond = (lane & (width - 1)) < static_cast<int>(delta);
-  return shuffle_from(mask, value, beyond ? lane : lane - static_cast<int>(delta), site);
-}
-
 inline void warp_barrier_at(Site site, uint32_t mask = 0xffffffffu) { warp_barrier(mask, site); }
 inline uint32_t ballot_at(Site site, uint32_t mask, bool vote) { return ballot(mask, vote, site); }
 
 }  // namespace cuda_emulator
 
 #define CUDA_EMULATOR_SITE(what) (::cuda_emulator::Site{what, __FILE__, __LINE__})
-#define __syncthreads() ((void)::cuda_emulator::block_barrier(false, CUDA_EMULATOR_SITE("__syncthreads")))
-#define __syncthreads_count(vote) ::cuda_emulator::block_barrier(vote, CUDA_EMULATOR_SITE("__syncthreads_count"))
-#define __syncthreads_or(vote) (::cuda_emulator::block_barrier(vote, CUDA_EMULATOR_SITE("__syncthreads_or")) > 0)
-#define __syncthreads_and(vote) (::cuda_emulator::block_barrier(!(vote), CUDA_EMULATOR_SITE("__syncthreads_and")) == 0)
+#define __syncthreads() ::cuda_emulator::block_barrier(CUDA_EMULATOR_SITE("__syncthreads"))
 #define __syncwarp(...) ::cuda_emulator::warp_barrier_at(CUDA_EMULATOR_SITE("__syncwarp") __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) ::cuda_emulator::shuffle_index(CUDA_EMULATOR_SITE("__shfl_sync"), __VA_ARGS__)
 #define __shfl_xor_sync(...) ::cuda_emulator::shuffle_xor(CUDA_EMULATOR_SITE("__shfl_xor_sync"), __VA_ARGS__)
 #define __shfl_down_sync(...) ::cuda_emulator::shuffle_down(CUDA_EMULATOR_SITE("__shfl_down_sync"), __VA_ARGS__)
-#define __shfl_up_sync(...) ::cuda_emulator::shuffle_up(CUDA_EMULATOR_SITE("__shfl_up_sync"), __VA_ARGS__)
 #define __ballot_sync(mask, vote) ::cuda_emulator::ballot_at(CUDA_EMULATOR_SITE("__ballot_sync"), mask, vote)
 #define __any_sync(mask, vote) (::cuda_emulator::ballot_at(CUDA_EMULATOR_SITE("__any_sync"), mask, vote) != 0)
 #define __all_sync(mask, vote) (::cuda_emulator::ballot_at(CUDA_EMULATOR_SITE("__all_sync"), mask, !(vote)) == 0)
 
 // Which lanes happen to run together is no property of the program: whoever asks has an error.
 unsigned __activemask() = delete;
-
-inline void __threadfence() { ::cuda_emulator::thread_fence(); }
-inline void __threadfence_block() { ::cuda_emulator::thread_fence(); }

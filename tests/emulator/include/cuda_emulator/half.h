@@ -56,6 +56,4 @@ inline float __half2float(__half h) {
 }
 
 inline __half __float2half_rn(float value) { return __half(value); }
-inline __half __float2half(float value) { return __half(value); }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __nv_bfloat16(value); }
-inline __nv_bfloat16 __float2bfloat16(float value) { return __nv_bfloat16(value); }

@@ -20,12 +20,7 @@ struct Options {
 };
 Options& options();
 
-struct Statistics {
-  uint64_t launches = 0, blocks = 0, threads = 0, switches = 0, most_shared_bytes = 0;
-};
-Statistics& statistics();
-
-// Forgets what cudaFuncSetAttribute allowed, sets the statistics to zero.
+// Forgets what cudaFuncSetAttribute allowed.
 void reset();
 
 // A place in a kernel where threads meet.
@@ -85,5 +80,3 @@ uint64_t random_number();
 #define blockIdx (::cuda_emulator::current_block->index)
 #define blockDim (::cuda_emulator::current_block->size)
 #define gridDim (::cuda_emulator::current_block->grid)
-
-[[noreturn]] inline void __trap() { ::cuda_emulator::fail("__trap"); }
