@@ -48,6 +48,7 @@ $(VENV)/torch:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(CSRC)
+	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
 	$(BIN)/python -m pip install -qq --editable ".[dev]"
 	@touch $@
 

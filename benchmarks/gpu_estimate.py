@@ -78,6 +78,8 @@ def constant(file: str, name: str) -> int:
 
 
 FILTER_QUERIES = constant("knn_search_launch.h", "kItemQueries")
+LEAST_SPLIT_ROWS = constant("knn_search_launch.h", "kLeastSplitRows")
+MOST_SPLITS = constant("knn_search_launch.h", "kMostSplits")
 FILTER_COLUMNS = constant("knn_filter_tile.cuh", "kFilterColumns")
 FILTER_STEP = constant("knn_filter_tile.cuh", "kFilterStep")
 FILTER_DEPTH = constant("knn_filter_tile.cuh", "kFilterDepth")
@@ -152,7 +154,7 @@ def balance(device: Device, problem: Problem, kernel: str) -> float:
     resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
     tiles = problem.classes * -(-problem.queries // FILTER_QUERIES)
     places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
-    splits = max(1, min(-(-resident // places), -(-problem.bank // 512), 32))
+    splits = max(1, min(-(-resident // places), -(-problem.bank // LEAST_SPLIT_ROWS), MOST_SPLITS))
     items = tiles * splits
     rounds = -(-items // min(resident, places * splits))
     return items / (rounds * resident)
@@ -174,9 +176,9 @@ class Need:
 def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) -> dict[str, Need]:
     """What knn_filter_kernel needs, whose bank elements have `size` bytes.
 
-    An inner step is 16 columns of a tile. As counted in the compiled loop for sm_80, a warp's step is 49 instructions:
-    8 mma, 16 LDS.32 of queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access), 8 FFMA, 4 packs
-    and 7 others.
+    A step is 32 columns of a tile. As counted along its path in the code for sm_80, each half of it is 8 mma, 16 LDS.32
+    of queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 others a warp;
+    with copies, barriers and the loop itself a warp's whole step is 280 instructions.
     """
     warps = FILTER_THREADS // WARP
     items = p.classes * -(-p.queries // FILTER_QUERIES)
@@ -188,8 +190,8 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
     accesses = steps * (
         warps * (16 + 4 * size // 2 + 2) + FILTER_COLUMNS * 16 * size // SHARED_WIDTH
     )
-    # staging and barriers: 60 instructions a warp for 32 columns; selection: 4 a score
-    issued = steps * warps * (49 + 30) + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
+    # selection: 4 a score
+    issued = steps * warps * 280 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
     bank_bytes = p.classes * p.bank * p.dim * size
     flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
     # the bank for bounds, and again for scores; the queries
@@ -254,8 +256,8 @@ def assumptions(survivors: float) -> list[str]:
         f"Assumed: shared memory {SHARED_WIDTH} B a clock, no bank conflicts, perfect overlap of everything.",
         f"Assumed: L2 {A100.bytes_per_clock} B a clock (A100's white paper; a guess for the H100).",
         f"Assumed: mma.sync reaches {H100.mma_sync:.0%} of the H100's tensor peak, which needs wgmma (a guess).",
-        f"Assumed: {survivors:g} rows a query are scored exactly after the filter and come from L2; 60 instructions",
-        "  a warp for staging 32 columns, 4 for selecting a score. Sorting and merging lists is not counted.",
+        f"Assumed: {survivors:g} rows a query are scored exactly after the filter and come from L2; a warp has",
+        "  4 instructions for a score's selection. Setting up an item, sorting and merging lists is not counted.",
         "Classes have equal shares of 8 x 129 x 129 pixels (both data sets), at most 10,000 each; float32 rows.",
         "cuBLAS + topk: products, the score matrix written once and read once, overlapped. TF32 is not exact.",
         "balance: the share of the resident blocks that have work, on average; bound / balance is the better guess.",
@@ -283,7 +285,8 @@ def main() -> None:
     rows = []
     for problem, device, method, needs, share in estimates(options.survivors):
         bound = max(needs, key=lambda resource: needs[resource].seconds)
-        balanced = f"; balance {share:.2f}" if share else ""
+        guess = needs[bound].seconds / share * 1e3 if share else 0
+        balanced = f"; balance {share:.2f}: more likely {guess:.3f} ms" if share else ""
         print(f"\n{problem.name}, {device.name}, {method}")
         print(f"    at least {needs[bound].seconds * 1e3:.3f} ms, by {bound}{balanced}")
         for resource, need in needs.items():
@@ -305,19 +308,7 @@ def main() -> None:
     with (options.out / "gpu_estimate.csv").open("w", newline="") as file:
         file.writelines(f"# {note}\n" for note in notes)
         writer = csv.writer(file, lineterminator="\n")
-        columns = [
-            "kind",
-            "problem",
-            "device",
-            "method",
-            "resource",
-            "amount",
-            "unit",
-            "least_ms",
-            "is_bound",
-            "balance",
-        ]
-        writer.writerows([columns, *rows])
+        writer.writerows([COLUMNS, *rows])
 
 
 if __name__ == "__main__":

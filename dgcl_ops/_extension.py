@@ -94,7 +94,11 @@ def _serving(device: str, key: str) -> dict:
     if len(compiled) == len(FALLBACKS):
         reason = "the extension was built with kernels for this device type"
         if device == "cuda" and not torch.cuda.is_available():
-            reason += "; this machine shows PyTorch no such device"
+            reason += (
+                "; this PyTorch was built without CUDA"
+                if torch.version.cuda is None
+                else "; this machine shows PyTorch no such device"
+            )
         return {"implementation": "compiled", "reason": reason}
     missing = ", ".join(sorted(set(FALLBACKS) - set(compiled))) if compiled else "any operator"
     reason = f"the extension has no kernel for {missing} on this device type"

@@ -9,6 +9,7 @@ Exit status: 0 if all checks pass, 1 if one fails, 2 if the device cannot be use
 """
 
 import argparse
+import functools
 import platform
 import re
 import sys
@@ -124,25 +125,35 @@ def promise(side: Side) -> str:
     return "selections, copies and counts with the bits of the compiled CPU operators"
 
 
-def report(device: str = "cpu", side: Side | None = None) -> tuple[str, bool]:
-    """The text of the report, and whether every check passed."""
+def report(
+    device: str = "cpu", side: Side | None = None, say=lambda line: None
+) -> tuple[str, bool]:
+    """The text of the report, and whether every check passed. `say` gets each line as soon as it is known."""
     side = side or Side(device)
-    lines = installation()
-    if torch.device(device).type == "cuda":
-        lines += gpu(device)
-    lines += [f"self-check on {device}", f"  {promise(side)}"]
-    lines.append(
-        f"  allowed difference from float64: {TOLERANCE:g} of the largest number, if not said otherwise"
+    on_cuda = torch.device(device).type == "cuda"
+    lines, passed = [], True
+
+    def add(*more: str) -> None:
+        lines.extend(more)
+        for line in more:
+            say(line)
+
+    add(*installation())
+    if on_cuda:
+        add(*gpu(device))
+    add(
+        f"self-check on {device}",
+        f"  {promise(side)}",
+        f"  allowed difference from float64: {TOLERANCE:g} of the largest number, if not said otherwise",
     )
-    passed = True
     for text, good in run_checks(side):
-        lines += text
+        add(*text)
         passed = passed and good is not False
-    if not passed and torch.device(device).type == "cuda":
-        lines.append(
+    if not passed and on_cuda:
+        add(
             "after a CUDA error later checks fail with it; CUDA_LAUNCH_BLOCKING=1 tells where it arose"
         )
-    lines.append("all checks passed" if passed else "a check FAILED: please report this text")
+    add("all checks passed" if passed else "a check FAILED: please report this text")
     return "\n".join(lines), passed
 
 
@@ -157,8 +168,7 @@ def main(argv=None) -> int:
         print("\n".join(installation()))
         print(f"dgcl_ops.doctor: {reason}; nothing was checked", file=sys.stderr)
         return 2
-    text, passed = report(device)
-    print(text)
+    _, passed = report(device, say=functools.partial(print, flush=True))
     return 0 if passed else 1
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -68,3 +69,10 @@ def checks_values(request, implementation):
     on_cuda = "device" in request.fixturenames and request.getfixturevalue("device") == "cuda"
     if request.node.callspec.params["implementation"] == "emulated" or on_cuda:
         pytest.skip("CUDA kernels do not refuse values")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Every skip, by its reason; pytest's own list has a line for each of a hundred functions."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(report.longrepr[2] for report in skipped).most_common():
+        terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")

@@ -181,6 +181,30 @@ def test_parts_of_the_bank(path, emulator, multiprocessors):
     compare(random_rows(3, 8, seed=1), bank[0], 600)
 
 
+def test_more_parts_than_a_warp_has_lanes(path, emulator):
+    """The plan stops at 32 parts, whatever the device and the bank would have."""
+    emulator.configure("random", 3, 80)
+    compare(random_rows(2, 2, seed=1), random_rows(17500, 2, seed=2), 40, "dot")
+
+
+def work_of_the_exact_search(emulator, queries, bank, k):
+    emulator.reset()
+    compare(queries, bank, k, "dot")
+    return emulator.passed_barriers()["(knn_exact_kernel<T, false>)"]
+
+
+def test_the_filter_settles_what_it_can(emulator):
+    """Both paths give the same bits: only what is left for the exact one to do shows that the filter does its work."""
+    queries, bank = random_rows(70, 40, seed=1), random_rows(400, 40, seed=2)
+    with search_path("exact"):
+        assert work_of_the_exact_search(emulator, queries, bank, 32) > 0
+    with search_path("auto"):
+        assert work_of_the_exact_search(emulator, queries, bank, 32) == 0
+        bank[7, 3] = NAN
+        assert work_of_the_exact_search(emulator, queries, bank, 32) == 0
+        assert work_of_the_exact_search(emulator, queries, bank[:1].expand(400, 40), 32) > 0
+
+
 @pytest.mark.parametrize("schedule", ["sequential", "reverse", "random"])
 def test_no_schedule_changes_a_bit(path, emulator, schedule):
     for seed in (1, 2, 3):

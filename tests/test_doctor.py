@@ -262,9 +262,13 @@ def test_a_failure_is_reported_as_text_and_the_others_go_on(monkeypatch):
 
 
 def test_exit_status_of_a_failed_check(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "report", lambda device: ("told", False))
+    def checks(side):
+        assert "self-check on cpu" in capsys.readouterr().out  # each line is there as soon as it is known
+        yield ["  told"], False
+
+    monkeypatch.setattr(doctor, "run_checks", checks)
     assert doctor.main([]) == 1
-    assert "told" in capsys.readouterr().out
+    assert capsys.readouterr().out == "  told\na check FAILED: please report this text\n"
 
 
 # ---- devices ------------------------------------------------------------------------------------------

@@ -171,6 +171,8 @@ def test_the_table_is_in_order(rules):
     assert rules.memory_faults(rows) == []
     assert tuple(rows[0]) == rules.COLUMNS
     assert TABLE.read_text() == rules.as_csv(rows)
+    kernels = len({row["kernel"] for row in rows})
+    assert f"{kernels} kernels, 0 faults" in (ROOT / "README.md").read_text()
     for row in rows:
         assert {other["arch"] for other in rows if other["kernel"] == row["kernel"]} == {
             *("sm_80", "sm_86", "sm_89", "sm_90"),

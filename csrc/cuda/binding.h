@@ -11,12 +11,22 @@
 
 namespace dgcl {
 
+#ifdef DGCL_EMULATED_DEVICE
+extern "C" void* cuda_emulator_enter_device();
+extern "C" void cuda_emulator_leave_device();
+#endif
+
 // Makes the tensor's device current for its scope and names that device's current stream.
 class OnDeviceOf {
  public:
-#ifdef DGCL_EMULATED_DEVICE  // tensors on the CPU, launches run at once
-  explicit OnDeviceOf(const Tensor&) {}
-  void* stream() const { return nullptr; }
+#ifdef DGCL_EMULATED_DEVICE  // tensors on the CPU; the emulator wants a guard and its stream all the same
+  explicit OnDeviceOf(const Tensor&) : stream_(cuda_emulator_enter_device()) {}
+  ~OnDeviceOf() { cuda_emulator_leave_device(); }
+  OnDeviceOf(const OnDeviceOf&) = delete;
+  void* stream() const { return stream_; }
+
+ private:
+  void* stream_;
 #else
   explicit OnDeviceOf(const Tensor& t)
       : guard_(t.get_device_index()),

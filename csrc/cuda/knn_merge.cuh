@@ -6,6 +6,8 @@
 
 namespace dgcl {
 
+static_assert(kMostSplits <= kWarp);  // a lane each
+
 // Neighbours of a query that were found, at most k; -1 for a query with a NaN.
 __device__ inline int warp_found(const KnnSearchArguments& a, int64_t query) {
   const int lane = threadIdx.x % kWarp;

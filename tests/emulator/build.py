@@ -71,7 +71,7 @@ def kernel_command(mode: str, flags: str = "") -> str:
     )
 
 
-def torch_command() -> str:
+def binding_command() -> str:
     import pybind11
 
     torch = torch_folder()
@@ -124,7 +124,7 @@ def rule(name: str, command: str) -> str:
 
 def ninja_file() -> str:
     """All modes in one file, so that one log knows what is up to date."""
-    text = ["ninja_required_version = 1.5\n", rule("torch", torch_command())]
+    text = ["ninja_required_version = 1.5\n", rule("torch", binding_command())]
     shared = []
     for source in [*operators(), *bindings(), HERE / "module.cpp"]:
         shared.append(object_of(CACHE / "shared", source))

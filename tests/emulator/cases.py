@@ -135,6 +135,17 @@ def check_case(case: Case) -> None:
         assert wrong is None, f"{case.op} {case.name}: result {i}: {wrong}"
 
 
+def check_refused_launch(emulator, case: Case) -> None:
+    """A launch that CUDA refuses is the operator's error."""
+    emulator.configure(refuse_launch=True)
+    said = ""
+    try:
+        run("dgcl_emulated", case, case.arguments())
+    except RuntimeError as error:
+        said = str(error)
+    assert "the CUDA launch must succeed, got error 719" in said, f"{case.op}: refused, but: {said}"
+
+
 def check(emulator, op: str, thread: bool = False, names: list[str] | None = None) -> None:
     """All cases of the operator, or those that ThreadSanitizer can do, or those named."""
     for case in all_cases()[op]:
@@ -142,3 +153,4 @@ def check(emulator, op: str, thread: bool = False, names: list[str] | None = Non
             emulator.reset()  # each sets up its kernels anew
             print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
             check_case(case)
+    check_refused_launch(emulator, all_cases()[op][-1])

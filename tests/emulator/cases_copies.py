@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from .cases import NAN, Case, integers, rows
+from .cases_search import four_thousand_million
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -68,6 +69,11 @@ def gather_rows() -> Iterator[Case]:
                     labels(50, 30).view(5, 10),
                 ),
             )
+    narrow = rows(2, 6, 5, 3)[..., 1:2]  # the step from pixel to pixel is that of the rows
+    yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
+    far = four_thousand_million().as_strided((2, 4, 1, 2), (2**31, 2**29, 2, 1))
+    far.copy_(rows(2, 4, 1, 2))
+    yield Case("gather_rows", "maps far apart", lambda: (far, labels(9, 4)))
     maps, pixels = rows(2, 5, 3, 4), integers([3, -1, 24, 23, 2**60])
 
     def answer():
@@ -126,6 +132,10 @@ def memory_push() -> Iterator[Case]:
     wide[5:8] = wide[5][:, ::2, 33:], wide[6][:, ::2], wide[7][:, ::2]
     wide[0] = wide[0][..., :33].contiguous()
     yield case("views", wide, True)
+    spread = list(push(2, 6, 8, 66, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
+    spread[5:8] = spread[5][:, ::2, ::2], spread[6][:, ::2, ::2], spread[7][:, ::2]  # copied first
+    spread[0], spread[1] = spread[0][..., :33].contiguous(), spread[1][..., :4].contiguous()
+    yield case("columns that are not side by side", spread, True)
     strange = push(4, 5, 3, 6, 2, f32, f32, [9, -1, 3, 5], [5, -3, 2, 4], [4, -2, 3, 2**40])
     good = (*strange[:3], integers([5, 0, 3, 5]), integers([4, 0, 2, 4]))
     good += (*strange[5:8], integers([3, 0, 3, 3]))

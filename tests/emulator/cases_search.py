@@ -69,9 +69,37 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "rows of all lengths", spread, 12, {"thread": True}
     # Too much alike for the filter before the last tile: it stops while copies are under way.
     yield "equal rows over many tiles", (rows(3, 6, seed=1), same[:1].expand(512, 6)), 20, {}
+    # Banks in the order of their scores: every later row displaces an earlier one, or none does.
+    line = torch.arange(1.0, 901.0)[:, None].repeat(1, 2)
+    for k in (1, 32, 256):
+        for name, bank in (("rising", line), ("falling", line.flip(0))):
+            yield f"{name} scores, k {k}", (torch.ones(2, 2), bank), k, {"metric": "dot"}
+    # A tight class far from the origin: the roundings of long sums are larger than the bound of the centred product.
+    for spread in (1e-3, 1e-5):
+        mean = rows(1, 32, seed=3)
+        tight = mean + spread * rows(9, 32, seed=1), mean + spread * rows(500, 32, seed=2)
+        yield f"tight class, {spread}", tight, 32, {}
+    yield from far_apart()
     yield from searches_on_the_bound()
     yield from grouped_searches()
     yield from exact_searches()
+
+
+@functools.cache
+def four_thousand_million() -> torch.Tensor:
+    """So many elements of address space; only the pages that somebody touches take memory."""
+    return torch.empty(2**32 + 64, dtype=BF16)
+
+
+def far_apart() -> Iterator[tuple[str, tuple, int, dict]]:
+    """Rows more than 2^31 elements from the first: offsets need 64 bits."""
+    bank = four_thousand_million().as_strided((5, 8), (2**30, 1))
+    bank.copy_(rows(5, 8, dtype=BF16, seed=2))
+    for metric in ("cosine", "dot"):
+        yield f"{metric} rows far apart", (rows(3, 8, seed=1), bank), 3, {"metric": metric}
+    floats = four_thousand_million().view(F32).as_strided((3, 8), (2**30, 1))
+    floats.copy_(rows(3, 8, seed=3))
+    yield "exact rows far apart", (rows(3, 8, seed=1), floats), 3, {"metric": "dot"} | EXACT
 
 
 def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,6 +153,9 @@ def grouped_searches() -> Iterator[tuple[str, tuple, int, dict]]:
     wrong = {"offsets": integers([-3, 20, 20, 99]), "counts": integers([-1, 50, 4])}
     right = {"offsets": integers([0, 20, 20, 30]), "counts": integers([0, 9, 4])}
     yield "offsets and counts out of range", pair, 4, wrong | {"repaired": right}
+    for first in (65, 130):  # queries before the first class fill tiles of their own
+        late = {"offsets": integers([first, first + 20, first + 69]), "counts": integers([30, 9])}
+        yield f"{first} queries of no class", (rows(200, 6, seed=1), rows(2, 33, 6)), 4, late
     yield "offsets that decrease", pair, 4, {"offsets": integers([25, 3, 99, 7]), "anything": True}
 
 
@@ -148,6 +179,9 @@ def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+    lost = rows(5, 7, seed=1)
+    lost[2, 3] = NAN
+    yield "exact, a NaN query", (lost, rows(40, 7, seed=2)), 5, EXACT
     bank = rows(40, 7, seed=3)
     yield "exact bank against itself", (bank, bank), 5, {"exclude_self": True} | EXACT
 

@@ -45,7 +45,17 @@ PLACE = "wrong row, class or offset"
 MERGE = "part of a merge dropped"
 TIE = "ties and comparisons"
 BOUND = "filter's bound"
+OFFSET = "offset in 32 bits"
+BINDING = "stream, guard or error lost"
 CONTROL = "control: no fault"
+
+# What has to be said for a fault to count as found, where anything else would be another fault's doing.
+REPORTS = {
+    RACE: "data race",
+    SYNCWARP: "data race",
+    VECTOR: "misaligned",
+    ALIGNMENT: "misaligned|outside of its arrays|use-after-poison",
+}
 
 # Kernels whose launchers and bindings an operator needs.
 STEMS = {
@@ -106,8 +116,7 @@ def control(op: str) -> Fault:
 def plant(fault: Fault, folder: Path) -> Path:
     """A copy of the sources with the fault in them; returns its csrc."""
     csrc = folder / "csrc"
-    for part in ("cuda", "math"):
-        shutil.copytree(build.ROOT / "csrc" / part, csrc / part)
+    shutil.copytree(build.CSRC, csrc)
     file = csrc / "cuda" / fault.file
     text = file.read_text()
     if text.count(fault.old) != 1:
@@ -135,16 +144,19 @@ def build_faulty(fault: Fault, mode: str, csrc: Path) -> Path:
     changed = (csrc / "cuda" / fault.file).resolve()
     objects = []
     for stem in STEMS.get(fault.op, (fault.op,)):
-        source = csrc / "cuda" / f"{stem}_launch.cu"
-        if changed in includes(source.resolve(), set()):
-            # first in the link: of an inline function in several objects, the first one counts
-            target = csrc / f"{mode}_{stem}.o"
-            command = f"{build.kernel_command(mode)} -O1 -w -x c++ -c {source} -o {target}"
-            subprocess.run(command.split(), check=True, capture_output=True, text=True)
-            objects.insert(0, target)
-        else:
-            objects.append(own / f"{source.name}.o")
-        objects.append(shared / f"{stem}_binding.cpp.o")
+        launch, binding = csrc / "cuda" / f"{stem}_launch.cu", csrc / "cuda" / f"{stem}_binding.cpp"
+        for source, folder, command in (
+            (launch, own, f"{build.kernel_command(mode)} -O1 -x c++"),
+            (binding, shared, build.binding_command()),
+        ):
+            if changed in includes(source.resolve(), set()):
+                # first in the link: of an inline function in several objects, the first one counts
+                target = build.object_of(csrc, source)
+                command = f"{command} -w -c {source} -o {target}"
+                subprocess.run(command.split(), check=True, capture_output=True, text=True)
+                objects.insert(0, target)
+            else:
+                objects.append(build.object_of(folder, source))
     assert any(csrc in o.parents for o in objects), f"{fault.op} is not made of {fault.file}"
     extra = [build.object_of(own, s) for s in build.runtime()]
     extra += [own / "errors.cu.o", own / "self_test.cu.o", shared / "module.cpp.o"]
@@ -167,6 +179,7 @@ class Bench:
 
     def __enter__(self) -> "Bench":
         for mode in build.MODES:
+            print(f"building the emulated kernels, {mode}", flush=True)
             build.build(mode)
         return self
 
@@ -194,7 +207,7 @@ class Bench:
                 module = build_faulty(fault, mode, csrc)
                 for result in self.runs(fault, mode, module):
                     seconds += result.seconds
-                    if not result.clean:
+                    if is_found(fault, result):
                         return Found(fault, mode, said(result), seconds)
         return Found(fault, None, "all cases pass", seconds)
 
@@ -203,6 +216,13 @@ class Bench:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for done in as_completed([pool.submit(self.look_for, fault) for fault in faults]):
                 yield done.result()
+
+
+def is_found(fault: Fault, result: worker.Result) -> bool:
+    """Whether this is the fault showing, and not the search for it that broke."""
+    if result.code == worker.TIMED_OUT or "ImportError" in result.output:
+        raise RuntimeError(f"{fault}: {said(result)}")
+    return not result.clean and re.search(REPORTS.get(fault.kind, ""), result.output) is not None
 
 
 def said(result: worker.Result) -> str:
@@ -245,11 +265,15 @@ def clean_runs(op: str) -> str:
 def main() -> int:
     sys.path.append(str(build.ROOT))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--op", action="append")
-    parser.add_argument("--kind")
+    parser.add_argument("--op", action="append", choices=sorted(all_cases()))
+    parser.add_argument("--kind", help="a part of its name")
     chosen = parser.parse_args()
     ops = chosen.op or sorted({f.op for f in all_faults()})
     faults = [f for f in all_faults() if f.op in ops and (chosen.kind or "") in f.kind]
+    if not faults:
+        parser.error(
+            f"no fault of this kind; there are {', '.join(sorted({f.kind for f in all_faults()}))}"
+        )
     found, clean = [], True
     with Bench() as bench:
         for each in bench.look_for_all([*map(control, ops), *faults]):
@@ -262,8 +286,7 @@ def main() -> int:
                 continue
             found.append(each)
             print(f"[{len(found)}/{len(faults)}] {each}", flush=True)
-    if found:
-        print(table(found))
+    print(table(found))
     return 0 if clean and all(f.mode for f in found) else 1
 
 

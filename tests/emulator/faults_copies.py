@@ -1,11 +1,13 @@
 """Faults for the kernels that count, copy and add distances."""
 
 from .faults import (
+    BINDING,
     BRANCH,
     GLOBAL,
     LAUNCH,
     MASK,
     MERGE,
+    OFFSET,
     PLACE,
     RACE,
     READ,
@@ -26,7 +28,24 @@ push_launch = planted("memory_push", "memory_push_launch.cu")
 rows = planted("memory_push", "rows.cuh")
 sums = planted("silhouette_sums", "silhouette_sums_kernel.cuh")
 
+counts_binding = planted("class_counts", "class_counts_binding.cpp")
+push_binding = planted("memory_push", "memory_push_binding.cpp")
+
 FAULTS = [
+    # ---- bindings
+    counts_binding(BINDING, "device.stream()", "nullptr"),
+    counts_binding(
+        BINDING,
+        "const OnDeviceOf device(labels);",
+        "struct { void* stream() const { return nullptr; } } device;",
+    ),
+    counts_binding(
+        BINDING,
+        'check_launch("class_counts", launch_class_counts(a, device.stream()));',
+        "launch_class_counts(a, device.stream());",
+    ),
+    counts_launch(BINDING, "smem, stream, a);", "smem, nullptr, a);"),
+    counts_launch(BINDING, "static_cast<int>(cudaGetLastError())", "0"),
     # ---- class_counts
     counts(READ, "    __syncthreads();\n  }\n", "  }\n"),
     counts(READ, "  if (!shared) return;\n  __syncthreads();\n", "  if (!shared) return;\n"),
@@ -97,6 +116,11 @@ FAULTS = [
         VECTOR,
         "(a.dim | a.image_stride | a.pixel_stride)",
         "(a.image_stride | a.pixel_stride)",
+    ),
+    gather(
+        OFFSET,
+        "return image * a.image_stride +",
+        "return static_cast<int>(image * a.image_stride) +",
     ),
     # ---- memory_push
     push(GLOBAL, "  if (item >= a.num_classes * most) return;\n", "", "address"),

@@ -2,12 +2,14 @@
 
 from .faults import (
     ALIGNMENT,
+    BINDING,
     BOUND,
     BRANCH,
     GLOBAL,
     LAUNCH,
     MASK,
     MERGE,
+    OFFSET,
     PLACE,
     RACE,
     READ,
@@ -39,7 +41,20 @@ prepare = planted("knn_topk", "knn_filter_prepare.cuh")
 tile = planted("knn_topk", "knn_filter_tile.cuh")
 topk = planted("knn_topk", "knn_topk_kernel.cuh")
 
+rows = planted("knn_topk", "rows.cuh")
+search_binding = planted("knn_topk", "knn_search_binding.cpp")
+topk_launch = planted("knn_topk", "knn_topk_launch.cu")
+
 FAULTS = [
+    # ---- bindings and 64-bit offsets
+    search_binding(BINDING, "check_launch(op, launch_knn_search(a_, stream));", "launch_knn_search(a_, stream);"),
+    topk_launch(BINDING, "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, stream,", "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, nullptr,"),
+    search_binding(UNSET, "scratch<int32_t>(lists, true)", "scratch<int32_t>(lists)"),
+    search_binding(GLOBAL, "scratch<float>(rows);", "scratch<float>(rows / 2);", "address"),
+    rows(OFFSET, "begin(group * rows.group_stride + i * rows.row_stride)", "begin(static_cast<int>(group * rows.group_stride + i * rows.row_stride))"),
+    filter_(OFFSET, "index * a.bank.row_stride;", "static_cast<int>(index * a.bank.row_stride);"),
+    exact(OFFSET, "(start + first) * a.bank.row_stride + depth + d;", "static_cast<int>((start + first) * a.bank.row_stride) + depth + d;"),
+    tile(OFFSET, "bank + (start + first) * a.bank.row_stride + depth + d;", "bank + static_cast<int>((start + first) * a.bank.row_stride) + depth + d;"),
     # ---- candidates: lists in global memory that one warp sorts and cuts down
     candidates(SYNCWARP, "  __syncwarp();\n  for (int run = 2;", "  for (int run = 2;", "thread"),
     candidates(SYNCWARP, "      __syncwarp();\n    }\n  }\n}", "    }\n  }\n}", "thread"),
@@ -53,6 +68,7 @@ FAULTS = [
     candidates(TIE, "return score > other_score || (", "return score < other_score || ("),
     candidates(MERGE, "for (int run = 2; run <= size; run *= 2)", "for (int run = 2; run < size; run *= 2)"),
     candidates(MERGE, "  low = -warp_reduce_max(-low);\n", ""),
+    candidates(MERGE, "low = score[i] < low ? score[i] : low;", "low = score[i];"),
     candidates(BOUND, "if (warp_reduce_sum(reached) >= k)", "if (warp_reduce_sum(reached) > 0)"),
     # ---- exact search
     exact(READ, "      __syncthreads();\n\n      T sums", "      T sums"),
@@ -164,6 +180,7 @@ FAULTS = [
     prepare(GLOBAL, "  if (at >= a.num_classes * a.bank_rows) return;\n", "", "address"),
     prepare(PLACE, "  a.bias[at] = bias;\n", "  a.bias[i] = bias;\n"),
     prepare(BOUND, "  raise_bound(&lengths.residual, residual_length);\n", ""),
+    bound(BOUND, "const float lane = (d / 32 + 16) * 0x1p-23f;", "const float lane = 0;"),
     bound(BOUND, "const float products = 1.02f * 0x1p-7f +", "const float products = 1.02f * 0x1p-17f +"),
     # ---- which class, queries and rows a block has
     items(GLOBAL, "return clamped(a.offsets[c], a.num_queries);", "return a.offsets[c];", "address"),
@@ -172,6 +189,7 @@ FAULTS = [
     norms(RACE, "  if (threadIdx.x % kWarp == 0) norms[row] = norm;", "  norms[row] = norm;", "thread"),
     items(TAIL, "split_end < rows ? split_end : rows", "split_end"),
     items(TAIL, "  if (a.exclude_self && end > begin + rows) end = begin + rows;", "  "),
+    items(PLACE, "rows == 0 || it.first_place < 0 ? 0 :", "rows == 0 ? 0 :"),
     items(PLACE, "kItemQueries + c + 1 <= tile", "kItemQueries + c + 1 < tile"),
     items(PLACE, "(tile - (begin / kItemQueries + group))", "(tile - group)"),
     # ---- one list from those of all parts

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "include/cuda_emulator/half.h"
+#include "include/cuda_emulator/runtime_api.h"
 #include "include/cuda_emulator/scheduler.h"
 #include "self_test.h"
 
@@ -14,7 +15,13 @@ namespace {
 
 using namespace cuda_emulator;
 
-void configure(const std::string& schedule, uint64_t seed, int multiprocessors) {
+// As the bindings' device guard.
+struct Device {
+  Device() { cuda_emulator_enter_device(); }
+  ~Device() { cuda_emulator_leave_device(); }
+};
+
+void configure(const std::string& schedule, uint64_t seed, int multiprocessors, bool refuse_launch) {
   Options chosen;
   if (schedule == "sequential")
     chosen.schedule = Schedule::sequential;
@@ -27,6 +34,7 @@ void configure(const std::string& schedule, uint64_t seed, int multiprocessors) 
   if (multiprocessors < 1) throw pybind11::value_error("multiprocessors must be at least 1");
   chosen.seed = seed;
   chosen.multiprocessors = multiprocessors;
+  chosen.refuse_launch = refuse_launch;
   options() = chosen;
 }
 
@@ -65,12 +73,14 @@ std::vector<int> narrow(const std::string& type, const std::vector<float>& value
 
 PYBIND11_MODULE(_emulated, m) {
   using pybind11::arg;
-  m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3);
+  m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3,
+        arg("refuse_launch") = false);
   m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed.");
   m.def("self_tests", &self_test_names);
-  m.def("self_test", &self_test, arg("name"));
+  m.def("self_test", &self_test, arg("name"), pybind11::call_guard<Device>());
+  m.def("passed_barriers", [] { return passed_barriers(); });
   m.def("widen", &widen);
   m.def("narrow", &narrow);
-  m.def("matrix_product", &dgcl::self_test::matrix_product);
-  m.def("try_launch", &dgcl::self_test::try_launch);
+  m.def("matrix_product", &dgcl::self_test::matrix_product, pybind11::call_guard<Device>());
+  m.def("try_launch", &dgcl::self_test::try_launch, pybind11::call_guard<Device>());
 }

@@ -19,7 +19,8 @@ bool transpose() {
   constexpr int count = 3;
   const std::vector<float> in = numbers(count * 256);
   std::vector<float> out(count * 256);
-  DGCL_LAUNCH(transpose_kernel<fault>, dim3(1), dim3(256), 0, nullptr, in.data(), out.data(), count);
+  DGCL_LAUNCH(transpose_kernel<fault>, dim3(1), dim3(256), 0, cuda_emulator::current_stream(), in.data(), out.data(),
+              count);
   bool right = true;
   for (int i = 0; i < count * 256; ++i) right = right && out[i] == in[i / 256 * 256 + i % 16 * 16 + i / 16 % 16];
   return right;
@@ -31,7 +32,7 @@ bool sum() {
   const std::vector<float> in = numbers(n);
   float total = 0, want = 0;
   for (float x : in) want += x;
-  DGCL_LAUNCH(sum_kernel<fault>, dim3(3), dim3(128), 0, nullptr, in.data(), &total, n);
+  DGCL_LAUNCH(sum_kernel<fault>, dim3(3), dim3(128), 0, cuda_emulator::current_stream(), in.data(), &total, n);
   return total == want;
 }
 
@@ -39,7 +40,7 @@ template <Fault fault = Fault::none>
 bool reverse() {
   const std::vector<float> in = numbers(32);
   std::vector<float> out(32);
-  DGCL_LAUNCH(reverse_kernel<fault>, dim3(1), dim3(32), 0, nullptr, in.data(), out.data());
+  DGCL_LAUNCH(reverse_kernel<fault>, dim3(1), dim3(32), 0, cuda_emulator::current_stream(), in.data(), out.data());
   return std::vector<float>(out.rbegin(), out.rend()) == in;
 }
 
@@ -48,7 +49,7 @@ bool twice() {
   constexpr int n = 200;
   const std::vector<float> in = numbers(n);
   std::vector<float> out(n);
-  DGCL_LAUNCH(double_kernel<fault>, dim3(2), dim3(32), 0, nullptr, in.data(), out.data(), n);
+  DGCL_LAUNCH(double_kernel<fault>, dim3(2), dim3(32), 0, cuda_emulator::current_stream(), in.data(), out.data(), n);
   bool right = true;
   for (int i = 0; i < n; ++i) right = right && out[i] == 2 * in[i];
   return right;
@@ -61,8 +62,8 @@ bool product() {
   std::vector<__nv_bfloat16> rows;
   for (float x : values) rows.push_back(__float2bfloat16_rn(x));
   std::vector<float> c(128);
-  DGCL_LAUNCH(product_kernel<fault>, dim3(1), dim3(32), 0, nullptr, rows.data(), rows.data() + 16 * depth, c.data(),
-              depth);
+  DGCL_LAUNCH(product_kernel<fault>, dim3(1), dim3(32), 0, cuda_emulator::current_stream(), rows.data(),
+              rows.data() + 16 * depth, c.data(), depth);
   bool right = true;
   for (int i = 0; i < 128; ++i) {
     float want = 0;
@@ -105,7 +106,8 @@ std::vector<float> matrix_product(const std::vector<int>& a, const std::vector<i
   for (const std::vector<int>* rows : {&a, &b})
     for (int bits : *rows) words.push_back(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
   std::vector<float> sum = c;
-  DGCL_LAUNCH(small_product_kernel, dim3(1), dim3(32), 0, nullptr, words.data(), words.data() + 256, sum.data());
+  DGCL_LAUNCH(small_product_kernel, dim3(1), dim3(32), 0, cuda_emulator::current_stream(), words.data(),
+              words.data() + 256, sum.data());
   return sum;
 }
 
@@ -115,7 +117,7 @@ void try_launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, int all
         cudaFuncSetAttribute(one_kibibyte_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed);
     if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   }
-  DGCL_LAUNCH(one_kibibyte_kernel, dim3(blocks), dim3(threads), dynamic_bytes, nullptr);
+  DGCL_LAUNCH(one_kibibyte_kernel, dim3(blocks), dim3(threads), dynamic_bytes, cuda_emulator::current_stream());
 }
 
 }  // namespace dgcl::self_test

@@ -29,6 +29,7 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:atexit_sleep_ms=0",
 }
 WRONG, FAILED = 1, 2  # exit codes: other values than expected; an exception
+TIMED_OUT = -signal.SIGALRM
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def wait(pid: int, seconds: float) -> int:
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return -signal.SIGALRM
+            return TIMED_OUT
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
 

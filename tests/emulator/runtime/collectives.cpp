@@ -68,6 +68,7 @@ namespace {
 void open_barrier() {
   RunningBlock& b = *running;
   b.barrier.open = false;
+  ++b.barriers;
   for (unsigned i = 0; i < b.num_threads; ++i)
     if (b.threads[i].state == Thread::State::waiting) wake(b.threads[i]);
 }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "state.h"
 
@@ -8,6 +9,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "no error";
     case cudaErrorInvalidValue:
       return "invalid argument";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
     default:
       return "operation not supported";
   }
@@ -24,7 +27,36 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 
+namespace {
+
+bool launch_was_refused = false;
+int guards = 0;
+char stream_of_device;
+
+}  // namespace
+
+cudaError_t cudaGetLastError() {
+  return std::exchange(launch_was_refused, false) ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+void* cuda_emulator_enter_device() {
+  ++guards;
+  return &stream_of_device;
+}
+void cuda_emulator_leave_device() { --guards; }
+
 namespace cuda_emulator {
+
+cudaStream_t current_stream() {
+  if (guards == 0) fail("there is no device guard");
+  return reinterpret_cast<cudaStream_t>(&stream_of_device);
+}
+
+bool refuse_launch() {
+  const bool refused = std::exchange(options().refuse_launch, false);
+  launch_was_refused |= refused;
+  return refused;
+}
 
 int blocks_per_multiprocessor(int threads, size_t dynamic_bytes) {
   const int by_threads = 1536 / std::max(threads, 1);

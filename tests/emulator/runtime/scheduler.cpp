@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -95,6 +96,11 @@ void run_block(RunningBlock& b) {
 Options& options() {
   static Options chosen;
   return chosen;
+}
+
+std::map<std::string, uint64_t>& passed_barriers() {
+  static std::map<std::string, uint64_t> passed;
+  return passed;
 }
 
 uint64_t next_random(uint64_t& state) {  // xorshift
@@ -193,6 +199,8 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   static std::mutex one_at_a_time;  // autograd launches from a thread of its own
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   check_limits(launch);
+  if (refuse_launch()) return;
+  if (launch.stream != current_stream()) fail("%s: not launched to the current stream", launch.name);
   if (!running) running = std::make_unique<RunningBlock>();
   RunningBlock& b = *running;
   b.entry = thread;
@@ -201,6 +209,7 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   b.grid = launch.grid;
   b.num_threads = b.size.x * b.size.y * b.size.z;
   b.failed = false;
+  b.barriers = 0;
   const uint64_t total = static_cast<uint64_t>(b.grid.x) * b.grid.y * b.grid.z;
   b.random_state = options().seed * 0x9e3779b97f4a7c15ull | 1;
   for (int i = 0; i < 8; ++i) random_number();  // small seeds start alike
@@ -221,6 +230,7 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   }
   acquire(&b);
   current_block = nullptr;
+  passed_barriers()[launch.name] += b.barriers;
   // Said at once: what the host frees now is a race in a sanitizer's eyes, with threads that were given up.
   if (b.failed) std::fprintf(stderr, "CUDA emulator: %s: %s\n", launch.name, b.error);
   if (b.failed) throw std::runtime_error(std::string("CUDA emulator: ") + launch.name + ": " + b.error);

@@ -94,7 +94,10 @@ cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   return cudaSuccess;
 }
 
-void reset() { allowed.clear(); }
+void reset() {
+  allowed.clear();
+  passed_barriers().clear();
+}
 
 void begin_shared_memory(const Launch& launch, unsigned set) {
   Arena& chosen = arenas[set];

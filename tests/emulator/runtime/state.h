@@ -44,6 +44,7 @@ struct RunningBlock : Block {
   uint64_t random_state;
   void (*entry)(void*);
   void* context;
+  uint64_t barriers;  // of the grid, passed so far
   bool failed;
   char error[1024];
 };
@@ -68,5 +69,7 @@ void begin_shared_memory(const Launch& launch, unsigned set);
 void end_shared_memory();
 
 uint64_t next_random(uint64_t& state);
+// Whether the launch is not to run; cudaGetLastError() then says so.
+bool refuse_launch();
 
 }  // namespace cuda_emulator

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "language.h"
-#include "scheduler.h"
+#include "runtime_api.h"
 
 namespace cuda_emulator {
 
@@ -14,6 +14,7 @@ struct Launch {
   const char* name;
   dim3 grid, block;
   size_t dynamic_bytes;
+  cudaStream_t stream;
 };
 
 // Runs `thread(context)` once per thread of the grid.
@@ -36,7 +37,7 @@ void run(Launch launch, void (*kernel)(Parameters...), const Arguments&... argum
 
 }  // namespace cuda_emulator
 
-#define DGCL_LAUNCH(kernel, grid, block, smem, stream, ...)                                 \
-  ((void)static_cast<cudaStream_t>(stream),                                                 \
-   ::cuda_emulator::run(::cuda_emulator::Launch{nullptr, #kernel, (grid), (block), (smem)}, \
-                        (kernel)__VA_OPT__(, ) __VA_ARGS__))
+#define DGCL_LAUNCH(kernel, grid, block, smem, stream, ...)                                                  \
+  ::cuda_emulator::run(                                                                                      \
+      ::cuda_emulator::Launch{nullptr, #kernel, (grid), (block), (smem), static_cast<cudaStream_t>(stream)}, \
+      (kernel)__VA_OPT__(, ) __VA_ARGS__)

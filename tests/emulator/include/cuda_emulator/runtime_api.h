@@ -6,17 +6,29 @@
 
 using cudaStream_t = struct cuda_emulator_stream*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
-// A launch that CUDA would refuse throws here, so there is never an error left to ask for.
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// A launch that CUDA would refuse throws here, so there is no error left to ask for, but for Options::refuse_launch.
+cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
+// What stands for PyTorch's device guard and current stream (csrc/cuda/binding.h).
+extern "C" void* cuda_emulator_enter_device();
+extern "C" void cuda_emulator_leave_device();
+
 namespace cuda_emulator {
+
+// The stream that is current while a device guard lives; without one, an error.
+cudaStream_t current_stream();
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
 int blocks_per_multiprocessor(int threads, size_t dynamic_bytes);

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "language.h"
 
@@ -16,12 +18,16 @@ enum class Schedule { sequential, reverse, random };
 struct Options {
   Schedule schedule = Schedule::sequential;
   uint64_t seed = 1;
-  int multiprocessors = 3;  // of the device that launchers see: small, so that loops over the grid go round
+  int multiprocessors = 3;     // of the device that launchers see: small, so that loops over the grid go round
+  bool refuse_launch = false;  // the next kernel does not run, and cudaGetLastError() says so
 };
 Options& options();
 
-// Forgets what cudaFuncSetAttribute allowed.
+// Forgets what cudaFuncSetAttribute allowed, and what was counted.
 void reset();
+
+// Block barriers that each kernel has passed since reset(), by the name it was launched with: how much it had to do.
+std::map<std::string, uint64_t>& passed_barriers();
 
 // A place in a kernel where threads meet.
 struct Site {
