@@ -263,7 +263,8 @@ def test_a_failure_is_reported_as_text_and_the_others_go_on(monkeypatch):
 
 def test_exit_status_of_a_failed_check(monkeypatch, capsys):
     def checks(side):
-        assert "self-check on cpu" in capsys.readouterr().out  # each line is there as soon as it is known
+        # each line is there as soon as it is known
+        assert "self-check on cpu" in capsys.readouterr().out
         yield ["  told"], False
 
     monkeypatch.setattr(doctor, "run_checks", checks)

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
     const KnnItem it = knn_item(a, item);
     for (int half = 0; half < it.queries; half += kExactRows) {
       const int rows = it.queries - half < kExactRows ? it.queries - half : kExactRows;
+      // 1. Lengths and first thresholds of the queries.
       for (int row = warp; row < kExactRows; row += kWarps) {
         RowNorm<T> norm{1, 0};
         bool lost = row >= rows;  // nothing passes the threshold of a padding row or of a query with a NaN
@@ -125,6 +126,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
       for (int64_t step = 0; step < steps; ++step, now.advance()) {
         const int64_t depth = now.chunk * int64_t(kDepth);
         const int columns = static_cast<int>(clamped(a.dim - depth, kDepth));
+        // 2. The columns that this step needs, of the queries and, a step ahead, of the bank.
         if (step == 0 || chunks > 1) {
           for (int row = warp; row < kExactRows; row += kWarps) {
             const int64_t query = it.first_query + half + (row < rows ? row : 0);
@@ -145,6 +147,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
 #pragma unroll
           for (int i = 0; i < kPairs; ++i) sums[i] = 0;
         }
+        // 3. Products.
         const T* q = query_tile + warp_row * kDepth + lane;
         const T* b = bank_tiles + (step % 2 * kColumns + warp_column) * kDepth + lane;
 #pragma unroll 1
@@ -162,6 +165,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
               sum = score_step(kL2, x[i], y[j], sum);
             }
         }
+        // 4. Scores above the threshold to the lists; lists that are full are cut down, and the threshold rises.
         const bool finished = now.chunk == chunks - 1;
         if (finished) {
           reduce_pairs(sums);
@@ -192,7 +196,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
           __syncwarp();
         }
       }
-      // By the warp that cut the list down.
+      // 5. The lists, each by the warp that cut it down.
       for (int row = warp; row < rows; row += kWarps) {
         if (length[row] > 0) warp_sort(list_of(row), length[row]);
         warp_write_list(a, it.split, it.first_query + half + row, list_of(row), length[row] < a.k ? length[row] : a.k);

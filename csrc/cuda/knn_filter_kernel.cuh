@@ -79,6 +79,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
     float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
     const FilterBlock<Stored> block{a, it, queries, mean, norm_value, norm_exponent};
+    // 1. Lengths, bounds and first thresholds of the queries.
     for (int row = warp; row < kItemQueries; row += kFilterWarps) {
       float start = std::numeric_limits<float>::infinity(), error = 0;
       RowNorm<float> norm{1, 0};
@@ -122,6 +123,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     if (steps > 0) stage(0);
     for (int64_t step = 0; step < steps; ++step, now.advance()) {
       const int start = static_cast<int>(now.start), down = now.chunk, column = down * kFilterStep % kFilterDepth;
+      // 2. The columns that this step needs, of the queries and, a step ahead, of the bank.
       if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
       if (step + 1 < steps) {
         stage(step + 1);
@@ -148,7 +150,9 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
           }
         }
       }
+      // 3. Products on tensor cores.
       block.multiply(scores, scale, bank + step % 2 * kFilterColumns * kBankPitch, column);
+      // 4. Scores above the threshold to the lists; lists that are full are cut down, and the threshold rises.
       const bool finished = down == steps_down - 1;
       if (finished) {
 #pragma unroll
@@ -188,7 +192,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     __pipeline_wait_prior(0);
     __syncthreads();
 
-    // Exact scores of the candidates, a warp a query.
+    // 5. Exact scores of the candidates, a warp a query.
     const bool settled = !overflow[0];
     if (threadIdx.x == 0) a.settled[item] = settled;
     for (int row = warp; settled && row < it.queries; row += kFilterWarps) {

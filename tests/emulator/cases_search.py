@@ -69,11 +69,12 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "rows of all lengths", spread, 12, {"thread": True}
     # Too much alike for the filter before the last tile: it stops while copies are under way.
     yield "equal rows over many tiles", (rows(3, 6, seed=1), same[:1].expand(512, 6)), 20, {}
-    # Banks in the order of their scores: every later row displaces an earlier one, or none does.
-    line = torch.arange(1.0, 901.0)[:, None].repeat(1, 2)
+    # Banks in the order of their scores: every later row displaces an earlier one, or none does. With long queries the
+    # filter can tell rows apart that are some places from each other.
+    line = torch.arange(1.0, 1201.0)[:, None].repeat(1, 2)
     for k in (1, 32, 256):
         for name, bank in (("rising", line), ("falling", line.flip(0))):
-            yield f"{name} scores, k {k}", (torch.ones(2, 2), bank), k, {"metric": "dot"}
+            yield f"{name} scores, k {k}", (torch.full((2, 2), 1000.0), bank), k, {"metric": "dot"}
     # A tight class far from the origin: the roundings of long sums are larger than the bound of the centred product.
     for spread in (1e-3, 1e-5):
         mean = rows(1, 32, seed=3)
@@ -97,7 +98,7 @@ def far_apart() -> Iterator[tuple[str, tuple, int, dict]]:
     bank.copy_(rows(5, 8, dtype=BF16, seed=2))
     for metric in ("cosine", "dot"):
         yield f"{metric} rows far apart", (rows(3, 8, seed=1), bank), 3, {"metric": metric}
-    floats = four_thousand_million().view(F32).as_strided((3, 8), (2**30, 1))
+    floats = four_thousand_million().view(F32).as_strided((3, 8), (2**30, 1), 16)  # elsewhere
     floats.copy_(rows(3, 8, seed=3))
     yield "exact rows far apart", (rows(3, 8, seed=1), floats), 3, {"metric": "dot"} | EXACT
 

@@ -113,7 +113,7 @@ FAULTS = [
         "address",
     ),
     gather_launch(
-        VECTOR,
+        TAIL,
         "(a.dim | a.image_stride | a.pixel_stride)",
         "(a.image_stride | a.pixel_stride)",
     ),

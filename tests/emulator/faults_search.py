@@ -43,13 +43,14 @@ topk = planted("knn_topk", "knn_topk_kernel.cuh")
 
 rows = planted("knn_topk", "rows.cuh")
 search_binding = planted("knn_topk", "knn_search_binding.cpp")
+density_binding = planted("knn_density", "knn_search_binding.cpp")
 topk_launch = planted("knn_topk", "knn_topk_launch.cu")
 
 FAULTS = [
     # ---- bindings and 64-bit offsets
     search_binding(BINDING, "check_launch(op, launch_knn_search(a_, stream));", "launch_knn_search(a_, stream);"),
     topk_launch(BINDING, "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, stream,", "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, nullptr,"),
-    search_binding(UNSET, "scratch<int32_t>(lists, true)", "scratch<int32_t>(lists)"),
+    density_binding(UNSET, "scratch<int32_t>(lists, true)", "scratch<int32_t>(lists)"),
     search_binding(GLOBAL, "scratch<float>(rows);", "scratch<float>(rows / 2);", "address"),
     rows(OFFSET, "begin(group * rows.group_stride + i * rows.row_stride)", "begin(static_cast<int>(group * rows.group_stride + i * rows.row_stride))"),
     filter_(OFFSET, "index * a.bank.row_stride;", "static_cast<int>(index * a.bank.row_stride);"),
@@ -138,7 +139,7 @@ FAULTS = [
     # overflow[0] = 0 left out is no fault that shows: what was there sends the item to the exact kernel
     filter_(WAIT, "        __pipeline_wait_prior(1);\n", "        __pipeline_wait_prior(2);\n"),
     filter_(WAIT, "        __pipeline_wait_prior(0);\n      }", "      }"),
-    filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // Exact", "    __syncthreads();\n\n    // Exact"),
+    filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // 5. Exact", "    __syncthreads();\n\n    // 5. Exact"),
     filter_(TAIL, "index < it.end_row && !self", "!self"),
     filter_(PLACE, "index < it.end_row && !self", "index < it.end_row"),
     filter_(PLACE, "      if (down == 0) {", "      if (step == 0) {"),
