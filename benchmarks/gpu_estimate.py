@@ -178,7 +178,7 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
 
     A step is 32 columns of a tile. As counted along its path in the code for sm_80, each half of it is 8 mma, 16 LDS.32
     of queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 others a warp;
-    with copies, barriers and the loop itself a warp's whole step is 280 instructions.
+    with copies, barriers and the loop itself a warp's whole step is 320 instructions (the shortest way round).
     """
     warps = FILTER_THREADS // WARP
     items = p.classes * -(-p.queries // FILTER_QUERIES)
@@ -191,7 +191,7 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
         warps * (16 + 4 * size // 2 + 2) + FILTER_COLUMNS * 16 * size // SHARED_WIDTH
     )
     # selection: 4 a score
-    issued = steps * warps * 280 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
+    issued = steps * warps * 320 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
     bank_bytes = p.classes * p.bank * p.dim * size
     flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
     # the bank for bounds, and again for scores; the queries
