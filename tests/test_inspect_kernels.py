@@ -2,6 +2,8 @@
 
 import csv
 import importlib
+import importlib.machinery
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -180,6 +182,23 @@ def test_the_table_is_in_order(rules):
         # what a launch with the stated bounds needs
         warps = int(row["blocks"]) * int(row["threads"]) // 32
         assert 0 < warps * 32 * int(row["registers"]) <= 65536
+
+
+def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
+    """Another nvcc allots other registers: that is said, and is no fault. CI does not accept it (.ci/run)."""
+    loader = importlib.machinery.SourceFileLoader("inspect_kernels", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    committed = TABLE.read_text()
+    version = next(csv.DictReader(committed.splitlines()))["nvcc"]
+    assert module.table_faults(committed, committed, version) == []
+    changed = committed.replace("advance_rings_kernel,sm_80,", "advance_rings_kernel,sm_80,9")
+    (fault,) = module.table_faults(changed, committed, version)
+    assert "advance_rings_kernel,sm_80,9" in fault
+    assert capsys.readouterr().out == ""
+    assert module.table_faults(changed, committed, "12.6.20") == []
+    said = f"registers are not compared: the table is of nvcc {version}, this is 12.6.20"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
