@@ -14,10 +14,10 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockQueries = 384;       // enough that a bank row fetched again serves several queries
-constexpr int64_t kBlockBytes = 1 << 19;     // of a block's query rows
-constexpr int64_t kSurvivorBytes = 2 << 20;  // survivor buffers of one block
-constexpr int64_t kCopyBytes = 24 << 20;     // a bank up to this size is widened and normalized once, up front
+constexpr int64_t kBlockQueries = 504;       // enough that a bank row fetched again serves several queries
+constexpr int64_t kBlockBytes = 1 << 20;     // of a block's query rows
+constexpr int64_t kSurvivorBytes = 3 << 20;  // survivor buffers of one block
+constexpr int64_t kCopyBytes = 16 << 20;     // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kFewQueries = 16;          // of a class, for which no filter is worth preparing
 
 struct Item {
@@ -106,14 +106,16 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   if (!as_stored && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
   const BlockSize size = block_size<T>(p);
+  const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
+  const bool filter = in_int8 || primitives<T>().filter_pays;
   std::vector<Item> filtered, exact;
   std::vector<char> wanted(static_cast<size_t>(groups), 0);
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
     if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // further queries are no bank rows
-    const bool few = end - p.offsets[c] <= kFewQueries;
-    wanted[static_cast<size_t>(c)] = !few && end > p.offsets[c];
+    const bool few = !filter || end - p.offsets[c] <= kFewQueries;
+    wanted[static_cast<size_t>(c)] = !few;
     for (int64_t first = p.offsets[c]; first < end; first += size.queries)
       (few ? exact : filtered).push_back({c, first, std::min(size.queries, end - first)});
   }
@@ -126,13 +128,9 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const KnnRows<T> rows(p);
   if (!filtered.empty()) {
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (int8_primitives() && p.dim <= kInt8MaxDim)
-        search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, wanted));
-      else
-        search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, wanted));
-    } else {
-      search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, wanted));
+      if (in_int8) search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, wanted));
     }
+    if (!in_int8) search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, wanted));
   }
   if (!exact.empty()) search_items<T, ExactScorer<T>>(rows, exact, size, emit);
 }

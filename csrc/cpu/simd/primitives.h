@@ -13,6 +13,7 @@ template <typename T>
 struct Primitives {
   int tile_rows;     // queries per tile
   int tile_columns;  // bank rows per tile (one packed panel); at most 64, so that a bit mask fits
+  bool filter_pays;  // whether score_tile is faster than canonical scores of everything
   // Canonical sums (csrc/math/canonical.h): the same bits on every level.
   T (*dot)(const T* a, const T* b, int64_t dim);
   T (*squared_distance)(const T* a, const T* b, int64_t dim);

@@ -97,6 +97,7 @@ constexpr Primitives<typename V::Scalar> make_primitives() {
   static_assert(kLanes % V::width == 0 && V::width <= kMaxWidth);
   return {V::tile_rows,
           V::tile_registers * V::width,
+          V::filter_pays,
           &canonical_dot<V>,
           &canonical_squared_distance<V>,
           &canonical_dots<V, 4, 4>,

@@ -9,6 +9,7 @@ namespace dgcl::avx2 {
 struct VecFloat {
   using Scalar = float;
   static constexpr int width = 8, tile_rows = 6, tile_registers = 2, sums = 12;
+  static constexpr bool filter_pays = true;
   __m256 v;
   static VecFloat zero() { return {_mm256_setzero_ps()}; }
   static VecFloat broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -42,6 +43,7 @@ struct VecFloat {
 struct VecDouble {
   using Scalar = double;
   static constexpr int width = 4, tile_rows = 6, tile_registers = 2, sums = 12;
+  static constexpr bool filter_pays = true;
   __m256d v;
   static VecDouble zero() { return {_mm256_setzero_pd()}; }
   static VecDouble broadcast(double x) { return {_mm256_set1_pd(x)}; }

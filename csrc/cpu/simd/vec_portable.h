@@ -30,6 +30,7 @@ struct Vec {
   using Scalar = S;
   static constexpr int width = Width;
   static constexpr int tile_rows = 4, tile_registers = 2, sums = 8;
+  static constexpr bool filter_pays = true;
   S v[Width];
 
   template <typename F>
