@@ -15,42 +15,35 @@ struct FloatBank {
   struct Group {
     T largest_norm = 0;
     int64_t loud = 0;
+    T* bias = nullptr;  // [bank_rows]: added to the product; -infinity for rows with a NaN, +infinity for loud ones
   };
   std::vector<Group> groups;
-  Buffer<T> bias;  // [groups][bank_rows]: added to the product; -infinity for rows with a NaN, +infinity for loud ones
+  Buffer<T> bias;
 
-  FloatBank(const KnnRows<T>& rows, const std::vector<char>& wanted) : groups(wanted.size()) {
+  FloatBank(const KnnRows<T>& rows, const std::vector<int64_t>& chosen)
+      : groups(rows.p.counts.size()), bias(static_cast<int64_t>(chosen.size()) * rows.p.bank_rows) {
     const KnnProblem& p = rows.p;
-    bias = Buffer<T>(static_cast<int64_t>(groups.size()) * p.bank_rows);
-    const int64_t chunks = (p.bank_rows + kPanelRows - 1) / kPanelRows;
-    std::vector<Group> parts(groups.size() * static_cast<size_t>(chunks));
-    run_queue(static_cast<int64_t>(parts.size()), [&](auto& next) {
+    run_queue(static_cast<int64_t>(chosen.size()), [&](auto& next) {
       Buffer<T> scratch(p.dim);
-      for (int64_t item; (item = next()) >= 0;) {
-        const int64_t group = item / chunks, first = item % chunks * kPanelRows;
-        if (!wanted[static_cast<size_t>(group)]) continue;
-        Group& part = parts[static_cast<size_t>(item)];
-        for (int64_t i = first; i < std::min(first + kPanelRows, p.counts[group]); ++i) {
+      for (int64_t place; (place = next()) >= 0;) {
+        const int64_t group = chosen[static_cast<size_t>(place)];
+        Group& whole = groups[static_cast<size_t>(group)];
+        whole.bias = bias.get() + place * p.bank_rows;
+        for (int64_t i = 0; i < p.counts[static_cast<size_t>(group)]; ++i) {
           const T* row = rows.bank_row(group, i, scratch.get());
           const T square = rows.prims.dot(row, row, p.dim), norm = rows.norm_bound(row, square);
-          T& start = bias[group * p.bank_rows + i];
+          whole.bias[i] = p.metric == Metric::l2 ? -square / 2 : T(0);
           if (std::isnan(square)) {
-            start = -std::numeric_limits<T>::infinity();
+            whole.bias[i] = -std::numeric_limits<T>::infinity();
           } else if (KnnRows<T>::is_loud(norm)) {
-            start = std::numeric_limits<T>::infinity();
-            ++part.loud;
+            whole.bias[i] = std::numeric_limits<T>::infinity();
+            ++whole.loud;
           } else {
-            start = p.metric == Metric::l2 ? -square / 2 : T(0);
-            part.largest_norm = std::max(part.largest_norm, norm);
+            whole.largest_norm = std::max(whole.largest_norm, norm);
           }
         }
       }
     });
-    for (size_t i = 0; i < parts.size(); ++i) {
-      Group& whole = groups[i / static_cast<size_t>(chunks)];
-      whole.largest_norm = std::max(whole.largest_norm, parts[i].largest_norm);
-      whole.loud += parts[i].loud;
-    }
   }
 };
 
@@ -95,7 +88,7 @@ class FloatFilter {
     const T* row[kMaxTileColumns];
     for (int64_t c = 0; c < count; ++c) {
       T* scratch = scratch_.get() + c * dim;
-      bias_[c] = bank_.bias[group_ * rows_.p.bank_rows + start + c];
+      bias_[c] = bank_.groups[static_cast<size_t>(group_)].bias[start + c];
       row[c] = rows_.bank_row(group_, start + c, scratch);
       if (std::isinf(bias_[c])) {  // zeros keep the tile's arithmetic plain
         std::fill_n(scratch, dim, T(0));

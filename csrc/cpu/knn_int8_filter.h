@@ -20,25 +20,21 @@ class Int8Bank {
     int64_t loud = 0;
   };
 
-  Int8Bank(const KnnRows<float>& rows, const std::vector<char>& wanted)
+  Int8Bank(const KnnRows<float>& rows, const std::vector<int64_t>& chosen)
       : rows_(rows),
         prims_(*int8_primitives()),
         steps((rows.p.dim + 3) / 4),
         panels_per_group((rows.p.bank_rows + kPanelRows - 1) / kPanelRows),
-        groups(wanted.size()),
-        place_(wanted.size(), -1) {
-    int64_t used = 0;
-    for (size_t g = 0; g < wanted.size(); ++g)
-      if (wanted[g]) place_[g] = used++;
+        groups(rows.p.counts.size()),
+        place_(rows.p.counts.size(), -1) {
+    const int64_t used = static_cast<int64_t>(chosen.size());
+    for (int64_t i = 0; i < used; ++i) place_[static_cast<size_t>(chosen[static_cast<size_t>(i)])] = i;
     const int64_t padded = used * panels_per_group * kPanelRows;
     mean_ = Buffer<float>(used * rows.p.dim);
     packed_ = Buffer<int8_t>(padded * steps * 4);
     start_ = Buffer<int32_t>(padded);
     scale_ = Buffer<float>(padded);
     bias_ = Buffer<float>(padded);
-    std::vector<int64_t> chosen;
-    for (size_t g = 0; g < wanted.size(); ++g)
-      if (wanted[g]) chosen.push_back(static_cast<int64_t>(g));
     run_queue(used, [&](auto& next) {
       for (int64_t i; (i = next()) >= 0;) take_mean(chosen[static_cast<size_t>(i)]);
     });

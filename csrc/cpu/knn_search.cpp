@@ -14,11 +14,12 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockQueries = 504;       // enough that a bank row fetched again serves several queries
-constexpr int64_t kBlockBytes = 1 << 20;     // of a block's query rows
-constexpr int64_t kSurvivorBytes = 3 << 20;  // survivor buffers of one block
-constexpr int64_t kCopyBytes = 16 << 20;     // a bank up to this size is widened and normalized once, up front
-constexpr int64_t kFewQueries = 16;          // of a class, for which no filter is worth preparing
+constexpr int64_t kBlockQueries = 504;        // enough that a bank row fetched again serves several queries
+constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
+constexpr int64_t kSurvivorBytes = 3 << 20;   // survivor buffers of one block
+constexpr int64_t kCopyBytes = 16 << 20;      // a bank up to this size is widened and normalized once, up front
+constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
+constexpr int64_t kFewQueries = 16;           // of a class, for which no filter is worth preparing
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -67,8 +68,11 @@ Buffer<T> copy_bank(KnnProblem& p) {
 
 // Searches items with one scorer, and what it leaves unsettled without any filter.
 template <typename T, typename Scorer, typename... Bank>
-void search_items(const KnnRows<T>& rows, const std::vector<Item>& items, BlockSize size, const KnnEmit<T>& emit,
+void search_items(const KnnRows<T>& rows, std::vector<Item>& items, BlockSize size, const KnnEmit<T>& emit,
                   const Bank&... bank) {
+  // The longest first, so that the last ones to end are short.
+  const auto cost = [&](const Item& item) { return item.count * rows.p.counts[static_cast<size_t>(item.group)]; };
+  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
   // Classes of which whole blocks stayed unsettled are not tried again.
   std::vector<std::atomic<bool>> hopeless(rows.p.counts.size());
   run_queue(static_cast<int64_t>(items.size()), [&](auto& next) {
@@ -108,30 +112,30 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const BlockSize size = block_size<T>(p);
   const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
   const bool filter = in_int8 || primitives<T>().filter_pays;
-  std::vector<Item> filtered, exact;
-  std::vector<char> wanted(static_cast<size_t>(groups), 0);
+  const KnnRows<T> rows(p);
+  std::vector<Item> exact, filtered;
+  std::vector<int64_t> prepared;  // the classes of `filtered`
+  const auto search_filtered = [&] {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (in_int8) search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, prepared));
+    }
+    if (!in_int8) search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, prepared));
+    filtered.clear();
+    prepared.clear();
+  };
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
     if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // further queries are no bank rows
+    if (end <= p.offsets[c]) continue;
     const bool few = !filter || end - p.offsets[c] <= kFewQueries;
-    wanted[static_cast<size_t>(c)] = !few;
     for (int64_t first = p.offsets[c]; first < end; first += size.queries)
       (few ? exact : filtered).push_back({c, first, std::min(size.queries, end - first)});
+    if (few) continue;
+    prepared.push_back(c);
+    if (static_cast<int64_t>(prepared.size()) * p.bank_rows * p.dim >= kPreparedBytes) search_filtered();
   }
-  // The longest first, so that the last ones to end are short.
-  const auto cost = [&](const Item& item) { return item.count * p.counts[static_cast<size_t>(item.group)]; };
-  const auto longer = [&](const Item& a, const Item& b) { return cost(a) > cost(b); };
-  std::stable_sort(filtered.begin(), filtered.end(), longer);
-  std::stable_sort(exact.begin(), exact.end(), longer);
-
-  const KnnRows<T> rows(p);
-  if (!filtered.empty()) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (in_int8) search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, wanted));
-    }
-    if (!in_int8) search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, wanted));
-  }
+  if (!filtered.empty()) search_filtered();
   if (!exact.empty()) search_items<T, ExactScorer<T>>(rows, exact, size, emit);
 }
 
