@@ -1,10 +1,15 @@
-"""Time and extra memory of a sweep, as one picture."""
+"""Time of a sweep, its ratio to the matrix product alone, and extra memory, as one picture."""
 
 from pathlib import Path
 
 import on_cuda
+from contenders import FLOOR
 
-AXES = {"n": ("bank", "bank rows N"), "d": ("dim", "dimensions D")}
+AXES = {
+    "n": ("bank", "bank rows N"),
+    "d": ("dim", "dimensions D"),
+    "mn": ("bank", "queries and bank rows, M = N"),
+}
 # One look per contender in every picture; ours stands out.
 STYLES = {
     "dgcl_ops": ("#c0392b", "o", 2.4),
@@ -20,15 +25,19 @@ STYLES = {
 
 
 def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: str = "") -> Path:
-    """Draws rows of knn_bench.py that differ in N or in D only. `suffix`: of the file's name."""
+    """Draws rows of knn_bench.py that differ in N, in D, or in M = N only. `suffix`: of the file's name."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     column, label = AXES[sweep]
-    measured = [row for row in rows if row["status"] == "measured"]
-    panels = [("median_ms", "median time, ms")]
+    measured = [dict(row) for row in rows if row["status"] == "measured"]
+    floor = {row[column]: row["median_ms"] for row in measured if row["contender"] == FLOOR}
+    for row in measured:
+        if row[column] in floor:
+            row["over_floor"] = row["median_ms"] / floor[row[column]]
+    panels = [("median_ms", "median time, ms"), ("over_floor", f"time / {FLOOR}")]
     if any(row.get("extra_mb") for row in measured):
         panels.append(("extra_mb", "extra memory, MB"))
     figure, axes = plt.subplots(
@@ -58,6 +67,7 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: st
     axes[0, 0].legend(fontsize=8, frameon=False)
     first = measured[0]
     others = {"n": f"M = {first['queries']:,}, D = {first['dim']}"}
+    others["mn"] = f"D = {first['dim']}"
     others["d"] = f"M = {first['queries']:,}, N = {first['bank']:,}"
     figure.suptitle(
         f"KNN density, {others[sweep]}, {data}, {first['metric']}, {first['dtype']}, scales "
