@@ -30,6 +30,7 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: st
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     column, label = AXES[sweep]
     measured = [dict(row) for row in rows if row["status"] == "measured"]
@@ -41,7 +42,7 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: st
     if any(row.get("extra_mb") for row in measured):
         panels.append(("extra_mb", "extra memory, MB"))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.5 * len(panels), 4.6), squeeze=False, layout="tight"
+        1, len(panels), figsize=(5.5 * len(panels), 4.6), squeeze=False, layout="constrained"
     )
     for name in dict.fromkeys(row["contender"] for row in measured):
         own = [row for row in measured if row["contender"] == name]
@@ -64,7 +65,12 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: st
         ticks = sorted({row[column] for row in measured})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
-    axes[0, 0].legend(fontsize=8, frameon=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,g}")
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
+    )
     first = measured[0]
     others = {"n": f"M = {first['queries']:,}, D = {first['dim']}"}
     others["mn"] = f"D = {first['dim']}"

@@ -1,9 +1,8 @@
 """The sections of suite.py: which cases each measures, against whom, and what it aims at."""
 
 import argparse
-import importlib
+import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 import knn_bench
 import torch
@@ -264,7 +263,7 @@ def loss(run: Run) -> None:
 
 def scores(run: Run) -> None:
     """the clustering scores: rows in the files of metrics_bench.py"""
-    if not Path(__file__).with_name("metrics_bench.py").exists():
+    if not importlib.util.find_spec("metrics_bench"):
         say("  left out: there is no metrics_bench.py")
         return
     arguments = ["--threads", str(run.options.threads), "--out", str(run.options.out)]

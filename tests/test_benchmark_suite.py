@@ -1,5 +1,9 @@
 """Every section of the suite runs, writes what it promises, and times nothing that is wrong."""
 
+import importlib.machinery
+import sys
+import types
+
 import pytest
 import torch
 from benchmark_runs import importable, read
@@ -108,6 +112,13 @@ def test_other_benchmarks_are_called(tmp_path, benchmarks, monkeypatch, capsys):
     monkeypatch.setattr(loss_bench, "main", lambda arguments: 1)
     assert suite(tmp_path, "loss") == 1
     assert "loss_bench.py failed" in capsys.readouterr().err
+
+    scores = types.ModuleType("metrics_bench")
+    scores.__spec__ = importlib.machinery.ModuleSpec("metrics_bench", None)
+    scores.main = lambda arguments: calls.append(arguments)
+    monkeypatch.setitem(sys.modules, "metrics_bench", scores)
+    assert suite(tmp_path, "scores") == 0
+    assert calls[-1] == ["--threads", "1", "--out", str(tmp_path), "--quick"]
 
 
 def test_an_aim_is_met_or_short_or_not_measured(tmp_path, benchmarks, capsys):
