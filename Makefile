@@ -24,9 +24,8 @@ inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, s
 doctor: $(VENV)/installed  ## what is installed, which code runs and why, self-check
 	$(BIN)/python -m dgcl_ops.doctor
 
-bench: $(VENV)/installed  ## search against its alternatives, and one step of the loss against the published one
-	$(BIN)/python benchmarks/knn_bench.py
-	$(BIN)/python benchmarks/loss_bench.py
+bench: $(VENV)/installed  ## everything against its alternatives and aims; a quarter of an hour
+	$(BIN)/python benchmarks/suite.py --threads 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

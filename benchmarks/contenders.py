@@ -12,12 +12,19 @@ import on_cuda
 import torch
 from torch import Tensor
 
-from dgcl_ops import knn_density, reference
+from dgcl_ops import knn_density, knn_topk, reference
 
 OURS = "dgcl_ops"
+PUBLISHED = "authors' way"
+PLAIN = "matmul + one top-k"
+PLAIN_FP32 = "matmul + one top-k, fp32"
+BARE = "matmul and topk alone"
 FLOOR = "fp32 matmul alone"
+FAISS = "faiss IndexFlat"
+PER_CLASS = "dgcl_ops, call per class"
 # scikit-learn holds float64 chunks of distances and its brute force is not made for millions of pairs.
 SKLEARN_PAIRS = 4_000_000
+MATRIX_BYTES = 4e9  # the largest matrix of scores that is built on the CPU
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,25 @@ class Problem:
 
 @dataclass(frozen=True)
 class Contender:
-    """`run` returns densities [M], or None if it computes none. `missing` says why it cannot take part."""
+    """`run` returns densities [M], or None if it computes none. `missing` says why it cannot take part.
+
+    `neighbours` returns scores and indices [M, max(scales)], if they can be asked for.
+    """
 
     run: Callable[[Problem], Tensor | None]
     missing: Callable[[Problem], str] = lambda problem: ""
+    neighbours: Callable[[Problem], tuple[Tensor, Tensor]] | None = None
 
 
 def _cosine_only(problem: Problem) -> str:
     return "" if problem.metric == "cosine" else "told for cosine only"
+
+
+def _matrix_too_large(problem: Problem) -> str:
+    size = problem.queries.shape[0] * problem.bank.shape[-2] * max(4, problem.bank.element_size())
+    if size <= MATRIX_BYTES or problem.queries.device.type != "cpu":
+        return ""
+    return f"its matrix would take {size / 1e9:.1f} GB, more than {MATRIX_BYTES / 1e9:.0f}"
 
 
 def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
@@ -85,7 +103,7 @@ def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
     return missing
 
 
-def _density(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
+def density_of(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
     """Scores [M, max(scales)], sorted downward, to densities [M]."""
     ranks = max(scales)
     found = torch.full((1,), ranks, device=sorted_scores.device)
@@ -98,25 +116,21 @@ def _plain_rows(rows: Tensor, metric: str) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1) if metric == "cosine" else rows
 
 
+def _asked(problem: Problem) -> dict:
+    return {"metric": problem.metric, "query_offsets": problem.offsets}
+
+
 def _ours(problem: Problem) -> Tensor:
-    return knn_density(
-        problem.queries,
-        problem.bank,
-        problem.scales,
-        metric=problem.metric,
-        query_offsets=problem.offsets,
-    )
+    return knn_density(problem.queries, problem.bank, problem.scales, **_asked(problem))
+
+
+def _our_neighbours(problem: Problem) -> tuple[Tensor, Tensor]:
+    return knn_topk(problem.queries, problem.bank, max(problem.scales), **_asked(problem))
 
 
 def _ours_with_unit_bank(problem: Problem) -> Tensor:
-    return knn_density(
-        problem.queries,
-        problem.unit_bank,
-        problem.scales,
-        metric=problem.metric,
-        query_offsets=problem.offsets,
-        unit_bank=True,
-    )
+    rows = problem.queries, problem.unit_bank
+    return knn_density(*rows, problem.scales, unit_bank=True, **_asked(problem))
 
 
 def _published(problem: Problem) -> Tensor:
@@ -124,11 +138,22 @@ def _published(problem: Problem) -> Tensor:
 
 
 def _matmul_topk(problem: Problem) -> Tensor:
-    return reference.matmul_topk_density(problem.queries, problem.bank, problem.scales)
+    queries, bank, scales = problem.queries, problem.bank, problem.scales
+    if problem.metric == "cosine":
+        return reference.matmul_topk_density(queries, bank, scales)
+    if problem.metric == "dot":
+        return density_of((queries @ bank.T).topk(max(scales)).values, scales)
+    distances = torch.cdist(queries.float(), bank.float())  # by a matrix product
+    return density_of(-distances.topk(max(scales), largest=False).values, scales)
 
 
-def _plain_telling(problem: Problem) -> Tensor:
-    return reference.knn_density(problem.queries, problem.bank, problem.scales, problem.metric)
+def _matmul_topk_fp32(problem: Problem) -> Tensor:
+    rows = {name: getattr(problem, name).float() for name in ("queries", "bank")}
+    return _matmul_topk(replace(problem, **rows))
+
+
+def _bare(problem: Problem) -> None:
+    (problem.queries @ problem.bank.T).topk(max(problem.scales))
 
 
 def _matmul_alone(problem: Problem) -> None:
@@ -146,7 +171,7 @@ def _faiss(problem: Problem) -> Tensor:
     scores = torch.from_numpy(index.search(queries.numpy(), max(problem.scales))[0])
     if problem.metric == "l2":
         scores = -scores.clamp(min=0).sqrt()
-    return _density(scores, problem.scales)
+    return density_of(scores, problem.scales)
 
 
 def _sklearn(problem: Problem) -> Tensor:
@@ -157,7 +182,7 @@ def _sklearn(problem: Problem) -> Tensor:
     search.fit(problem.bank.float().numpy())
     distances = torch.from_numpy(search.kneighbors(problem.queries.float().numpy())[0])
     scores = 1 - distances if problem.metric == "cosine" else -distances
-    return _density(scores, problem.scales)
+    return density_of(scores, problem.scales)
 
 
 def _sklearn_missing(problem: Problem) -> str:
@@ -180,11 +205,11 @@ def _keops(problem: Problem) -> Tensor:
         )
     else:
         scores = -(-(queries | bank)).Kmin(max(problem.scales), dim=1)
-    return _density(scores, problem.scales)
+    return density_of(scores, problem.scales)
 
 
 SINGLE = {
-    OURS: Contender(_ours),
+    OURS: Contender(_ours, neighbours=_our_neighbours),
     "dgcl_ops, unit bank": Contender(
         _ours_with_unit_bank,
         lambda p: (
@@ -194,17 +219,16 @@ SINGLE = {
             )
         ),
     ),
-    "authors' way": Contender(_published, _cosine_only),
-    "matmul + one top-k": Contender(_matmul_topk, _cosine_only),
-    FLOOR: Contender(_matmul_alone),
-    "faiss IndexFlat": Contender(_faiss, _package("faiss")),
+    PUBLISHED: Contender(_published, lambda p: _cosine_only(p) or _matrix_too_large(p)),
+    PLAIN: Contender(_matmul_topk, _matrix_too_large),
+    FLOOR: Contender(_matmul_alone, _matrix_too_large),
+    FAISS: Contender(_faiss, _package("faiss")),
     "scikit-learn brute": Contender(_sklearn, _sklearn_missing),
     "pykeops": Contender(_keops, _package("pykeops", cpu_only=False)),
-    # The oracle sorts whole rows; only where it is the sole plain telling does its time say anything.
-    "reference.py": Contender(
-        _plain_telling,
-        lambda p: "" if p.metric != "cosine" else "slower than the two above by design",
-    ),
+}
+ON_REQUEST = {
+    PLAIN_FP32: Contender(_matmul_topk_fp32, _matrix_too_large),
+    BARE: Contender(_bare, _matrix_too_large),
 }
 
 
@@ -221,11 +245,14 @@ def _with_tf32(contender: Contender) -> Contender:
 
 
 def _searching(path: str) -> Contender:
-    def run(problem: Problem) -> Tensor:
-        with on_cuda.search_path(path):
-            return _ours(problem)
+    def searching(function: Callable) -> Callable:
+        def run(problem: Problem):
+            with on_cuda.search_path(path):
+                return function(problem)
 
-    return Contender(run)
+        return run
+
+    return Contender(searching(_ours), neighbours=searching(_our_neighbours))
 
 
 def _per_class(contender: Contender) -> Contender:
@@ -242,21 +269,18 @@ def _per_class(contender: Contender) -> Contender:
 GROUPED = {
     OURS: SINGLE[OURS],
     "dgcl_ops, unit bank": SINGLE["dgcl_ops, unit bank"],
-    "dgcl_ops, call per class": _per_class(SINGLE[OURS]),
-    **{
-        name: _per_class(SINGLE[name])
-        for name in ("authors' way", "matmul + one top-k", FLOOR, "faiss IndexFlat")
-    },
+    PER_CLASS: _per_class(SINGLE[OURS]),
+    **{name: _per_class(SINGLE[name]) for name in (PUBLISHED, PLAIN, FLOOR, FAISS)},
 }
 
 
 # Faster and less exact; users may have it on.
 WITH_TF32 = {
-    "authors' way, TF32": "authors' way",
-    "matmul + one top-k, TF32": "matmul + one top-k",
+    "authors' way, TF32": PUBLISHED,
+    "matmul + one top-k, TF32": PLAIN,
     "TF32 matmul alone": FLOOR,
 }
-FLOORS = (FLOOR, "TF32 matmul alone")
+FLOORS = (FLOOR, BARE, "TF32 matmul alone")
 
 
 @functools.cache

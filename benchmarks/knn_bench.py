@@ -6,17 +6,19 @@
 
 A size is MxNxD: queries, bank rows, dimensions. With --classes C, M queries belong to C classes of unequal
 size with N bank rows each. Every contender's densities are compared with a float64 brute force over a random
-subset of the queries first; a contender that is wrong ends the run. How time and memory are taken: common.py,
-on_cuda.py, peak_memory.py.
+subset of the queries first, and our neighbour sets too; a contender that is wrong ends the run (agreement.py). How
+time and memory are taken: common.py, on_cuda.py, peak_memory.py.
 """
 
 import argparse
 import functools
 import statistics
+import time
 from pathlib import Path
 
 import on_cuda
 import torch
+from agreement import brute_force, check_agreement, check_neighbours
 from common import (
     CALM_HELP,
     MACHINE_COLUMNS,
@@ -35,7 +37,7 @@ from common import (
 from contenders import FLOORS, OURS, Contender, Problem, contenders_for
 from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 from plots import plot_sweep
-from workloads import DTYPES, SPREADS, build, check_agreement, exact_densities
+from workloads import DTYPES, SPREADS, TIES, build
 
 COLUMNS = (
     *MACHINE_COLUMNS,
@@ -69,28 +71,53 @@ def memory_of(name: str, case: dict) -> int:
     return peak_beyond_inputs(lambda: contender.run(problem), torch.device(case["device"]))
 
 
-def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> list[dict]:
-    """One row per contender, those that are missing too."""
-    device = torch.device(case["device"])
-    problem = build(case)
-    offered = contenders_for(case["classes"] > 0, device.type)
-    missing = {name: contender.missing(problem) for name, contender in offered.items()}
-    present = {name: contender for name, contender in offered.items() if not missing[name]}
-    chosen, expected = exact_densities(problem)
-    errors = {}
+def agree(present: dict[str, Contender], problem: Problem, dtype: str) -> dict[str, float]:
+    """Errors of the densities, by contender; Disagreement if anything is wrong."""
+    exact, errors = brute_force(problem), {}
     for name, contender in present.items():
         density = contender.run(problem)
         if density is not None:
-            errors[name] = check_agreement(name, density, problem, chosen, expected, case["dtype"])
+            errors[name] = check_agreement(name, density, problem, exact, dtype)
         del density
+        if contender.neighbours:
+            check_neighbours(name, contender.neighbours(problem), problem, exact)
+    return errors
+
+
+def measure(
+    case: dict,
+    repeats: int,
+    with_memory: bool,
+    calm: float | None,
+    columns: tuple[str, ...] = COLUMNS,
+    offered: dict[str, Contender] | None = None,
+) -> list[dict]:
+    """One row per contender, those that are missing too.
+
+    A case with "calls" times that many calls in a row and reports one of them.
+    """
+    device = torch.device(case["device"])
+    problem = build(case)
+    offered = offered or contenders_for(case["classes"] > 0, device.type)
+    missing = {name: contender.missing(problem) for name, contender in offered.items()}
+    present = {name: contender for name, contender in offered.items() if not missing[name]}
+    errors = agree(present, problem, case["dtype"])
     set_threads(case["threads"])  # every library has been loaded by now
     sets = on_cuda.input_sets(problem.input_bytes(), device)
     problems = on_cuda.rotation(problem, Problem.copy, sets)
+    calls = case.get("calls", 1)
 
     def timed(contender: Contender) -> dict:
         given = next(problems)
-        timing = seconds(lambda: contender.run(given), device)
-        return {"total": timing.seconds, "ahead": timing.ahead}
+
+        def work():
+            for _ in range(calls):
+                contender.run(given)
+
+        begin = time.process_time()
+        timing = seconds(work, device)
+        cpu_use = (time.process_time() - begin) / (timing.seconds * torch.get_num_threads())
+        return {"total": timing.seconds / calls, "ahead": timing.ahead, "cpu_use": cpu_use}
 
     runs = {name: functools.partial(timed, contender) for name, contender in present.items()}
     if device.type == "cuda":  # the allocator's pools and the clocks
@@ -101,7 +128,7 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
     facts = machine(device, others)
     rows = []
     for name in offered:
-        row = {**{k: case[k] for k in COLUMNS if k in case}, **facts, "contender": name}
+        row = {**{k: case[k] for k in columns if k in case}, **facts, "contender": name}
         row["scales"] = " ".join(map(str, case["scales"]))
         row["status"] = missing[name] or "measured"
         if device.type == "cuda":
@@ -116,6 +143,9 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
                 "time_over_ours": round(median_ratio(times[name], times[OURS]), 3),
                 "max_error": f"{errors[name]:.1e}" if name in errors else "",
             }
+            if "cpu_use" in columns:
+                use = statistics.median(result["cpu_use"] for result in measured[name])
+                row["cpu_use"] = round(use, 3)
             if device.type == "cuda":
                 row["host"] = on_cuda.host_told([result["ahead"] for result in measured[name]])
             if with_memory:
@@ -159,7 +189,7 @@ def report(rows: list[dict]) -> None:
     losing = [f for f in faster if f not in floor]
     print("we lose to: " + (", ".join(losing) or "none of those present"))
     if floor:
-        print(f"below us as a floor, without any selection: {', '.join(floor)}")
+        print(f"below us as a floor, which leaves out some of the work: {', '.join(floor)}")
 
 
 # ---- command line -----------------------------------------------------------------------------------
@@ -183,7 +213,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scales", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--metric", choices=("cosine", "dot", "l2"), default="cosine")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
-    parser.add_argument("--data", choices=("uniform", *SPREADS), nargs="+", default=["clusters"])
+    parser.add_argument(
+        "--data", choices=("uniform", *SPREADS, *TIES), nargs="+", default=["clusters"]
+    )
     parser.add_argument("--classes", type=int, default=0, help="grouped by that many classes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,10 +1,15 @@
-"""Time and extra memory of a sweep, as one picture."""
+"""Time of a sweep, its ratio to the matrix product alone, and extra memory, as one picture."""
 
 from pathlib import Path
 
 import on_cuda
+from contenders import FLOOR
 
-AXES = {"n": ("bank", "bank rows N"), "d": ("dim", "dimensions D")}
+AXES = {
+    "n": ("bank", "bank rows N"),
+    "d": ("dim", "dimensions D"),
+    "mn": ("bank", "queries and bank rows, M = N"),
+}
 # One look per contender in every picture; ours stands out.
 STYLES = {
     "dgcl_ops": ("#c0392b", "o", 2.4),
@@ -20,19 +25,24 @@ STYLES = {
 
 
 def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: str = "") -> Path:
-    """Draws rows of knn_bench.py that differ in N or in D only. `suffix`: of the file's name."""
+    """Draws rows of knn_bench.py that differ in N, in D, or in M = N only. `suffix`: of the file's name."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     column, label = AXES[sweep]
-    measured = [row for row in rows if row["status"] == "measured"]
-    panels = [("median_ms", "median time, ms")]
+    measured = [dict(row) for row in rows if row["status"] == "measured"]
+    floor = {row[column]: row["median_ms"] for row in measured if row["contender"] == FLOOR}
+    for row in measured:
+        if row[column] in floor:
+            row["over_floor"] = row["median_ms"] / floor[row[column]]
+    panels = [("median_ms", "median time, ms"), ("over_floor", f"time / {FLOOR}")]
     if any(row.get("extra_mb") for row in measured):
         panels.append(("extra_mb", "extra memory, MB"))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.5 * len(panels), 4.6), squeeze=False, layout="tight"
+        1, len(panels), figsize=(5.5 * len(panels), 4.6), squeeze=False, layout="constrained"
     )
     for name in dict.fromkeys(row["contender"] for row in measured):
         own = [row for row in measured if row["contender"] == name]
@@ -55,9 +65,15 @@ def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: st
         ticks = sorted({row[column] for row in measured})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
-    axes[0, 0].legend(fontsize=8, frameon=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:,g}")
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
+    )
     first = measured[0]
     others = {"n": f"M = {first['queries']:,}, D = {first['dim']}"}
+    others["mn"] = f"D = {first['dim']}"
     others["d"] = f"M = {first['queries']:,}, N = {first['bank']:,}"
     figure.suptitle(
         f"KNN density, {others[sweep]}, {data}, {first['metric']}, {first['dtype']}, scales "

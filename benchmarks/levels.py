@@ -1,0 +1,80 @@
+"""The same search on every instruction set this processor has, each in processes of its own."""
+
+import hashlib
+import statistics
+
+import torch
+from common import Disagreement, machine, say, seconds, set_threads
+from contenders import OURS, contenders_for
+from knn_bench import agree
+from peak_memory import in_fresh_process
+from workloads import build
+
+from dgcl_ops import backend_info
+from dgcl_ops.doctor import environment
+
+# Narrow to wide. What a build or a processor lacks says so, and is left out.
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
+REPEATS = 4
+
+
+def run_level(case: dict) -> dict | str:
+    """Seconds and a hash of the results; why not, if the level is not there."""
+    try:
+        found = backend_info()["cpu_capability"]
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    device = torch.device("cpu")
+    set_threads(case["threads"])
+    ours = contenders_for(False)[OURS]
+    digest = hashlib.sha256()
+    for metric in ("dot", "l2", "cosine"):  # the last one is timed
+        problem = build({**case, "metric": metric})
+        errors = agree({OURS: ours}, problem, case["dtype"])
+        for result in (*ours.neighbours(problem), ours.run(problem)):
+            digest.update(result.numpy().tobytes())
+    times = [seconds(lambda: ours.run(problem), device).seconds for _ in range(REPEATS)]
+    return {
+        "times": times,
+        "digest": digest.hexdigest()[:16],
+        "facts": machine(device, None),
+        "error": errors[OURS],
+        "level": found,
+    }
+
+
+def compare_levels(case: dict, rounds: int, columns: tuple[str, ...]) -> list[dict]:
+    """A row per level, from narrow to wide; rounds go through them forwards and backwards in turn."""
+    done = {level: [] for level in LEVELS}
+    for turn in range(rounds):
+        for level in LEVELS if turn % 2 == 0 else LEVELS[::-1]:
+            if done[level] and isinstance(done[level][0], str):
+                continue
+            with environment("DGCL_OPS_CPU_CAPABILITY", level):
+                result = in_fresh_process(run_level, case)
+            if not isinstance(result, str):
+                if result["level"] != level:
+                    raise Disagreement(f"asked for level {level}, got {result['level']}")
+                say(f"  {level}: {1e3 * statistics.median(result['times']):.2f} ms")
+            done[level].append(result)
+    times = {
+        level: [1e3 * t for result in results for t in result["times"]]
+        for level, results in done.items()
+        if isinstance(results[0], dict)
+    }
+    widest = statistics.median(list(times.values())[-1])
+    rows = []
+    for level, results in done.items():
+        row = {key: case[key] for key in columns if key in case}
+        row |= {"contender": OURS, "level": level, "scales": " ".join(map(str, case["scales"]))}
+        if level not in times:
+            rows.append({**row, **machine(torch.device("cpu"), None), "status": results[0]})
+            continue
+        ms = times[level]
+        row |= {**results[0]["facts"], "status": "measured", "repeats": len(ms)}
+        row |= {"median_ms": round(statistics.median(ms), 3), "min_ms": round(min(ms), 3)}
+        row |= {"max_ms": round(max(ms), 3), "max_error": f"{results[0]['error']:.1e}"}
+        row["time_over_ours"] = round(statistics.median(ms) / widest, 3)
+        digests = sorted({result["digest"] for result in results})
+        rows.append({**row, "digest": " ".join(digests)})
+    return rows

@@ -1,0 +1,66 @@
+"""Everything the library promises about speed and memory on the CPU, measured and held against its aim.
+
+    python benchmarks/suite.py --threads 2                     # all sections, about a quarter of an hour on two cores
+    python benchmarks/suite.py --threads 2 --only search dims  # some of them
+    python benchmarks/suite.py --quick                         # tiny sizes: does it run
+
+Each section (sections.py) checks against float64 brute force before it times anything, appends what it measured to
+suite.csv and how it compares with its aims to aims.csv as soon as a case is done, and prints the aims: "met" or
+"short". A section can be run again by itself; the CSV files only grow. How is measured: knn_bench.py, common.py.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import CALM_HELP, Disagreement, machine, say, set_threads
+from sections import FULL, QUICK, SECTIONS, Run
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", choices=tuple(SECTIONS), nargs="+", default=list(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, whose times say nothing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--calm", type=float, help=CALM_HELP)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    set_threads(options.threads)
+    begin = time.monotonic()
+    facts = machine(torch.device("cpu"), None)
+    say(
+        f"{facts['date']}, {facts['cpu']}, {facts['threads']} threads, commit {facts['commit']}: "
+        + ", ".join(options.only)
+    )
+    aims = []
+    for number, name in enumerate(options.only, 1):
+        minutes = (time.monotonic() - begin) / 60
+        say(f"\n[{number}/{len(options.only)}] {name}: {SECTIONS[name].__doc__.splitlines()[0]}")
+        say(f"  {minutes:.1f} minutes so far")
+        run = Run(name, options, QUICK if options.quick else FULL)
+        try:
+            SECTIONS[name](run)
+        except Disagreement as error:
+            say(f"DISAGREEMENT, nothing was recorded for this case: {error}")
+            return 1
+        run.report()
+        aims += run.aims
+    short = [aim for aim in aims if aim["verdict"] == "short"]
+    met = sum(aim["verdict"] == "met" for aim in aims)
+    print(f"\n{met} aims met, {len(short)} short, {(time.monotonic() - begin) / 60:.1f} minutes")
+    for aim in short:
+        print(
+            f"  short: {aim['section']}, {aim['case']}: {aim['figure']} {aim['value']}, aim {aim['aim']}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
