@@ -60,9 +60,11 @@ class BlockSearch {
         index_(size.queries * size.stride()),
         kept_(size.queries),
         limit_(size.queries),
-        cursor_(size.queries),
+        first_(size.queries),
+        from_(size.queries),
         threshold_(size.queries + kMaxTileRows),
         order_(size.stride()),
+        order_index_(size.stride()),
         neighbours_(size.stride()),
         scratch_(rows.p.dim) {}
 
@@ -80,9 +82,12 @@ class BlockSearch {
   Buffer<T> row_;    // [queries][dim], as the canonical score wants them
   Buffer<T> score_;  // [queries][stride]
   Buffer<int32_t> index_;
-  Buffer<int64_t> kept_, limit_, cursor_;
+  Buffer<int64_t> kept_, limit_;
+  Buffer<int64_t> first_,
+      from_;  // of the entries kept: how many come first, and from which on scores are not canonical
   Buffer<T> threshold_;
   Buffer<T> order_;
+  Buffer<int32_t> order_index_;
   Buffer<Neighbour<T>> neighbours_;
   Buffer<T> scratch_;
   std::vector<Pair> pairs_;
@@ -145,7 +150,7 @@ class BlockSearch {
     if constexpr (Scorer::kExact) {
       cut_exactly(q);
     } else {
-      raise_threshold(q);
+      raise_threshold(q, (k() + spare_) * 9 / 8);
       if (kept_[q] > size_.survivors / 4 * 3) {
         unsettled.push_back(queries_[q]);
         threshold_[q] = kNever;
@@ -155,15 +160,17 @@ class BlockSearch {
     }
   }
 
-  // Drops what cannot be among the k best any more. Of a row's filter score s the canonical score is within the error e:
-  // a row below s_(k) - 2 e has k rows with a higher one.
-  void raise_threshold(int64_t q) {
+  // Drops what cannot be among the k best any more, and returns a filter score that `k` rows reach; about k if `most` is.
+  // Of a row's filter score s the canonical score is within the error e: a row below s_(k) - 2 e has k rows with a
+  // higher one.
+  T raise_threshold(int64_t q, int64_t most) {
     const int64_t rank = k() + spare_;
-    if (kept_[q] <= rank) return;
-    const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, rank + rank / 8);
+    if (kept_[q] <= rank) return kLowest;
+    const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, std::max(rank, most));
     threshold_[q] = std::max(kth - 2 * scorer_.error(q), kLowest);
     kept_[q] = rows_.prims.drop_below(scores(q), indices(q), kept_[q], threshold_[q]);
     limit_[q] = next_limit(kept_[q]);
+    return kth;
   }
 
   // Of final scores: keeps the k best, of equal ones the first. Only a higher score than the last of them can follow.
@@ -188,16 +195,7 @@ class BlockSearch {
   }
 
   void finish() {
-    if constexpr (!Scorer::kExact) {
-      for (int64_t q = 0; q < count_; ++q) raise_threshold(q);
-      score_survivors();
-      for (int64_t q = 0; q < count_; ++q) {
-        if (kept_[q] < 0) continue;
-        T cut = kLowest;
-        if (kept_[q] > k()) cut = std::max(cut, rows_.prims.reached_by(scores(q), kept_[q], k(), k() + k() / 8));
-        kept_[q] = rows_.prims.drop_below(scores(q), indices(q), kept_[q], cut);
-      }
-    }
+    if constexpr (!Scorer::kExact) settle();
     for (int64_t q = 0; q < count_; ++q) {
       const int64_t n = kept_[q];
       if (n < 0) continue;
@@ -208,27 +206,72 @@ class BlockSearch {
     }
   }
 
-  // Canonical scores in place of the filter's, in the order of the bank rows: those of a window are sorted by counting,
-  // each then serves all queries that kept it. A NaN becomes -infinity, which is no neighbour's either.
-  void score_survivors() {
+  // Canonical scores of what the filter kept: first of the k that it puts first. The last of these then says, with one
+  // error instead of two, which others can still be neighbours.
+  void settle() {
+    for (int64_t q = 0; q < count_; ++q) put_first(q, raise_threshold(q, 0));
+    std::fill_n(from_.get(), count_, int64_t(0));
+    score_survivors(first_.get());
+    for (int64_t q = 0; q < count_; ++q) {
+      const int64_t n = first_[q];
+      if (kept_[q] > n) {
+        const T reached = rows_.prims.reached_by(scores(q), n, k(), k());
+        kept_[q] = n + rows_.prims.drop_below(scores(q) + n, indices(q) + n, kept_[q] - n,
+                                              std::max(scorer_.least(q, reached), kLowest));
+      }
+    }
+    score_survivors(kept_.get());
+    for (int64_t q = 0; q < count_; ++q) {
+      if (kept_[q] < 0) continue;
+      T cut = kLowest;
+      if (kept_[q] > k()) cut = std::max(cut, rows_.prims.reached_by(scores(q), kept_[q], k(), k() + k() / 8));
+      kept_[q] = rows_.prims.drop_below(scores(q), indices(q), kept_[q], cut);
+    }
+  }
+
+  // Moves the rows of at least this score to the front, both parts in their order. All of them, if there are not k.
+  void put_first(int64_t q, T least) {
+    T* score = scores(q);
+    int32_t* index = indices(q);
+    const int64_t n = std::max<int64_t>(kept_[q], 0);
+    first_[q] = n;
+    if (n <= k() + spare_) return;
+    int64_t front = 0, back = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool is_first = score[i] >= least;
+      order_[back] = score[i];
+      order_index_[back] = index[i];
+      score[front] = score[i];
+      index[front] = index[i];
+      front += is_first;
+      back += !is_first;
+    }
+    std::copy_n(order_.get(), back, score + front);
+    std::copy_n(order_index_.get(), back, index + front);
+    first_[q] = front;
+  }
+
+  // Canonical scores in place of the filter's, of entries [from, to) of each query, and moves `from` to `to`. In the
+  // order of the bank rows: those of a window are sorted by counting, each then serves all queries that kept it. A NaN
+  // becomes -infinity, which is no neighbour's either.
+  void score_survivors(const int64_t* to) {
     constexpr int64_t kWindow = 2048;
     int32_t begin[kWindow + 1];
-    std::fill_n(cursor_.get(), count_, int64_t(0));
     const int64_t bank_rows = rows_.p.counts[static_cast<size_t>(group_)];
     for (int64_t first = 0; first < bank_rows; first += kWindow) {
       const int64_t end = std::min(first + kWindow, bank_rows);
       std::fill_n(begin, end - first + 1, 0);
       for (int64_t q = 0; q < count_; ++q)
-        for (int64_t i = cursor_[q]; i < kept_[q] && indices(q)[i] < end; ++i) ++begin[indices(q)[i] - first + 1];
+        for (int64_t i = from_[q]; i < to[q] && indices(q)[i] < end; ++i) ++begin[indices(q)[i] - first + 1];
       for (int64_t i = 0; i < end - first; ++i) begin[i + 1] += begin[i];
       const int64_t total = begin[end - first];
       if (static_cast<int64_t>(pairs_.size()) < total) pairs_.resize(static_cast<size_t>(total));
       for (int64_t q = 0; q < count_; ++q) {
-        int64_t i = cursor_[q];
-        for (; i < kept_[q] && indices(q)[i] < end; ++i)
+        int64_t i = from_[q];
+        for (; i < to[q] && indices(q)[i] < end; ++i)
           pairs_[static_cast<size_t>(begin[indices(q)[i] - first]++)] = {static_cast<int32_t>(q),
                                                                          static_cast<int32_t>(q * size_.stride() + i)};
-        cursor_[q] = i;
+        from_[q] = std::max(i, from_[q]);
       }
       for (int64_t i = 0, at = 0; i < end - first; at = begin[i], ++i)
         if (begin[i] > at) score_row(first + i, pairs_.data() + at, begin[i] - at);

@@ -66,6 +66,7 @@ class FloatFilter {
   int tile_columns() const { return rows_.prims.tile_columns; }
   int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
   T error(int64_t q) const { return error_[q]; }
+  T least(int64_t, T) const { return -std::numeric_limits<T>::infinity(); }  // error() leaves hardly any row too many
 
   void begin_group(int64_t group) { group_ = group; }
 

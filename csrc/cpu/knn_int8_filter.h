@@ -150,6 +150,8 @@ class Int8Filter {
         queries_((block + kMaxTileRows) * bank.steps * 4),
         scale_(block + kMaxTileRows),
         error_(block + kMaxTileRows),
+        rounding_(block + kMaxTileRows),
+        omitted_(block + kMaxTileRows),
         residual_(rows.p.dim),
         integers_(bank.steps * 4) {}
 
@@ -157,6 +159,11 @@ class Int8Filter {
   int tile_columns() const { return prims_.tile_columns; }
   int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
   float error(int64_t q) const { return error_[q]; }
+  // A row with a lower filter score has a lower canonical score than `canonical`.
+  float least(int64_t q, float canonical) const {
+    const float product = rows_.p.metric == Metric::l2 ? -canonical * canonical / 2 : canonical;
+    return product - omitted_[q] - error_[q] - rounding_[q];
+  }
   void begin_group(int64_t group) { group_ = group; }
 
   void set_query(int64_t q, const float* row, float norm) {
@@ -169,9 +176,13 @@ class Int8Filter {
       made = prims_.quantize(residual_.get(), rows_.p.dim, integers_.get());
     }
     scale_[q] = made.scale;
-    error_[q] = int8_filter_bound(rows_.p.metric == Metric::l2, rows_.p.dim,
-                                  {norm, group.norm, group.mean_norm, length, group.residual},
-                                  made.scale > 0 ? made.error : length, group.error);
+    const bool l2 = rows_.p.metric == Metric::l2;
+    const CentredLengths lengths{norm, group.norm, group.mean_norm, length, group.residual};
+    error_[q] = int8_filter_bound(l2, rows_.p.dim, lengths, made.scale > 0 ? made.error : length, group.error);
+    rounding_[q] = int8_filter_bound(l2, rows_.p.dim, lengths, 0, 0);
+    if (!std::isnan(norm))
+      omitted_[q] = l2 ? -rows_.prims.dot(residual_.get(), residual_.get(), rows_.p.dim) / 2
+                       : rows_.prims.dot(bank_.mean(group_), row, rows_.p.dim);
     const int64_t tile_rows = prims_.tile_rows;
     uint8_t* out = queries_.get() + (q / tile_rows * tile_rows * bank_.steps + q % tile_rows) * 4;
     for (int64_t s = 0; s < bank_.steps; ++s)
@@ -200,7 +211,10 @@ class Int8Filter {
   const Int8Bank& bank_;
   int64_t group_ = 0, start_ = 0;
   Buffer<uint8_t> queries_;
-  Buffer<float> scale_, error_, residual_;
+  Buffer<float> scale_, error_;
+  Buffer<float> rounding_;  // what of the error is not the integers'
+  Buffer<float> omitted_;   // the terms of the canonical score that a query's filter scores leave out
+  Buffer<float> residual_;
   Buffer<int8_t> integers_;
 };
 
