@@ -14,7 +14,10 @@ def sources(*patterns: str) -> list[Path]:
 
 
 def evaluated(value: ast.expr):
-    return eval(compile(ast.Expression(value), SETUP.name, "eval"), {"sources": sources})
+    """Of constants, names of other constants of setup.py, and calls of sources()."""
+    names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} - {"sources"}
+    known = {name: setup_value(name) for name in names}
+    return eval(compile(ast.Expression(value), SETUP.name, "eval"), known | {"sources": sources})
 
 
 def setup_value(name: str):
