@@ -27,12 +27,14 @@ ROOT = Path(__file__).parent
 MINIMUM_TORCH = (2, 13)
 X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
+AVX512_FLAGS = [
+    *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+    *["-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
+]
 LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each; the choice is made at run time
     "level_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "level_avx512.cpp": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
-        *["-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
-    ],
+    "level_avx512.cpp": AVX512_FLAGS,
+    "level_avx512_vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
 }
 FIND_TORCH = (
     "import importlib.util, importlib.metadata as m; s = importlib.util.find_spec('torch');"

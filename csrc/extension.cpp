@@ -13,7 +13,7 @@
 namespace dgcl {
 namespace {
 
-std::string cpu_capability() { return primitives<float>().level; }
+std::string cpu_capability() { return cpu_level(); }
 
 std::string build_info() { return DGCL_BUILD_INFO; }
 

@@ -1,281 +1,43 @@
 #include "knn_search.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <atomic>
+#include <memory>
+#include <numeric>
 
 #include "../common/parallel.h"
-#include "../math/filter_bound.h"
-#include "panel.h"
+#include "knn_block.h"
+#include "knn_exact.h"
+#include "knn_float_filter.h"
+#include "knn_int8_filter.h"
 
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockQueries = 384;       // a multiple of every level's tile_rows
-constexpr int64_t kBlockBytes = 1 << 20;     // packed queries of one item
-constexpr int64_t kSurvivorBytes = 4 << 20;  // survivor buffers of one item
-constexpr int64_t kCopyBytes = 24 << 20;     // a bank up to this size is widened and normalized once, up front
+constexpr int64_t kBlockQueries = 504;       // enough that a bank row fetched again serves several queries
+constexpr int64_t kBlockBytes = 1 << 20;     // of a block's query rows
+constexpr int64_t kSurvivorBytes = 3 << 20;  // survivor buffers of one block
+constexpr int64_t kCopyBytes = 16 << 20;     // a bank up to this size is widened and normalized once, up front
+constexpr int64_t kFewQueries = 16;          // of a class, for which no filter is worth preparing
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
 };
 
 template <typename T>
-bool comes_before(const Neighbour<T>& a, const Neighbour<T>& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
+BlockSize block_size(const KnnProblem& p) {
+  const int64_t k = std::max<int64_t>(1, std::min(p.k, p.bank_rows));
+  BlockSize size;
+  size.survivors = std::min(k <= 256 ? std::max<int64_t>(8 * k, 512) : std::max<int64_t>(4 * k, 2048), p.bank_rows + k);
+  const int64_t total = p.offsets.back() - p.offsets.front();
+  // Small enough that all threads are busy to the end.
+  size.queries = std::clamp<int64_t>(total / (8 * thread_count()), 48, kBlockQueries);
+  size.queries = std::min(size.queries, kBlockBytes / (p.dim * static_cast<int64_t>(sizeof(T)) + 1));
+  size.queries =
+      std::min(size.queries, kSurvivorBytes / (size.stride() * static_cast<int64_t>(sizeof(T) + sizeof(int32_t))));
+  size.queries = std::max<int64_t>(size.queries / 12, 1) * 12;
+  return size;
 }
-
-template <typename T>
-struct Layout {
-  int rows, columns;  // of a tile
-  int64_t block;      // queries per item
-  int64_t capacity;   // survivors per query
-
-  Layout(const KnnProblem& p, const Primitives<T>& prims) : rows(prims.tile_rows), columns(prims.tile_columns) {
-    const int64_t k = std::max<int64_t>(1, std::min(p.k, p.bank_rows));
-    capacity = std::max<int64_t>(k <= 256 ? 8 * k : 2 * k, k + 4 * columns);
-    capacity = std::min(capacity, p.bank_rows + columns);
-    const int64_t total = p.offsets.back() - p.offsets.front();
-    block = std::min(kBlockQueries, (total + thread_count() - 1) / thread_count());
-    block = std::min(block, kBlockBytes / (p.dim * static_cast<int64_t>(sizeof(T)) + 1));
-    block = std::min(block, kSurvivorBytes / (capacity * static_cast<int64_t>(sizeof(T) + sizeof(int32_t))));
-    block = std::max<int64_t>((block + rows - 1) / rows, 1) * rows;
-  }
-};
-
-// One thread's search. Scores that only serve as the filter are called `filtered`.
-template <typename T>
-class Searcher {
- public:
-  Searcher(const KnnProblem& problem, const Layout<T>& layout, const KnnEmit<T>& emit)
-      : p_(problem),
-        prims_(primitives<T>()),
-        layout_(layout),
-        emit_(emit),
-        gamma_(filter_gamma<T>(problem.dim)),
-        underflow_(filter_underflow<T>(problem.dim)),
-        packed_queries_(layout.block * problem.dim),
-        panel_(layout.columns * problem.dim),
-        rows_(layout.columns * problem.dim),
-        query_row_(problem.dim),
-        bank_row_(problem.dim),
-        filtered_(layout.block * layout.capacity),
-        index_(layout.block * layout.capacity),
-        count_(layout.block),
-        kth_(layout.block),
-        query_norm_(layout.block),
-        query_square_(layout.block),
-        is_nan_(layout.block),
-        order_(layout.capacity),
-        neighbours_(layout.capacity) {}
-
-  void search(const Item& item) {
-    item_ = item;
-    begin_queries();
-    const int64_t bank_rows = p_.counts[item.group];
-    for (int64_t start = 0; start < bank_rows; start += layout_.columns) {
-      const uint64_t valid = begin_panel(start, std::min<int64_t>(layout_.columns, bank_rows - start));
-      for (int64_t tile = 0; tile < item.count; tile += layout_.rows) scan_tile(tile, start, valid);
-    }
-    for (int64_t q = 0; q < item.count; ++q) finish(q);
-  }
-
- private:
-  const KnnProblem& p_;
-  const Primitives<T>& prims_;
-  const Layout<T>& layout_;
-  const KnnEmit<T>& emit_;
-  const T gamma_, underflow_;
-  Item item_{};
-  Buffer<T> packed_queries_, panel_, rows_, query_row_, bank_row_;
-  Buffer<T> filtered_;  // [block][capacity]
-  Buffer<int32_t> index_;
-  Buffer<int64_t> count_;
-  Buffer<T> kth_, query_norm_, query_square_;
-  Buffer<bool> is_nan_;
-  Buffer<T> order_;
-  Buffer<Neighbour<T>> neighbours_;
-  T bank_norm_ = 0;  // largest over the panels seen by this item
-  T bias_[kMaxTileColumns];
-  T tile_scores_[kMaxTileRows * kMaxTileColumns];
-
-  const T* load_query(int64_t q) {
-    load_row(prims_, p_.queries.dtype, p_.queries.row(item_.first + q), p_.dim, query_row_.get());
-    if (p_.metric == Metric::cosine) unit_row(prims_, query_row_.get(), p_.dim, query_row_.get());
-    return query_row_.get();
-  }
-
-  // A bank row as T, normalized where the metric asks for it; in place where it is stored so.
-  const T* bank_row(int64_t i, T* scratch) {
-    const char* stored = p_.bank.row(i, item_.group);
-    const bool normalize = p_.metric == Metric::cosine && !p_.unit_bank;
-    const bool is_t = p_.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-    if (is_t && !normalize) return reinterpret_cast<const T*>(stored);
-    load_row(prims_, p_.bank.dtype, stored, p_.dim, scratch);
-    if (normalize) unit_row(prims_, scratch, p_.dim, scratch);
-    return scratch;
-  }
-
-  // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range.
-  T norm_bound(const T* x, T square) const {
-    if (is_safe_square(square)) return std::sqrt(square) * T(1.001);
-    T largest = 0;
-    for (int64_t d = 0; d < p_.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
-    return largest * std::sqrt(static_cast<T>(p_.dim)) * T(1.001);
-  }
-
-  T bound(int64_t q) const {
-    return filter_bound(p_.metric == Metric::l2, gamma_, underflow_, query_norm_[q], bank_norm_);
-  }
-
-  void begin_queries() {
-    bank_norm_ = 0;
-    const int64_t padded = (item_.count + layout_.rows - 1) / layout_.rows * layout_.rows;
-    for (int64_t q = 0; q < padded; ++q) {
-      T* packed = packed_queries_.get() + q / layout_.rows * layout_.rows * p_.dim + q % layout_.rows;
-      const bool real = q < item_.count;
-      const T* row = real ? load_query(q) : nullptr;
-      const T square = real ? prims_.dot(row, row, p_.dim) : T(0);
-      is_nan_[q] = std::isnan(square);
-      const bool use = real && !is_nan_[q];
-      for (int64_t d = 0; d < p_.dim; ++d) packed[d * layout_.rows] = use ? row[d] : T(0);
-      count_[q] = 0;
-      // A threshold of +infinity lets nothing of padding and NaN queries pass.
-      kth_[q] = use ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::infinity();
-      query_norm_[q] = use ? norm_bound(row, square) : T(0);
-      query_square_[q] = square;
-    }
-  }
-
-  // Packs bank rows [start, start + count) and returns the columns that can be neighbours.
-  uint64_t begin_panel(int64_t start, int64_t count) {
-    const T* rows[kMaxTileColumns];
-    uint64_t valid = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      T* scratch = rows_.get() + c * p_.dim;
-      rows[c] = bank_row(start + c, scratch);
-      const T square = prims_.dot(rows[c], rows[c], p_.dim);
-      bias_[c] = 0;
-      if (std::isnan(square)) {  // never a neighbour; zeros keep the tile's arithmetic plain
-        std::fill_n(scratch, p_.dim, T(0));
-        rows[c] = scratch;
-        continue;
-      }
-      valid |= uint64_t(1) << c;
-      if (p_.metric == Metric::l2) bias_[c] = -square / 2;
-      bank_norm_ = std::max(bank_norm_, norm_bound(rows[c], square));
-    }
-    std::fill(bias_ + count, bias_ + layout_.columns, T(0));
-    pack_columns(rows, count, p_.dim, layout_.columns, panel_.get());
-    return valid;
-  }
-
-  void scan_tile(int64_t tile, int64_t start, uint64_t valid) {
-    T threshold[kMaxTileRows];
-    uint64_t passes[kMaxTileRows];
-    for (int r = 0; r < layout_.rows; ++r) threshold[r] = kth_[tile + r] - 2 * bound(tile + r);
-    prims_.score_tile(packed_queries_.get() + tile * p_.dim, panel_.get(), bias_, p_.dim, threshold, tile_scores_,
-                      passes);
-    for (int r = 0; r < layout_.rows; ++r) {
-      uint64_t bits = passes[r] & valid;
-      if (bits && tile + r < item_.count && !is_nan_[tile + r])
-        keep(tile + r, start, bits, tile_scores_ + r * layout_.columns);
-    }
-  }
-
-  void keep(int64_t q, int64_t start, uint64_t bits, const T* scores) {
-    T* filtered = filtered_.get() + q * layout_.capacity;
-    int32_t* index = index_.get() + q * layout_.capacity;
-    const int64_t self = p_.exclude_self ? item_.first + q - p_.offsets[item_.group] : -1;
-    int64_t n = count_[q];
-    for (; bits; bits &= bits - 1) {
-      const int c = __builtin_ctzll(bits);
-      if (start + c == self) continue;
-      T score = scores[c];
-      if (!(std::fabs(score) <= std::numeric_limits<T>::max())) {
-        // The filter overflowed: ask the score that decides. What is a neighbour is kept until the exact comparison.
-        const T exact = canonical_score(load_query(q), start + c);
-        if (!(exact > -std::numeric_limits<T>::infinity())) continue;
-        score = std::numeric_limits<T>::infinity();
-      }
-      filtered[n] = score;
-      index[n++] = static_cast<int32_t>(start + c);
-    }
-    count_[q] = n;
-    if (n > layout_.capacity - layout_.columns && n > p_.k) raise_threshold(q);
-  }
-
-  // What a kept score says for a threshold. An overflowed one (+infinity) stands for any canonical score: it says
-  // nothing.
-  static T vouched(T score) {
-    return score <= std::numeric_limits<T>::max() ? score : -std::numeric_limits<T>::infinity();
-  }
-
-  T canonical_score(const T* query, int64_t i) {
-    const T* row = bank_row(i, bank_row_.get());
-    return p_.metric == Metric::l2 ? -std::sqrt(prims_.squared_distance(query, row, p_.dim))
-                                   : prims_.dot(query, row, p_.dim);
-  }
-
-  // Drops what cannot be among the k largest any more and returns the k-th largest filter score.
-  T drop_hopeless(int64_t q) {
-    T* filtered = filtered_.get() + q * layout_.capacity;
-    int32_t* index = index_.get() + q * layout_.capacity;
-    const int64_t n = count_[q];
-    std::transform(filtered, filtered + n, order_.get(), vouched);
-    std::nth_element(order_.get(), order_.get() + p_.k - 1, order_.get() + n, [](T a, T b) { return a > b; });
-    const T kth = order_[p_.k - 1], cut = kth - 2 * bound(q);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      filtered[kept] = filtered[i];
-      index[kept] = index[i];
-      kept += !(filtered[i] < cut);
-    }
-    count_[q] = kept;
-    return kth;
-  }
-
-  void raise_threshold(int64_t q) {
-    kth_[q] = drop_hopeless(q);
-    if (count_[q] <= p_.k + (layout_.capacity - p_.k) / 2) return;
-    // Too many scores within the filter's error of each other (near-equal rows): settle them exactly, keep k.
-    T* filtered = filtered_.get() + q * layout_.capacity;
-    int32_t* index = index_.get() + q * layout_.capacity;
-    const int64_t found = rank_exactly(q);
-    T smallest = std::numeric_limits<T>::infinity();
-    for (int64_t i = 0; i < found; ++i) {
-      const T score = neighbours_[i].score;
-      T value = p_.metric == Metric::l2 ? (query_square_[q] - score * score) / 2 : score;
-      if (!(std::fabs(value) <= std::numeric_limits<T>::max())) value = std::numeric_limits<T>::infinity();
-      filtered[i] = value;
-      index[i] = neighbours_[i].index;
-      smallest = std::min(smallest, vouched(value));
-    }
-    count_[q] = found;
-    kth_[q] = found == p_.k ? smallest : -std::numeric_limits<T>::infinity();
-  }
-
-  // Canonical scores of all that is kept; the best k, sorted, in neighbours_.
-  int64_t rank_exactly(int64_t q) {
-    const T* query = load_query(q);
-    const int32_t* index = index_.get() + q * layout_.capacity;
-    int64_t n = 0;
-    for (int64_t i = 0; i < count_[q]; ++i) {
-      const T score = canonical_score(query, index[i]);
-      if (score > -std::numeric_limits<T>::infinity()) neighbours_[n++] = {score, index[i]};
-    }
-    const int64_t found = std::min(n, p_.k);
-    std::partial_sort(neighbours_.get(), neighbours_.get() + found, neighbours_.get() + n, comes_before<T>);
-    return found;
-  }
-
-  void finish(int64_t q) {
-    if (is_nan_[q]) return emit_(item_.first + q, nullptr, -1);
-    if (count_[q] > p_.k) drop_hopeless(q);
-    const int64_t found = rank_exactly(q);
-    emit_(item_.first + q, neighbours_.get(), found);
-  }
-};
 
 // A bank copied as unit rows of T (cosine) or widened to T.
 template <typename T>
@@ -303,6 +65,34 @@ Buffer<T> copy_bank(KnnProblem& p) {
   return copy;
 }
 
+// Searches items with one scorer, and what it leaves unsettled without any filter.
+template <typename T, typename Scorer, typename... Bank>
+void search_items(const KnnRows<T>& rows, const std::vector<Item>& items, BlockSize size, const KnnEmit<T>& emit,
+                  const Bank&... bank) {
+  // Classes of which whole blocks stayed unsettled are not tried again.
+  std::vector<std::atomic<bool>> hopeless(rows.p.counts.size());
+  run_queue(static_cast<int64_t>(items.size()), [&](auto& next) {
+    BlockSearch<T, Scorer> block(rows, bank..., size, emit);
+    std::unique_ptr<BlockSearch<T, ExactScorer<T>>> exact;
+    std::vector<int64_t> queries, unsettled, none;
+    for (int64_t i; (i = next()) >= 0;) {
+      const Item& item = items[static_cast<size_t>(i)];
+      queries.resize(static_cast<size_t>(item.count));
+      std::iota(queries.begin(), queries.end(), item.first);
+      std::atomic<bool>& skip = hopeless[static_cast<size_t>(item.group)];
+      unsettled.clear();
+      if (skip.load(std::memory_order_relaxed))
+        unsettled.swap(queries);
+      else
+        block.search(item.group, queries.data(), item.count, unsettled);
+      if (unsettled.empty()) continue;
+      if (2 * static_cast<int64_t>(unsettled.size()) > item.count) skip.store(true, std::memory_order_relaxed);
+      if (!exact) exact = std::make_unique<BlockSearch<T, ExactScorer<T>>>(rows, size, emit);
+      exact->search(item.group, unsettled.data(), static_cast<int64_t>(unsettled.size()), none);
+    }
+  });
+}
+
 }  // namespace
 
 template <typename T>
@@ -315,19 +105,34 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const double bytes = static_cast<double>(groups) * p.bank_rows * p.dim * sizeof(T);  // may exceed int64
   if (!as_stored && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
-  const Layout<T> layout(p, primitives<T>());
-  std::vector<Item> items;
+  const BlockSize size = block_size<T>(p);
+  const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
+  const bool filter = in_int8 || primitives<T>().filter_pays;
+  std::vector<Item> filtered, exact;
+  std::vector<char> wanted(static_cast<size_t>(groups), 0);
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
     if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // further queries are no bank rows
-    for (int64_t first = p.offsets[c]; first < end; first += layout.block)
-      items.push_back({c, first, std::min(layout.block, end - first)});
+    const bool few = !filter || end - p.offsets[c] <= kFewQueries;
+    wanted[static_cast<size_t>(c)] = !few;
+    for (int64_t first = p.offsets[c]; first < end; first += size.queries)
+      (few ? exact : filtered).push_back({c, first, std::min(size.queries, end - first)});
   }
-  run_queue(static_cast<int64_t>(items.size()), [&](auto& next) {
-    Searcher<T> searcher(p, layout, emit);
-    for (int64_t i; (i = next()) >= 0;) searcher.search(items[i]);
-  });
+  // The longest first, so that the last ones to end are short.
+  const auto cost = [&](const Item& item) { return item.count * p.counts[static_cast<size_t>(item.group)]; };
+  const auto longer = [&](const Item& a, const Item& b) { return cost(a) > cost(b); };
+  std::stable_sort(filtered.begin(), filtered.end(), longer);
+  std::stable_sort(exact.begin(), exact.end(), longer);
+
+  const KnnRows<T> rows(p);
+  if (!filtered.empty()) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (in_int8) search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, wanted));
+    }
+    if (!in_int8) search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, wanted));
+  }
+  if (!exact.empty()) search_items<T, ExactScorer<T>>(rows, exact, size, emit);
 }
 
 template void knn_search<float>(const KnnProblem&, const KnnEmit<float>&);

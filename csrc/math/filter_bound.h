@@ -70,4 +70,17 @@ DGCL_HOST_DEVICE inline float bfloat16_filter_bound(bool l2, int64_t dim, const 
   return bound + (d + 64) * std::numeric_limits<float>::min() * (1 + p + r);
 }
 
+// The same for a filter in integers: p^ = scale * integers, with |p - p^| and |r - r^| measured when they are made. The
+// integers' products and sums are exact; what is rounded afterwards (to float, two scales, the bias) is a few units in
+// the last place of terms that are bounded above already: their bound is taken twice.
+inline float int8_filter_bound(bool l2, int64_t dim, const CentredLengths& n, float query_error, float bank_error) {
+  const float d = static_cast<float>(dim);
+  const float lane = 2 * (d / 32 + 16) * 0x1p-23f;
+  const float p = n.query_residual, r = n.bank_residual;
+  float bound = 1.001f * (query_error * r + (p + query_error) * bank_error) +
+                lane * (n.query * n.bank + (p + n.mean) * (n.bank + r) + (n.query + n.mean) * r);
+  if (l2) bound += lane * (r * (n.bank + r) + 2 * (p * p + r * r));
+  return bound + (d + 64) * std::numeric_limits<float>::min() * (1 + p + r);
+}
+
 }  // namespace dgcl

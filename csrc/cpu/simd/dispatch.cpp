@@ -8,8 +8,8 @@
 namespace dgcl {
 namespace {
 
-enum Level { kPortable, kAvx2, kAvx512 };
-constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512"};
+enum Level { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512", "avx512_vnni"};
 
 Level widest_available() {
 #if defined(__x86_64__)
@@ -18,7 +18,7 @@ Level widest_available() {
     return kPortable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return kAvx512;
+    return __builtin_cpu_supports("avx512vnni") ? kAvx512Vnni : kAvx512;
   return kAvx2;
 #else
   return kPortable;
@@ -29,14 +29,15 @@ Level choose_level() {
   const Level widest = widest_available();
   const char* asked = std::getenv("DGCL_OPS_CPU_CAPABILITY");
   if (!asked || !*asked) return widest;
-  for (int level = kPortable; level <= kAvx512; ++level) {
+  for (int level = kPortable; level <= kAvx512Vnni; ++level) {
     if (std::string(asked) != kLevelNames[level]) continue;
     if (level > widest)
       throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + asked +
                                ", its widest level is " + kLevelNames[widest]);
     return static_cast<Level>(level);
   }
-  throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY must be portable, avx2 or avx512, got ") + asked);
+  throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY must be portable, avx2, avx512 or avx512_vnni, got ") +
+                           asked);
 }
 
 Level level() {
@@ -46,11 +47,20 @@ Level level() {
 
 }  // namespace
 
+const char* cpu_level() { return kLevelNames[level()]; }
+
+const Int8Primitives* int8_primitives() {
+#if defined(__x86_64__)
+  if (level() == kAvx512Vnni) return &avx512_vnni::int8_table;
+#endif
+  return nullptr;
+}
+
 template <>
 const Primitives<float>& primitives<float>() {
   [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
 #if defined(__x86_64__)
-  if (chosen == kAvx512) return avx512::float_primitives;
+  if (chosen >= kAvx512) return avx512::float_primitives;
   if (chosen == kAvx2) return avx2::float_primitives;
 #endif
   return portable::float_primitives;
@@ -60,7 +70,7 @@ template <>
 const Primitives<double>& primitives<double>() {
   [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
 #if defined(__x86_64__)
-  if (chosen == kAvx512) return avx512::double_primitives;
+  if (chosen >= kAvx512) return avx512::double_primitives;
   if (chosen == kAvx2) return avx2::double_primitives;
 #endif
   return portable::double_primitives;

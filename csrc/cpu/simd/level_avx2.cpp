@@ -5,8 +5,8 @@
 
 namespace dgcl::avx2 {
 
-const Primitives<float> float_primitives = make_primitives<VecFloat>("avx2");
-const Primitives<double> double_primitives = make_primitives<VecDouble>("avx2");
+const Primitives<float> float_primitives = make_primitives<VecFloat>();
+const Primitives<double> double_primitives = make_primitives<VecDouble>();
 
 }  // namespace dgcl::avx2
 #endif

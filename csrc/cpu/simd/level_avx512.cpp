@@ -5,8 +5,8 @@
 
 namespace dgcl::avx512 {
 
-const Primitives<float> float_primitives = make_primitives<VecFloat>("avx512");
-const Primitives<double> double_primitives = make_primitives<VecDouble>("avx512");
+const Primitives<float> float_primitives = make_primitives<VecFloat>();
+const Primitives<double> double_primitives = make_primitives<VecDouble>();
 
 }  // namespace dgcl::avx512
 #endif

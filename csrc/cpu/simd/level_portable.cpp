@@ -4,7 +4,7 @@
 
 namespace dgcl::portable {
 
-const Primitives<float> float_primitives = make_primitives<Vec<float, 8>>("portable");
-const Primitives<double> double_primitives = make_primitives<Vec<double, 4>>("portable");
+const Primitives<float> float_primitives = make_primitives<Vec<float, 8>>();
+const Primitives<double> double_primitives = make_primitives<Vec<double, 4>>();
 
 }  // namespace dgcl::portable

@@ -12,4 +12,8 @@ DGCL_DECLARE_LEVEL(portable)
 DGCL_DECLARE_LEVEL(avx2)
 DGCL_DECLARE_LEVEL(avx512)
 
+namespace dgcl::avx512_vnni {
+extern const Int8Primitives int8_table;
+}
+
 #undef DGCL_DECLARE_LEVEL

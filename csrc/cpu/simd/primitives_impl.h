@@ -1,7 +1,9 @@
 // The leaf functions, written once over a register type V; each level's file instantiates them.
 #pragma once
 #include "../../math/canonical.h"
+#include "canonical_tile.h"
 #include "primitives.h"
+#include "selection.h"
 
 namespace dgcl {
 
@@ -51,10 +53,19 @@ void score_tile(const typename V::Scalar* queries, const typename V::Scalar* pan
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) {
       V::store(scores + r * C * W + c * W, sum[r][c]);
-      bits |= static_cast<uint64_t>(V::not_less(sum[r][c], limit)) << (c * W);
+      bits |= static_cast<uint64_t>(V::at_least(sum[r][c], limit)) << (c * W);
     }
     passes[r] = bits;
   }
+}
+
+template <typename V>
+uint64_t passing(const typename V::Scalar* scores, int64_t count, typename V::Scalar threshold) {
+  const V limit = V::broadcast(threshold);
+  uint64_t bits = 0;
+  for (int64_t c = 0; c < count; c += V::width)
+    bits |= static_cast<uint64_t>(marks_at_least<V>(scores + c, count - c, limit)) << c;
+  return bits;
 }
 
 template <typename V>
@@ -81,16 +92,24 @@ void from_bfloat16(const uint16_t* x, int64_t dim, typename V::Scalar* out) {
 }
 
 template <typename V>
-constexpr Primitives<typename V::Scalar> make_primitives(const char* level) {
+constexpr Primitives<typename V::Scalar> make_primitives() {
   static_assert(V::tile_rows <= kMaxTileRows && V::tile_registers * V::width <= kMaxTileColumns);
-  static_assert(kLanes % V::width == 0);
-  return {level,
-          V::tile_rows,
+  static_assert(kLanes % V::width == 0 && V::width <= kMaxWidth);
+  return {V::tile_rows,
           V::tile_registers * V::width,
+          V::filter_pays,
           &canonical_dot<V>,
           &canonical_squared_distance<V>,
+          &canonical_dots<V, 4, 4>,
+          &canonical_dots<V, 4, 1>,
+          &canonical_squared_distances<V, 4, 4>,
+          &canonical_squared_distances<V, 4, 1>,
           &divide<V>,
           &score_tile<V>,
+          &passing<V>,
+          &append<V>,
+          &drop_below<V>,
+          &reached_by<V>,
           &axpy<V>,
           &from_half<V>,
           &from_bfloat16<V>};

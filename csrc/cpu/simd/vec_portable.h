@@ -29,7 +29,8 @@ template <typename S, int Width>
 struct Vec {
   using Scalar = S;
   static constexpr int width = Width;
-  static constexpr int tile_rows = 4, tile_registers = 2;
+  static constexpr int tile_rows = 4, tile_registers = 2, sums = 8;
+  static constexpr bool filter_pays = true;
   S v[Width];
 
   template <typename F>
@@ -70,10 +71,24 @@ struct Vec {
   static Vec multiply_add(Vec a, Vec b, Vec c) {
     return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }
-  static uint32_t not_less(Vec a, Vec b) {
+  static uint32_t at_least(Vec a, Vec b) {
     uint32_t bits = 0;
-    for (int i = 0; i < Width; ++i) bits |= static_cast<uint32_t>(!(a.v[i] < b.v[i])) << i;
+    for (int i = 0; i < Width; ++i) bits |= static_cast<uint32_t>(a.v[i] >= b.v[i]) << i;
     return bits;
+  }
+  static Vec min(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static Vec max(Vec a, Vec b) {
+    return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static void sum_lanes4(const Vec* x, S* out) {
+    for (int n = 0; n < 4; ++n) {
+      Vec y = x[n];
+      for (int half = Width / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) y.v[i] = y.v[i] + y.v[i + half];
+      out[n] = y.v[0];
+    }
   }
   static Vec load_half(const uint16_t* p) {
     return make([&](int i) { return S(half_to_float(p[i])); });

@@ -1,0 +1,211 @@
+// The filter in 8-bit integers, both sides centred at the class's mean: a quarter of the work, and an error bound that
+// shrinks with the class's radius (math/filter_bound.h).
+#pragma once
+#include <vector>
+
+#include "../common/parallel.h"
+#include "../math/filter_bound.h"
+#include "knn_rows.h"
+#include "simd/int8_tile.h"
+
+namespace dgcl {
+
+// The bank in 8 bits: panels of 64 rows, [steps][64][4], and what belongs to each row. One byte an element, once per
+// call.
+class Int8Bank {
+ public:
+  struct Group {
+    float norm = 0, residual = 0, error = 0;  // largest |b|, |b - mean|, |b - mean - its 8-bit copy|
+    float mean_norm = 0;
+    int64_t loud = 0;
+  };
+
+  Int8Bank(const KnnRows<float>& rows, const std::vector<char>& wanted)
+      : rows_(rows),
+        prims_(*int8_primitives()),
+        steps((rows.p.dim + 3) / 4),
+        panels_per_group((rows.p.bank_rows + kPanelRows - 1) / kPanelRows),
+        groups(wanted.size()),
+        place_(wanted.size(), -1) {
+    int64_t used = 0;
+    for (size_t g = 0; g < wanted.size(); ++g)
+      if (wanted[g]) place_[g] = used++;
+    const int64_t padded = used * panels_per_group * kPanelRows;
+    mean_ = Buffer<float>(used * rows.p.dim);
+    packed_ = Buffer<int8_t>(padded * steps * 4);
+    start_ = Buffer<int32_t>(padded);
+    scale_ = Buffer<float>(padded);
+    bias_ = Buffer<float>(padded);
+    std::vector<int64_t> chosen;
+    for (size_t g = 0; g < wanted.size(); ++g)
+      if (wanted[g]) chosen.push_back(static_cast<int64_t>(g));
+    run_queue(used, [&](auto& next) {
+      for (int64_t i; (i = next()) >= 0;) take_mean(chosen[static_cast<size_t>(i)]);
+    });
+    std::vector<Group> parts(static_cast<size_t>(used * panels_per_group));
+    run_queue(used * panels_per_group, [&](auto& next) {
+      Buffer<float> row(rows.p.dim), residual(rows.p.dim);
+      Buffer<int8_t> integers(steps * 4);
+      for (int64_t i; (i = next()) >= 0;)
+        pack_panel(chosen[static_cast<size_t>(i / panels_per_group)], i % panels_per_group, row.get(), residual.get(),
+                   integers.get(), parts[static_cast<size_t>(i)]);
+    });
+    for (size_t i = 0; i < parts.size(); ++i) {
+      Group& whole = groups[static_cast<size_t>(chosen[i / static_cast<size_t>(panels_per_group)])];
+      whole.norm = std::max(whole.norm, parts[i].norm);
+      whole.residual = std::max(whole.residual, parts[i].residual);
+      whole.error = std::max(whole.error, parts[i].error);
+      whole.loud += parts[i].loud;
+    }
+  }
+
+  const float* mean(int64_t group) const { return mean_.get() + place_[static_cast<size_t>(group)] * rows_.p.dim; }
+  const int8_t* panel(int64_t group, int64_t start) const { return packed_.get() + at(group, start) * steps * 4; }
+  const int32_t* start(int64_t group, int64_t row) const { return start_.get() + at(group, row); }
+  const float* scale(int64_t group, int64_t row) const { return scale_.get() + at(group, row); }
+  const float* bias(int64_t group, int64_t row) const { return bias_.get() + at(group, row); }
+
+  // residual = row - mean; returns an upper bound of its length.
+  float centre(int64_t group, const float* row, float* residual) const {
+    const float* mu = mean(group);
+    for (int64_t d = 0; d < rows_.p.dim; ++d) residual[d] = row[d] - mu[d];
+    return rows_.norm_bound(residual, rows_.prims.dot(residual, residual, rows_.p.dim));
+  }
+
+ private:
+  const KnnRows<float>& rows_;
+  const Int8Primitives& prims_;
+
+ public:
+  const int64_t steps, panels_per_group;
+  std::vector<Group> groups;
+
+ private:
+  std::vector<int64_t> place_;  // of a group among those packed
+  Buffer<float> mean_;
+  Buffer<int8_t> packed_;
+  Buffer<int32_t> start_;
+  Buffer<float> scale_, bias_;
+
+  int64_t at(int64_t group, int64_t row) const {
+    return place_[static_cast<size_t>(group)] * panels_per_group * kPanelRows + row;
+  }
+
+  // Any row would do for a mean; that of a sample is nearly as good as that of all.
+  void take_mean(int64_t group) {
+    constexpr int64_t kSample = 512;
+    const int64_t dim = rows_.p.dim, count = rows_.p.counts[group], taken = std::min(count, kSample);
+    float* mu = mean_.get() + place_[static_cast<size_t>(group)] * dim;
+    std::fill_n(mu, dim, 0.0f);
+    Buffer<float> scratch(dim);
+    int64_t used = 0;
+    for (int64_t i = 0; i < taken; ++i) {
+      const float* row = rows_.bank_row(group, i * count / taken, scratch.get());
+      if (KnnRows<float>::is_loud(rows_.norm_bound(row, rows_.prims.dot(row, row, dim)))) continue;
+      for (int64_t d = 0; d < dim; ++d) mu[d] += row[d];
+      ++used;
+    }
+    if (used)
+      for (int64_t d = 0; d < dim; ++d) mu[d] /= static_cast<float>(used);
+    groups[static_cast<size_t>(group)].mean_norm = rows_.norm_bound(mu, rows_.prims.dot(mu, mu, dim));
+  }
+
+  void pack_panel(int64_t group, int64_t panel, float* scratch, float* residual, int8_t* integers, Group& part) {
+    const int64_t dim = rows_.p.dim, first = panel * kPanelRows;
+    int8_t* out = packed_.get() + at(group, first) * steps * 4;
+    for (int64_t c = 0; c < kPanelRows; ++c) {
+      const int64_t i = first + c, to = at(group, i);
+      Quantized q{0, 0, 0};
+      float bias = -std::numeric_limits<float>::infinity();  // padding, and rows with a NaN
+      std::fill_n(integers, steps * 4, int8_t(0));
+      if (i < rows_.p.counts[group]) {
+        const float* row = rows_.bank_row(group, i, scratch);
+        const float square = rows_.prims.dot(row, row, dim), norm = rows_.norm_bound(row, square);
+        if (std::isnan(square)) {
+        } else if (KnnRows<float>::is_loud(norm)) {
+          bias = std::numeric_limits<float>::infinity();
+          ++part.loud;
+        } else {
+          const float length = centre(group, row, residual);
+          q = prims_.quantize(residual, dim, integers);
+          bias = rows_.p.metric == Metric::l2 ? -rows_.prims.dot(residual, residual, dim) / 2
+                                              : rows_.prims.dot(mean(group), residual, dim);
+          part.norm = std::max(part.norm, norm);
+          part.residual = std::max(part.residual, length);
+          part.error = std::max(part.error, q.scale > 0 ? q.error : length);
+        }
+      }
+      start_[to] = -128 * q.sum;  // the queries' integers are stored with 128 added
+      scale_[to] = q.scale;
+      bias_[to] = bias;
+      for (int64_t s = 0; s < steps; ++s) std::memcpy(out + (s * kPanelRows + c) * 4, integers + s * 4, 4);
+    }
+  }
+};
+
+class Int8Filter {
+ public:
+  static constexpr bool kExact = false;
+
+  Int8Filter(const KnnRows<float>& rows, const Int8Bank& bank, int64_t block)
+      : rows_(rows),
+        prims_(*int8_primitives()),
+        bank_(bank),
+        queries_((block + kMaxTileRows) * bank.steps * 4),
+        scale_(block + kMaxTileRows),
+        error_(block + kMaxTileRows),
+        residual_(rows.p.dim),
+        integers_(bank.steps * 4) {}
+
+  int tile_rows() const { return prims_.tile_rows; }
+  int tile_columns() const { return prims_.tile_columns; }
+  int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
+  float error(int64_t q) const { return error_[q]; }
+  void begin_group(int64_t group) { group_ = group; }
+
+  void set_query(int64_t q, const float* row, float norm) {
+    const Int8Bank::Group& group = bank_.groups[static_cast<size_t>(group_)];
+    std::fill_n(integers_.get(), bank_.steps * 4, int8_t(0));
+    Quantized made{0, 0, 0};
+    float length = 0;
+    if (!std::isnan(norm)) {
+      length = bank_.centre(group_, row, residual_.get());
+      made = prims_.quantize(residual_.get(), rows_.p.dim, integers_.get());
+    }
+    scale_[q] = made.scale;
+    error_[q] = int8_filter_bound(rows_.p.metric == Metric::l2, rows_.p.dim,
+                                  {norm, group.norm, group.mean_norm, length, group.residual},
+                                  made.scale > 0 ? made.error : length, group.error);
+    const int64_t tile_rows = prims_.tile_rows;
+    uint8_t* out = queries_.get() + (q / tile_rows * tile_rows * bank_.steps + q % tile_rows) * 4;
+    for (int64_t s = 0; s < bank_.steps; ++s)
+      for (int i = 0; i < 4; ++i) out[s * tile_rows * 4 + i] = static_cast<uint8_t>(integers_[s * 4 + i] + 128);
+  }
+
+  void end_queries(int64_t count) {
+    for (int64_t q = count; q % prims_.tile_rows != 0; ++q)
+      set_query(q, nullptr, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  uint64_t begin_panel(int64_t start, int64_t) {
+    start_ = start;
+    return ~uint64_t(0);
+  }
+
+  void score(int64_t tile, const float* threshold, float* scores, uint64_t* passes) const {
+    prims_.score_tile(queries_.get() + tile * bank_.steps * 4, bank_.panel(group_, start_), bank_.start(group_, start_),
+                      bank_.scale(group_, start_), bank_.bias(group_, start_), bank_.steps, scale_.get() + tile,
+                      threshold, scores, passes);
+  }
+
+ private:
+  const KnnRows<float>& rows_;
+  const Int8Primitives& prims_;
+  const Int8Bank& bank_;
+  int64_t group_ = 0, start_ = 0;
+  Buffer<uint8_t> queries_;
+  Buffer<float> scale_, error_, residual_;
+  Buffer<int8_t> integers_;
+};
+
+}  // namespace dgcl

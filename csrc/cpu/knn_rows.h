@@ -1,0 +1,49 @@
+// What a search reads: queries and bank rows as rows of T, normalised where the metric asks for it.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "knn_search.h"
+
+namespace dgcl {
+
+template <typename T>
+class KnnRows {
+ public:
+  explicit KnnRows(const KnnProblem& problem) : p(problem), prims(primitives<T>()) {}
+
+  const KnnProblem& p;
+  const Primitives<T>& prims;
+
+  void load_query(int64_t i, T* out) const {
+    load_row(prims, p.queries.dtype, p.queries.row(i), p.dim, out);
+    if (p.metric == Metric::cosine) unit_row(prims, out, p.dim, out);
+  }
+
+  // In place where it is stored as it is wanted, else in `scratch`.
+  const T* bank_row(int64_t group, int64_t i, T* scratch) const {
+    const char* stored = p.bank.row(i, group);
+    const bool normalize = p.metric == Metric::cosine && !p.unit_bank;
+    const bool is_t = p.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+    if (is_t && !normalize) return reinterpret_cast<const T*>(stored);
+    load_row(prims, p.bank.dtype, stored, p.dim, scratch);
+    if (normalize) unit_row(prims, scratch, p.dim, scratch);
+    return scratch;
+  }
+
+  // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range. NaN where x has one.
+  T norm_bound(const T* x, T square) const {
+    if (is_safe_square(square) || std::isnan(square)) return std::sqrt(square) * T(1.001);
+    T largest = 0;
+    for (int64_t d = 0; d < p.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
+    return largest * std::sqrt(static_cast<T>(p.dim)) * T(1.001);
+  }
+
+  // So long, or infinite, that products of two such rows could overflow: a filter passes them on, unjudged.
+  static bool is_loud(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
+};
+
+constexpr int64_t kPanelRows = kMaxTileColumns;  // what the bank is prepared by; a multiple of every tile_columns
+
+}  // namespace dgcl
