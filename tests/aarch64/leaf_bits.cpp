@@ -122,6 +122,16 @@ void rows(int64_t dim, Kind kind) {
 
   Line("dot %s %d %s", type, columns, how) << prims.dot(x.data(), y.data(), dim);
   Line("squared_distance %s %d %s", type, columns, how) << prims.squared_distance(x.data(), y.data(), dim);
+  const std::vector<T> a = numbers<T>(8, kind, 4 * dim), b = numbers<T>(9, kind, 4 * dim);
+  const T *left[4], *right[4];
+  for (int64_t i = 0; i < 4; ++i) left[i] = a.data() + i * dim, right[i] = b.data() + i * dim;
+  std::vector<T> sums(16), more(4);
+  prims.dot_4x4(left, right, dim, sums.data());
+  prims.dot_4x1(left, right, dim, more.data());
+  Line("dot_4x4, dot_4x1 %s %d %s", type, columns, how) << sums << more;
+  prims.squared_distance_4x4(left, right, dim, sums.data());
+  prims.squared_distance_4x1(left, right, dim, more.data());
+  Line("squared_distance_4x4, 4x1 %s %d %s", type, columns, how) << sums << more;
   prims.divide(x.data(), y[0], dim, out.data());
   Line("divide %s %d %s", type, columns, how) << out;
   const RowNorm<T> norm = unit_row(prims, x.data(), dim, out.data());
@@ -180,6 +190,10 @@ void formulas(Kind kind) {
   scale_weights(scales, 5, found, weights.data());
   Line("scale_weights %s", kTypeName<T>) << weights;
   const std::vector<T> scores = numbers<T>(7, kind, found);
+  std::vector<uint64_t> passes;
+  for (int64_t count = 1; count <= 64; ++count)
+    passes.push_back(primitives<T>().passing(scores.data(), count, scores[99]));
+  Line("passing %s %s", kTypeName<T>, kKindNames[kind]) << passes;
   Line("weighted_sum %s %s", kTypeName<T>, kKindNames[kind]) << weighted_sum(weights.data(), scores.data(), found);
   for (int64_t dim : kColumns)
     for (const bool l2 : {false, true}) {
@@ -204,7 +218,7 @@ void everything() {
 }  // namespace
 
 int main() {
-  std::fprintf(stderr, "%s\n", primitives<float>().level);
+  std::fprintf(stderr, "%s\n", cpu_level());
   everything<float>();
   everything<double>();
 }
