@@ -6,9 +6,43 @@
 #include <atomic>
 #include <cstdint>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace dgcl {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
+
+// Tells ThreadSanitizer of an order between threads; otherwise nothing.
+#if defined(__SANITIZE_THREAD__)
+inline void order_after_this(const void* mark) { __tsan_release(const_cast<void*>(mark)); }
+inline void order_before_this(const void* mark) { __tsan_acquire(const_cast<void*>(mark)); }
+#else
+inline void order_after_this(const void*) {}
+inline void order_before_this(const void*) {}
+#endif
+
+// A body for parallel_for with what parallel_for promises, since that sanitizer cannot look into the pool's waiting: the
+// pieces of work come after all that the caller did before, and before all that it does later. They have no order among
+// each other. The marks are addresses of this object, so that nothing is read before its order is known.
+template <typename Body>
+class PoolWork {
+ public:
+  explicit PoolWork(const Body& body) : body_(body) { order_after_this(this); }
+  PoolWork(const PoolWork&) = delete;
+  ~PoolWork() { order_before_this(&done_); }
+
+  void operator()(int64_t begin, int64_t end) const {
+    order_before_this(this);
+    body_(begin, end);
+    order_after_this(&done_);
+  }
+
+ private:
+  const Body& body_;
+  char done_ = 0;
+};
 
 // Calls work(next) on up to thread_count() threads; each thread calls next() until it returns -1, else an item in
 // [0, items). A thread can therefore set up its scratch memory once.
@@ -25,9 +59,10 @@ void run_queue(int64_t items, const Work& work) {
     work(next);
     return;
   }
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const auto body = [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) work(next);
-  });
+  };
+  torch::stable::parallel_for(0, workers, 1, PoolWork(body));
 }
 
 }  // namespace dgcl

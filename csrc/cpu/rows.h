@@ -2,7 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -49,7 +49,7 @@ void load_row(const Primitives<T>& prims, ScalarType dtype, const char* row, int
     case ScalarType::Float: {
       const float* x = reinterpret_cast<const float*>(row);
       if constexpr (sizeof(T) == sizeof(float)) {
-        std::memcpy(out, x, static_cast<size_t>(dim) * sizeof(T));
+        std::copy_n(x, dim, out);  // memcpy may not be given the null pointers of rows without elements
       } else {
         for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<T>(x[d]);
       }

@@ -1,7 +1,8 @@
 """Runs emulated kernels in processes of their own, under a sanitizer where the mode has one.
 
 A worker starts Python once per mode, with PyTorch and the sanitizer's library, and forks for every job: a
-job may crash, be stopped by its sanitizer or hang.
+job may crash, be stopped by its sanitizer or hang. What a job does is the program's that the worker runs; the CPU
+kernels have another one (cpu_sanitizers/worker.py).
 
     with Worker("thread") as worker:
         result = worker.run("self_test", name="sum/race_between_blocks", schedule="reverse", seed=1)
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +72,14 @@ def prefix(mode: str) -> tuple[str, ...]:
 
 
 class Worker:
+    program = "emulator.worker"
+
     def __init__(self, mode: str, seconds: float = 120):
         self.mode, self.seconds = mode, seconds
 
     def __enter__(self) -> "Worker":
         self._process = subprocess.Popen(
-            [*prefix(self.mode), sys.executable, "-m", "emulator.worker", str(self.seconds)],
+            [*prefix(self.mode), sys.executable, "-m", self.program, str(self.seconds)],
             env=environment(self.mode),
             cwd=build.HERE.parent,
             stdin=subprocess.PIPE,
@@ -114,17 +118,20 @@ def operator_cases(emulator, op: str, thread: bool = False, names: list[str] | N
 JOBS = {"self_test": self_test, "cases": operator_cases}
 
 
-def child(request: dict, output: int) -> None:
+def emulated(job: str, file: str, arguments: dict) -> None:
+    schedule = {k: arguments.pop(k) for k in ("schedule", "seed") if k in arguments}
+    emulator = build.load(file=Path(file))
+    emulator.configure(**schedule)
+    JOBS[job](emulator, **arguments)
+
+
+def child(do: Callable, request: dict, output: int) -> None:
     """Never returns."""
     code = FAILED
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        arguments = request["arguments"]
-        schedule = {k: arguments.pop(k) for k in ("schedule", "seed") if k in arguments}
-        emulator = build.load(file=Path(request["file"]))
-        emulator.configure(**schedule)
-        JOBS[request["job"]](emulator, **arguments)
+        do(**request)
         code = 0
     except AssertionError as error:
         code = WRONG
@@ -150,12 +157,10 @@ def wait(pid: int, seconds: float) -> int:
         pause = min(2 * pause, 0.05)
 
 
-def main() -> None:
+def serve(do: Callable) -> None:
+    """Forks for every request and has the child call do(job, file, arguments)."""
     import torch
 
-    from . import cases  # the libraries are loaded once, before the forks
-
-    cases.prepare()
     torch.set_num_threads(1)
     seconds = float(sys.argv[1])
     for line in sys.stdin:
@@ -163,12 +168,19 @@ def main() -> None:
         with tempfile.TemporaryFile() as output:
             pid = os.fork()
             if pid == 0:
-                child(json.loads(line), output.fileno())
+                child(do, json.loads(line), output.fileno())
             code = wait(pid, seconds)
             output.seek(0)
             text = output.read().decode(errors="replace")
         result = Result(code, text[-20000:], round(time.monotonic() - began, 3))
         print(json.dumps(result.__dict__), flush=True)
+
+
+def main() -> None:
+    from . import cases  # the libraries are loaded once, before the forks
+
+    cases.prepare()
+    serve(emulated)
 
 
 if __name__ == "__main__":

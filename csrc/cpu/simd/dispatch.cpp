@@ -58,18 +58,20 @@ const Int8Primitives* int8_primitives() {
 
 template <>
 const Primitives<float>& primitives<float>() {
+  [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
 #if defined(__x86_64__)
-  if (level() >= kAvx512) return avx512::float_primitives;
-  if (level() == kAvx2) return avx2::float_primitives;
+  if (chosen >= kAvx512) return avx512::float_primitives;
+  if (chosen == kAvx2) return avx2::float_primitives;
 #endif
   return portable::float_primitives;
 }
 
 template <>
 const Primitives<double>& primitives<double>() {
+  [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
 #if defined(__x86_64__)
-  if (level() >= kAvx512) return avx512::double_primitives;
-  if (level() == kAvx2) return avx2::double_primitives;
+  if (chosen >= kAvx512) return avx512::double_primitives;
+  if (chosen == kAvx2) return avx2::double_primitives;
 #endif
   return portable::double_primitives;
 }
