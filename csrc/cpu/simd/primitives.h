@@ -17,6 +17,9 @@ struct Primitives {
   // Canonical sums (csrc/math/canonical.h): the same bits on every level.
   T (*dot)(const T* a, const T* b, int64_t dim);
   T (*squared_distance)(const T* a, const T* b, int64_t dim);
+  // Tiles of 16 x 16 distances (distance_tile.h): the same bits on every level.
+  void (*add_squared_distances)(const T* left, const T* right, int64_t dim, T* squares);
+  void (*take_roots)(T* x, int64_t count);
   // out = x / divisor, IEEE division.
   void (*divide)(const T* x, T divisor, int64_t dim, T* out);
   // scores[r][c] = bias[c] + sum_d queries[d][r] * panel[d][c]  in any rounding order; passes[r] has bit c set where
@@ -35,6 +38,7 @@ struct Primitives {
 template <typename T>
 const Primitives<T>& primitives();
 
+constexpr int kPanelRows = 16;  // along each side of a tile of distances
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTileColumns = 64;
 

@@ -1,6 +1,7 @@
 // The leaf functions, written once over a register type V; each level's file instantiates them.
 #pragma once
 #include "../../math/canonical.h"
+#include "distance_tile.h"
 #include "primitives.h"
 
 namespace dgcl {
@@ -89,6 +90,8 @@ constexpr Primitives<typename V::Scalar> make_primitives(const char* level) {
           V::tile_registers * V::width,
           &canonical_dot<V>,
           &canonical_squared_distance<V>,
+          &add_squared_distances<V>,
+          &take_roots<V>,
           &divide<V>,
           &score_tile<V>,
           &axpy<V>,
