@@ -27,6 +27,7 @@ _LARGEST_BLOCK = 1024
 class _Clusters:
     """The rows that count, sorted by class."""
 
+    name: str  # the score they are for
     features: Tensor  # [N, D], as given
     order: Tensor  # [n] rows of features that count, sorted by class
     ids: Tensor  # [n] class of each sorted row, numbered 0 .. C-1
@@ -55,21 +56,34 @@ class _Clusters:
         return self.features.index_select(0, self.order[block])
 
     def rows(self, block: slice) -> Tensor:
-        """The same, widened: [b, D] float64."""
+        """The same, widened, a copy in any case: [b, D] float64."""
         return self.as_given(block).double()
 
+    def distances_to(self, means: Tensor, block: slice) -> Tensor:
+        """The Euclidean distances of a block's rows to their class means: [b] float64."""
+        differences = self.rows(block).sub_(means.index_select(0, self.ids[block]))
+        return torch.linalg.vector_norm(differences, dim=1)
+
     def class_means(self) -> Tensor:
-        """[C, D] float64."""
+        """[C, D] float64. ValueError where a feature is not finite: NaN and infinity stay in a sum, so
+        that rows are looked at one by one only where a sum is not finite."""
         sums = self.features.new_zeros(
             self.counts.numel(), self.features.shape[1], dtype=torch.float64
         )
         for block in self.blocks():
             sums.index_add_(0, self.ids[block], self.rows(block))
+        if not sums.isfinite().all():
+            self.check_finite()
         return sums / self.counts[:, None]
+
+    def check_finite(self) -> None:
+        for block in self.blocks():
+            if not self.as_given(block).isfinite().all():
+                raise ValueError(f"{self.name}: features must be finite, got NaN or infinity")
 
 
 def _clusters(name: str, features: Tensor, labels: Tensor, ignore_index: int | None) -> _Clusters:
-    """Checks the arguments of a score and sorts the rows that count by class."""
+    """Checks the arguments of a score, but for finite features, and sorts the rows that count by class."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"{name}: features must be a floating point tensor, got {kind}")
@@ -93,16 +107,12 @@ def _clusters(name: str, features: Tensor, labels: Tensor, ignore_index: int | N
         kept = labels != ignore_index
         labels, order = labels[kept], order[kept]
     _, ids, counts = labels.unique_consecutive(return_inverse=True, return_counts=True)
-    clusters = _Clusters(features, order, ids, counts)
     if not 2 <= counts.numel() < order.numel():
         raise ValueError(
             f"{name}: labels must hold at least 2 classes and fewer classes than rows, "
             f"got {counts.numel()} classes in {order.numel()} rows"
         )
-    for block in clusters.blocks():
-        if not clusters.as_given(block).isfinite().all():
-            raise ValueError(f"{name}: features must be finite, got NaN or infinity")
-    return clusters
+    return _Clusters(name, features, order, ids, counts)
 
 
 def _distance_sums(clusters: _Clusters) -> Iterator[tuple[slice, Tensor]]:
@@ -160,6 +170,7 @@ def silhouette_score(
     Reference: Rousseeuw 1987; ``sklearn.metrics.silhouette_score``.
     """
     clusters = _clusters("silhouette_score", features, labels, ignore_index)
+    clusters.check_finite()
     counts = clusters.counts
     total = torch.zeros((), dtype=torch.float64, device=counts.device)
     for block, sums in _distance_sums(clusters):
@@ -208,7 +219,7 @@ def calinski_harabasz_score(
     between = (counts * (means - mean).square().sum(dim=1)).sum()
     within = torch.zeros_like(between)
     for block in clusters.blocks():
-        within += (clusters.rows(block) - means[clusters.ids[block]]).square().sum()
+        within += clusters.distances_to(means, block).square().sum()
     score = between * (rows - classes) / (within * (classes - 1))
     return torch.where(within == 0, torch.ones_like(score), score)
 
@@ -245,8 +256,7 @@ def davies_bouldin_score(
     means = clusters.class_means()  # [C, D]
     spread = means.new_zeros(means.shape[0])  # [C]
     for block in clusters.blocks():
-        ids = clusters.ids[block]
-        spread.index_add_(0, ids, (clusters.rows(block) - means[ids]).norm(dim=1))
+        spread.index_add_(0, clusters.ids[block], clusters.distances_to(means, block))
     spread /= clusters.counts
     total, widest = means.new_zeros(()), means.new_zeros(())
     for start in range(0, means.shape[0], clusters.block):

@@ -10,6 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+# DGCL_OPS_CPU_CAPABILITY, narrowest first.
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
+
 # Largest error allowed, as a multiple of the size of the summed terms (1 for cosines).
 TOLERANCES = {
     # Sums of <= 300 terms in a tree over 32 lanes, plus a norm, a division and a mean: at most ~50

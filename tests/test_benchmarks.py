@@ -170,6 +170,49 @@ def test_a_loss_that_differs_is_not_timed(tmp_path, benchmarks, monkeypatch, cap
     assert not (tmp_path / "loss_bench.csv").exists()
 
 
+METRICS = ("--sizes", "200x16", "--classes", "4", "--threads", "1", "--repeats", "2")
+
+
+def test_metrics_bench_writes_both_sides_of_each_score(tmp_path):
+    result = run("metrics_bench.py", *METRICS, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = read(tmp_path / "metrics_bench.csv")
+    assert [row["contender"] for row in rows] == ["dgcl_ops", "scikit-learn"] * 3
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["score"] == theirs["score"]
+        assert float(ours["value"]) == pytest.approx(float(theirs["value"]), rel=1e-3)
+        assert float(ours["error"]) <= 1e-9
+        assert float(ours["time_over_ours"]) == 1
+        for row in (ours, theirs):
+            assert float(row["min_ms"]) <= float(row["median_ms"]) <= float(row["max_ms"])
+            assert (row["rows"], row["dim"], row["classes"]) == ("200", "16", "4")
+            assert (row["threads"], row["dtype"]) == ("1", "float32")
+            assert row["memory_method"]
+            assert f"{row['score']}, {row['contender']}" in result.stdout
+    assert "we lose at: " in result.stdout
+
+
+def test_a_score_that_differs_is_not_timed(tmp_path, benchmarks, monkeypatch, capsys):
+    import metrics_bench
+
+    right = metrics_bench.metrics.davies_bouldin_score
+    monkeypatch.setattr(
+        metrics_bench.metrics, "davies_bouldin_score", lambda *a: right(*a) * (1 + 1e-8)
+    )
+    assert metrics_bench.main([*METRICS, "--no-memory", "--out", str(tmp_path)]) == 1
+    assert "DISAGREEMENT" in capsys.readouterr().err
+    assert not (tmp_path / "metrics_bench.csv").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--classes", "1"), ("--sizes", "20"), ("--sizes", "0x3")])
+def test_metrics_bench_refuses_what_it_cannot_do(benchmarks, arguments, capsys):
+    import metrics_bench
+
+    with pytest.raises(SystemExit):
+        metrics_bench.parse(list(arguments))
+    assert "must" in capsys.readouterr().err
+
+
 def test_disturbed_repeats_are_done_again(benchmarks, monkeypatch):
     import common
 

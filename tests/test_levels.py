@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from oracles import LEVELS
 
 from dgcl_ops import backend_info
 
-LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
 WIDEST = LEVELS.index(backend_info()["cpu_capability"])
 if os.environ.get("DGCL_OPS_CPU_CAPABILITY"):
     pytest.skip("the tests themselves run under a capped level", allow_module_level=True)

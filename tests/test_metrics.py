@@ -254,7 +254,7 @@ def test_working_memory_stays_below_the_budget(name, megabytes, monkeypatch):
 @pytest.mark.parametrize(("width", "classes"), [(1, 2), (256, 21), (4096, 150), (65536, 2)])
 def test_block_fits_the_budget(width, classes):
     clusters = M._Clusters(
-        torch.empty(1, width, device="meta"), None, None, torch.empty(classes, device="meta")
+        "", torch.empty(1, width, device="meta"), None, None, torch.empty(classes, device="meta")
     )
     b = clusters.block
     assert b >= 16

@@ -59,6 +59,23 @@ def test_rows_of_their_own(implementation, device, number):
     sums_and_check(implementation, features, integers([2, 30, 69], device), rows)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("number", "dim"), [(9000, 3), (700, 300)])
+def test_blocks_of_many_rows_and_columns_in_stretches(number, dim, dtype):
+    """Sizes that a loop would be too slow for: some rows, against whole matrices of differences."""
+    from dgcl_ops import ops
+
+    features = random_rows(number, dim, dtype=dtype, seed=number)
+    offsets = integers([5, 5, number // 3, number // 2, number - 300, number - 299, number - 7])
+    chosen = torch.cat([torch.arange(0, number, number // 40), torch.arange(number - 12, number)])
+    wide = features.double()
+    distances = torch.stack([(wide - row).square().sum(1).sqrt() for row in wide[chosen]])
+    spans = itertools.pairwise(offsets.tolist())
+    want = torch.stack([distances[:, a:b].sum(1) for a, b in spans], dim=1)
+    assert_close(ops.silhouette_sums(features, offsets)[chosen], want, 0.0)
+    assert_close(ops.silhouette_sums(features, offsets, features[chosen]), want, 0.0)
+
+
 def test_the_features_as_rows_change_nothing_but_the_order_of_summation(implementation, device):
     features = random_rows(150, 5, seed=3, device=device)
     offsets = integers([0, 90, 150], device)
@@ -169,7 +186,7 @@ from dgcl_ops import backend_info
 from dgcl_ops.ops import silhouette_sums
 generator = torch.Generator().manual_seed(0)
 sums = []
-for rows, dim in ((67, 31), (130, 32), (301, 100)):
+for rows, dim in ((67, 31), (130, 32), (301, 100), (600, 150)):
     features = torch.randn(rows, dim, generator=generator)
     offsets = torch.tensor([0, 20, 20, rows])
     sums += [silhouette_sums(features, offsets), silhouette_sums(features, offsets, features[:50])]
@@ -181,7 +198,7 @@ print(backend_info()["cpu_capability"], hash(tuple(bits)))
 def test_instruction_sets_agree_bit_for_bit():
     from dgcl_ops import backend_info
 
-    levels = ("portable", "avx2", "avx512")
+    levels = oracles.LEVELS
     digests = {}
     for level in levels[: levels.index(backend_info()["cpu_capability"]) + 1]:
         env = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}

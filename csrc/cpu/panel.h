@@ -16,7 +16,8 @@ void pack_columns(const T* const* rows, int64_t count, int64_t dim, int columns,
     const T* r3 = rows[c + 3];
     T* to = out + c;
     int64_t d = 0;
-    for (; d + 4 <= dim; d += 4, to += 4 * columns) {
+    // float64 goes by single elements: without AVX these shuffles of four would go through memory.
+    for (; sizeof(T) < 8 && d + 4 <= dim; d += 4, to += 4 * columns) {
       const Four a = *reinterpret_cast<const Four*>(r0 + d), b = *reinterpret_cast<const Four*>(r1 + d);
       const Four e = *reinterpret_cast<const Four*>(r2 + d), f = *reinterpret_cast<const Four*>(r3 + d);
       const Four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5),

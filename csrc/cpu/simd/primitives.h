@@ -22,6 +22,9 @@ struct Primitives {
   void (*dot_4x1)(const T* const* a, const T* const* b, int64_t dim, T* out);
   void (*squared_distance_4x4)(const T* const* a, const T* const* b, int64_t dim, T* out);
   void (*squared_distance_4x1)(const T* const* a, const T* const* b, int64_t dim, T* out);
+  // Tiles of 16 x 16 distances (distance_tile.h): the same bits on every level.
+  void (*add_squared_distances)(const T* left, const T* right, int64_t dim, T* squares);
+  void (*take_roots)(T* x, int64_t count);
   // out = x / divisor, IEEE division.
   void (*divide)(const T* x, T divisor, int64_t dim, T* out);
   // scores[r][c] = bias[c] + sum_d queries[d][r] * panel[d][c]  in any rounding order; passes[r] has bit c set where
@@ -53,6 +56,7 @@ struct Int8Primitives;  // int8_tile.h
 // Those of levels with products of 8-bit integers, else null.
 const Int8Primitives* int8_primitives();
 
+constexpr int kDistanceRows = 16;  // along each side of a tile of distances
 constexpr int kMaxTileRows = 16;
 constexpr int kMaxTileColumns = 64;
 constexpr int kMaxWidth = 16;  // elements of the widest register

@@ -2,6 +2,7 @@
 #pragma once
 #include "../../math/canonical.h"
 #include "canonical_tile.h"
+#include "distance_tile.h"
 #include "primitives.h"
 #include "selection.h"
 
@@ -104,6 +105,8 @@ constexpr Primitives<typename V::Scalar> make_primitives() {
           &canonical_dots<V, 4, 1>,
           &canonical_squared_distances<V, 4, 4>,
           &canonical_squared_distances<V, 4, 1>,
+          &add_squared_distances<V>,
+          &take_roots<V>,
           &divide<V>,
           &score_tile<V>,
           &passing<V>,

@@ -22,6 +22,7 @@ struct VecFloat {
   static VecFloat add(VecFloat a, VecFloat b) { return {_mm256_add_ps(a.v, b.v)}; }
   static VecFloat sub(VecFloat a, VecFloat b) { return {_mm256_sub_ps(a.v, b.v)}; }
   static VecFloat div(VecFloat a, VecFloat b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static VecFloat sqrt(VecFloat a) { return {_mm256_sqrt_ps(a.v)}; }
   static VecFloat fma(VecFloat a, VecFloat b, VecFloat c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static VecFloat multiply_add(VecFloat a, VecFloat b, VecFloat c) { return fma(a, b, c); }
   static uint32_t at_least(VecFloat a, VecFloat b) {
@@ -56,6 +57,7 @@ struct VecDouble {
   static VecDouble add(VecDouble a, VecDouble b) { return {_mm256_add_pd(a.v, b.v)}; }
   static VecDouble sub(VecDouble a, VecDouble b) { return {_mm256_sub_pd(a.v, b.v)}; }
   static VecDouble div(VecDouble a, VecDouble b) { return {_mm256_div_pd(a.v, b.v)}; }
+  static VecDouble sqrt(VecDouble a) { return {_mm256_sqrt_pd(a.v)}; }
   static VecDouble fma(VecDouble a, VecDouble b, VecDouble c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   static VecDouble multiply_add(VecDouble a, VecDouble b, VecDouble c) { return fma(a, b, c); }
   static uint32_t at_least(VecDouble a, VecDouble b) {

@@ -4,6 +4,8 @@
 
 namespace dgcl::portable {
 
+inline float root(float a) { return __builtin_sqrtf(a); }
+inline double root(double a) { return __builtin_sqrt(a); }
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
@@ -62,6 +64,9 @@ struct Vec {
   }
   static Vec div(Vec a, Vec b) {
     return make([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  static Vec sqrt(Vec a) {
+    return make([&](int i) { return root(a.v[i]); });
   }
   // One rounding, as the canonical sums need it (a library call where the processor has no such instruction).
   static Vec fma(Vec a, Vec b, Vec c) {
