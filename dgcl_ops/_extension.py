@@ -116,7 +116,8 @@ def backend_info() -> dict:
             torch: version of PyTorch in use.
             extension: path of the compiled extension.
             build: how the extension was built.
-            cpu_capability: instruction set in use on this processor ("avx512", "avx2", "portable").
+            cpu_capability: instruction set in use on this processor ("avx512_vnni", "avx512", "avx2",
+                "portable").
             devices: per device type, {"implementation": "compiled" | "mixed" | "reference" | "error",
                 "reason": why}.
             require_compiled: whether DGCL_OPS_REQUIRE_COMPILED forbids the plain PyTorch path.

@@ -111,53 +111,70 @@ def test_no_neighbour_is_lost_in_bad_data(spoil, metric, bank_rows, dim, k, seed
 # ---- rows on the bound itself -------------------------------------------------------------------------
 
 
-def on_the_bound(dim: int, wins: int, sigma: torch.Tensor, gap: float):
+def on_the_bound(half: int, wins: int, sigma: torch.Tensor, blurred: str):
     """A query, and a bank in which the filter misjudges rows by just the error it allows for.
 
-    Half of the query's coordinates lie half a quantisation step off, all in the direction of `sigma`, the others
-    on a step. The bank's rows are multiples of `sigma` there, which 8 bits hold exactly: the error of their scores
-    is what Cauchy-Schwarz allows. The first `wins` rows are the neighbours, by `gap`; the filter puts the next
-    `wins` above them, by twice the error. The opposites of all make the mean 0.
+    On the first `half` coordinates the rows are parallel to the query or to its opposite, as Cauchy-Schwarz has it
+    for equality, and one side, the blurred one, lies 0.498 of a quantisation step off there, always towards 0; all
+    else lies on steps. The first `wins` rows are the neighbours, by less than one unit; the filter puts the next
+    `wins` above them, by nearly twice the error. The opposites of all rows make the mean 0; the last row, of zeros,
+    has no error.
     """
-    half = dim // 2
-    off = torch.tensor(0.498)  # of a step
-    steps = torch.full((half,), 3.0)
-    query = torch.cat([(steps + off) * sigma, torch.full((dim - half,), 127.0)])
-    true = (query[:half] * sigma).sum()  # what sigma scores, and what the filter makes of it
-    seen = (torch.round(query[:half]) * sigma).sum()
-    error = (true - seen).item()
-    assert error == pytest.approx(0.498 * half, rel=1e-5)
-    # Rows (+sigma, lift) and (-sigma, more lift): equal true scores but for the gap.
-    scale = 127.0 * (dim - half)
-    low = torch.cat([sigma, torch.full((dim - half,), (gap - true.item()) / scale)])
-    high = torch.cat([-sigma, torch.full((dim - half,), true.item() / scale)])
-    bank = torch.cat([low.repeat(wins, 1), high.repeat(wins, 1)])
-    return query, torch.cat([bank, -bank]), 2 * error
+    lifts, lose = half // 16, 1 + half // 200  # of a lift: so that the first rows stay ahead
+    rise, scale = (
+        torch.full((lifts,), 56.0),
+        torch.full((1,), 127.0),
+    )  # the last coordinate lets the opposites lose
+    if blurred == "query":
+        query = torch.cat([3.498 * sigma, scale.expand(lifts + 1)])
+        low, high = torch.cat([127 * sigma, -rise, scale]), torch.cat([-127 * sigma, rise, scale])
+    else:
+        query = torch.cat([127 * sigma, scale.expand(lifts + 1)])
+        low, high = (
+            torch.cat([3.498 * sigma, -rise, scale]),
+            torch.cat([-3.498 * sigma, rise, scale]),
+        )
+    high[half] -= lose
+    close = (
+        high.clone()
+    )  # next in the filter's order: what it takes for the k-th score is then hardly lower
+    close[half] -= 1
+    bank = torch.cat([row.repeat(wins, 1) for row in (low, high, close)])
+    return query, torch.cat([bank, -bank, torch.zeros_like(low).unsqueeze(0)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    dim=st.sampled_from((8, 16, 60, 128, 256, 500)),
+    half=st.sampled_from((16, 48, 128, 240)),
     wins=st.integers(1, 40),
-    gap=st.sampled_from((1e-3, 1e-2, 0.1)),
     exponent=st.integers(-20, 20),
-    metric=st.sampled_from(("dot", "l2")),
+    blurred=st.sampled_from(("query", "bank")),
     seed=st.integers(0, 2**31),
 )
-def test_no_neighbour_on_the_bound_is_lost(dim, wins, gap, exponent, metric, seed):
+def test_no_neighbour_on_the_bound_is_lost(half, wins, exponent, blurred, seed):
     generator = torch.Generator().manual_seed(seed)
-    sigma = torch.randint(0, 2, (dim // 2,), generator=generator) * 2.0 - 1
-    query, bank, lead = on_the_bound(dim, wins, sigma, gap)
+    sigma = torch.randint(0, 2, (half,), generator=generator) * 2.0 - 1
+    query, bank = on_the_bound(half, wins, sigma, blurred)
+    exact, rounded = bank @ query, bank.round() @ query.round()
+    assert exact[0] > exact[wins], "the first rows are the neighbours"
+    assert rounded[0] < rounded[wins], "and in whole steps the next ones would be"
     # Powers of two change no rounding: the bound has to hold at every size.
     queries = query * 2.0 ** torch.arange(-10, 10).unsqueeze(1)
     bank = bank * 2.0**exponent
-    if (
-        metric == "dot"
-    ):  # with l2, by far the shortest distance is that to the rows of the query's own scale
-        _, indices = knn_topk(queries, bank, wins, metric=metric)
-        assert torch.equal(indices.sort(dim=1).values, torch.arange(wins).expand(20, wins))
-        assert lead > gap  # else the filter would not have been wrong
-    assert_nothing_lost(queries, bank, wins, metric)
+    _, indices = knn_topk(queries, bank, wins, metric="dot")
+    assert torch.equal(indices.sort(dim=1).values, torch.arange(wins).expand(20, wins))
+    assert_nothing_lost(queries, bank, wins, "dot")
+
+
+def test_rows_too_small_for_a_scale():
+    """Such rows are 0 in 8 bits, up to an error of their own length: here they are the neighbours."""
+    queries = torch.ones(20, 40) * 2.0 ** torch.arange(-10, 10).unsqueeze(1)
+    small = torch.full((30, 40), 0.9e-30)
+    large = 2e-30 * torch.tensor([1.0] * 21 + [-1.0] * 19).expand(30, 40)
+    bank = torch.cat([large, small, -large, -small])
+    _, indices = knn_topk(queries, bank, 30, metric="dot")
+    assert torch.equal(indices, torch.arange(30, 60).expand(20, 30))
+    assert_nothing_lost(queries, bank, 30, "dot")
 
 
 # ---- many rows: thresholds that rise, buffers that fill -----------------------------------------------

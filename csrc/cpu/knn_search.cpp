@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kBlockQueries = 504;        // enough that a bank row fetched again serves several queries
 constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
 constexpr int64_t kSurvivorBytes = 3 << 20;   // survivor buffers of one block
-constexpr int64_t kCopyBytes = 16 << 20;      // a bank up to this size is widened and normalized once, up front
+constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
 constexpr int64_t kFewQueries = 16;           // of a class, for which no filter is worth preparing
 

@@ -1,10 +1,12 @@
 // Exact k nearest neighbours of every query, class by class, without a similarity matrix.
 //
-// Work item: up to kBlockQueries queries of one class. The class's bank goes by in packed panels; a tile product scores
-// them (the filter), scores at or above the query's threshold are kept in a small buffer per query, and whenever that
-// fills the threshold rises. At the end the survivors get the canonical score and are sorted.
-// Memory: a few MB per thread at the usual k and dim, whatever the numbers of queries and bank rows, and a copy of a
-// small bank that needs widening or normalising.
+// Work item: a block of queries of one class, searched by one thread (knn_block.h). A filter, 8-bit integers or floats,
+// scores the class's rows tile by tile; the few that its error bound leaves get the canonical score. Classes with few
+// queries, and queries whose neighbours lie within the filter's error of too many others, get canonical scores of
+// everything, in tiles.
+// Memory beyond the outputs: at most about 5 MB a thread, twice that where a filter gives up; the filter's copy of the
+// classes searched at a time, one byte an element, of one class or of 12 MB together; and a copy of a bank of at most
+// 12 MB that needs widening or normalising.
 #pragma once
 #include <functional>
 #include <vector>
