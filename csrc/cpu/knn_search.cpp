@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kBlockQueries = 504;        // enough that a bank row fetched again serves several queries
 constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
-constexpr int64_t kSurvivorBytes = 3 << 20;   // survivor buffers of one block
+constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one block
 constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
 constexpr int64_t kFewQueries = 16;           // of a class, for which no filter is worth preparing
@@ -29,7 +29,8 @@ template <typename T>
 BlockSize block_size(const KnnProblem& p) {
   const int64_t k = std::max<int64_t>(1, std::min(p.k, p.bank_rows));
   BlockSize size;
-  size.survivors = std::min(k <= 256 ? std::max<int64_t>(8 * k, 512) : std::max<int64_t>(4 * k, 2048), p.bank_rows + k);
+  size.survivors =
+      std::min(k <= 256 ? std::max<int64_t>(8 * k, 1024) : std::max<int64_t>(4 * k, 2048), p.bank_rows + k);
   const int64_t total = p.offsets.back() - p.offsets.front();
   // Small enough that all threads are busy to the end.
   size.queries = std::clamp<int64_t>(total / (8 * thread_count()), 48, kBlockQueries);

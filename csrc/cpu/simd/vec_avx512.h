@@ -9,7 +9,7 @@ namespace dgcl::avx512 {
 struct VecFloat {
   using Scalar = float;
   static constexpr int width = 16, tile_rows = 12, tile_registers = 2, sums = 24;
-  static constexpr bool filter_pays = false;
+  static constexpr bool filter_pays = true;
   __m512 v;
   static VecFloat zero() { return {_mm512_setzero_ps()}; }
   static VecFloat broadcast(float x) { return {_mm512_set1_ps(x)}; }
