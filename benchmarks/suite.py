@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         aims += run.aims
     short = [aim for aim in aims if aim["verdict"] == "short"]
     met = sum(aim["verdict"] == "met" for aim in aims)
-    print(f"\n{met} aims met, {len(short)} short, {(time.monotonic() - begin) / 60:.1f} minutes")
+    unmeasured = sum(aim["verdict"] == "not measured" for aim in aims)
+    minutes = (time.monotonic() - begin) / 60
+    print(f"\n{met} aims met, {len(short)} short, {unmeasured} not measured, {minutes:.1f} minutes")
     for aim in short:
         print(
             f"  short: {aim['section']}, {aim['case']}: {aim['figure']} {aim['value']}, aim {aim['aim']}"

@@ -2,6 +2,8 @@
 which get canonical scores of everything. The same bits are asked for, with data made to sit on the filter's bound."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 
 from dgcl_ops.ops import knn_topk
 
-FEW = 16  # queries of a class, up to which nothing is filtered (kFewQueries in csrc/cpu/knn_search.cpp)
+SEARCH = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "knn_search.cpp"
+# Queries of a class, up to which nothing is filtered.
+FEW = int(re.search(r"kFewQueries = (\d+);", SEARCH.read_text())[1])
 METRICS = ("cosine", "dot", "l2")
 
 

@@ -1,8 +1,10 @@
 """Every instruction set gives the same bits, ties included, and asking for one that is not there is an error."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from oracles import LEVELS
@@ -63,3 +65,20 @@ def test_unknown_or_missing_level_is_an_error(level):
     assert result.returncode != 0
     assert "DGCL_OPS_CPU_CAPABILITY" in result.stderr
     assert level in result.stderr
+
+
+@pytest.mark.parametrize("level", LEVELS[:WIDEST])
+def test_no_filter_loses_a_neighbour(level):
+    """test_knn_filter.py on the levels below: their filters are others."""
+    env = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
+    tests = Path(__file__).with_name("test_knn_filter.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_levels_are_those_of_the_source():
+    source = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "simd" / "dispatch.cpp"
+    names = re.search(r"kLevelNames\[\] = \{([^}]*)\}", source.read_text())[1]
+    assert tuple(re.findall(r'"(\w+)"', names)) == LEVELS

@@ -23,36 +23,11 @@ struct BlockSize {
 template <typename T, typename Scorer>
 class BlockSearch {
  public:
-  template <typename Bank>
-  BlockSearch(const KnnRows<T>& rows, const Bank& bank, BlockSize size, const KnnEmit<T>& emit)
-      : BlockSearch(rows, Scorer(rows, bank, size.queries), size, emit) {}
-  BlockSearch(const KnnRows<T>& rows, BlockSize size, const KnnEmit<T>& emit)
-      : BlockSearch(rows, Scorer(rows, size.queries), size, emit) {}
-
-  // Emits `count` queries, at most size.queries, of one class, but appends to `unsettled` those that a filter gives up.
-  void search(int64_t group, const int64_t* queries, int64_t count, std::vector<int64_t>& unsettled) {
-    group_ = group;
-    queries_ = queries;
-    count_ = count;
-    spare_ = scorer_.loud_rows(group);
-    begin_queries(unsettled);
-    const int64_t bank_rows = rows_.p.counts[static_cast<size_t>(group)];
-    for (int64_t start = 0; start < bank_rows && active_ > 0; start += scorer_.tile_columns()) {
-      const int64_t columns = std::min<int64_t>(scorer_.tile_columns(), bank_rows - start);
-      const uint64_t valid = scorer_.begin_panel(start, columns);
-      for (int64_t c = 0; c < kMaxTileColumns; ++c) panel_index_[c] = static_cast<int32_t>(start + c);
-      for (int64_t tile = 0; tile < count; tile += scorer_.tile_rows()) scan_tile(tile, start, valid, unsettled);
-    }
-    finish();
-  }
-
- private:
-  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // below it are only scores of no neighbour
-  static constexpr T kNever = std::numeric_limits<T>::quiet_NaN();  // a threshold that nothing reaches
-
-  BlockSearch(const KnnRows<T>& rows, Scorer scorer, BlockSize size, const KnnEmit<T>& emit)
+  // `bank` is what the scorer keeps of it, if anything.
+  template <typename... Bank>
+  BlockSearch(const KnnRows<T>& rows, BlockSize size, const KnnEmit<T>& emit, const Bank&... bank)
       : rows_(rows),
-        scorer_(std::move(scorer)),
+        scorer_(rows, bank..., size.queries),
         size_(size),
         emit_(emit),
         row_((size.queries + kMaxTileRows) * rows.p.dim),
@@ -68,8 +43,29 @@ class BlockSearch {
         neighbours_(size.stride()),
         scratch_(rows.p.dim) {}
 
+  // Emits `count` queries, at most size.queries, of one class, but appends to `unsettled` those that a filter gives up.
+  void search(int64_t group, const int64_t* queries, int64_t count, std::vector<int64_t>& unsettled) {
+    group_ = group;
+    queries_ = queries;
+    count_ = count;
+    spare_ = scorer_.loud_rows(group);
+    begin_queries(unsettled);
+    const int64_t bank_rows = rows_.p.counts[static_cast<size_t>(group)];
+    for (int64_t start = 0; start < bank_rows && active_ > 0; start += scorer_.tile_columns()) {
+      const int64_t columns = std::min<int64_t>(scorer_.tile_columns(), bank_rows - start);
+      scorer_.begin_panel(start, columns);
+      for (int64_t c = 0; c < kMaxTileColumns; ++c) panel_index_[c] = static_cast<int32_t>(start + c);
+      for (int64_t tile = 0; tile < count; tile += scorer_.tile_rows()) scan_tile(tile, start, unsettled);
+    }
+    finish();
+  }
+
+ private:
+  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // below it are only scores of no neighbour
+  static constexpr T kNever = std::numeric_limits<T>::quiet_NaN();  // a threshold that nothing reaches
+
   struct Pair {
-    int32_t query, slot;
+    int32_t query, entry;  // of those that the query kept
   };
 
   const KnnRows<T>& rows_;
@@ -129,14 +125,12 @@ class BlockSearch {
   // How many to keep before the threshold rises, if `kept` are left after the last time.
   int64_t next_limit(int64_t kept) const { return std::min(size_.survivors, kept + std::max<int64_t>(kept, 64)); }
 
-  void scan_tile(int64_t tile, int64_t start, uint64_t valid, std::vector<int64_t>& unsettled) {
+  void scan_tile(int64_t tile, int64_t start, std::vector<int64_t>& unsettled) {
     uint64_t passes[kMaxTileRows];
     scorer_.score(tile, threshold_.get() + tile, tile_scores_, passes);
     const int64_t end = std::min<int64_t>(scorer_.tile_rows(), count_ - tile);
-    for (int64_t r = 0; r < end; ++r) {
-      const uint64_t bits = passes[r] & valid;
-      if (bits) keep(tile + r, start, bits, tile_scores_ + r * scorer_.tile_columns(), unsettled);
-    }
+    for (int64_t r = 0; r < end; ++r)
+      if (passes[r]) keep(tile + r, start, passes[r], tile_scores_ + r * scorer_.tile_columns(), unsettled);
   }
 
   void keep(int64_t q, int64_t start, uint64_t bits, const T* tile_row, std::vector<int64_t>& unsettled) {
@@ -162,12 +156,12 @@ class BlockSearch {
 
   // Drops what cannot be among the k best any more, and returns a filter score that `k` rows reach; about k if `most` is.
   // Of a row's filter score s the canonical score is within the error e: a row below s_(k) - 2 e has k rows with a
-  // higher one.
+  // higher one. An error that is no number drops nothing.
   T raise_threshold(int64_t q, int64_t most) {
     const int64_t rank = k() + spare_;
     if (kept_[q] <= rank) return kLowest;
     const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, std::max(rank, most));
-    threshold_[q] = std::max(kth - 2 * scorer_.error(q), kLowest);
+    threshold_[q] = std::max(kLowest, kth - 2 * scorer_.error(q));
     kept_[q] = rows_.prims.drop_below(scores(q), indices(q), kept_[q], threshold_[q]);
     limit_[q] = next_limit(kept_[q]);
     return kth;
@@ -217,7 +211,7 @@ class BlockSearch {
       if (kept_[q] > n) {
         const T reached = rows_.prims.reached_by(scores(q), n, k(), k());
         kept_[q] = n + rows_.prims.drop_below(scores(q) + n, indices(q) + n, kept_[q] - n,
-                                              std::max(scorer_.least(q, reached), kLowest));
+                                              std::max(kLowest, scorer_.least(q, reached)));
       }
     }
     score_survivors(kept_.get());
@@ -270,8 +264,8 @@ class BlockSearch {
         int64_t i = from_[q];
         for (; i < to[q] && indices(q)[i] < end; ++i)
           pairs_[static_cast<size_t>(begin[indices(q)[i] - first]++)] = {static_cast<int32_t>(q),
-                                                                         static_cast<int32_t>(q * size_.stride() + i)};
-        from_[q] = std::max(i, from_[q]);
+                                                                         static_cast<int32_t>(i)};
+        from_[q] = i;
       }
       for (int64_t i = 0, at = 0; i < end - first; at = begin[i], ++i)
         if (begin[i] > at) score_row(first + i, pairs_.data() + at, begin[i] - at);
@@ -289,7 +283,8 @@ class BlockSearch {
       four(query, &bank, rows_.p.dim, out);
       for (int64_t j = 0; j < std::min<int64_t>(4, count - i); ++j) {
         const T score = l2 ? -std::sqrt(out[j]) : out[j];
-        score_[pairs[i + j].slot] = std::isnan(score) ? -std::numeric_limits<T>::infinity() : score;
+        scores(pairs[i + j].query)[pairs[i + j].entry] =
+            std::isnan(score) ? -std::numeric_limits<T>::infinity() : score;
       }
     }
   }

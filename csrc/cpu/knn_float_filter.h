@@ -84,7 +84,7 @@ class FloatFilter {
       set_query(q, nullptr, std::numeric_limits<T>::quiet_NaN());
   }
 
-  uint64_t begin_panel(int64_t start, int64_t count) {
+  void begin_panel(int64_t start, int64_t count) {
     const int64_t dim = rows_.p.dim;
     const T* row[kMaxTileColumns];
     for (int64_t c = 0; c < count; ++c) {
@@ -98,7 +98,6 @@ class FloatFilter {
     }
     std::fill(bias_ + count, bias_ + kMaxTileColumns, -std::numeric_limits<T>::infinity());
     pack_columns(row, count, dim, rows_.prims.tile_columns, panel_.get());
-    return ~uint64_t(0);
   }
 
   void score(int64_t tile, const T* threshold, T* scores, uint64_t* passes) const {

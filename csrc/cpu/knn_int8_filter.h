@@ -1,6 +1,7 @@
 // The filter in 8-bit integers, both sides centred at the class's mean: a quarter of the work, and an error bound that
 // shrinks with the class's radius (math/filter_bound.h).
 #pragma once
+#include <cstring>
 #include <vector>
 
 #include "../common/parallel.h"
@@ -156,7 +157,7 @@ class Int8Filter {
         integers_(bank.steps * 4) {}
 
   int tile_rows() const { return prims_.tile_rows; }
-  int tile_columns() const { return prims_.tile_columns; }
+  int tile_columns() const { return kPanelRows; }
   int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
   float error(int64_t q) const { return error_[q]; }
   // A row with a lower filter score has a lower canonical score than `canonical`.
@@ -194,10 +195,7 @@ class Int8Filter {
       set_query(q, nullptr, std::numeric_limits<float>::quiet_NaN());
   }
 
-  uint64_t begin_panel(int64_t start, int64_t) {
-    start_ = start;
-    return ~uint64_t(0);
-  }
+  void begin_panel(int64_t start, int64_t) { start_ = start; }
 
   void score(int64_t tile, const float* threshold, float* scores, uint64_t* passes) const {
     prims_.score_tile(queries_.get() + tile * bank_.steps * 4, bank_.panel(group_, start_), bank_.start(group_, start_),

@@ -13,6 +13,13 @@ class KnnRows {
  public:
   explicit KnnRows(const KnnProblem& problem) : p(problem), prims(primitives<T>()) {}
 
+  static constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+  // Whether the bank's rows can be read in place.
+  static bool stored_as_wanted(const KnnProblem& p) {
+    return p.bank.dtype == kType && (p.metric != Metric::cosine || p.unit_bank);
+  }
+
   const KnnProblem& p;
   const Primitives<T>& prims;
 
@@ -24,11 +31,9 @@ class KnnRows {
   // In place where it is stored as it is wanted, else in `scratch`.
   const T* bank_row(int64_t group, int64_t i, T* scratch) const {
     const char* stored = p.bank.row(i, group);
-    const bool normalize = p.metric == Metric::cosine && !p.unit_bank;
-    const bool is_t = p.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-    if (is_t && !normalize) return reinterpret_cast<const T*>(stored);
+    if (stored_as_wanted(p)) return reinterpret_cast<const T*>(stored);
     load_row(prims, p.bank.dtype, stored, p.dim, scratch);
-    if (normalize) unit_row(prims, scratch, p.dim, scratch);
+    if (p.metric == Metric::cosine && !p.unit_bank) unit_row(prims, scratch, p.dim, scratch);
     return scratch;
   }
 
@@ -43,7 +48,5 @@ class KnnRows {
   // So long, or infinite, that products of two such rows could overflow: a filter passes them on, unjudged.
   static bool is_loud(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
 };
-
-constexpr int64_t kPanelRows = kMaxTileColumns;  // what the bank is prepared by; a multiple of every tile_columns
 
 }  // namespace dgcl

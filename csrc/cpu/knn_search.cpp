@@ -19,6 +19,7 @@ constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
 constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one block
 constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
+constexpr int64_t kFilterMaxDim = 1 << 19;    // beyond it, rounding bounds (KnnRows::norm_bound) are not proven
 constexpr int64_t kFewQueries = 16;           // of a class, for which no filter is worth preparing
 
 struct Item {
@@ -62,7 +63,7 @@ Buffer<T> copy_bank(KnnProblem& p) {
   p.bank.data = reinterpret_cast<const char*>(copy.get());
   p.bank.row_bytes = p.dim * static_cast<int64_t>(sizeof(T));
   p.bank.group_bytes = p.bank_rows * p.bank.row_bytes;
-  p.bank.dtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+  p.bank.dtype = KnnRows<T>::kType;
   p.unit_bank = true;
   return copy;
 }
@@ -77,7 +78,7 @@ void search_items(const KnnRows<T>& rows, std::vector<Item>& items, BlockSize si
   // Classes of which whole blocks stayed unsettled are not tried again.
   std::vector<std::atomic<bool>> hopeless(rows.p.counts.size());
   run_queue(static_cast<int64_t>(items.size()), [&](auto& next) {
-    BlockSearch<T, Scorer> block(rows, bank..., size, emit);
+    BlockSearch<T, Scorer> block(rows, size, emit, bank...);
     std::unique_ptr<BlockSearch<T, ExactScorer<T>>> exact;
     std::vector<int64_t> queries, unsettled, none;
     for (int64_t i; (i = next()) >= 0;) {
@@ -104,15 +105,13 @@ template <typename T>
 void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   KnnProblem p = problem;
   const int64_t groups = static_cast<int64_t>(p.counts.size());
-  const bool is_t = p.bank.dtype == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-  const bool as_stored = is_t && (p.metric != Metric::cosine || p.unit_bank);
   Buffer<T> copy;
   const double bytes = static_cast<double>(groups) * p.bank_rows * p.dim * sizeof(T);  // may exceed int64
-  if (!as_stored && bytes <= kCopyBytes) copy = copy_bank<T>(p);
+  if (!KnnRows<T>::stored_as_wanted(p) && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
   const BlockSize size = block_size<T>(p);
   const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
-  const bool filter = in_int8 || primitives<T>().filter_pays;
+  const bool filter = in_int8 || (primitives<T>().filter_pays && p.dim <= kFilterMaxDim);
   const KnnRows<T> rows(p);
   std::vector<Item> exact, filtered;
   std::vector<int64_t> prepared;  // the classes of `filtered`
@@ -134,7 +133,8 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
       (few ? exact : filtered).push_back({c, first, std::min(size.queries, end - first)});
     if (few) continue;
     prepared.push_back(c);
-    if (static_cast<int64_t>(prepared.size()) * p.bank_rows * p.dim >= kPreparedBytes) search_filtered();
+    if (static_cast<int64_t>(prepared.size()) * (p.bank_rows + kPanelRows) * (p.dim + 16) >= kPreparedBytes)
+      search_filtered();
   }
   if (!filtered.empty()) search_filtered();
   if (!exact.empty()) search_items<T, ExactScorer<T>>(rows, exact, size, emit);

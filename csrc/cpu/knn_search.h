@@ -4,9 +4,9 @@
 // scores the class's rows tile by tile; the few that its error bound leaves get the canonical score. Classes with few
 // queries, and queries whose neighbours lie within the filter's error of too many others, get canonical scores of
 // everything, in tiles.
-// Memory beyond the outputs: at most about 5 MB a thread, twice that where a filter gives up; the filter's copy of the
-// classes searched at a time, one byte an element, of one class or of 12 MB together; and a copy of a bank of at most
-// 12 MB that needs widening or normalising.
+// Memory beyond the outputs, up to some thousand dimensions and neighbours: about 7 MB a thread, twice that where a
+// filter gives up; the filter's copy of the classes searched at a time, one byte an element, of one class or of 12 MB
+// together; and a copy of a bank of at most 12 MB that needs widening or normalising.
 #pragma once
 #include <functional>
 #include <vector>
@@ -35,7 +35,8 @@ struct KnnProblem {
 };
 
 // Receives each query once, from any thread: neighbours [found] sorted by (score downward, index upward), found <= k.
-// A query with a NaN gets found = -1. Queries outside all classes, and queries of a class without rows, get no call.
+// A query with a NaN gets found = -1. Queries outside all classes, of a class without rows, or, with exclude_self, beyond the bank's
+// rows get no call.
 template <typename T>
 using KnnEmit = std::function<void(int64_t query, const Neighbour<T>* neighbours, int64_t found)>;
 

@@ -61,13 +61,4 @@ typename V::Scalar canonical_dot(const typename V::Scalar* a, const typename V::
   return canonical_sum<V>(a, b, dim, [](V sum, V x, V y) { return V::fma(x, y, sum); });
 }
 
-// |a - b|^2 from the differences: no cancellation, 0 for equal rows.
-template <typename V>
-typename V::Scalar canonical_squared_distance(const typename V::Scalar* a, const typename V::Scalar* b, int64_t dim) {
-  return canonical_sum<V>(a, b, dim, [](V sum, V x, V y) {
-    const V difference = V::sub(x, y);
-    return V::fma(difference, difference, sum);
-  });
-}
-
 }  // namespace dgcl

@@ -121,7 +121,6 @@ void rows(int64_t dim, Kind kind) {
   std::vector<T> out(x.size());
 
   Line("dot %s %d %s", type, columns, how) << prims.dot(x.data(), y.data(), dim);
-  Line("squared_distance %s %d %s", type, columns, how) << prims.squared_distance(x.data(), y.data(), dim);
   const std::vector<T> a = numbers<T>(8, kind, 4 * dim), b = numbers<T>(9, kind, 4 * dim);
   const T *left[4], *right[4];
   for (int64_t i = 0; i < 4; ++i) left[i] = a.data() + i * dim, right[i] = b.data() + i * dim;
@@ -132,6 +131,23 @@ void rows(int64_t dim, Kind kind) {
   prims.squared_distance_4x4(left, right, dim, sums.data());
   prims.squared_distance_4x1(left, right, dim, more.data());
   Line("squared_distance_4x4, 4x1 %s %d %s", type, columns, how) << sums << more;
+  const std::vector<T> across = numbers<T>(10, kind, kDistanceRows * dim),
+                       down = numbers<T>(11, kind, kDistanceRows * dim);
+  std::vector<T> squares(kDistanceRows * kDistanceRows);
+  prims.add_squared_distances(across.data(), down.data(), dim, squares.data());
+  Line("add_squared_distances %s %d %s", type, columns, how) << squares;
+  prims.take_roots(squares.data(), static_cast<int64_t>(squares.size()));
+  Line("take_roots %s %d %s", type, columns, how) << squares;
+  std::vector<T> scores = numbers<T>(12, kind, 64), kept(80);
+  std::vector<int32_t> index(64), kept_index(80);
+  for (int i = 0; i < 64; ++i) index[static_cast<size_t>(i)] = 3 * i;
+  for (T& score : scores) score = score != score ? T(0) : score;
+  const int64_t n = prims.append(scores.data(), index.data(), 0x8421f00d5a5a1234u, kept.data(), kept_index.data());
+  kept.resize(static_cast<size_t>(n));
+  Line("append, reached_by %s %d %s", type, columns, how)
+      << kept << kept_index[0] << kept_index[static_cast<size_t>(n - 1)] << prims.reached_by(scores.data(), 61, 7, 9);
+  scores.resize(static_cast<size_t>(prims.drop_below(scores.data(), index.data(), 61, kept[3])));
+  Line("drop_below %s %d %s", type, columns, how) << scores << index[0];
   prims.divide(x.data(), y[0], dim, out.data());
   Line("divide %s %d %s", type, columns, how) << out;
   const RowNorm<T> norm = unit_row(prims, x.data(), dim, out.data());

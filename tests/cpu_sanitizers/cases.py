@@ -72,8 +72,8 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
             options = grouped | {"metric": metric, "exclude_self": itself, "thread": not itself}
             name = f"{metric} groups{', not itself' if itself else ''}"
             yield name, (rows(410, 33, seed=1), bank), 11, options
-    # A bank too large to be copied is widened row by row: 24 MB hold 3000 rows of 2048.
-    large = rows(5, 2048, seed=1), rows(3100, 2048, dtype=BF16)
+    # A bank too large to be copied is widened row by row: 12 MB hold 1536 rows of 2048.
+    large = rows(5, 2048, seed=1), rows(1600, 2048, dtype=BF16)
     yield "large bank", large, 5, {"thread": True}
     for queries, bank in ((0, 0), (0, 5), (5, 0)):
         yield f"{queries} x {bank}", (rows(queries, 4), rows(bank, 4)), 3, {}

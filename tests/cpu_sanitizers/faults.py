@@ -76,7 +76,7 @@ FAULTS = [
     ),
     Fault(
         "a whole register where fewer columns are left",
-        "silhouette_sums",
+        "knn_topk",
         "math/canonical.h",
         "if (left >= V::width) {",
         "if (left >= 1) {",

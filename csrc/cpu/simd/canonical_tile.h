@@ -74,6 +74,7 @@ void canonical_dots(const typename V::Scalar* const* a, const typename V::Scalar
   canonical_tile<V, R, C>(a, b, dim, out, [](V sum, V x, V y) { return V::fma(x, y, sum); });
 }
 
+// |a - b|^2 from the differences: no cancellation, 0 for equal rows.
 template <typename V, int R, int C>
 void canonical_squared_distances(const typename V::Scalar* const* a, const typename V::Scalar* const* b, int64_t dim,
                                  typename V::Scalar* out) {

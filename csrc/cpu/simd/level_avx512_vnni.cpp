@@ -7,7 +7,7 @@
 namespace dgcl::avx512_vnni {
 namespace {
 
-constexpr int kRows = 6, kRegisters = 4, kColumns = 16 * kRegisters;
+constexpr int kRows = 6, kRegisters = kPanelRows / 16;
 
 Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   const auto mask_at = [&](int64_t d) {
@@ -57,7 +57,7 @@ void score_tile(const uint8_t* queries, const int8_t* panel, const int32_t* star
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) sum[r][c] = first;
   }
-  for (int64_t s = 0; s < steps; ++s, queries += 4 * kRows, panel += 4 * kColumns) {
+  for (int64_t s = 0; s < steps; ++s, queries += 4 * kRows, panel += 4 * kPanelRows) {
     __m512i b[kRegisters];
 #pragma GCC unroll 8
     for (int c = 0; c < kRegisters; ++c) b[c] = _mm512_loadu_si512(panel + 64 * c);
@@ -78,7 +78,7 @@ void score_tile(const uint8_t* queries, const int8_t* panel, const int32_t* star
     for (int c = 0; c < kRegisters; ++c) {
       const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][c]), _mm512_loadu_ps(scale + 16 * c));
       const __m512 score = _mm512_fmadd_ps(product, factor, _mm512_loadu_ps(bias + 16 * c));
-      _mm512_storeu_ps(scores + r * kColumns + 16 * c, score);
+      _mm512_storeu_ps(scores + r * kPanelRows + 16 * c, score);
       bits |= static_cast<uint64_t>(_mm512_cmp_ps_mask(score, limit, _CMP_GE_OQ)) << (16 * c);
     }
     passes[r] = bits;
@@ -87,7 +87,7 @@ void score_tile(const uint8_t* queries, const int8_t* panel, const int32_t* star
 
 }  // namespace
 
-const Int8Primitives int8_table = {kRows, kColumns, &quantize, &score_tile};
+const Int8Primitives int8_table = {kRows, &quantize, &score_tile};
 
 }  // namespace dgcl::avx512_vnni
 #endif

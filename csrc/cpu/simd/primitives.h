@@ -14,10 +14,9 @@ struct Primitives {
   int tile_rows;     // queries per tile
   int tile_columns;  // bank rows per tile (one packed panel); at most 64, so that a bit mask fits
   bool filter_pays;  // whether score_tile is faster than canonical scores of everything
-  // Canonical sums (csrc/math/canonical.h): the same bits on every level.
+  // The canonical dot product (csrc/math/canonical.h): the same bits on every level.
   T (*dot)(const T* a, const T* b, int64_t dim);
-  T (*squared_distance)(const T* a, const T* b, int64_t dim);
-  // The same for four rows against four, out [4][4], and against one, out [4].
+  // It, and the canonical squared distance, for four rows against four, out [4][4], and against one, out [4].
   void (*dot_4x4)(const T* const* a, const T* const* b, int64_t dim, T* out);
   void (*dot_4x1)(const T* const* a, const T* const* b, int64_t dim, T* out);
   void (*squared_distance_4x4)(const T* const* a, const T* const* b, int64_t dim, T* out);

@@ -100,7 +100,6 @@ constexpr Primitives<typename V::Scalar> make_primitives() {
           V::tile_registers * V::width,
           V::filter_pays,
           &canonical_dot<V>,
-          &canonical_squared_distance<V>,
           &canonical_dots<V, 4, 4>,
           &canonical_dots<V, 4, 1>,
           &canonical_squared_distances<V, 4, 4>,

@@ -34,7 +34,7 @@ inline int keep_marked(const typename V::Scalar* scores, const int32_t* index, u
   }
 }
 
-// Those of the `columns` scores of a tile's row that `passes` marks, behind each other. Writes up to V::width elements
+// Those of a tile's row that `passes` marks, behind each other. Writes up to V::width elements
 // more than it returns.
 template <typename V>
 int64_t append(const typename V::Scalar* scores, const int32_t* index, uint64_t passes, typename V::Scalar* out,
@@ -47,8 +47,8 @@ int64_t append(const typename V::Scalar* scores, const int32_t* index, uint64_t 
   return n;
 }
 
-// Keeps, in their order, the scores of at least `cut`, and returns how many. The buffers must be readable up to the next
-// multiple of V::width.
+// Keeps, in their order, the scores of at least `cut`, and returns how many. Both buffers must be readable
+// and writable up to the next multiple of V::width.
 template <typename V>
 int64_t drop_below(typename V::Scalar* scores, int32_t* index, int64_t n, typename V::Scalar cut) {
   const V limit = V::broadcast(cut);
@@ -61,7 +61,8 @@ int64_t drop_below(typename V::Scalar* scores, int32_t* index, int64_t n, typena
 }
 
 // A value that at least k of the n scores reach and, where ties and outliers allow, at most `most`: found by halving
-// the range of the scores, not by ordering them. Infinite scores count as the largest. 1 <= k <= n, no NaN.
+// the range of the scores, not by ordering them. +infinity counts as the largest score;
+// with a -infinity among them, that is returned. 1 <= k <= n, no NaN.
 template <typename V>
 typename V::Scalar reached_by(const typename V::Scalar* scores, int64_t n, int64_t k, int64_t most) {
   using T = typename V::Scalar;
