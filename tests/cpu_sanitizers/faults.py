@@ -1,7 +1,6 @@
 """Faults planted in copies of the CPU kernels: a sanitizer that reports nothing may be blind.
 
 Each changes one place of one file, has one mode that has to report it, and counts as found only by what should be said.
-The files are those that a new instruction set or another search leaves alone.
 """
 
 import re
@@ -73,6 +72,14 @@ FAULTS = [
         "pixel[i] >= map.images * map.area)",
         "pixel[i] > map.images * map.area)",
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
+    ),
+    Fault(
+        "survivors without room for a whole tile more",
+        "knn_topk",
+        "cpu/knn_block.h",
+        "return survivors + kMaxTileColumns + kMaxWidth;",
+        "return survivors;",
+        BEYOND,
     ),
     Fault(
         "a whole register where fewer columns are left",
@@ -187,10 +194,12 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 
 def build_faulty(fault: Fault, folder: Path) -> Path:
-    """The module with the fault: the operator's kernel and the instruction sets are compiled anew if it is in them."""
+    """The module with the fault: the operator's kernel, search and instruction sets are compiled anew where it is."""
     csrc = plant(fault, folder)
     stem = KERNELS.get(fault.op, fault.op)
     concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", *(csrc / "cpu" / "simd").glob("*.cpp")]
+    if stem.startswith("knn"):
+        concerned.append(csrc / "cpu" / "knn_search.cpp")
     changed = {s for s in concerned if (csrc / fault.file) in includes(s, set())}
     if not changed:
         raise LookupError(f"{fault.op} is not made of {fault.file}")
