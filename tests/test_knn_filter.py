@@ -99,7 +99,7 @@ SPOILED = (
     metric=st.sampled_from(METRICS),
     bank_rows=st.sampled_from((1, 33, 64, 129, 700, 1500)),
     dim=st.sampled_from((1, 3, 4, 31, 64, 130)),
-    k=st.sampled_from((1, 5, 32, 90)),
+    k=st.sampled_from((1, 5, 32, 90, 400)),
     seed=st.integers(0, 2**31),
 )
 @example(spoil=one_row, metric="cosine", bank_rows=1500, dim=64, k=32, seed=0)
@@ -121,8 +121,8 @@ def on_the_bound(half: int, wins: int, sigma: torch.Tensor, blurred: str):
     On the first `half` coordinates the rows are parallel to the query or to its opposite, as Cauchy-Schwarz has it
     for equality, and one side, the blurred one, lies 0.498 of a quantisation step off there, always towards 0; all
     else lies on steps. The first `wins` rows are the neighbours, by less than one unit; the filter puts the next
-    `wins` above them, by nearly twice the error. The opposites of all rows make the mean 0; the last row, of zeros,
-    has no error.
+    `wins` above them, by nearly twice the error. The opposites of all rows make the mean 0; the last rows, of zeros,
+    have no error.
     """
     lifts, lose = half // 16, 1 + half // 200  # of a lift: so that the first rows stay ahead
     rise, scale = (
@@ -144,7 +144,7 @@ def on_the_bound(half: int, wins: int, sigma: torch.Tensor, blurred: str):
     )  # next in the filter's order: what it takes for the k-th score is then hardly lower
     close[half] -= 1
     bank = torch.cat([row.repeat(wins, 1) for row in (low, high, close)])
-    return query, torch.cat([bank, -bank, torch.zeros_like(low).unsqueeze(0)])
+    return query, torch.cat([bank, -bank, torch.zeros(200, low.shape[0])])
 
 
 @settings(max_examples=100, deadline=None)
@@ -163,21 +163,21 @@ def test_no_neighbour_on_the_bound_is_lost(half, wins, exponent, blurred, seed):
     assert exact[0] > exact[wins], "the first rows are the neighbours"
     assert rounded[0] < rounded[wins], "and in whole steps the next ones would be"
     # Powers of two change no rounding: the bound has to hold at every size.
-    queries = query * 2.0 ** torch.arange(-10, 10).unsqueeze(1)
+    queries = query * 2.0 ** torch.arange(-20, 20).unsqueeze(1)
     bank = bank * 2.0**exponent
     _, indices = knn_topk(queries, bank, wins, metric="dot")
-    assert torch.equal(indices.sort(dim=1).values, torch.arange(wins).expand(20, wins))
+    assert torch.equal(indices.sort(dim=1).values, torch.arange(wins).expand(40, wins))
     assert_nothing_lost(queries, bank, wins, "dot")
 
 
 def test_rows_too_small_for_a_scale():
     """Such rows are 0 in 8 bits, up to an error of their own length: here they are the neighbours."""
-    queries = torch.ones(20, 40) * 2.0 ** torch.arange(-10, 10).unsqueeze(1)
+    queries = torch.ones(40, 40) * 2.0 ** torch.arange(-20, 20).unsqueeze(1)
     small = torch.full((30, 40), 0.9e-30)
     large = 2e-30 * torch.tensor([1.0] * 21 + [-1.0] * 19).expand(30, 40)
     bank = torch.cat([large, small, -large, -small])
     _, indices = knn_topk(queries, bank, 30, metric="dot")
-    assert torch.equal(indices, torch.arange(30, 60).expand(20, 30))
+    assert torch.equal(indices, torch.arange(30, 60).expand(40, 30))
     assert_nothing_lost(queries, bank, 30, "dot")
 
 
@@ -225,3 +225,21 @@ def test_a_class_that_the_filter_gives_up_beside_others():
             assert torch.equal(indices[part], alone_indices)
     assert torch.equal(indices[700:2_100], torch.arange(20).expand(1_400, 20))
     assert math.isfinite(values.sum().item())
+
+
+def test_more_classes_than_are_prepared_together():
+    """14 MB of 8-bit rows, prepared in two parts, from banks of which not all rows are in use."""
+    generator = torch.Generator().manual_seed(7)
+    counts = torch.tensor([4_000, 3_000, 0, 4_000, 63, 4_000, 3_999, 4_000, 4_000])
+    bank = torch.randn(9, 4_000, 512, generator=generator)
+    queries = torch.randn(9 * 40, 512, generator=generator)
+    offsets = torch.arange(10) * 40
+    values, indices = knn_topk(queries, bank, 20, query_offsets=offsets, bank_counts=counts)
+    for c, count in enumerate(counts):
+        part = slice(40 * c, 40 * c + FEW)
+        if count == 0:
+            assert (indices[part] == -1).all()
+            continue
+        alone_values, alone_indices = knn_topk(queries[part], bank[c, :count], 20)
+        assert torch.equal(values[part], alone_values)
+        assert torch.equal(indices[part], alone_indices)

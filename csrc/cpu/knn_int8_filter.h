@@ -25,38 +25,48 @@ class Int8Bank {
       : rows_(rows),
         prims_(*int8_primitives()),
         steps((rows.p.dim + 3) / 4),
-        panels_per_group((rows.p.bank_rows + kPanelRows - 1) / kPanelRows),
         groups(rows.p.counts.size()),
-        place_(rows.p.counts.size(), -1) {
-    const int64_t used = static_cast<int64_t>(chosen.size());
-    for (int64_t i = 0; i < used; ++i) place_[static_cast<size_t>(chosen[static_cast<size_t>(i)])] = i;
-    const int64_t padded = used * panels_per_group * kPanelRows;
-    mean_ = Buffer<float>(used * rows.p.dim);
+        place_(rows.p.counts.size()) {
+    struct Panel {
+      int64_t group, first;
+      Group found;
+    };
+    std::vector<Panel> panels;
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      const int64_t group = chosen[i];
+      place_[static_cast<size_t>(group)] = {static_cast<int64_t>(i), static_cast<int64_t>(panels.size()) * kPanelRows};
+      for (int64_t first = 0; first < rows.p.counts[static_cast<size_t>(group)]; first += kPanelRows)
+        panels.push_back({group, first, {}});
+    }
+    const int64_t padded = static_cast<int64_t>(panels.size()) * kPanelRows;
+    mean_ = Buffer<float>(static_cast<int64_t>(chosen.size()) * rows.p.dim);
     packed_ = Buffer<int8_t>(padded * steps * 4);
     start_ = Buffer<int32_t>(padded);
     scale_ = Buffer<float>(padded);
     bias_ = Buffer<float>(padded);
-    run_queue(used, [&](auto& next) {
+    run_queue(static_cast<int64_t>(chosen.size()), [&](auto& next) {
       for (int64_t i; (i = next()) >= 0;) take_mean(chosen[static_cast<size_t>(i)]);
     });
-    std::vector<Group> parts(static_cast<size_t>(used * panels_per_group));
-    run_queue(used * panels_per_group, [&](auto& next) {
+    run_queue(static_cast<int64_t>(panels.size()), [&](auto& next) {
       Buffer<float> row(rows.p.dim), residual(rows.p.dim);
       Buffer<int8_t> integers(steps * 4);
-      for (int64_t i; (i = next()) >= 0;)
-        pack_panel(chosen[static_cast<size_t>(i / panels_per_group)], i % panels_per_group, row.get(), residual.get(),
-                   integers.get(), parts[static_cast<size_t>(i)]);
+      for (int64_t i; (i = next()) >= 0;) {
+        Panel& panel = panels[static_cast<size_t>(i)];
+        pack_panel(panel.group, panel.first, row.get(), residual.get(), integers.get(), panel.found);
+      }
     });
-    for (size_t i = 0; i < parts.size(); ++i) {
-      Group& whole = groups[static_cast<size_t>(chosen[i / static_cast<size_t>(panels_per_group)])];
-      whole.norm = std::max(whole.norm, parts[i].norm);
-      whole.residual = std::max(whole.residual, parts[i].residual);
-      whole.error = std::max(whole.error, parts[i].error);
-      whole.loud += parts[i].loud;
+    for (const Panel& panel : panels) {
+      Group& whole = groups[static_cast<size_t>(panel.group)];
+      whole.norm = std::max(whole.norm, panel.found.norm);
+      whole.residual = std::max(whole.residual, panel.found.residual);
+      whole.error = std::max(whole.error, panel.found.error);
+      whole.loud += panel.found.loud;
     }
   }
 
-  const float* mean(int64_t group) const { return mean_.get() + place_[static_cast<size_t>(group)] * rows_.p.dim; }
+  const float* mean(int64_t group) const {
+    return mean_.get() + place_[static_cast<size_t>(group)].number * rows_.p.dim;
+  }
   const int8_t* panel(int64_t group, int64_t start) const { return packed_.get() + at(group, start) * steps * 4; }
   const int32_t* start(int64_t group, int64_t row) const { return start_.get() + at(group, row); }
   const float* scale(int64_t group, int64_t row) const { return scale_.get() + at(group, row); }
@@ -74,25 +84,26 @@ class Int8Bank {
   const Int8Primitives& prims_;
 
  public:
-  const int64_t steps, panels_per_group;
+  const int64_t steps;
   std::vector<Group> groups;
 
  private:
-  std::vector<int64_t> place_;  // of a group among those packed
+  struct Place {
+    int64_t number, first_row;  // among the classes and rows that are packed
+  };
+  std::vector<Place> place_;
   Buffer<float> mean_;
   Buffer<int8_t> packed_;
   Buffer<int32_t> start_;
   Buffer<float> scale_, bias_;
 
-  int64_t at(int64_t group, int64_t row) const {
-    return place_[static_cast<size_t>(group)] * panels_per_group * kPanelRows + row;
-  }
+  int64_t at(int64_t group, int64_t row) const { return place_[static_cast<size_t>(group)].first_row + row; }
 
   // Any row would do for a mean; that of a sample is nearly as good as that of all.
   void take_mean(int64_t group) {
     constexpr int64_t kSample = 512;
     const int64_t dim = rows_.p.dim, count = rows_.p.counts[group], taken = std::min(count, kSample);
-    float* mu = mean_.get() + place_[static_cast<size_t>(group)] * dim;
+    float* mu = mean_.get() + place_[static_cast<size_t>(group)].number * dim;
     std::fill_n(mu, dim, 0.0f);
     Buffer<float> scratch(dim);
     int64_t used = 0;
@@ -107,8 +118,8 @@ class Int8Bank {
     groups[static_cast<size_t>(group)].mean_norm = rows_.norm_bound(mu, rows_.prims.dot(mu, mu, dim));
   }
 
-  void pack_panel(int64_t group, int64_t panel, float* scratch, float* residual, int8_t* integers, Group& part) {
-    const int64_t dim = rows_.p.dim, first = panel * kPanelRows;
+  void pack_panel(int64_t group, int64_t first, float* scratch, float* residual, int8_t* integers, Group& part) {
+    const int64_t dim = rows_.p.dim;
     int8_t* out = packed_.get() + at(group, first) * steps * 4;
     for (int64_t c = 0; c < kPanelRows; ++c) {
       const int64_t i = first + c, to = at(group, i);

@@ -115,6 +115,7 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const KnnRows<T> rows(p);
   std::vector<Item> exact, filtered;
   std::vector<int64_t> prepared;  // the classes of `filtered`
+  int64_t bytes_prepared = 0;
   const auto search_filtered = [&] {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (in_int8) search_items<T, Int8Filter>(rows, filtered, size, emit, Int8Bank(rows, prepared));
@@ -122,19 +123,20 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
     if (!in_int8) search_items<T, FloatFilter<T>>(rows, filtered, size, emit, FloatBank<T>(rows, prepared));
     filtered.clear();
     prepared.clear();
+    bytes_prepared = 0;
   };
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
     if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // further queries are no bank rows
     if (end <= p.offsets[c]) continue;
-    const bool few = !filter || end - p.offsets[c] <= kFewQueries;
+    const bool few = !filter || end - p.offsets[c] <= kFewQueries || 2 * p.k > p.counts[c];
     for (int64_t first = p.offsets[c]; first < end; first += size.queries)
       (few ? exact : filtered).push_back({c, first, std::min(size.queries, end - first)});
     if (few) continue;
     prepared.push_back(c);
-    if (static_cast<int64_t>(prepared.size()) * (p.bank_rows + kPanelRows) * (p.dim + 16) >= kPreparedBytes)
-      search_filtered();
+    bytes_prepared += (p.counts[c] + kPanelRows) * (p.dim + 16);
+    if (bytes_prepared >= kPreparedBytes) search_filtered();
   }
   if (!filtered.empty()) search_filtered();
   if (!exact.empty()) search_items<T, ExactScorer<T>>(rows, exact, size, emit);
