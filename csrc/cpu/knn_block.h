@@ -30,7 +30,7 @@ class BlockSearch {
         scorer_(rows, bank..., size.queries),
         size_(size),
         emit_(emit),
-        row_((size.queries + kMaxTileRows) * rows.p.dim),
+        row_(size.queries * rows.p.dim),
         score_(size.queries * size.stride()),
         index_(size.queries * size.stride()),
         kept_(size.queries),
@@ -79,8 +79,8 @@ class BlockSearch {
   Buffer<T> score_;  // [queries][stride]
   Buffer<int32_t> index_;
   Buffer<int64_t> kept_, limit_;
-  Buffer<int64_t> first_,
-      from_;  // of the entries kept: how many come first, and from which on scores are not canonical
+  Buffer<int64_t> first_;  // of the entries kept: how many come first,
+  Buffer<int64_t> from_;   // and from which one on scores are not canonical
   Buffer<T> threshold_;
   Buffer<T> order_;
   Buffer<int32_t> order_index_;
@@ -118,8 +118,10 @@ class BlockSearch {
       limit_[q] = next_limit(k() + spare_);
       active_ += use;
     }
-    for (int64_t q = count_; q < count_ + kMaxTileRows; ++q) threshold_[q] = kNever;
-    scorer_.end_queries(count_);
+    for (int64_t q = count_; q % scorer_.tile_rows() != 0; ++q) {  // what fills up the last tile
+      scorer_.set_query(q, nullptr, kNever);
+      threshold_[q] = kNever;
+    }
   }
 
   // How many to keep before the threshold rises, if `kept` are left after the last time.

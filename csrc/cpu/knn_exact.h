@@ -16,10 +16,7 @@ class ExactScorer {
   int tile_rows() const { return kRows; }
   int tile_columns() const { return kMaxTileColumns; }
   int64_t loud_rows(int64_t) const { return 0; }
-  void set_query(int64_t q, const T* row, T) { queries_[q] = row; }
-  void end_queries(int64_t count) {
-    for (int64_t q = count; q < count + kRows; ++q) queries_[q] = queries_[count - 1];
-  }
+  void set_query(int64_t q, const T* row, T) { queries_[q] = row ? row : queries_[q - 1]; }
   void begin_group(int64_t group) { group_ = group; }
 
   void begin_panel(int64_t start, int64_t count) {

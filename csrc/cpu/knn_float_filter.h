@@ -32,15 +32,11 @@ struct FloatBank {
         for (int64_t i = 0; i < p.counts[static_cast<size_t>(group)]; ++i) {
           const T* row = rows.bank_row(group, i, scratch.get());
           const T square = rows.prims.dot(row, row, p.dim), norm = rows.norm_bound(row, square);
-          whole.bias[i] = p.metric == Metric::l2 ? -square / 2 : T(0);
-          if (std::isnan(square)) {
-            whole.bias[i] = -std::numeric_limits<T>::infinity();
-          } else if (KnnRows<T>::is_loud(norm)) {
-            whole.bias[i] = std::numeric_limits<T>::infinity();
-            ++whole.loud;
-          } else {
-            whole.largest_norm = std::max(whole.largest_norm, norm);
-          }
+          whole.bias[i] = KnnRows<T>::beyond_filter(norm);
+          whole.loud += whole.bias[i] > 0;
+          if (whole.bias[i] != 0) continue;
+          if (p.metric == Metric::l2) whole.bias[i] = -square / 2;
+          whole.largest_norm = std::max(whole.largest_norm, norm);
         }
       }
     });
@@ -77,11 +73,6 @@ class FloatFilter {
     for (int64_t d = 0; d < dim; ++d) out[d * tile_rows] = std::isnan(norm) ? T(0) : row[d];
     const T largest = bank_.groups[static_cast<size_t>(group_)].largest_norm;
     error_[q] = filter_bound(rows_.p.metric == Metric::l2, gamma_, underflow_, norm, largest);
-  }
-
-  void end_queries(int64_t count) {
-    for (int64_t q = count; q % rows_.prims.tile_rows != 0; ++q)
-      set_query(q, nullptr, std::numeric_limits<T>::quiet_NaN());
   }
 
   void begin_panel(int64_t start, int64_t count) {

@@ -22,10 +22,10 @@ class Int8Bank {
   };
 
   Int8Bank(const KnnRows<float>& rows, const std::vector<int64_t>& chosen)
-      : rows_(rows),
-        prims_(*int8_primitives()),
-        steps((rows.p.dim + 3) / 4),
+      : steps((rows.p.dim + 3) / 4),
         groups(rows.p.counts.size()),
+        rows_(rows),
+        prims_(*int8_primitives()),
         place_(rows.p.counts.size()) {
     struct Panel {
       int64_t group, first;
@@ -79,11 +79,6 @@ class Int8Bank {
     return rows_.norm_bound(residual, rows_.prims.dot(residual, residual, rows_.p.dim));
   }
 
- private:
-  const KnnRows<float>& rows_;
-  const Int8Primitives& prims_;
-
- public:
   const int64_t steps;
   std::vector<Group> groups;
 
@@ -91,6 +86,8 @@ class Int8Bank {
   struct Place {
     int64_t number, first_row;  // among the classes and rows that are packed
   };
+  const KnnRows<float>& rows_;
+  const Int8Primitives& prims_;
   std::vector<Place> place_;
   Buffer<float> mean_;
   Buffer<int8_t> packed_;
@@ -124,16 +121,14 @@ class Int8Bank {
     for (int64_t c = 0; c < kPanelRows; ++c) {
       const int64_t i = first + c, to = at(group, i);
       Quantized q{0, 0, 0};
-      float bias = -std::numeric_limits<float>::infinity();  // padding, and rows with a NaN
+      float bias = -std::numeric_limits<float>::infinity();  // of padding
       std::fill_n(integers, steps * 4, int8_t(0));
       if (i < rows_.p.counts[group]) {
         const float* row = rows_.bank_row(group, i, scratch);
-        const float square = rows_.prims.dot(row, row, dim), norm = rows_.norm_bound(row, square);
-        if (std::isnan(square)) {
-        } else if (KnnRows<float>::is_loud(norm)) {
-          bias = std::numeric_limits<float>::infinity();
-          ++part.loud;
-        } else {
+        const float norm = rows_.norm_bound(row, rows_.prims.dot(row, row, dim));
+        bias = KnnRows<float>::beyond_filter(norm);
+        part.loud += bias > 0;
+        if (bias == 0) {
           const float length = centre(group, row, residual);
           q = prims_.quantize(residual, dim, integers);
           bias = rows_.p.metric == Metric::l2 ? -rows_.prims.dot(residual, residual, dim) / 2
@@ -178,6 +173,7 @@ class Int8Filter {
   }
   void begin_group(int64_t group) { group_ = group; }
 
+  // A query without a norm (NaN) takes part as zeros.
   void set_query(int64_t q, const float* row, float norm) {
     const Int8Bank::Group& group = bank_.groups[static_cast<size_t>(group_)];
     std::fill_n(integers_.get(), bank_.steps * 4, int8_t(0));
@@ -199,11 +195,6 @@ class Int8Filter {
     uint8_t* out = queries_.get() + (q / tile_rows * tile_rows * bank_.steps + q % tile_rows) * 4;
     for (int64_t s = 0; s < bank_.steps; ++s)
       for (int i = 0; i < 4; ++i) out[s * tile_rows * 4 + i] = static_cast<uint8_t>(integers_[s * 4 + i] + 128);
-  }
-
-  void end_queries(int64_t count) {
-    for (int64_t q = count; q % prims_.tile_rows != 0; ++q)
-      set_query(q, nullptr, std::numeric_limits<float>::quiet_NaN());
   }
 
   void begin_panel(int64_t start, int64_t) { start_ = start; }

@@ -47,6 +47,13 @@ class KnnRows {
 
   // So long, or infinite, that products of two such rows could overflow: a filter passes them on, unjudged.
   static bool is_loud(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
+
+  // What a filter scores a bank row with that it cannot judge: -infinity if it has a NaN, for it is no neighbour, and
+  // +infinity if it is loud. 0 for all others.
+  static T beyond_filter(T norm) {
+    const T infinity = std::numeric_limits<T>::infinity();
+    return std::isnan(norm) ? -infinity : is_loud(norm) ? infinity : T(0);
+  }
 };
 
 }  // namespace dgcl

@@ -20,7 +20,7 @@ constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one block
 constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
 constexpr int64_t kFilterMaxDim = 1 << 19;    // beyond it, rounding bounds (KnnRows::norm_bound) are not proven
-constexpr int64_t kFewQueries = 16;           // of a class, for which no filter is worth preparing
+constexpr int64_t kFewQueries = 32;           // of a class, for which no filter is worth preparing
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -46,18 +46,15 @@ BlockSize block_size(const KnnProblem& p) {
 template <typename T>
 Buffer<T> copy_bank(KnnProblem& p) {
   const int64_t groups = static_cast<int64_t>(p.counts.size());
-  const Primitives<T>& prims = primitives<T>();
+  const KnnRows<T> rows(p);
   Buffer<T> copy(groups * p.bank_rows * p.dim);
   constexpr int64_t chunk = 64;
   const int64_t chunks = (p.bank_rows + chunk - 1) / chunk;
   run_queue(groups * chunks, [&](auto& next) {
     for (int64_t item; (item = next()) >= 0;) {
       const int64_t group = item / chunks, first = item % chunks * chunk;
-      for (int64_t i = first; i < std::min(first + chunk, p.counts[group]); ++i) {
-        T* out = copy.get() + (group * p.bank_rows + i) * p.dim;
-        load_row(prims, p.bank.dtype, p.bank.row(i, group), p.dim, out);
-        if (p.metric == Metric::cosine && !p.unit_bank) unit_row(prims, out, p.dim, out);
-      }
+      for (int64_t i = first; i < std::min(first + chunk, p.counts[group]); ++i)
+        rows.bank_row(group, i, copy.get() + (group * p.bank_rows + i) * p.dim);
     }
   });
   p.bank.data = reinterpret_cast<const char*>(copy.get());

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulator.faults import includes
+from emulator.faults import change_once, includes
 from emulator.worker import TIMED_OUT, Result
 
 from . import build
@@ -182,14 +182,7 @@ def plant(fault: Fault, folder: Path) -> Path:
     """A copy of the sources with the fault in them; returns its csrc."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("cuda"))
-    file = csrc / fault.file
-    text = file.read_text()
-    if text.count(fault.old) != 1:
-        raise LookupError(
-            f"{fault.file} has {text.count(fault.old)} times, not once, the text that the fault "
-            f"{fault.what!r} changes: {fault.old!r}"
-        )
-    file.write_text(text.replace(fault.old, fault.new))
+    change_once(csrc / fault.file, fault.old, fault.new, fault.what)
     return csrc
 
 

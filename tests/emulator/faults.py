@@ -117,15 +117,17 @@ def plant(fault: Fault, folder: Path) -> Path:
     """A copy of the sources with the fault in them; returns its csrc."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    file = csrc / "cuda" / fault.file
-    text = file.read_text()
-    if text.count(fault.old) != 1:
-        raise LookupError(
-            f"{fault.file} has {text.count(fault.old)} times, not once, the text that the fault "
-            f"{fault.kind!r} changes: {fault.old!r}"
-        )
-    file.write_text(text.replace(fault.old, fault.new))
+    change_once(csrc / "cuda" / fault.file, fault.old, fault.new, fault.kind)
     return csrc
+
+
+def change_once(file: Path, old: str, new: str, fault: str) -> None:
+    text = file.read_text()
+    if text.count(old) != 1:
+        raise LookupError(
+            f"{file.name} has {text.count(old)} times, not once, the text that the fault {fault!r} changes: {old!r}"
+        )
+    file.write_text(text.replace(old, new))
 
 
 def includes(source: Path, seen: set[Path]) -> set[Path]:
