@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from semi import page, runs, summary
+from semi_supervised import page, runs, summary
 
 
 def main(arguments=None):

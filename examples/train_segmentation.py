@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi import evaluate, summary, tiles
-from semi.folder import FolderData, batches
-from semi.network import SegmentationNetwork
-from semi.trainer import Settings, Trainer
+from semi_supervised import evaluate, summary, tiles
+from semi_supervised.folder import FolderData, batches
+from semi_supervised.network import SegmentationNetwork
+from semi_supervised.trainer import Settings, Trainer
 
 
 def main(arguments=None):

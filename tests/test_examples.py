@@ -22,9 +22,9 @@ sys.path.insert(0, str(EXAMPLES))
 
 import demo  # noqa: E402
 import train_segmentation  # noqa: E402
-from semi import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
-from semi.network import SegmentationNetwork  # noqa: E402
-from semi.trainer import Settings, Trainer, class_weights  # noqa: E402
+from semi_supervised import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
+from semi_supervised.network import SegmentationNetwork  # noqa: E402
+from semi_supervised.trainer import Settings, Trainer, class_weights  # noqa: E402
 
 TINY = "--steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
 TINY_DEMO = TINY.split(" ")

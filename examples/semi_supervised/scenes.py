@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from semi.augment import random_crop
+from semi_supervised.augment import random_crop
 
 CLASS_NAMES = ("background", *map(str, range(10)))
 SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # of the digits themselves

@@ -5,9 +5,9 @@ import statistics
 from html import escape
 from pathlib import Path
 
-from semi import figures, summary, tiles
-from semi.runs import CONTROL, METHODS, TREATED, Plan, held_out_scenes
-from semi.scenes import CLASS_NAMES
+from semi_supervised import figures, summary, tiles
+from semi_supervised.runs import CONTROL, METHODS, TREATED, Plan, held_out_scenes
+from semi_supervised.scenes import CLASS_NAMES
 
 
 def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: dict) -> None:

@@ -11,9 +11,9 @@ from threadpoolctl import threadpool_limits
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of the backend
 
-from semi import tiles
-from semi.scenes import CLASS_NAMES
-from semi.tiles import COLOURS, IGNORED
+from semi_supervised import tiles
+from semi_supervised.scenes import CLASS_NAMES
+from semi_supervised.tiles import COLOURS, IGNORED
 
 METHOD_COLOURS = {
     "supervised": "#8b95a3",

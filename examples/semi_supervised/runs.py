@@ -16,11 +16,11 @@ import torch
 
 from dgcl_ops import entropy_filter
 from dgcl_ops.labels import CLASSIFICATION_DROP
-from semi import evaluate
-from semi.network import SegmentationNetwork
-from semi.scenes import DigitScenes, draw_scenes
-from semi.summary import Run
-from semi.trainer import Settings, Trainer
+from semi_supervised import evaluate
+from semi_supervised.network import SegmentationNetwork
+from semi_supervised.scenes import DigitScenes, draw_scenes
+from semi_supervised.summary import Run
+from semi_supervised.trainer import Settings, Trainer
 
 CONTROL, TREATED = "self-training", "density contrast"
 METHODS = {

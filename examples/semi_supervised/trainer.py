@@ -33,7 +33,7 @@ from dgcl_ops.labels import (
     poly_learning_rate,
     training_progress,
 )
-from semi.augment import cutmix, jitter
+from semi_supervised.augment import cutmix, jitter
 
 
 @dataclass(frozen=True)
