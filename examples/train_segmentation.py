@@ -21,7 +21,7 @@ from PIL import Image
 from semi_supervised import evaluate, summary, tiles
 from semi_supervised.folder import FolderData, batches
 from semi_supervised.network import SegmentationNetwork
-from semi_supervised.trainer import Settings, Trainer
+from semi_supervised.trainer import SMALL, Settings, Trainer
 
 
 def main(arguments=None):
@@ -97,7 +97,7 @@ def train(options, weight: float, seed: int) -> summary.Run | None:
         learning_rate=options.learning_rate,
         ema_maximum=0.99,
         balance=options.balance,
-        exclude_classes=tuple(options.exclude_classes),
+        contrast={**SMALL, "exclude_classes": options.exclude_classes},
     )
     out = options.out / f"weight-{weight:g}-seed-{seed}"
     torch.manual_seed(seed)  # the weights at the start
@@ -136,7 +136,7 @@ def run_training(trainer, out, options):
             print(f"step {step:5d}/{settings.steps}  {losses}  {left:.0f} s left", flush=True)
         if step % options.evaluate_every == 0 and step < settings.steps:
             sizes = data.num_classes, data.ignore_index
-            matrix = evaluate.confusion_matrix(trainer.teacher, batches(data.val), *sizes)
+            matrix = evaluate.confusion_matrix(trainer.teacher.module, batches(data.val), *sizes)
             trainer.history.append({"step": step, "validation": evaluate.mean_iou(matrix)})
             print(f"{len(data.val)} validation images: mIoU {evaluate.mean_iou(matrix):.2f} %")
         if step % options.save_every == 0 or step in (settings.steps, options.stop_at):
@@ -148,9 +148,9 @@ def run_training(trainer, out, options):
 def report(trainer, method, out, started) -> summary.Run:
     """Measures the teacher on the test images; writes metrics, IoU by class and overlays."""
     data, sizes = trainer.data, (trainer.data.num_classes, trainer.data.ignore_index)
-    matrix = evaluate.confusion_matrix(trainer.teacher, batches(data.test), *sizes)
+    matrix = evaluate.confusion_matrix(trainer.teacher.module, batches(data.test), *sizes)
     features, classes = evaluate.sample_features(
-        trainer.teacher, batches(data.test), data.num_classes
+        trainer.teacher.module, batches(data.test), data.num_classes
     )
     run = summary.Run(
         method=method,

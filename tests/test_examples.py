@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
@@ -24,11 +25,12 @@ import demo  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.trainer import Settings, Trainer, class_weights  # noqa: E402
+from semi_supervised.trainer import SMALL, Settings, Trainer, class_weights, optimizer  # noqa: E402
 
 TINY = "--steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
 TINY_DEMO = TINY.split(" ")
-SETTINGS = Settings(steps=9, warm_up=3, batch=2, bank_capacity=64, exclude_classes=(0,))
+CONTRAST = {**SMALL, "bank_capacity": 64, "exclude_classes": (0,)}
+SETTINGS = Settings(steps=9, warm_up=3, batch=2, contrast=CONTRAST)
 
 
 # ---- the demo -----------------------------------------------------------------------------------
@@ -233,6 +235,56 @@ def test_supervised_loss_weighs_classes_and_survives_an_unlabelled_crop():
     assert trainer.supervised(logits, torch.full_like(labels, 255)) == 0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd", "head_factor": 10.0},
+        {"teacher_mode": "eval"},
+        {"bfloat16": True},
+        {"density_of": "projections"},
+        {"contrast": {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}},
+        {"contrast": {**CONTRAST, "paper": "voc", "start": "per_class", "min_rows": 16}},
+    ],
+    ids=str,
+)
+def test_settings_reach_the_step(changes):
+    usual, changed = make_trainer(), make_trainer(**changes)
+    for trainer in (usual, changed):
+        trainer.run(record_every=1)
+    assert changed.history[-1]["contrast"] > 0
+    assert all(math.isfinite(value) for record in changed.history for value in record.values())
+    assert changed.history != usual.history
+
+
+def test_learning_rates_of_backbone_head_and_frozen_parameters():
+    trainer = make_trainer()
+    network = trainer.student
+    network.backbone = network.down
+    network.lateral.requires_grad_(False)
+    settings = replace(SETTINGS, optimizer="sgd", head_factor=10.0, learning_rate=0.1)
+    groups = optimizer(settings, network, trainer.projection).param_groups
+    assert [group["factor"] for group in groups] == [1.0, 10.0]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.down.parameters()}
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held.isdisjoint(id(p) for p in network.lateral.parameters())
+    assert held >= {id(p) for p in (*trainer.projection.parameters(), network.classifier.weight)}
+
+
+def test_teacher_is_the_mean_of_the_students_so_far():
+    trainer = make_trainer()
+    weights = []
+    for _ in range(4):
+        trainer.train_step()
+        weights.append(trainer.student.classifier.weight.detach().clone())
+    mean = torch.stack(weights).mean(0)  # the ramp of the decay; 0.97 is reached after 33 steps
+    torch.testing.assert_close(trainer.teacher.module.classifier.weight, mean)
+
+
+def test_settings_refuse_unknown_choices():
+    with pytest.raises(ValueError, match=r"teacher_mode must be one of .*, got 'frozen'"):
+        Settings(teacher_mode="frozen")
+
+
 # ---- the pieces ---------------------------------------------------------------------------------
 
 
@@ -278,7 +330,7 @@ def test_density_map_is_zero_where_there_is_no_bank():
     empty = make_trainer()
     assert not evaluate.density_map(empty.student, empty.contrast, images)[1].any()
 
-    trainer = make_trainer(exclude_classes=())
+    trainer = make_trainer(contrast={**CONTRAST, "exclude_classes": ()})
     trainer.run()
     predicted, density = evaluate.density_map(trainer.student, trainer.contrast, images)
     assert density.shape == predicted.shape == (2, 64, 64)

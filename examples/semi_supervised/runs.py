@@ -20,7 +20,7 @@ from semi_supervised import evaluate
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.scenes import DigitScenes, draw_scenes
 from semi_supervised.summary import Run
-from semi_supervised.trainer import Settings, Trainer
+from semi_supervised.trainer import SMALL, Settings, Trainer
 
 CONTROL, TREATED = "self-training", "density contrast"
 METHODS = {
@@ -40,7 +40,9 @@ class Plan:
     evaluate_every: int = 50  # steps
     shown: int = 6  # held-out scenes in the report
     split: str = "test"  # "val" to try settings on
-    settings: Settings = field(default_factory=lambda: Settings(exclude_classes=(0,)))
+    settings: Settings = field(
+        default_factory=lambda: Settings(contrast={**SMALL, "exclude_classes": (0,)})
+    )
 
     def settings_of(self, method: str, seed: int) -> Settings:
         """All methods share everything but one number."""
@@ -71,7 +73,7 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
             matrices[trainer.step] = evaluate.confusion_matrix(trainer.teacher, held_out, *sizes)
 
     trainer.run(record_every=1, after_step=after_step)
-    features, classes = evaluate.sample_features(trainer.teacher, held_out, data.num_classes)
+    features, classes = evaluate.sample_features(trainer.teacher.module, held_out, data.num_classes)
     return Run(
         method=method,
         seed=seed,

@@ -7,16 +7,16 @@ differs. Both runs therefore see the same batches, the same random numbers and t
 that differs in any of these can move by more than the method does.
 """
 
-import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from dgcl_ops import (
     DensityContrastLoss,
@@ -35,6 +35,16 @@ from dgcl_ops.labels import (
 )
 from semi_supervised.augment import cutmix, jitter
 
+# The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
+SMALL = {
+    "bank_capacity": 1024,
+    "rows_per_push": 64,
+    "max_candidates": 512,
+    "num_anchors": 32,
+    "num_keys": 16,
+    "num_negatives": 256,
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,28 +56,40 @@ class Settings:
     steps: int = 500
     warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
     batch: int = 8  # labelled images a step, and as many unlabelled ones
+    optimizer: str = "adamw"  # or "sgd"
     learning_rate: float = 3e-3
+    head_factor: float = 1.0  # times the learning rate, for all but `network.backbone`
+    momentum: float = 0.9  # of SGD
     weight_decay: float = 1e-2
     ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
-    temperature: float = 0.5
+    teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
+    cutmix: float = 0.5  # probability
+    balance: float = (
+        0.0  # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
+    )
+    bfloat16: bool = False  # autocast
     projection_dim: int = 32
-    # The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
-    bank_capacity: int = 1024
-    rows_per_push: int = 64
-    max_candidates: int = 512
-    num_anchors: int = 32
-    num_keys: int = 16
-    num_negatives: int = 256
-    exclude_classes: tuple[int, ...] = ()
-    # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
-    balance: float = 0.0
+    density_of: str = "features"  # or "projections"
+    # Arguments of DensityContrastLoss; {"paper": "voc"} takes DensityContrastLoss.paper.
+    contrast: dict = field(default_factory=lambda: dict(SMALL))
+
+    def __post_init__(self):
+        for name, choices in (
+            ("optimizer", ("adamw", "sgd")),
+            ("teacher_mode", ("train", "eval")),
+            ("density_of", ("features", "projections")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
 
 
 class Trainer:
     """Trains a network on labelled and unlabelled images.
 
     Args:
-        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w].
+        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w]. Its
+            `backbone`, if it has one, learns at the plain rate, the rest at `head_factor` times that. Parameters
+            that need no gradient stay as they are.
         data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels), `unlabelled(count, rng)` ->
             images, both drawing from the generator they are given and from nothing else; `description()` -> dict,
             what a resumed run must find again; for `settings.balance` also `pixels`, each class's labelled pixels.
@@ -83,36 +105,21 @@ class Trainer:
         self.data, self.settings, self.device = data, settings, torch.device(device)
         self.step, self.history = 0, []
         self.student = network.to(self.device, memory_format=torch.channels_last)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher = AveragedModel(self.student, avg_fn=self._average)
+        self.teacher.requires_grad_(False)
         self.tap = FeatureTap(self.student, "classifier")
         feature_dim = self.student.classifier.in_channels
         self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
-        self.contrast = DensityContrastLoss(
-            data.num_classes,
-            feature_dim,
-            settings.projection_dim,
-            temperature=settings.temperature,
-            num_anchors=settings.num_anchors,
-            num_keys=settings.num_keys,
-            num_negatives=settings.num_negatives,
-            max_candidates=settings.max_candidates,
-            bank_capacity=settings.bank_capacity,
-            rows_per_push=settings.rows_per_push,
-            exclude_classes=settings.exclude_classes,
-            ignore_index=data.ignore_index,
-            seed=settings.seed,
-        )
+        self.contrast = contrast_loss(settings, data, feature_dim)
         self.projection.to(self.device)
         self.contrast.to(self.device)
+        strategy = self.contrast.strategy
+        self.asks_confidence = "confidence" in strategy.anchors + strategy.keys
         self.class_weights = torch.ones(data.num_classes, device=self.device)
         if settings.balance:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
-        self.optimizer = torch.optim.AdamW(
-            [*self.student.parameters(), *self.projection.parameters()],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = optimizer(settings, self.student, self.projection)
 
     # ---- the method -----------------------------------------------------------------------------
 
@@ -124,23 +131,31 @@ class Trainer:
 
         # The teacher labels the weak view. Its least certain pixels are ignored, far more of them for the contrast.
         with torch.no_grad():
-            logits = self.teacher(torch.cat((images, weak)))[labelled:]
+            logits = self.teacher(torch.cat((images, weak)))
         progress = training_progress(self.step, settings.warm_up, settings.steps)
-        pseudo = entropy_filter(
-            logits, 1 - classification_drop_fraction(progress), ignore_index=ignore
+        pseudo, reliable = (
+            entropy_filter(logits[labelled:], 1 - drop(progress), ignore_index=ignore)
+            for drop in (classification_drop_fraction, contrast_drop_fraction)
         )
-        reliable = entropy_filter(logits, 1 - contrast_drop_fraction(progress), ignore_index=ignore)
+        views = [jitter(weak, rng), pseudo, reliable]
+        if self.asks_confidence:
+            confidence = logits.softmax(1).amax(1)
+            views.append(confidence[labelled:])
 
         # The student sees both halves in one batch: other colours, and boxes of other images in the unlabelled half.
-        strong, pseudo, reliable = cutmix(rng, jitter(weak, rng), pseudo, reliable)
+        strong, pseudo, reliable, *rest = cutmix(rng, *views, probability=settings.cutmix)
         logits = self.student(torch.cat((jitter(images, rng), strong)))
         features = self.tap.pop()
         supervised = self.supervised(logits[:labelled], labels)
         unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
 
         # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
-        small = resize_labels(torch.cat((labels, reliable)), features.shape[-2:])
-        contrast = self.contrast(self.projection(features), small, features)
+        projections, size = self.projection(features), features.shape[-2:]
+        small = resize_labels(torch.cat((labels, reliable)), size)
+        if self.asks_confidence:
+            rest = [F.interpolate(torch.cat((confidence[:labelled], *rest))[:, None], size)[:, 0]]
+        densities_of = features if settings.density_of == "features" else projections
+        contrast = self.contrast(projections, small, densities_of.detach(), *rest)
 
         total = supervised + settings.unlabelled_weight * unlabelled
         total = total + settings.contrast_weight * contrast
@@ -183,28 +198,22 @@ class Trainer:
         settings = self.settings
         rng = np.random.default_rng((settings.seed, self.step))
         self.student.train()
-        self.teacher.train()  # batch norm by batch statistics, as in the paper
+        self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
-        losses = self.warm_up_losses(rng) if warm_up else self.losses(rng)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            losses = self.warm_up_losses(rng) if warm_up else self.losses(rng)
         for group in self.optimizer.param_groups:
-            group["lr"] = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
+            rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad()
         losses["total"].backward()
         self.optimizer.step()
-        self._update_teacher(ema_decay(self.step, settings.ema_maximum), copy_buffers=warm_up)
+        self.teacher.update_parameters(self.student)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
-    @torch.no_grad()
-    def _update_teacher(self, decay, copy_buffers):
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        for average, current in pairs:
-            average.lerp_(current, 1 - decay)
-        if copy_buffers:  # in the warm-up the teacher sees no images of its own
-            for average, current in zip(
-                self.teacher.buffers(), self.student.buffers(), strict=True
-            ):
-                average.copy_(current)
+    def _average(self, average, current, _):
+        return average.lerp(current, 1 - ema_decay(self.step, self.settings.ema_maximum))
 
     def run(
         self,
@@ -269,6 +278,35 @@ class Trainer:
         return asdict(self.settings) | self.data.description()
 
     _parts = ("student", "teacher", "projection", "contrast", "optimizer")
+
+
+def contrast_loss(settings: Settings, data, feature_dim: int) -> DensityContrastLoss:
+    """The loss that `settings.contrast` describes, for these data."""
+    arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if settings.density_of == "projections":
+        feature_dim = settings.projection_dim
+    sizes = data.num_classes, feature_dim, settings.projection_dim
+    if "paper" in arguments:
+        return DensityContrastLoss.paper(arguments.pop("paper"), *sizes, **arguments)
+    return DensityContrastLoss(*sizes, **arguments)
+
+
+def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):
+    """AdamW or SGD; `network.backbone`, if there is one, at the plain learning rate."""
+    backbone = {id(p) for p in getattr(network, "backbone", nn.Module()).parameters()}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in backbone], "factor": 1.0},
+        {
+            "params": [p for p in trained if id(p) not in backbone] + [*projection.parameters()],
+            "factor": settings.head_factor,
+        },
+    ]
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
