@@ -1,0 +1,103 @@
+"""Images and their labels on disk, in the formats that the data sets come in."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LABELS = 2**16  # values that a label PNG can hold
+CITYSCAPES_IMAGE = "_leftImg8bit"  # ends the name of each of its images
+# Cityscapes' 19 classes in the order of their train ids, by the id that its files hold; all other ids are ignored.
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+TRAIN_IDS = np.full(34, 255, dtype=np.uint8)
+TRAIN_IDS[list(CITYSCAPES_IDS)] = range(len(CITYSCAPES_IDS))
+
+
+class Sample(NamedTuple):
+    """An image with its label: a PNG with a class in each pixel, SBD's .mat, or Cityscapes' *_labelIds.png."""
+
+    image: Path
+    label: Path
+
+    @property
+    def name(self) -> str:
+        return name_of(self.image)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """[3, H, W] in [0, 1] and [H, W] int64."""
+        return read_image(self.image), torch.from_numpy(read_label(self).astype(np.int64))
+
+
+def name_of(image: Path) -> str:
+    """What lists call an image: "2007_000032", "aachen_000000_000019"."""
+    return Path(image).stem.removesuffix(CITYSCAPES_IMAGE)
+
+
+def batches(samples: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole images with their labels, one at a time, since their sizes may differ."""
+    for sample in samples:
+        image, label = sample.read()
+        yield image[None], label[None]
+
+
+def list_images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_TYPES)
+    if not images:
+        raise ValueError(f"folder {folder} must hold images ({' '.join(IMAGE_TYPES)}), got none")
+    return images
+
+
+def read_image(path: Path) -> Tensor:
+    """[3, H, W] float32 in [0, 1]."""
+    with _open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def read_label(sample: Sample) -> np.ndarray:
+    """[H, W] integers, of the image's size. A PNG with a palette, as VOC's, gives the indices, not the colours."""
+    with _open(sample.image) as image:
+        size = image.size
+    if sample.label.suffix == ".mat":
+        pixels = _read_sbd(sample.label)
+    else:
+        with _open(sample.label) as label:
+            pixels = np.array(label)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
+        raise ValueError(
+            f"a label must have one channel of integers, got {pixels.dtype} {list(pixels.shape)} in {sample.label}"
+        )
+    if pixels.shape != size[::-1]:
+        raise ValueError(
+            f"a label must have its image's size {size[0]} x {size[1]}, "
+            f"got {pixels.shape[1]} x {pixels.shape[0]} in {sample.label}"
+        )
+    limit = len(TRAIN_IDS) if sample.label.name.endswith("_labelIds.png") else LABELS
+    for value in (pixels.min(), pixels.max()):
+        if not 0 <= value < limit:
+            raise ValueError(f"labels must lie in [0, {limit}), got {value} in {sample.label}")
+    return TRAIN_IDS[pixels] if limit < LABELS else pixels
+
+
+def _read_sbd(path):
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+    except (MatReadError, ValueError, KeyError, TypeError):
+        raise ValueError(f"cannot read {path} as a label of SBD (GTcls.Segmentation)") from None
+
+
+def _open(path):
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot read {path} as an image") from None

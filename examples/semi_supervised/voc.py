@@ -1,0 +1,62 @@
+"""PASCAL VOC 2012 with the labels of SBD, in the folders that they are distributed in."""
+
+from pathlib import Path
+
+from semi_supervised.folder import FolderData
+from semi_supervised.images import Sample
+
+
+class VocData(FolderData):
+    """10,582 training images: VOC's 1,464 and those that SBD adds; VOC's validation images to evaluate on.
+
+    Args:
+        data: VOCdevkit/VOC2012, with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt.
+        sbd: SBD's dataset/ folder, with cls/*.mat, train.txt and val.txt. By default SegmentationClassAug/ beside
+            JPEGImages/ holds the labels of all training images as PNGs.
+        options: see FolderData.
+
+    Raises:
+        FileNotFoundError: something of that is missing.
+    """
+
+    def __init__(self, data: Path, *, sbd: Path | None = None, num_classes: int = 21, **options):
+        self.sbd = None if sbd is None else Path(sbd)
+        super().__init__(data, num_classes=num_classes, **options)
+
+    def find_splits(self, root: Path) -> dict[str, list[Sample]]:
+        lists = root / "ImageSets" / "Segmentation"
+        val = read_names(lists / "val.txt", "data")
+        labels = {name: root / "SegmentationClass" / f"{name}.png" for name in val}
+        if self.sbd is None:
+            folder = root / "SegmentationClassAug"
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"data: {root} must hold SegmentationClassAug/, or sbd must name SBD's dataset/ folder"
+                )
+            added = {path.stem: path for path in folder.glob("*.png")}
+        else:
+            names = [
+                name
+                for split in ("train", "val")
+                for name in read_names(self.sbd / f"{split}.txt", "sbd")
+            ]
+            added = {name: self.sbd / "cls" / f"{name}.mat" for name in names}
+            for name in read_names(lists / "train.txt", "data"):  # VOC's own labels are finer
+                added[name] = root / "SegmentationClass" / f"{name}.png"
+        train = sorted(added.keys() - labels.keys())
+        labels = added | labels
+        splits = {
+            split: [Sample(root / "JPEGImages" / f"{name}.jpg", labels[name]) for name in names]
+            for split, names in (("train", train), ("val", val))
+        }
+        for sample in (*splits["train"], *splits["val"]):
+            for path in sample:
+                if not path.is_file():
+                    raise FileNotFoundError(f"{path} is missing, which the lists name")
+        return splits
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: there is no list {path}")
+    return path.read_text().split()
