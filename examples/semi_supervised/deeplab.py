@@ -1,0 +1,98 @@
+"""The network of the published runs: DeepLabV3+ on ResNet-101, its parts taken from segmentation_models.pytorch.
+
+pip install segmentation-models-pytorch
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from semi_supervised.network import resize
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the backbone has seen
+
+
+class DeepLabV3Plus(nn.Module):
+    """Features of stride 4, 256 channels: a window of 513 x 513 gives 129 x 129.
+
+    segmentation_models.pytorch's own forward takes sides that the stride divides, and 513 is none: here the coarse map
+    is resized to the fine one's size.
+
+    Args:
+        num_classes: C.
+        encoder: a name that segmentation_models.pytorch knows, of a ResNet.
+        weights: file with a state_dict of the backbone (torchvision's resnet101-*.pth); None: random weights.
+        output_stride: of the backbone, 16 or 8.
+        atrous_rates: dilations of the pyramid.
+        auxiliary: whether a second head reads the backbone's third stage.
+
+    Raises:
+        ValueError: the file holds no weights of this backbone.
+
+    Shape:
+        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]; with `auxiliary=True` also the second head's.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        encoder: str = "resnet101",
+        weights: Path | None = None,
+        output_stride: int = 16,
+        atrous_rates: tuple[int, ...] = (6, 12, 18),
+        auxiliary: bool = False,
+    ):
+        super().__init__()
+        import segmentation_models_pytorch as smp
+
+        parts = smp.DeepLabV3Plus(
+            encoder,
+            encoder_weights=None,
+            encoder_output_stride=output_stride,
+            decoder_atrous_rates=tuple(atrous_rates),
+            decoder_aspp_separable=False,
+            classes=num_classes,
+        )
+        self.backbone, self.decoder = parts.encoder, parts.decoder
+        self.classifier = parts.segmentation_head[0]
+        self.auxiliary = (
+            auxiliary_head(self.backbone.out_channels[-2], num_classes) if auxiliary else None
+        )
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        if weights is not None:
+            load_weights(self.backbone, Path(weights))
+
+    def forward(self, images: Tensor, auxiliary: bool = False):
+        size = images.shape[-2:]
+        maps = self.backbone((images - self.mean) / self.std)
+        fine = self.decoder.block1(maps[2])
+        coarse = resize(self.decoder.aspp(maps[-1]), fine.shape[-2:])
+        features = self.decoder.block2(torch.cat((coarse, fine), 1))  # [B, 256, H / 4, W / 4]
+        logits = resize(self.classifier(features), size)
+        if not auxiliary:
+            return logits
+        return logits, resize(self.auxiliary(maps[-2]), size)
+
+
+def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, 256, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(256),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(256, num_classes, kernel_size=1),
+    )
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}")
+    try:
+        backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"weights: {path} must hold the backbone's state_dict: {reason}") from None

@@ -1,0 +1,100 @@
+"""What decides a run, and what is built from it: the density loss, the optimizer, the class weights."""
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgcl_ops import DensityContrastLoss
+
+# The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
+SMALL = {
+    "bank_capacity": 1024,
+    "rows_per_push": 64,
+    "max_candidates": 512,
+    "num_anchors": 32,
+    "num_keys": 16,
+    "num_negatives": 256,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what a run computes, besides the data and the network."""
+
+    seed: int = 0
+    contrast_weight: float = 0.5  # 0: plain self-training
+    unlabelled_weight: float = 0.5
+    steps: int = 500
+    warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
+    batch: int = 8  # labelled images a step, and as many unlabelled ones
+    optimizer: str = "adamw"  # or "sgd"
+    learning_rate: float = 3e-3
+    head_factor: float = 1.0  # times the learning rate, for all but `network.backbone`
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 1e-2
+    ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
+    teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
+    cutmix: float = 0.5  # probability
+    # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
+    balance: float = 0.0
+    # [0.7, 100_000]: of the labelled pixels those whose class has a probability of 0.7 at most, and 100,000 at least
+    ohem: list | None = None
+    auxiliary_weight: float = 0.0  # of the supervised loss of the network's second head
+    bfloat16: bool = False  # autocast
+    projection_dim: int = 32
+    density_of: str = "features"  # or "projections"
+    # Arguments of DensityContrastLoss; {"paper": "voc"} takes DensityContrastLoss.paper.
+    contrast: dict = field(default_factory=lambda: dict(SMALL))
+
+    def __post_init__(self):
+        for field_ in fields(self):
+            value, kind = getattr(self, field_.name), field_.type
+            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                name = getattr(kind, "__name__", kind)
+                raise TypeError(f"{field_.name} must be of type {name}, got {value!r}")
+        for name, choices in (
+            ("optimizer", ("adamw", "sgd")),
+            ("teacher_mode", ("train", "eval")),
+            ("density_of", ("features", "projections")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+
+
+def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> DensityContrastLoss:
+    """What `settings.contrast` describes, for these data. The published one divides its gradient by `ranks`."""
+    arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if settings.density_of == "projections":
+        feature_dim = settings.projection_dim
+    sizes = data.num_classes, feature_dim, settings.projection_dim
+    if "paper" in arguments:
+        name = arguments.pop("paper")
+        return DensityContrastLoss.paper(name, *sizes, **{"world_size": ranks, **arguments})
+    return DensityContrastLoss(*sizes, **arguments)
+
+
+def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):
+    """AdamW or SGD; `network.backbone`, if there is one, at the plain learning rate."""
+    backbone = {id(p) for p in getattr(network, "backbone", nn.Module()).parameters()}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in backbone], "factor": 1.0},
+        {
+            "params": [p for p in trained if id(p) not in backbone] + [*projection.parameters()],
+            "factor": settings.head_factor,
+        },
+    ]
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
+    """(median pixels of a class / pixels of class c) ** balance, within [1/4, 5]: [C]."""
+    pixels = torch.as_tensor(pixels, dtype=torch.float32)
+    return (pixels[pixels > 0].median() / pixels.clamp(min=1)).pow(balance).clamp(0.25, 5)
