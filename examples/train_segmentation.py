@@ -1,16 +1,19 @@
-"""Trains a segmentation network on a folder of images, few of them labelled, with the density loss.
+"""Trains a segmentation network on images of which few are labelled, with the density loss.
 
     python examples/train_segmentation.py --data DIR --labelled 46
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
+    python examples/train_segmentation.py --config examples/configs/voc_1_16.yaml data=VOCdevkit/VOC2012 weights=FILE
+    torchrun --nproc-per-node 4 examples/train_segmentation.py --config ...
 
-DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG of its image's name, with
-a class in each pixel. Several seeds or weights are trained one after the other and compared, seed by seed. Every run
-writes its checkpoint, metrics and some overlays into a folder of its own under --out.
+Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG of its
+image's name, with a class in each pixel. Several seeds or weights are trained one after the other and compared, seed by
+seed. Every run writes its checkpoint, log, metrics and some overlays into a folder of its own under --out.
 """
 
 import argparse
 import csv
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,51 +21,55 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi_supervised import evaluate, summary, tiles
-from semi_supervised.folder import FolderData, batches
-from semi_supervised.network import SegmentationNetwork
-from semi_supervised.trainer import SMALL, Settings, Trainer
+from semi_supervised import distributed, evaluate, summary, tiles
+from semi_supervised.config import Config
+from semi_supervised.images import batches
+from semi_supervised.logs import Log
+from semi_supervised.trainer import Trainer
+from tqdm import tqdm
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def main(arguments=None):
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
-        check(options)
+        shorthands = {name: getattr(options, name) for name in ("data", "labelled", "unlabelled")}
+        config = Config(options.config, options.overrides, **shorthands)
+        check(options, config)
+        options.device = distributed.start(options.device)
         trained = [
-            train(options, weight, seed)
+            train(options, config, weight, seed)
             for weight in options.contrast_weight
             for seed in options.seeds
         ]
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    if None in trained:  # stopped early
+    distributed.stop()
+    if None in trained:  # stopped early, or not the first rank
         return
     heaviest = max(options.contrast_weight)
     result = summary.summarise(trained, name_of(0.0), name_of(heaviest))
     print(f"\n{summary.as_text(result)}")
-    facts = {name: str(value) for name, value in vars(options).items()} | summary.environment()
-    text = json.dumps({"facts": facts, **result}, indent=1, allow_nan=False)
+    facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
+    text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
     (options.out / "metrics.json").write_text(text)
     print(f"\nresults are in {options.out}")
 
 
-def check(options):
-    """Rules between options; those of the data are FolderData's."""
-    warm_up = options.steps // 3 if options.warm_up is None else options.warm_up
-    if not 0 <= warm_up <= options.steps:
-        raise ValueError(f"--warm-up must lie in [0, {options.steps}], got {warm_up}")
-    options.warm_up = warm_up
-    if len(options.crop) > 2 or min(options.crop) < 16:
-        raise ValueError(f"--crop must be a height and a width from 16 on, got {options.crop}")
+def check(options, config):
+    """Rules between options; those of the keys are Config's, those of the data their own."""
+    options.seeds = options.seeds or [config.values.get("seed", 0)]
+    options.contrast_weight = options.contrast_weight or [config.values.get("contrast_weight", 0.5)]
     if min(options.contrast_weight) < 0:
-        raise ValueError(f"--contrast-weight must not be negative, got {options.contrast_weight}")
+        raise ValueError(f"contrast_weight must not be negative, got {options.contrast_weight}")
     if min(options.seeds) < 0:
-        raise ValueError(f"--seeds must not be negative, got {options.seeds}")
+        raise ValueError(f"seeds must not be negative, got {options.seeds}")
     for name in ("seeds", "contrast_weight"):
         values = getattr(options, name)
         if len(set(values)) < len(values):
-            raise ValueError(f"--{name.replace('_', '-')} must differ, got {values}")
+            raise ValueError(f"{name} must differ, got {values}")
         if len(values) > 1 and (options.resume or options.stop_at):
             raise ValueError(f"--resume and --stop-at are for one run, got {name} {values}")
     try:
@@ -75,80 +82,84 @@ def name_of(weight):
     return "self-training" if weight == 0 else f"contrast weight {weight:g}"
 
 
-def train(options, weight: float, seed: int) -> summary.Run | None:
-    """One run; None if it was told to stop before its end."""
+def train(options, config, weight: float, seed: int) -> summary.Run | None:
+    """One run; None if it was told to stop before its end, and on all ranks but the first."""
     started = time.perf_counter()
-    data = FolderData(
-        options.data,
-        labelled=options.labelled,
-        crop=(options.crop[0], options.crop[-1]),
-        seed=seed,
-        num_classes=options.num_classes,
-        ignore_index=options.ignore_index,
-        unlabelled=options.unlabelled,
-        mirror=not options.no_mirror,
+    rank, ranks = distributed.rank_and_ranks()
+    data = config.make_data(seed)
+    settings = config.make_settings(
+        len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
     )
-    settings = Settings(
-        seed=seed,
-        contrast_weight=weight,
-        steps=options.steps,
-        warm_up=options.warm_up,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        ema_maximum=0.99,
-        balance=options.balance,
-        contrast={**SMALL, "exclude_classes": options.exclude_classes},
-    )
-    out = options.out / f"weight-{weight:g}-seed-{seed}"
     torch.manual_seed(seed)  # the weights at the start
-    network = SegmentationNetwork(
-        data.num_classes, widths=(32, 64, 128, 128), feature_dim=64, feature_stride=4
+    network = distributed.with_shared_batch_norm(
+        config.make_network(data.num_classes), options.device
     )
-    trainer = Trainer(network, data, settings, options.device)
-    print(
+    trainer = Trainer(network, data, settings, options.device, config.run.workers)
+    say = print if rank == 0 else lambda *_: None
+    say(
         f"\n{name_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
-        f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {options.device}"
+        f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
-        print(f"no labelled image shows the classes {unseen}: they cannot be learned")
+        say(f"no labelled image shows the classes {unseen}: they cannot be learned")
     if options.resume:
         trainer.load(options.resume)
-        print(f"continues {options.resume} at step {trainer.step}")
+        say(f"continues {options.resume} at step {trainer.step}")
+    out = options.out / f"weight-{weight:g}-seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    run_training(trainer, out, options)
+    run_training(trainer, out, options, config.run)
     if trainer.step < settings.steps:
-        print(f"stopped at step {trainer.step}; continue with --resume {out / 'checkpoint.pt'}")
+        say(f"stopped at step {trainer.step}; continue with --resume {out / 'checkpoint.pt'}")
         return None
     return report(trainer, name_of(weight), out, started)
 
 
-def run_training(trainer, out, options):
+def run_training(trainer, out, options, every):
     """Trains, with a line now and then, and saves."""
-    data, settings = trainer.data, trainer.settings
-    first, started = trainer.step, time.perf_counter()
+    data, settings, first = trainer.data, trainer.settings, trainer.rank == 0
+    log = Log(out, trainer.history) if first else None
+    hidden = None if first else True  # None: unless standard error is a terminal
+    bar = tqdm(total=settings.steps, initial=trainer.step, unit="step", disable=hidden)
+
+    def say(text):
+        if first:
+            bar.write(text, file=sys.stdout)
 
     def after_step(trainer):
         step, record = trainer.step, dict(trainer.history[-1]) if trainer.history else {}
+        bar.update()
         if record.pop("step", None) == step:
-            left = (time.perf_counter() - started) / (step - first) * (settings.steps - step)
             losses = "  ".join(f"{name} {value:.3f}" for name, value in record.items())
-            print(f"step {step:5d}/{settings.steps}  {losses}  {left:.0f} s left", flush=True)
-        if step % options.evaluate_every == 0 and step < settings.steps:
-            sizes = data.num_classes, data.ignore_index
-            matrix = evaluate.confusion_matrix(trainer.teacher.module, batches(data.val), *sizes)
-            trainer.history.append({"step": step, "validation": evaluate.mean_iou(matrix)})
-            print(f"{len(data.val)} validation images: mIoU {evaluate.mean_iou(matrix):.2f} %")
-        if step % options.save_every == 0 or step in (settings.steps, options.stop_at):
+            say(f"step {step:5d}/{settings.steps}  {losses}")
+        if step % every.evaluate_every == 0 and step < settings.steps:
+            miou = evaluate.mean_iou(confusion_matrix(trainer, data.val))
+            trainer.history.append({"step": step, "validation": miou})
+            say(f"{len(data.val)} validation images: mIoU {miou:.2f} %")
+        if first and trainer.history and trainer.history[-1]["step"] == step:
+            log.write(trainer.history)
+        if step % every.save_every == 0 or step in (settings.steps, options.stop_at):
             trainer.save(out / "checkpoint.pt")
 
-    trainer.run(until=options.stop_at, record_every=options.report_every, after_step=after_step)
+    trainer.run(until=options.stop_at, record_every=every.report_every, after_step=after_step)
+    bar.close()
+    if first:
+        log.close()
 
 
-def report(trainer, method, out, started) -> summary.Run:
+def confusion_matrix(trainer, samples):
+    """Of the teacher; each rank predicts its share of the images."""
+    sizes = trainer.data.num_classes, trainer.data.ignore_index
+    share = batches(samples[trainer.rank :: trainer.ranks])
+    return evaluate.confusion_matrix(trainer.teacher.module, share, *sizes)
+
+
+def report(trainer, method, out, started) -> summary.Run | None:
     """Measures the teacher on the test images; writes metrics, IoU by class and overlays."""
-    data, sizes = trainer.data, (trainer.data.num_classes, trainer.data.ignore_index)
-    matrix = evaluate.confusion_matrix(trainer.teacher.module, batches(data.test), *sizes)
+    data = trainer.data
+    matrix = confusion_matrix(trainer, data.test)
+    if trainer.rank > 0:
+        return None
     features, classes = evaluate.sample_features(
         trainer.teacher.module, batches(data.test), data.num_classes
     )
@@ -201,7 +212,7 @@ def write_overlays(trainer, out, count=6):
             tiles.density_tile(image, density, tiles.density_limits([density])),
         )
         pixels = (np.concatenate(strip, axis=1).clip(0, 1) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(out / f"overlay-{test[i].image.stem}.png")
+        Image.fromarray(pixels).save(out / f"overlay-{test[i].name}.png")
 
 
 def build_parser():
@@ -211,36 +222,18 @@ def build_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of images and labels")
+    add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
+    add("--config", type=Path, default=CONFIGS / "folder.yaml", help="configuration (folder.yaml)")
+    add("--data", help="the same as data=DIR: the folder of the data set")
+    add("--labelled", help="the same as labelled=...: a number, a share (1/8) or a list of images")
+    add("--unlabelled", help="the same as unlabelled=DIR: further images without labels")
+    add("--contrast-weight", type=float, nargs="+", help="0: plain self-training")
+    add("--seeds", "--seed", type=int, nargs="+")
     add("--out", type=Path, default=Path("runs"), help="folder for the results (runs)")
-    add("--labelled", default="1/8", help="how many labelled images, or which share (1/8)")
-    add("--unlabelled", type=Path, help="a further folder of images without labels")
-    add("--num-classes", type=positive, help="default: the largest label found, and one")
-    add("--ignore-index", type=int, default=255, help="label of pixels without one (255)")
-    add("--exclude-classes", type=int, nargs="*", default=[], help="classes without contrast")
-    add("--steps", type=positive, default=800)
-    add("--warm-up", type=int, help="supervised steps at first; default: a third of --steps")
-    add("--batch", type=positive, default=4, help="labelled images a step, and unlabelled ones (4)")
-    add("--crop", type=positive, nargs="+", default=[128, 160], help="height and width (128 160)")
-    add("--no-mirror", action="store_true", help="left and right differ in meaning")
-    add("--balance", type=float, default=0.5, help="weight of rare classes: 0 none, 1 full (0.5)")
-    add("--learning-rate", type=float, default=3e-3)
-    add("--contrast-weight", type=float, nargs="+", default=[0.5], help="0: plain self-training")
-    add("--seeds", "--seed", type=int, nargs="+", default=[0])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--resume", type=Path, help="checkpoint of one run with the same options")
-    add("--stop-at", type=positive, help="end at this step, to --resume later")
-    add("--save-every", type=positive, default=100, help="steps between checkpoints (100)")
-    add("--evaluate-every", type=positive, default=200, help="steps between validations (200)")
-    add("--report-every", type=positive, default=50, help="steps between lines (50)")
+    add("--stop-at", type=int, help="end at this step, to --resume later")
     return parser
-
-
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

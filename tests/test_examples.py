@@ -25,7 +25,8 @@ import demo  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.trainer import SMALL, Settings, Trainer, class_weights, optimizer  # noqa: E402
+from semi_supervised.settings import SMALL, Settings, class_weights, optimizer  # noqa: E402
+from semi_supervised.trainer import Trainer  # noqa: E402
 
 TINY = "--steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
 TINY_DEMO = TINY.split(" ")
@@ -145,8 +146,8 @@ class Recorded:
         return self.batches[-1]
 
     def unlabelled(self, count, rng):
-        self.batches.append((self.data.unlabelled(count, rng),))
-        return self.batches[-1][0]
+        self.batches.append(self.data.unlabelled(count, rng))
+        return self.batches[-1]
 
 
 def make_trainer(settings=SETTINGS, **changes):
@@ -377,9 +378,9 @@ def divided(tmp_path):
 
 
 def train(data, *options, out=None):
-    fixed = "--steps 8 --warm-up 3 --batch 2 --crop 24 32 --report-every 4 --evaluate-every 4"
+    fixed = "steps=8 warm_up=3 batch=2 crop=[24,32] report_every=4 evaluate_every=4"
     out = data.parent / "out" if out is None else out
-    arguments = ["--data", data, "--out", out, *fixed.split(), "--device", "cpu", *options]
+    arguments = [*fixed.split(), "--data", data, "--out", out, "--device", "cpu", *options]
     train_segmentation.main([str(argument) for argument in arguments])
     return out
 
@@ -473,23 +474,31 @@ def broken_image(data):
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (no_folder, "", r"--data: there is no folder .*data"),
+        (no_folder, "", r"data: there is no folder .*data"),
         (no_images, "", r"there is no folder .*train/images"),
         (empty_images, "", r"folder .*val/images must hold images .*, got none"),
         (only_train, "", r"has train/, it needs val/ or test/ as well"),
         (no_label, "", r"image .*images/03\.png has no label .*labels/03\.png"),
         (other_size, "", r"its image's size 40 x 32, got 40 x 31 in .*test/labels/01\.png"),
         (colour_label, "", r"one channel of integers, got uint8 \[32, 40, 3\] in .*01\.png"),
-        (high_label, "--num-classes 3", r"in \[0, 3\) or .* 255, got 37 in .*val/labels/01\.png"),
+        (high_label, "num_classes=3", r"in \[0, 3\) or .* 255, got 37 in .*val/labels/01\.png"),
         (broken_image, "", r"cannot read .*01\.png as an image"),
         (spoil_nothing, "--labelled 0", r"at least one labelled image, got 0 of 8"),
-        (spoil_nothing, "--labelled few", r"a number or a share of the images, got few"),
+        (
+            spoil_nothing,
+            "--labelled few",
+            r"a number or a share of the images, or a file .*, got few",
+        ),
         (spoil_nothing, "--labelled 9", r"at most the 8 training images, got 9"),
         (spoil_nothing, "--labelled 8", r"leave images to use without a label, got 8 of 8"),
-        (spoil_nothing, "--ignore-index 1", r"outside the classes \[0, 256\), got 1"),
-        (spoil_nothing, "--crop 8", r"--crop must be .* from 16 on, got \[8\]"),
-        (spoil_nothing, "--warm-up 9", r"--warm-up must lie in \[0, 8\], got 9"),
-        (spoil_nothing, "--exclude-classes 3", r"exclude_classes must lie in \[0, 3\), got 3"),
+        (spoil_nothing, "ignore_index=1", r"outside the classes \[0, 256\), got 1"),
+        (spoil_nothing, "crop=[8]", r"crop must be .* from 16 on, got \[8\]"),
+        (spoil_nothing, "warm_up=9", r"warm_up must lie in \[0, 8\], got 9"),
+        (
+            spoil_nothing,
+            "contrast.exclude_classes=[3]",
+            r"exclude_classes must lie in \[0, 3\), got 3",
+        ),
         (spoil_nothing, "--device nowhere", r"--device nowhere cannot be used"),
         (spoil_nothing, "--resume nowhere.pt", r"nowhere\.pt"),
         (spoil_nothing, "--seeds 0 1 --stop-at 3", r"are for one run, got seeds \[0, 1\]"),

@@ -5,41 +5,46 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+GREY = 0.45  # of a border: about the mean of ImageNet's images
+
 
 def random_crop(
     image: Tensor,
-    label: Tensor | None,
+    label: Tensor,
     size: tuple[int, int],
     rng: np.random.Generator,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
     mirror: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    border: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The weak view: a window somewhere in the image, resized to `size`, mirrored half the time if `mirror`.
 
     Args:
         image: [3, H, W] in [0, 1].
-        label: [H, W] integers, or None.
+        label: [H, W] integers.
         size: (height, width) of the result.
-        rng: source of the random numbers; their number does not depend on `label`.
-        scale: limits of the magnification; the window has the size `size / scale`, and fits into the image.
+        rng: source of the random numbers.
+        scale: limits of the magnification; the window has the size `size / scale`.
         mirror: whether left and right may be swapped.
+        border: label of a border around an image that is smaller than the window; None: the window shrinks, each
+            side by itself, until it fits.
     """
-    limits = image.shape[-2:]
     magnification = rng.uniform(*scale)
-    height, width = (
-        min(limit, round(side / magnification)) for limit, side in zip(limits, size, strict=True)
-    )
+    height, width = (round(side / magnification) for side in size)
+    if border is not None:
+        missing = max(0, height - image.shape[-2]), max(0, width - image.shape[-1])
+        sides = (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2))
+        image, label = F.pad(image, sides, value=GREY), F.pad(label, sides, value=border)
+    limits = image.shape[-2:]
+    height, width = min(height, limits[0]), min(width, limits[1])
     top, left = rng.integers(limits[0] - height + 1), rng.integers(limits[1] - width + 1)
     box = np.s_[..., top : top + height, left : left + width]
     swap = mirror and rng.random() < 0.5
 
     image = F.interpolate(image[box][None], size, mode="bilinear", align_corners=False)[0]
-    if label is not None:
-        label = F.interpolate(label[box][None, None].float(), size, mode="nearest")[0, 0].long()
-    if swap:
-        image, label = image.flip(-1), None if label is None else label.flip(-1)
-    return image, label
+    label = F.interpolate(label[box][None, None].float(), size, mode="nearest")[0, 0].long()
+    return (image.flip(-1), label.flip(-1)) if swap else (image, label)
 
 
 def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> Tensor:

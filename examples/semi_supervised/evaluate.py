@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dgcl_ops import (
     DensityContrastLoss,
@@ -30,15 +31,17 @@ def confusion_matrix(
     num_classes: int,
     ignore_index: int,
 ) -> Tensor:
-    """Counts pixels by (label, prediction): [C, C] int64. `samples` are batches (images, labels)."""
+    """Counts pixels by (label, prediction): [C, C] int64. `samples` are batches (images, labels).
+
+    In a process group each rank gives samples of its own, and gets the counts of all.
+    """
     network.eval()
-    matrix = torch.zeros(num_classes**2, dtype=torch.int64)
+    device = next(network.parameters()).device
+    options = {"ignore_index": ignore_index, "validate_args": False}
+    counts = MulticlassConfusionMatrix(num_classes, **options).to(device)
     for images, labels in samples:
-        predicted = predict(network, images).cpu()
-        kept = labels != ignore_index
-        pairs = labels[kept] * num_classes + predicted[kept]
-        matrix += torch.bincount(pairs, minlength=num_classes**2)
-    return matrix.view(num_classes, num_classes)
+        counts.update(predict(network, images), labels.to(device))
+    return counts.compute().cpu()
 
 
 @torch.no_grad()

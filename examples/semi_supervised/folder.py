@@ -1,40 +1,35 @@
 """A folder of images and label PNGs as data to train on: checked before the first step, read as it goes."""
 
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from semi_supervised.augment import random_crop
+from semi_supervised.images import LABELS, Sample, list_images, read_image, read_label
+from semi_supervised.splits import choose
 
-IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LABELS = 2**16  # values that a label PNG can hold
 HELD_OUT = 5  # where there is no split, every fifth image is for the test
-
-
-class Sample(NamedTuple):
-    image: Path
-    label: Path | None
 
 
 class FolderData:
     """Few labelled and many unlabelled training images, and labelled images to evaluate on.
 
     Args:
-        root: holds images/ and labels/, or train/, val/, test/ with both in each (val or test may be missing). A
+        data: holds images/ and labels/, or train/, val/, test/ with both in each (val or test may be missing). A
             label is a PNG of its image's name, one channel, a class or `ignore_index` in each pixel.
-        labelled: how many training images are used with their label, or which share, as text: "46", "0.125", "1/8".
+        labelled: how many training images are used with their label: "46", the share "0.125" or "1/8", or a text file
+            that lists them, see `splits.listed`.
         crop: height and width of the windows to train on.
         seed: of the choice of the labelled images.
         num_classes: by default one more than the largest label found.
         ignore_index: label of the pixels without one.
         unlabelled: a further folder of images without labels.
         mirror: whether images may be mirrored.
+        scale: limits of the magnification.
+        pad: whether an image smaller than the window gets a border without a label; else the window shrinks.
+        shown_in: the labelled images are drawn again until so many of them show each class, with 40 pixels or more.
 
     Attributes:
         pixels: how many labelled pixels train each class: [C].
@@ -47,32 +42,38 @@ class FolderData:
 
     def __init__(
         self,
-        root: Path,
+        data: Path,
         *,
-        labelled: str,
+        labelled: str | int | float,
         crop: tuple[int, int],
         seed: int,
         num_classes: int | None = None,
         ignore_index: int = 255,
         unlabelled: Path | None = None,
         mirror: bool = True,
+        scale: tuple[float, float] = (0.8, 1.4),
+        pad: bool = False,
+        shown_in: int = 0,
     ):
-        self.crop, self.ignore_index, self.mirror = crop, ignore_index, mirror
-        splits = find_splits(Path(root))
+        if len(crop) > 2 or min(crop) < 16:
+            raise ValueError(f"crop must be a height and a width from 16 on, got {list(crop)}")
+        if not 0 <= ignore_index < LABELS:
+            raise ValueError(f"ignore_index must lie in [0, {LABELS}), got {ignore_index}")
+        self.crop, self.ignore_index, self.mirror = (crop[0], crop[-1]), ignore_index, mirror
+        self.scale, self.pad = tuple(scale), pad
+        if not Path(data).is_dir():
+            raise FileNotFoundError(f"data: there is no folder {data}")
+        splits = self.find_splits(Path(data))
         train = splits["train"]
-        count = labelled_count(labelled, len(train))
-        order = np.random.default_rng(seed).permutation(len(train))
-        self.labelled_samples = [train[i] for i in sorted(order[:count])]
-        self.unlabelled_images = [train[i].image for i in sorted(order[count:])]
+        chosen = choose(labelled, train, seed, shown_in, ignore_index)
+        self.labelled_samples, self.unlabelled_images = chosen
         if unlabelled is not None:
             self.unlabelled_images += list_images(Path(unlabelled))
         if not self.unlabelled_images:
             raise ValueError(
-                f"--labelled must leave images to use without a label, got {labelled} of {len(train)}; "
-                "or name a folder of further images with --unlabelled"
+                f"labelled must leave images to use without a label, got {labelled} of {len(train)}; "
+                "or name a folder of further images with unlabelled"
             )
-        if not 0 <= ignore_index < LABELS:
-            raise ValueError(f"--ignore-index must lie in [0, {LABELS}), got {ignore_index}")
         self.test = splits.get("test") or splits["val"]
         self.val = splits.get("val") or self.test
         self.pixels = self._check_labels(num_classes)
@@ -96,14 +97,14 @@ class FolderData:
             num_classes = highest + 1
         elif highest >= num_classes:
             raise ValueError(
-                f"labels must lie in [0, {num_classes}) or equal --ignore-index {self.ignore_index}, "
+                f"labels must lie in [0, {num_classes}) or equal ignore_index {self.ignore_index}, "
                 f"got {highest} in {where}"
             )
         if num_classes < 2:
             raise ValueError(f"there must be at least 2 classes, got {num_classes}")
         if self.ignore_index < num_classes:
             raise ValueError(
-                f"--ignore-index must lie outside the classes [0, {num_classes}), got {self.ignore_index}; "
+                f"ignore_index must lie outside the classes [0, {num_classes}), got {self.ignore_index}; "
                 f"the largest label is {highest}, in {where}"
             )
         return pixels[:num_classes]
@@ -117,30 +118,34 @@ class FolderData:
             "num_classes": self.num_classes,
             "ignore_index": self.ignore_index,
             "mirror": self.mirror,
+            "scale": list(self.scale),
+            "pad": self.pad,
         }
 
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A random batch: images [count, 3, h, w] in [0, 1], labels [count, h, w]."""
         chosen = rng.integers(len(self.labelled_samples), size=count)
-        crops = [self._crop(*read_sample(self.labelled_samples[i]), rng) for i in chosen]
+        return self._crops((self.labelled_samples[i].read() for i in chosen), rng)
+
+    def unlabelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A random batch: images [count, 3, h, w] in [0, 1]; where they are, and not a border [count, h, w]."""
+        chosen = rng.integers(len(self.unlabelled_images), size=count)
+        images = (read_image(self.unlabelled_images[i]) for i in chosen)
+        blank = ((image, torch.zeros(image.shape[1:], dtype=torch.int64)) for image in images)
+        images, labels = self._crops(blank, rng)
+        return images, labels != self.ignore_index
+
+    def _crops(self, pairs, rng):
+        """Random windows of pairs (image, label)."""
+        border = self.ignore_index if self.pad else None
+        options = {"scale": self.scale, "mirror": self.mirror, "border": border}
+        crops = [random_crop(*pair, self.crop, rng, **options) for pair in pairs]
         images, labels = zip(*crops, strict=True)
         return torch.stack(images), torch.stack(labels)
 
-    def unlabelled(self, count: int, rng: np.random.Generator) -> Tensor:
-        """A random batch: images [count, 3, h, w] in [0, 1]."""
-        chosen = rng.integers(len(self.unlabelled_images), size=count)
-        images = (read_image(self.unlabelled_images[i]) for i in chosen)
-        return torch.stack([self._crop(image, None, rng)[0] for image in images])
-
-    def _crop(self, image, label, rng):
-        return random_crop(image, label, self.crop, rng, scale=(0.8, 1.4), mirror=self.mirror)
-
-
-def batches(samples: list[Sample]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole images with their labels, one at a time, since their sizes may differ."""
-    for sample in samples:
-        image, label = read_sample(sample)
-        yield image[None], label[None]
+    def find_splits(self, root: Path) -> dict[str, list[Sample]]:
+        """The samples of train and of val or test."""
+        return find_splits(root)
 
 
 # ---- what is in the folder ----------------------------------------------------------------------
@@ -148,8 +153,6 @@ def batches(samples: list[Sample]) -> Iterator[tuple[Tensor, Tensor]]:
 
 def find_splits(root: Path) -> dict[str, list[Sample]]:
     """The samples of train and of val or test; where the folder is not divided, every fifth image is for the test."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"--data: there is no folder {root}")
     if (root / "train").is_dir():
         splits = {
             split: list_samples(root / split)
@@ -157,16 +160,16 @@ def find_splits(root: Path) -> dict[str, list[Sample]]:
             if (root / split).is_dir()
         }
         if len(splits) < 2:
-            raise FileNotFoundError(f"--data: {root} has train/, it needs val/ or test/ as well")
+            raise FileNotFoundError(f"data: {root} has train/, it needs val/ or test/ as well")
         return splits
     if not (root / "images").is_dir():
         raise FileNotFoundError(
-            f"--data: {root} must hold images/ and labels/, or train/ and test/ with both in each"
+            f"data: {root} must hold images/ and labels/, or train/ and test/ with both in each"
         )
     samples = list_samples(root)
     if len(samples) < HELD_OUT:
         raise ValueError(
-            f"--data: {root / 'images'} must hold at least {HELD_OUT} images, got {len(samples)}"
+            f"data: {root / 'images'} must hold at least {HELD_OUT} images, got {len(samples)}"
         )
     shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
     return {
@@ -183,77 +186,7 @@ def list_samples(folder: Path) -> list[Sample]:
         if not label.is_file():
             raise FileNotFoundError(
                 f"image {image} has no label {label}; images without labels go into a folder of their own, "
-                "named with --unlabelled"
+                "named with unlabelled"
             )
         samples.append(Sample(image, label))
     return samples
-
-
-def list_images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_TYPES)
-    if not images:
-        raise ValueError(f"folder {folder} must hold images ({' '.join(IMAGE_TYPES)}), got none")
-    return images
-
-
-def labelled_count(text: str, available: int) -> int:
-    """ "46" -> 46; "0.125" and "1/8" -> an eighth of those available."""
-    try:
-        amount = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"--labelled must be a number or a share of the images, got {text}"
-        ) from None
-    count = int(amount) if amount >= 1 else round(amount * available)
-    if count < 1:
-        raise ValueError(
-            f"--labelled must leave at least one labelled image, got {text} of {available}"
-        )
-    if count > available:
-        raise ValueError(f"--labelled must be at most the {available} training images, got {text}")
-    return count
-
-
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> Tensor:
-    """[3, H, W] float32 in [0, 1]."""
-    with _open(path) as image:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def read_label(sample: Sample) -> np.ndarray:
-    """[H, W] integers, of the image's size."""
-    with _open(sample.image) as image:
-        size = image.size
-    with _open(sample.label) as label:
-        pixels = np.array(label)
-    if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
-        raise ValueError(
-            f"a label must have one channel of integers, got {pixels.dtype} {list(pixels.shape)} in {sample.label}"
-        )
-    if pixels.shape != size[::-1]:
-        raise ValueError(
-            f"a label must have its image's size {size[0]} x {size[1]}, "
-            f"got {pixels.shape[1]} x {pixels.shape[0]} in {sample.label}"
-        )
-    for value in (pixels.min(), pixels.max()):
-        if not 0 <= value < LABELS:
-            raise ValueError(f"labels must lie in [0, {LABELS}), got {value} in {sample.label}")
-    return pixels
-
-
-def read_sample(sample: Sample) -> tuple[Tensor, Tensor]:
-    """[3, H, W] and [H, W] int64."""
-    return read_image(sample.image), torch.from_numpy(read_label(sample).astype(np.int64))
-
-
-def _open(path):
-    try:
-        return Image.open(path)
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot read {path} as an image") from None

@@ -20,7 +20,8 @@ from semi_supervised import evaluate
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.scenes import DigitScenes, draw_scenes
 from semi_supervised.summary import Run
-from semi_supervised.trainer import SMALL, Settings, Trainer
+from semi_supervised.settings import SMALL, Settings
+from semi_supervised.trainer import Trainer
 
 CONTROL, TREATED = "self-training", "density contrast"
 METHODS = {

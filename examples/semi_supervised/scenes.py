@@ -7,6 +7,9 @@ A scene is a tinted, grained, noisy ground, digits that are rotated, sheared, sc
 and torn-off pieces of digits that belong to the background. Class 0 is background, class 1 + d is digit d.
 """
 
+from functools import cached_property
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -30,32 +33,59 @@ class DigitScenes:
         labelled: number of scenes with a label.
         unlabelled: number of scenes without.
         seed: of the scenes.
+        evaluated: number of scenes to validate on, and to test on: the same for every seed.
     """
 
     num_classes = len(CLASS_NAMES)
     class_names = CLASS_NAMES
     ignore_index = 255
 
-    def __init__(self, labelled: int, unlabelled: int, seed: int):
+    def __init__(self, labelled: int, unlabelled: int, seed: int, evaluated: int = 100):
         images, labels = draw_scenes(labelled + unlabelled, "train", seed)
-        self.images, self.labels = images[:labelled], labels[:labelled]
+        self.labelled_samples = list(zip(images[:labelled], labels[:labelled], strict=True))
         self.unlabelled_images = images[labelled:]
+        self.pixels = np.bincount(labels[:labelled].flatten(), minlength=self.num_classes)
+        self.evaluated = evaluated
 
     def description(self) -> dict:
         """What a resumed run must find again."""
-        return {"labelled": len(self.images), "unlabelled": len(self.unlabelled_images)}
+        return {"labelled": len(self.labelled_samples), "unlabelled": len(self.unlabelled_images)}
 
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A random batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
-        chosen = rng.integers(len(self.images), size=count)
-        crops = [_crop(self.images[i], self.labels[i], rng) for i in chosen]
-        images, labels = zip(*crops, strict=True)
+        chosen = rng.integers(len(self.labelled_samples), size=count)
+        images, labels = zip(*(_crop(*self.labelled_samples[i], rng) for i in chosen), strict=True)
         return torch.stack(images), torch.stack(labels)
 
-    def unlabelled(self, count: int, rng: np.random.Generator) -> Tensor:
-        """A random batch: images [count, 3, CROP, CROP]."""
+    def unlabelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A random batch: images [count, 3, CROP, CROP]; where they are [count, CROP, CROP], which is everywhere."""
         chosen = rng.integers(len(self.unlabelled_images), size=count)
-        return torch.stack([_crop(self.unlabelled_images[i], None, rng)[0] for i in chosen])
+        blank = torch.zeros(SIZE, SIZE, dtype=torch.int64)
+        images = torch.stack([_crop(self.unlabelled_images[i], blank, rng)[0] for i in chosen])
+        return images, torch.ones(images[:, 0].shape, dtype=torch.bool)
+
+    @cached_property
+    def val(self) -> list["Scene"]:
+        return self._held_out("val")
+
+    @cached_property
+    def test(self) -> list["Scene"]:
+        return self._held_out("test")
+
+    def _held_out(self, split):
+        scenes = zip(*draw_scenes(self.evaluated, split, seed=0), strict=True)
+        return [Scene(f"{i:03d}", *scene) for i, scene in enumerate(scenes)]
+
+
+class Scene(NamedTuple):
+    """A scene to evaluate on; to the evaluation it is what `images.Sample` is."""
+
+    name: str
+    image: Tensor
+    label: Tensor
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        return self.image, self.label
 
 
 def _crop(image, label, rng):

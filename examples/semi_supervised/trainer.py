@@ -7,19 +7,20 @@ differs. Both runs therefore see the same batches, the same random numbers and t
 that differs in any of these can move by more than the method does.
 """
 
+import math
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from dgcl_ops import (
-    DensityContrastLoss,
     FeatureTap,
     ProjectionHead,
     PseudoLabelLoss,
@@ -33,54 +34,10 @@ from dgcl_ops.labels import (
     poly_learning_rate,
     training_progress,
 )
+from semi_supervised import distributed
 from semi_supervised.augment import cutmix, jitter
-
-# The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
-SMALL = {
-    "bank_capacity": 1024,
-    "rows_per_push": 64,
-    "max_candidates": 512,
-    "num_anchors": 32,
-    "num_keys": 16,
-    "num_negatives": 256,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides what a run computes, besides the data and the network."""
-
-    seed: int = 0
-    contrast_weight: float = 0.5  # 0: plain self-training
-    unlabelled_weight: float = 0.5
-    steps: int = 500
-    warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
-    batch: int = 8  # labelled images a step, and as many unlabelled ones
-    optimizer: str = "adamw"  # or "sgd"
-    learning_rate: float = 3e-3
-    head_factor: float = 1.0  # times the learning rate, for all but `network.backbone`
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 1e-2
-    ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
-    teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
-    cutmix: float = 0.5  # probability
-    balance: float = (
-        0.0  # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
-    )
-    bfloat16: bool = False  # autocast
-    projection_dim: int = 32
-    density_of: str = "features"  # or "projections"
-    # Arguments of DensityContrastLoss; {"paper": "voc"} takes DensityContrastLoss.paper.
-    contrast: dict = field(default_factory=lambda: dict(SMALL))
-
-    def __post_init__(self):
-        for name, choices in (
-            ("optimizer", ("adamw", "sgd")),
-            ("teacher_mode", ("train", "eval")),
-            ("density_of", ("features", "projections")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+from semi_supervised.loading import Batch, Batches
+from semi_supervised.settings import Settings, class_weights, contrast_loss, optimizer
 
 
 class Trainer:
@@ -89,28 +46,40 @@ class Trainer:
     Args:
         network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w]. Its
             `backbone`, if it has one, learns at the plain rate, the rest at `head_factor` times that. Parameters
-            that need no gradient stay as they are.
-        data: `num_classes`, `ignore_index`, `labelled(count, rng)` -> (images, labels), `unlabelled(count, rng)` ->
-            images, both drawing from the generator they are given and from nothing else; `description()` -> dict,
-            what a resumed run must find again; for `settings.balance` also `pixels`, each class's labelled pixels.
+            that need no gradient stay as they are. For `settings.auxiliary_weight` it has a second head `auxiliary`,
+            whose logits `network(images, auxiliary=True)` returns as well.
+        data: `num_classes`, `ignore_index`; `labelled(count, rng)` -> (images, labels) and `unlabelled(count, rng)` ->
+            (images, where they are and not a border), both drawing from the generator they are given and from nothing
+            else; `description()` -> dict, what a resumed run must find again; for `settings.balance` also `pixels`,
+            each class's labelled pixels.
         settings: see Settings.
         device: where to train.
+        workers: processes that read ahead; the batches are the same with any number of them.
+
+    In a process group each rank draws batches of its own, fills a bank of its own, and the gradients are averaged.
 
     Attributes:
         student, teacher: the network, and its moving average: the one to evaluate and to keep.
         history: what `run` recorded: dicts of step, losses and the mean density of the bank.
     """
 
-    def __init__(self, network: nn.Module, data, settings: Settings, device="cpu"):
+    def __init__(self, network: nn.Module, data, settings: Settings, device="cpu", workers=0):
         self.data, self.settings, self.device = data, settings, torch.device(device)
         self.step, self.history = 0, []
+        self.rank, self.ranks = distributed.rank_and_ranks()
+        self.batches = Batches(data, settings, self.rank, self.device, workers)
+        if bool(settings.auxiliary_weight) != (getattr(network, "auxiliary", None) is not None):
+            raise ValueError(
+                "auxiliary_weight must be positive with an auxiliary head and 0 without, "
+                f"got {settings.auxiliary_weight} for {type(network).__name__}"
+            )
         self.student = network.to(self.device, memory_format=torch.channels_last)
         self.teacher = AveragedModel(self.student, avg_fn=self._average)
         self.teacher.requires_grad_(False)
         self.tap = FeatureTap(self.student, "classifier")
         feature_dim = self.student.classifier.in_channels
         self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
-        self.contrast = contrast_loss(settings, data, feature_dim)
+        self.contrast = contrast_loss(settings, data, feature_dim, self.ranks)
         self.projection.to(self.device)
         self.contrast.to(self.device)
         strategy = self.contrast.strategy
@@ -120,13 +89,20 @@ class Trainer:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
         self.optimizer = optimizer(settings, self.student, self.projection)
+        # What a step calls. The bank is outside: DDP never sees it.
+        self.model, self.project = self.student, self.projection
+        if self.ranks > 1:
+            self.model, self.project = (
+                DistributedDataParallel(module, broadcast_buffers=False)
+                for module in (self.student, self.projection)
+            )
 
     # ---- the method -----------------------------------------------------------------------------
 
-    def losses(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """The losses of one step; "total" is the one to minimise."""
         settings, ignore = self.settings, self.data.ignore_index
-        images, labels, weak = self.draw(rng)
+        images, labels, weak, inside = batch
         labelled = len(images)
 
         # The teacher labels the weak view. Its least certain pixels are ignored, far more of them for the contrast.
@@ -134,7 +110,9 @@ class Trainer:
             logits = self.teacher(torch.cat((images, weak)))
         progress = training_progress(self.step, settings.warm_up, settings.steps)
         pseudo, reliable = (
-            entropy_filter(logits[labelled:], 1 - drop(progress), ignore_index=ignore)
+            entropy_filter(
+                logits[labelled:], 1 - drop(progress), ignore_index=ignore, valid_mask=inside
+            )
             for drop in (classification_drop_fraction, contrast_drop_fraction)
         )
         views = [jitter(weak, rng), pseudo, reliable]
@@ -144,13 +122,12 @@ class Trainer:
 
         # The student sees both halves in one batch: other colours, and boxes of other images in the unlabelled half.
         strong, pseudo, reliable, *rest = cutmix(rng, *views, probability=settings.cutmix)
-        logits = self.student(torch.cat((jitter(images, rng), strong)))
+        logits, supervised = self.classify(torch.cat((jitter(images, rng), strong)), labels)
         features = self.tap.pop()
-        supervised = self.supervised(logits[:labelled], labels)
         unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
 
         # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
-        projections, size = self.projection(features), features.shape[-2:]
+        projections, size = self.project(features), features.shape[-2:]
         small = resize_labels(torch.cat((labels, reliable)), size)
         if self.asks_confidence:
             rest = [F.interpolate(torch.cat((confidence[:labelled], *rest))[:, None], size)[:, 0]]
@@ -166,13 +143,21 @@ class Trainer:
             "contrast": contrast,
         }
 
-    def warm_up_losses(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def warm_up_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """The same for a step of the warm-up, in which there is no teacher worth asking."""
-        images, labels, _ = self.draw(rng)
-        logits = self.student(jitter(images, rng))
+        _, supervised = self.classify(jitter(batch.images, rng), batch.labels)
         self.tap.pop()
-        supervised = self.supervised(logits, labels)
         return {"total": supervised, "supervised": supervised}
+
+    def classify(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's logits, and the supervised loss of the first images, which have the labels."""
+        weight = self.settings.auxiliary_weight
+        if not weight:
+            logits = self.model(images)
+            return logits, self.supervised(logits[: len(labels)], labels)
+        logits, auxiliary = self.model(images, auxiliary=True)
+        first, second = (self.supervised(x[: len(labels)], labels) for x in (logits, auxiliary))
+        return logits, first + weight * second
 
     def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with class weights; 0, and not NaN, where no pixel has a label."""
@@ -180,28 +165,21 @@ class Trainer:
         surprise = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
         weights = self.class_weights[labels.clamp(max=len(self.class_weights) - 1)]
         weights = weights * (labels != ignore)
+        if self.settings.ohem:
+            weights = weights * hard_pixels(surprise.detach(), *self.settings.ohem)
         return (weights * surprise).sum() / weights.sum().clamp(min=1)
 
     # ---- the steps around it --------------------------------------------------------------------
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Images and labels of the labelled half of a batch, and the weak view of the unlabelled half."""
-        images, labels = self.data.labelled(self.settings.batch, rng)
-        weak = self.data.unlabelled(self.settings.batch, rng)
-        images, weak = (
-            x.to(self.device, memory_format=torch.channels_last) for x in (images, weak)
-        )
-        return images, labels.to(self.device), weak
-
     def train_step(self) -> dict[str, Tensor]:
-        """One step. All its random numbers come from (seed, step), so a resumed run continues exactly."""
+        """One step. All its random numbers come from (seed, step, rank), so a resumed run continues exactly."""
         settings = self.settings
-        rng = np.random.default_rng((settings.seed, self.step))
+        batch, rng = self.batches.take(self.step)
         self.student.train()
         self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            losses = self.warm_up_losses(rng) if warm_up else self.losses(rng)
+            losses = (self.warm_up_losses if warm_up else self.losses)(batch, rng)
         for group in self.optimizer.param_groups:
             rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
             group["lr"] = rate * group["factor"]
@@ -244,11 +222,16 @@ class Trainer:
     # ---- checkpoints ----------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Writes all that the next step depends on, the memory bank included; never half a file."""
+        """Writes all that the next step depends on, the memory bank included; never half a file.
+
+        Each rank writes a file: of the others than the first, "checkpoint.pt" is "checkpoint.rank1.pt".
+        """
         state = {name: getattr(self, name).state_dict() for name in self._parts}
         state |= {"step": self.step, "history": self.history, "run": self._description()}
+        path = distributed.path_of_rank(path, self.rank)
         unfinished = path.with_suffix(".unfinished")
         torch.save(state, unfinished)
+        distributed.barrier()
         unfinished.replace(path)
 
     def load(self, path: Path) -> None:
@@ -256,8 +239,9 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint, or a setting or the data differ.
+            ValueError: it is no checkpoint, or a setting, the data or the number of ranks differ.
         """
+        path = distributed.path_of_rank(path, self.rank)
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             stored = state["run"]
@@ -273,43 +257,22 @@ class Trainer:
         for name in self._parts:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.history = state["step"], state["history"]
+        if not distributed.agree(self.step, self.device):
+            raise ValueError(
+                f"the ranks' checkpoints beside {path} must be of one step, got {self.step} here"
+            )
 
     def _description(self):
-        return asdict(self.settings) | self.data.description()
+        return asdict(self.settings) | self.data.description() | {"ranks": self.ranks}
 
     _parts = ("student", "teacher", "projection", "contrast", "optimizer")
 
 
-def contrast_loss(settings: Settings, data, feature_dim: int) -> DensityContrastLoss:
-    """The loss that `settings.contrast` describes, for these data."""
-    arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    if settings.density_of == "projections":
-        feature_dim = settings.projection_dim
-    sizes = data.num_classes, feature_dim, settings.projection_dim
-    if "paper" in arguments:
-        return DensityContrastLoss.paper(arguments.pop("paper"), *sizes, **arguments)
-    return DensityContrastLoss(*sizes, **arguments)
+def hard_pixels(surprise: Tensor, probability: float, least: int) -> Tensor:
+    """Where the right class has at most this probability; in any case at the `least` most surprising pixels.
 
-
-def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):
-    """AdamW or SGD; `network.backbone`, if there is one, at the plain learning rate."""
-    backbone = {id(p) for p in getattr(network, "backbone", nn.Module()).parameters()}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in backbone], "factor": 1.0},
-        {
-            "params": [p for p in trained if id(p) not in backbone] + [*projection.parameters()],
-            "factor": settings.head_factor,
-        },
-    ]
-    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, **options)
-    return torch.optim.AdamW(groups, **options)
-
-
-def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
-    """(median pixels of a class / pixels of class c) ** balance, within [1/4, 5]: [C]."""
-    pixels = torch.as_tensor(pixels, dtype=torch.float32)
-    return (pixels[pixels > 0].median() / pixels.clamp(min=1)).pow(balance).clamp(0.25, 5)
+    Args:
+        surprise: -log(probability of the right class) of each pixel, 0 where there is no label; no gradient.
+    """
+    enough = surprise.flatten().topk(min(int(least), surprise.numel())).values[-1]
+    return surprise >= enough.clamp(max=-math.log(probability))

@@ -1,0 +1,183 @@
+"""Configurations: flat YAML files. A key is an argument of the data set or the network, a setting, or one of `Run`."""
+
+import difflib
+import inspect
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from dgcl_ops import DensityContrastLoss
+from semi_supervised.cityscapes import CityscapesData
+from semi_supervised.deeplab import DeepLabV3Plus
+from semi_supervised.folder import FolderData
+from semi_supervised.network import SegmentationNetwork
+from semi_supervised.scenes import DigitScenes
+from semi_supervised.settings import Settings
+from semi_supervised.voc import VocData
+
+DATASETS = {
+    "folder": FolderData,
+    "voc": VocData,
+    "cityscapes": CityscapesData,
+    "scenes": DigitScenes,
+}
+NETWORKS = {"small": SegmentationNetwork, "deeplabv3plus": DeepLabV3Plus}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Keys that belong neither to the data nor to the network nor to the settings."""
+
+    dataset: str  # one of DATASETS
+    network: str  # one of NETWORKS
+    epochs: int | None = (
+        None  # instead of `steps`; an epoch has as many steps as show each unlabelled image once
+    )
+    warm_up_epochs: int | None = None  # instead of `warm_up`
+    report_every: int = 50  # steps
+    evaluate_every: int = 200
+    save_every: int = 100
+    workers: int = 0  # processes that read ahead
+
+
+class Config:
+    """What a file and overrides say, checked.
+
+    Args:
+        path: a YAML file; its key `base` names another one, beside it, whose keys it adds to or changes.
+        overrides: "key=value", with `contrast.temperature=0.1` for a key inside `contrast`. They win over the file.
+        given: keys with values as they are, which win over both; None is none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key is unknown or missing, or a value does not fit.
+    """
+
+    def __init__(self, path: Path, overrides: list[str] = (), **given):
+        self.values = read(Path(path))
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"an override must be key=value, got {text!r}")
+            outer, dot, inner = key.partition(".")
+            value = value_of(value)
+            merge(self.values, {outer: {inner: value}} if dot else {key: value})
+        merge(self.values, {key: value for key, value in given.items() if value is not None})
+        for key, choices in (("dataset", DATASETS), ("network", NETWORKS)):
+            if self.values.get(key) not in choices:
+                raise ValueError(
+                    f"{key} must be one of {', '.join(choices)}, got {self.values.get(key)!r}"
+                )
+        self.dataset = DATASETS[self.values["dataset"]]
+        self.network = NETWORKS[self.values["network"]]
+        self._check_keys()
+        self.run = Run(**self._of(field.name for field in fields(Run)))
+        for name in ("report_every", "evaluate_every", "save_every"):
+            value = getattr(self.run, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a number of steps from 1 on, got {value!r}")
+
+    def _check_keys(self):
+        needed, optional = keywords(self.dataset)
+        needed -= {"seed"}
+        known = needed | optional | keywords(self.network)[1]
+        known |= {field.name for kind in (Run, Settings) for field in fields(kind)}
+        where = f"dataset {self.values['dataset']} and network {self.values['network']}"
+        refuse_unknown(self.values, known, where)
+        refuse_unknown(self.values.get("contrast") or {}, contrast_keywords(), "contrast")
+        for key in sorted(needed - self.values.keys()):
+            raise ValueError(f"dataset {self.values['dataset']} needs the key {key}")
+
+    def _of(self, names):
+        return {name: self.values[name] for name in names if name in self.values}
+
+    def make_data(self, seed: int):
+        needed, optional = keywords(self.dataset)
+        return self.dataset(**self._of(needed | optional) | {"seed": seed})
+
+    def make_network(self, num_classes: int) -> nn.Module:
+        return self.network(num_classes, **self._of(keywords(self.network)[1]))
+
+    def make_settings(self, unlabelled: int, ranks: int, **changes) -> Settings:
+        """The settings, with epochs counted out in steps for so many unlabelled images and ranks."""
+        chosen = self._of(field.name for field in fields(Settings))
+        chosen = {key: value for key, value in chosen.items() if value is not None} | changes
+        if self.run.epochs is not None:
+            for name, other in (("steps", "epochs"), ("warm_up", "warm_up_epochs")):
+                if name in chosen:
+                    raise ValueError(f"{name} and {other} exclude each other, got {chosen[name]}")
+            epoch = max(1, unlabelled // (chosen.get("batch", Settings.batch) * ranks))
+            chosen["steps"] = self.run.epochs * epoch
+            chosen["warm_up"] = (self.run.warm_up_epochs or 0) * epoch
+        steps = chosen.get("steps", Settings.steps)
+        chosen.setdefault("warm_up", steps // 3)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if not 0 <= chosen["warm_up"] <= steps:
+            raise ValueError(f"warm_up must lie in [0, {steps}], got {chosen['warm_up']}")
+        try:
+            return Settings(**chosen)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def refuse_unknown(keys, known: set[str], where: str) -> None:
+    for key in sorted(set(keys) - known):
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        raise ValueError(
+            f"unknown key {key!r} of {where}; near names: {', '.join(near or sorted(known))}"
+        )
+
+
+def contrast_keywords() -> set[str]:
+    return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - {"self"}
+
+
+def read(path: Path) -> dict:
+    """The keys of a file and, below them, those of its bases."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no configuration {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot read {path} as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys with values, got {type(values).__name__}")
+    base = values.pop("base", None)
+    return values if base is None else merge(read(path.parent / base), values)
+
+
+def merge(values: dict, changes: dict) -> dict:
+    """Changes `values`; a mapping's keys one by one."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            merge(values[key], value)
+        else:
+            values[key] = value
+    return values
+
+
+def value_of(text: str):
+    """As in YAML, but 1e-3 is a number."""
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    except yaml.YAMLError:
+        raise ValueError(f"cannot read the value {text!r} as YAML") from None
+
+
+def keywords(kind: type) -> tuple[set[str], set[str]]:
+    """Names of a class's arguments, those of its bases included: (that must be given, that may be)."""
+    needed, optional = set(), set()
+    for one in kind.__mro__:
+        if one in (object, nn.Module):
+            break
+        for name, parameter in inspect.signature(one.__init__).parameters.items():
+            if name == "self" or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            (needed if parameter.default is parameter.empty else optional).add(name)
+    return needed - optional, optional
