@@ -57,6 +57,8 @@ class FolderData:
     ):
         if len(crop) > 2 or min(crop) < 16:
             raise ValueError(f"crop must be a height and a width from 16 on, got {list(crop)}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be two limits in order, above 0, got {list(scale)}")
         if not 0 <= ignore_index < LABELS:
             raise ValueError(f"ignore_index must lie in [0, {LABELS}), got {ignore_index}")
         self.crop, self.ignore_index, self.mirror = (crop[0], crop[-1]), ignore_index, mirror

@@ -19,8 +19,8 @@ from dgcl_ops.labels import CLASSIFICATION_DROP
 from semi_supervised import evaluate
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.scenes import DigitScenes, draw_scenes
-from semi_supervised.summary import Run
 from semi_supervised.settings import SMALL, Settings
+from semi_supervised.summary import Run
 from semi_supervised.trainer import Trainer
 
 CONTROL, TREATED = "self-training", "density contrast"

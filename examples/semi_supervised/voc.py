@@ -52,7 +52,7 @@ class VocData(FolderData):
         for sample in (*splits["train"], *splits["val"]):
             for path in sample:
                 if not path.is_file():
-                    raise FileNotFoundError(f"{path} is missing, which the lists name")
+                    raise FileNotFoundError(f"{path} is missing, which a list names")
         return splits
 
 

@@ -1,0 +1,285 @@
+"""The data sets of the published runs, from miniature trees; the labelled shares; borders around small images."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+pytest.importorskip("yaml")
+pytest.importorskip("sklearn")
+Image = pytest.importorskip("PIL.Image")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+
+import paper_trees  # noqa: E402
+from semi_supervised import augment, images, splits  # noqa: E402
+from semi_supervised.cityscapes import CityscapesData  # noqa: E402
+from semi_supervised.folder import FolderData  # noqa: E402
+from semi_supervised.scenes import DigitScenes  # noqa: E402
+from semi_supervised.voc import VocData  # noqa: E402
+
+OPTIONS = {"labelled": "1/4", "crop": (32, 32), "seed": 0}
+
+
+# ---- VOC with SBD ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sbd", [True, False])
+def test_voc_trains_on_its_images_and_those_of_sbd(tmp_path, sbd):
+    home, added = paper_trees.voc(tmp_path, sbd=sbd)
+    data = VocData(home, sbd=added if sbd else None, **OPTIONS)
+    names = {sample.name for sample in data.labelled_samples}
+    names |= {path.stem for path in data.unlabelled_images}
+    assert names == {*paper_trees.VOC_TRAIN, *paper_trees.ADDED}  # 16, none of them for validation
+    assert [sample.name for sample in data.val] == paper_trees.VOC_VAL
+    assert data.test == data.val
+    assert (data.num_classes, data.ignore_index, len(data.labelled_samples)) == (21, 255, 4)
+    assert len(data.pixels) == 21
+    assert data.pixels[0] > 0
+    assert data.description()["labelled"] == [s.image.name for s in data.labelled_samples]
+
+
+def test_voc_prefers_its_own_labels_to_those_of_sbd(tmp_path):
+    home, added = paper_trees.voc(tmp_path)
+    labels = {s.name: s for s in VocData(home, sbd=added, **OPTIONS).find_splits(home)["train"]}
+    assert labels[paper_trees.VOC_TRAIN[0]].label.parent.name == "SegmentationClass"
+    assert labels[paper_trees.ADDED[0]].label.suffix == ".mat"
+    bordered = images.read_label(labels[paper_trees.VOC_TRAIN[0]])
+    whole = images.read_label(labels[paper_trees.ADDED[0]])
+    assert (bordered[0] == 255).all()  # the palette's indices, not its colours
+    assert whole.max() < 21
+    assert whole.dtype == np.uint8
+
+
+def test_a_mat_and_a_png_of_one_drawing_read_the_same(tmp_path):
+    (home, added), (other, _) = (
+        paper_trees.voc(tmp_path / str(sbd), sbd=sbd) for sbd in (True, False)
+    )
+    name = paper_trees.ADDED[3]
+    jpeg = home / "JPEGImages" / f"{name}.jpg"
+    mat = images.read_label(images.Sample(jpeg, added / "cls" / f"{name}.mat"))
+    png = images.read_label(images.Sample(jpeg, other / "SegmentationClassAug" / f"{name}.png"))
+    assert np.array_equal(mat[1:, :-1], png[1:, :-1])  # the border apart
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda home, added: home.rename(home.with_name("moved")),
+            r"data: there is no folder .*VOC2012",
+        ),
+        (
+            lambda home, added: (home / "ImageSets/Segmentation/val.txt").unlink(),
+            r"data: there is no list .*Segmentation/val\.txt",
+        ),
+        (lambda home, added: (added / "val.txt").unlink(), r"sbd: there is no list .*val\.txt"),
+        (
+            lambda home, added: (home / f"JPEGImages/{paper_trees.ADDED[2]}.jpg").unlink(),
+            r"JPEGImages/2009_000002\.jpg is missing",
+        ),
+        (
+            lambda home, added: (added / f"cls/{paper_trees.ADDED[2]}.mat").unlink(),
+            r"cls/2009_000002\.mat is missing",
+        ),
+        (
+            lambda home, added: (home / f"SegmentationClass/{paper_trees.VOC_VAL[0]}.png").unlink(),
+            r"SegmentationClass/2008_000000\.png is missing",
+        ),
+    ],
+)
+def test_voc_says_what_is_missing(tmp_path, spoil, message):
+    home, added = paper_trees.voc(tmp_path)
+    spoil(home, added)
+    with pytest.raises(FileNotFoundError, match=message):
+        VocData(home, sbd=added, **OPTIONS)
+
+
+def test_voc_needs_labels_of_the_added_images(tmp_path):
+    home, _ = paper_trees.voc(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold SegmentationClassAug/, or sbd must name"
+    ):
+        VocData(home, **OPTIONS)
+
+
+@pytest.mark.parametrize("content", ["text", "struct"])
+def test_sbd_labels_must_be_sbds(tmp_path, content):
+    from scipy.io import savemat
+
+    home, added = paper_trees.voc(tmp_path)
+    for path in (added / "cls").iterdir():
+        if content == "text":
+            path.write_text("not a matrix")
+        else:
+            savemat(path, {"other": 1})
+    with pytest.raises(ValueError, match=r"cannot read .*\.mat as a label of SBD"):
+        VocData(home, sbd=added, **{**OPTIONS, "labelled": "16", "unlabelled": home / "JPEGImages"})
+
+
+def test_a_colour_label_is_refused(tmp_path):
+    home, added = paper_trees.voc(tmp_path)
+    path = home / "SegmentationClass" / f"{paper_trees.VOC_VAL[0]}.png"
+    Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match=r"one channel of integers, got uint8 .*2008_000000\.png"):
+        VocData(home, sbd=added, **OPTIONS)
+
+
+# ---- Cityscapes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", ["labelIds", "labelTrainIds"])
+def test_cityscapes_labels_become_train_ids(tmp_path, ids):
+    data = CityscapesData(paper_trees.cityscapes(tmp_path, ids=ids), **OPTIONS)
+    assert (data.num_classes, data.ignore_index) == (19, 255)
+    assert len(data.labelled_samples) == 2
+    assert len(data.unlabelled_images) == 6
+    assert [sample.name for sample in data.val] == [f"lindau_{i:06d}_000019" for i in range(4)]
+    found = {int(v) for sample in data.val for v in np.unique(images.read_label(sample))}
+    assert found <= {0, 255, 1, 13, 18, 11}
+    assert len(found) > 2
+
+
+def test_the_ids_are_those_of_the_19_classes():
+    expected = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10}
+    expected |= {24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    assert len(images.TRAIN_IDS) == 34
+    for i, train_id in enumerate(images.TRAIN_IDS):
+        assert train_id == expected.get(i, 255)
+
+
+def test_cityscapes_says_what_is_missing(tmp_path):
+    root = paper_trees.cityscapes(tmp_path)
+    label = next((root / "gtFine/val/lindau").iterdir())
+    label.unlink()
+    with pytest.raises(FileNotFoundError, match=r"image .*lindau_.* has no label .*labelIds\.png"):
+        CityscapesData(root, **OPTIONS)
+    (root / "leftImg8bit/val").rename(root / "leftImg8bit/v")
+    with pytest.raises(FileNotFoundError, match=r"must hold leftImg8bit/val/CITY/.*, got none"):
+        CityscapesData(root, **OPTIONS)
+
+
+def test_an_id_beyond_the_34_is_refused(tmp_path):
+    root = paper_trees.cityscapes(tmp_path)
+    label = next((root / "gtFine/val/lindau").iterdir())
+    Image.new("L", (64, 32), 34).save(label)
+    with pytest.raises(
+        ValueError, match=r"labels must lie in \[0, 34\), got 34 in .*labelIds\.png"
+    ):
+        CityscapesData(root, **OPTIONS)
+
+
+# ---- which images are labelled --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("available", "counts"), [(10_582, (662, 1323, 2646, 5291)), (2_975, (186, 372, 744, 1488))]
+)
+def test_shares_are_the_published_counts(available, counts):
+    found = [splits.labelled_count(f"1/{n}", available) for n in (16, 8, 4, 2)]
+    assert found == list(counts)
+
+
+def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
+    root = paper_trees.cityscapes(tmp_path)
+    few, many, others = (
+        CityscapesData(root, labelled=labelled, crop=(32, 32), seed=seed)
+        for labelled, seed in (("1/4", 0), ("1/2", 0), (0.5, 1))
+    )
+    assert set(few.labelled_samples) < set(many.labelled_samples)
+    assert set(many.labelled_samples) != set(others.labelled_samples)
+    assert len(others.labelled_samples) == 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{name}",
+        "JPEGImages/{name}.jpg SegmentationClassAug/{name}.png",
+        "/JPEGImages/{name}.jpg",
+    ],
+)
+def test_a_list_names_the_labelled_images(tmp_path, line):
+    home, _ = paper_trees.voc(tmp_path, sbd=False)
+    names = [paper_trees.ADDED[5], paper_trees.VOC_TRAIN[1]]
+    path = tmp_path / "labeled.txt"
+    path.write_text("\n".join(line.format(name=name) for name in names) + "\n\n")
+    data = VocData(home, **{**OPTIONS, "labelled": path})
+    assert {sample.name for sample in data.labelled_samples} == set(names)
+    assert len(data.unlabelled_images) == 14
+
+
+def test_a_list_of_cityscapes_names_paths(tmp_path):
+    root, path = paper_trees.cityscapes(tmp_path), tmp_path / "labeled.txt"
+    stem = "zurich/zurich_000002_000019"
+    path.write_text(
+        f"leftImg8bit/train/{stem}_leftImg8bit.png gtFine/train/{stem}_gtFine_labelTrainIds.png"
+    )
+    data = CityscapesData(root, **{**OPTIONS, "labelled": str(path)})
+    assert [sample.name for sample in data.labelled_samples] == ["zurich_000002_000019"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nobody\n2007_000001\nnothing", r"must list training images, got nobody and 1 more"),
+        ("2008_000000", r"must list training images, got 2008_000000$"),
+        (
+            "2007_000001\n2007_000001",
+            r"list each image once, and one at least, got 2 lines with 1 names",
+        ),
+        ("\n", r"list each image once, and one at least, got 0 lines"),
+    ],
+)
+def test_a_list_must_fit(tmp_path, text, message):
+    home, _ = paper_trees.voc(tmp_path, sbd=False)
+    path = tmp_path / "labeled.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        VocData(home, **{**OPTIONS, "labelled": path})
+
+
+# ---- what a step gets -----------------------------------------------------------------------------
+
+
+def test_a_border_has_no_label_and_is_not_inside(tmp_path):
+    home, _ = paper_trees.voc(tmp_path, sbd=False)
+    data = VocData(home, **{**OPTIONS, "crop": (64, 64)}, scale=(1.0, 1.0), pad=True, mirror=False)
+    pictures, labels = data.labelled(3, np.random.default_rng(0))
+    assert pictures.shape == (3, 3, 64, 64)
+    grey = (pictures == augment.GREY).all(1)
+    assert (grey.sum((1, 2)) == 64 * 64 - 50 * 38).all()
+    assert (labels[grey] == 255).all()
+    weak, inside = data.unlabelled(3, np.random.default_rng(0))
+    assert (inside.sum((1, 2)) == 50 * 38).all()
+    assert torch.equal((weak == augment.GREY).all(1), ~inside)
+
+
+def test_without_a_border_the_window_shrinks():
+    image = torch.rand(3, 20, 30)
+    label = torch.zeros(20, 30, dtype=torch.int64)
+    crop, cut = augment.random_crop(image, label, (40, 40), np.random.default_rng(0))
+    assert crop.shape == (3, 40, 40)
+    assert not cut.any()
+
+
+def test_scenes_have_what_a_folder_has():
+    data = DigitScenes(3, 5, seed=0, evaluated=2)
+    assert data.pixels.sum() == 3 * 64 * 64
+    for samples in (data.val, data.test):
+        assert [sample.name for sample in samples] == ["000", "001"]
+        for image, label in images.batches(samples):
+            assert image.shape == (1, 3, 64, 64)
+            assert label.shape == (1, 64, 64)
+    assert not torch.equal(data.val[0].image, data.test[0].image)
+    weak, inside = data.unlabelled(2, np.random.default_rng(0))
+    assert weak.shape[-2:] == inside.shape[-2:]
+    assert inside.all()
+
+
+def test_folder_refuses_a_scale_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match=r"scale must be two limits .*, got \[2\.0, 0\.5\]"):
+        FolderData(tmp_path, **OPTIONS, scale=(2.0, 0.5))
