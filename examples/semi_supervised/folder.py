@@ -35,6 +35,7 @@ class FolderData:
         ignore_index: label of the pixels without one.
         unlabelled: a further folder of images without labels.
         mirror: whether images may be mirrored.
+        shown_in: the labelled images are drawn again until so many of them show each class, with 40 pixels or more.
 
     Attributes:
         pixels: how many labelled pixels train each class: [C].
@@ -56,12 +57,13 @@ class FolderData:
         ignore_index: int = 255,
         unlabelled: Path | None = None,
         mirror: bool = True,
+        shown_in: int = 0,
     ):
         self.crop, self.ignore_index, self.mirror = crop, ignore_index, mirror
         splits = find_splits(Path(root))
         train = splits["train"]
         count = labelled_count(labelled, len(train))
-        order = np.random.default_rng(seed).permutation(len(train))
+        order = draw_order(train, count, seed, shown_in, ignore_index)
         self.labelled_samples = [train[i] for i in sorted(order[:count])]
         self.unlabelled_images = [train[i].image for i in sorted(order[count:])]
         if unlabelled is not None:
@@ -187,6 +189,29 @@ def list_samples(folder: Path) -> list[Sample]:
             )
         samples.append(Sample(image, label))
     return samples
+
+
+def draw_order(
+    train: list[Sample], count: int, seed: int, shown_in: int, ignore_index: int
+) -> np.ndarray:
+    """A random order of the images, of which the first `count` show each class in `shown_in` images or more."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(train))
+    if not shown_in:
+        return order
+    shown = np.zeros((len(train), LABELS), dtype=bool)
+    for i, sample in enumerate(train):
+        found = np.bincount(read_label(sample).ravel()) >= 40
+        shown[i, : len(found)] = found
+    shown[:, ignore_index] = False
+    shown = shown[:, shown.any(0)]
+    for _ in range(10_000):
+        if (shown[order[:count]].sum(0) >= shown_in).all():
+            return order
+        order = rng.permutation(len(train))
+    raise ValueError(
+        f"--labelled must allow {shown_in} images of each class, got {count}, of which no draw of 10,000 has them"
+    )
 
 
 def list_images(folder: Path) -> list[Path]:

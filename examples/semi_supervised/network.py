@@ -34,13 +34,13 @@ class SegmentationNetwork(nn.Module):
         )  # index of the stage with the features' stride
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(
-            nn.Sequential(_convolution(before, width, stride=2), _convolution(width, width))
+            nn.Sequential(convolution(before, width, stride=2), convolution(width, width))
             for before, width in zip(inputs, widths, strict=True)
         )
         self.lateral = nn.ModuleList(
             nn.Conv2d(width, feature_dim, kernel_size=1) for width in widths[self.finest :]
         )
-        self.smooth = _convolution(feature_dim, feature_dim)
+        self.smooth = convolution(feature_dim, feature_dim)
         self.classifier = nn.Conv2d(feature_dim, num_classes, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,17 +51,19 @@ class SegmentationNetwork(nn.Module):
         maps = [f(stage) for f, stage in zip(self.lateral, stages[self.finest :], strict=True)]
         x = maps.pop()
         for finer in reversed(maps):
-            x = finer + _resize(x, finer.shape[-2:])
-        return _resize(self.classifier(self.smooth(x)), images.shape[-2:])
+            x = finer + resize(x, finer.shape[-2:])
+        return resize(self.classifier(self.smooth(x)), images.shape[-2:])
 
 
-def _convolution(inputs, outputs, stride=1):
+def convolution(inputs: int, outputs: int, *, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+    """With batch norm and ReLU."""
+    padding = kernel_size // 2
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, kernel_size, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
 
-def _resize(x, size):
+def resize(x: Tensor, size) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
