@@ -1,4 +1,4 @@
-"""The published configurations, each run for a few steps on a miniature tree with a small network in place of theirs."""
+"""The published configurations, each run for a few steps on a miniature tree with a small network instead of theirs."""
 
 import csv
 import json
@@ -171,7 +171,7 @@ def test_other_configurations_run(name, tmp_path, capsys):
         (["steps"], r"an override must be key=value, got 'steps'"),
         (["steps=["], r"cannot read the value '\[' as YAML"),
         (["dataset=ade"], r"dataset must be one of folder, voc, cityscapes, scenes, got 'ade'"),
-        (["network=unet"], r"network must be one of small, deeplabv3plus, got 'unet'"),
+        (["network=unet"], r"network must be one of small, .*, got 'unet'"),
         (["dataset=voc"], r"dataset voc needs the key data"),
         (["data=x", "report_every=0"], r"report_every must be a number of steps from 1 on, got 0"),
     ],

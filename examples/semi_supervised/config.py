@@ -13,6 +13,7 @@ from semi_supervised.cityscapes import CityscapesData
 from semi_supervised.deeplab import DeepLabV3Plus
 from semi_supervised.folder import FolderData
 from semi_supervised.network import SegmentationNetwork
+from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.scenes import DigitScenes
 from semi_supervised.settings import Settings
 from semi_supervised.voc import VocData
@@ -23,7 +24,11 @@ DATASETS = {
     "cityscapes": CityscapesData,
     "scenes": DigitScenes,
 }
-NETWORKS = {"small": SegmentationNetwork, "deeplabv3plus": DeepLabV3Plus}
+NETWORKS = {
+    "small": SegmentationNetwork,
+    "efficientnet_lite0": PretrainedNetwork,
+    "deeplabv3plus": DeepLabV3Plus,
+}
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def sample_features(
             small = resize_labels(labels, maps.shape[-2:]).flatten()
             pixels = few_of_each(small, num_classes, per_batch, rng)
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2)[pixels.to(maps.device)]
-            features.append(F.normalize(rows).cpu())
+            features.append(F.normalize(rows.float()).cpu())
             classes.append(small[pixels])
     features, classes = torch.cat(features), torch.cat(classes)
     chosen = few_of_each(classes, num_classes, per_class, rng)
