@@ -242,6 +242,7 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     helped.step = 1  # as after a checkpoint: read ahead from there
     for ours, theirs in zip(helped.batches.take(1)[0], alone.batches.take(1)[0], strict=True):
         assert torch.equal(ours, theirs)
+    helped.batches.close()
 
 
 def test_ranks_draw_batches_of_their_own():

@@ -42,8 +42,7 @@ class Batches:
     def __init__(self, data, settings, rank: int, device: torch.device, workers: int):
         self.steps, self.last = Steps(data, settings, rank), settings.steps
         self.device, self.workers = device, workers
-        self._ahead: Iterator = iter(())
-        self._next = None  # the step that `_ahead` gives next
+        self.close()
 
     def take(self, step: int) -> tuple[Batch, np.random.Generator]:
         if not self.workers:
@@ -54,6 +53,11 @@ class Batches:
             batch, rng = next(self._ahead)
             self._next = step + 1
         return Batch(*(self._to_device(x) for x in batch)), rng
+
+    def close(self) -> None:
+        """Ends the processes; a further `take` starts others."""
+        self._ahead: Iterator = iter(())
+        self._next = None  # the step that `_ahead` gives next
 
     def _to_device(self, x):
         images = x.dim() == 4

@@ -212,6 +212,7 @@ class Trainer:
                 record = {name: float(loss) for name, loss in losses.items()}
                 self.history.append({"step": self.step, **record, "density": self.mean_density()})
             after_step(self)
+        self.batches.close()
 
     def mean_density(self) -> float:
         """Mean density of the rows in the bank, over the classes that are ready; 0 while there are none."""
