@@ -1,4 +1,4 @@
-"""The published configurations, each run for a few steps on a miniature tree with a small network instead of theirs."""
+"""Each published configuration, run for a few steps on a miniature tree with a small network in place of theirs."""
 
 import csv
 import json

@@ -1,5 +1,6 @@
 """Several processes, as `torchrun` starts them; alone, each function does what one process needs."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def start(device: str) -> str:
 
 def stop() -> None:
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # DDP's modules lie in reference cycles and hold the group
         dist.barrier()
         dist.destroy_process_group()
 
