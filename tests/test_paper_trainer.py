@@ -22,7 +22,8 @@ sys.path.insert(0, str(EXAMPLES))
 
 import paper_trees  # noqa: E402
 import train_segmentation  # noqa: E402
-from semi_supervised import config, evaluate, loading  # noqa: E402
+from semi_supervised import config, distributed, evaluate, loading  # noqa: E402
+from semi_supervised.logs import Log  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
@@ -254,6 +255,13 @@ def test_ranks_draw_batches_of_their_own():
     assert torch.equal(drawn[0][0].images, data.labelled(2, alone)[0])
 
 
+def test_checkpoints_of_different_steps_are_refused(tmp_path, monkeypatch):
+    make_trainer().save(tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(distributed, "agree", lambda number, device: False)
+    with pytest.raises(ValueError, match=r"ranks' checkpoints .* must be of one step, got 0 here"):
+        make_trainer().load(tmp_path / "checkpoint.pt")
+
+
 def test_hard_pixels_by_probability_and_by_number():
     probability = torch.tensor([[0.9, 0.2, 0.69], [0.71, 0.95, 1.0]])
     surprise = -probability.log()
@@ -313,6 +321,39 @@ def test_pixels_of_a_border_get_no_pseudo_label():
     trainer.train_step()
     assert (seen[0][:, :, :20] == 255).all()
     assert (seen[0][:, :, 20:] != 255).any()
+
+
+HISTORY = [{"step": 2, "total": 1.5, "density": 0.25}, {"step": 3, "validation": 40.0}]
+
+
+def test_log_is_a_table_that_a_resumed_run_continues(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", None
+    )  # as where it is not installed
+    Log(tmp_path, []).write(HISTORY[:1])
+    log = Log(tmp_path, HISTORY[:1])
+    log.write(HISTORY)
+    log.close()
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "3"]
+    assert (rows[0]["total"], rows[0]["validation"], rows[1]["validation"]) == ("1.5", "", "40.0")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_tensorboard_gets_each_value_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = Log(tmp_path, [])
+    log.write(HISTORY[:1])
+    log.write(HISTORY)
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {
+        name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]
+    }
+    assert found == {"total": [(2, 1.5)], "density": [(2, 0.25)], "validation": [(3, 40.0)]}
 
 
 def test_confusion_matrix_counts_by_label_and_prediction():
