@@ -467,6 +467,14 @@ def high_label(data):
     Image.new("L", (40, 32), 37).save(data / "val" / "labels" / "01.png")
 
 
+def only(value):
+    def spoil(data):
+        for label in data.glob("*/labels/*.png"):
+            Image.new("L", (40, 32), value).save(label)
+
+    return spoil
+
+
 def broken_image(data):
     (data / "test" / "images" / "01.png").write_text("not an image")
 
@@ -491,6 +499,12 @@ def broken_image(data):
         ),
         (spoil_nothing, "--labelled 9", r"at most the 8 training images, got 9"),
         (spoil_nothing, "--labelled 8", r"leave images to use without a label, got 8 of 8"),
+        (only(255), "", r"labels must hold a class, got nothing but 255"),
+        (only(0), "", r"there must be at least 2 classes, got 1"),
+        (spoil_nothing, "ignore_index=-1", r"ignore_index must lie in \[0, 65536\), got -1"),
+        (spoil_nothing, "--contrast-weight -1", r"contrast_weight must not be negative, got \[-1"),
+        (spoil_nothing, "--seeds -1", r"seeds must not be negative, got \[-1\]"),
+        (spoil_nothing, "--seeds 2 2", r"seeds must differ, got \[2, 2\]"),
         (spoil_nothing, "ignore_index=1", r"outside the classes \[0, 256\), got 1"),
         (spoil_nothing, "crop=[8]", r"crop must be .* from 16 on, got \[8\]"),
         (spoil_nothing, "warm_up=9", r"warm_up must lie in \[0, 8\], got 9"),

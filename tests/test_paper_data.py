@@ -194,6 +194,16 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
     assert len(others.labelled_samples) == 4
 
 
+def test_labelled_images_can_be_asked_to_show_each_class(tmp_path):
+    root = paper_trees.cityscapes(tmp_path)
+    train = CityscapesData(root, **OPTIONS).find_splits(root)["train"]
+    order = splits.draw_order(train, 6, 0, shown_in=1, ignore_index=255)
+    shown = [set(np.unique(images.read_label(train[i]))) - {255} for i in order]
+    assert set().union(*shown[:6]) == set().union(*shown)
+    with pytest.raises(ValueError, match=r"allow 9 images of each class, got 6, of which no draw"):
+        splits.draw_order(train, 6, 0, shown_in=9, ignore_index=255)
+
+
 @pytest.mark.parametrize(
     "line",
     [
