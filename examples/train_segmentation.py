@@ -60,6 +60,11 @@ def main(arguments=None):
 
 def check(options, config):
     """Rules between options; those of the keys are Config's, those of the data their own."""
+    config.make_settings(
+        unlabelled=1, ranks=1
+    )  # a wrong value shows before the data have been read
+    if options.stop_at is not None and options.stop_at < 1:
+        raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
     options.contrast_weight = options.contrast_weight or [config.values.get("contrast_weight", 0.5)]
     if min(options.contrast_weight) < 0:
@@ -91,9 +96,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
         len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
     )
     torch.manual_seed(seed)  # the weights at the start
-    network = distributed.with_shared_batch_norm(
-        config.make_network(data.num_classes), options.device
-    )
+    network = config.make_network(data.num_classes)
     trainer = Trainer(network, data, settings, options.device, config.run.workers)
     say = print if rank == 0 else lambda *_: None
     say(

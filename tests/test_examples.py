@@ -504,6 +504,7 @@ def broken_image(data):
         (spoil_nothing, "ignore_index=-1", r"ignore_index must lie in \[0, 65536\), got -1"),
         (spoil_nothing, "--contrast-weight -1", r"contrast_weight must not be negative, got \[-1"),
         (spoil_nothing, "--seeds -1", r"seeds must not be negative, got \[-1\]"),
+        (spoil_nothing, "--stop-at 0", r"--stop-at must be at least 1, got 0"),
         (spoil_nothing, "--seeds 2 2", r"seeds must differ, got \[2, 2\]"),
         (spoil_nothing, "ignore_index=1", r"outside the classes \[0, 256\), got 1"),
         (spoil_nothing, "crop=[8]", r"crop must be .* from 16 on, got \[8\]"),

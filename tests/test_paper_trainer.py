@@ -26,7 +26,7 @@ from semi_supervised import config, distributed, evaluate, loading  # noqa: E402
 from semi_supervised.logs import Log  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
-from semi_supervised.settings import Settings  # noqa: E402
+from semi_supervised.settings import SMALL, Settings  # noqa: E402
 from semi_supervised.trainer import Trainer, hard_pixels  # noqa: E402
 
 CONFIGS = EXAMPLES / "configs"
@@ -110,6 +110,7 @@ def test_the_files_carry_the_published_setting(small_network):
         "ema_maximum": 0.999,
         "teacher_mode": "train",
         "cutmix": 0.5,
+        "jitter": 0,
         "projection_dim": 256,
     }
     assert shared.items() <= voc.values.items()
@@ -174,7 +175,8 @@ def test_other_configurations_run(name, tmp_path, capsys):
         (["dataset=ade"], r"dataset must be one of folder, voc, cityscapes, scenes, got 'ade'"),
         (["network=unet"], r"network must be one of small, .*, got 'unet'"),
         (["dataset=voc"], r"dataset voc needs the key data"),
-        (["data=x", "report_every=0"], r"report_every must be a number of steps from 1 on, got 0"),
+        (["data=x", "report_every=0"], r"report_every must be at least 1, got 0"),
+        (["data=x", "epochs=few"], r"epochs must be of type int \| None, got 'few'"),
     ],
 )
 def test_wrong_keys_are_named(overrides, message):
@@ -187,7 +189,10 @@ def test_wrong_keys_are_named(overrides, message):
     [
         (["epochs=2"], r"steps and epochs exclude each other, got 800"),
         (["epochs=2", "steps=null", "warm_up=1"], r"warm_up and warm_up_epochs exclude each other"),
-        (["steps=0"], r"steps must be at least 1, got 0"),
+        (["steps=0"], r"steps and batch must be at least 1, got 0 and 4"),
+        (["batch=0"], r"steps and batch must be at least 1, got 800 and 0"),
+        (["steps=many"], r"steps must be of type int, got 'many'"),
+        (["seed=x"], r"seed must be of type int, got 'x'"),
         (["batch=many"], r"batch must be of type int, got 'many'"),
         (["bfloat16=1"], r"bfloat16 must be of type bool, got 1"),
         (["steps=2", "warm_up=true"], r"warm_up must be of type int, got True"),
@@ -217,6 +222,14 @@ def test_wrong_files_are_named(tmp_path, text, message):
 def test_values_are_read_as_people_write_them():
     texts = {"1e-3": 1e-3, "3": 3, "1/8": "1/8", "[1,2]": [1, 2], "true": True, "null": None}
     assert {text: config.value_of(text) for text in texts} == texts
+
+
+def test_an_argument_of_the_contrast_is_added_to_those_there_are():
+    override = ["contrast.exclude_classes=[0]"]
+    chosen = config.Config(CONFIGS / "folder.yaml", override, data="x").make_settings(100, 1)
+    assert chosen.contrast == {**SMALL, "exclude_classes": [0]}
+    voc = config.Config(CONFIGS / "voc_1_2.yaml", override, data="x").make_settings(100, 1)
+    assert voc.contrast == {"paper": "voc", "exclude_classes": [0]}
 
 
 def test_a_warm_up_of_a_third_by_default():

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -15,7 +15,7 @@ from semi_supervised.folder import FolderData
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.scenes import DigitScenes
-from semi_supervised.settings import Settings
+from semi_supervised.settings import SMALL, Settings, check_types
 from semi_supervised.voc import VocData
 
 DATASETS = {
@@ -37,14 +37,20 @@ class Run:
 
     dataset: str  # one of DATASETS
     network: str  # one of NETWORKS
-    epochs: int | None = (
-        None  # instead of `steps`; an epoch has as many steps as show each unlabelled image once
-    )
+    # Instead of `steps`; an epoch has as many steps as would show each unlabelled image once.
+    epochs: int | None = None
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
     save_every: int = 100
     workers: int = 0  # processes that read ahead
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("epochs", "report_every", "evaluate_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Config:
@@ -61,7 +67,7 @@ class Config:
     """
 
     def __init__(self, path: Path, overrides: list[str] = (), **given):
-        self.values = read(Path(path))
+        self.values = {"contrast": dict(SMALL)} | read(Path(path))
         for text in overrides:
             key, equals, value = text.partition("=")
             if not equals:
@@ -78,11 +84,7 @@ class Config:
         self.dataset = DATASETS[self.values["dataset"]]
         self.network = NETWORKS[self.values["network"]]
         self._check_keys()
-        self.run = Run(**self._of(field.name for field in fields(Run)))
-        for name in ("report_every", "evaluate_every", "save_every"):
-            value = getattr(self.run, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a number of steps from 1 on, got {value!r}")
+        self.run = checked(Run, self._of(field.name for field in fields(Run)))
 
     def _check_keys(self):
         needed, optional = keywords(self.dataset)
@@ -109,23 +111,30 @@ class Config:
         """The settings, with epochs counted out in steps for so many unlabelled images and ranks."""
         chosen = self._of(field.name for field in fields(Settings))
         chosen = {key: value for key, value in chosen.items() if value is not None} | changes
+        settings = checked(Settings, chosen)
+        if min(settings.steps, settings.batch) < 1:
+            raise ValueError(
+                f"steps and batch must be at least 1, got {settings.steps} and {settings.batch}"
+            )
         if self.run.epochs is not None:
             for name, other in (("steps", "epochs"), ("warm_up", "warm_up_epochs")):
                 if name in chosen:
                     raise ValueError(f"{name} and {other} exclude each other, got {chosen[name]}")
-            epoch = max(1, unlabelled // (chosen.get("batch", Settings.batch) * ranks))
-            chosen["steps"] = self.run.epochs * epoch
-            chosen["warm_up"] = (self.run.warm_up_epochs or 0) * epoch
-        steps = chosen.get("steps", Settings.steps)
-        chosen.setdefault("warm_up", steps // 3)
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if not 0 <= chosen["warm_up"] <= steps:
-            raise ValueError(f"warm_up must lie in [0, {steps}], got {chosen['warm_up']}")
-        try:
-            return Settings(**chosen)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+            epoch = max(1, unlabelled // (settings.batch * ranks))
+            warm_up = (self.run.warm_up_epochs or 0) * epoch
+            settings = replace(settings, steps=self.run.epochs * epoch, warm_up=warm_up)
+        elif "warm_up" not in chosen:
+            settings = replace(settings, warm_up=settings.steps // 3)
+        if not 0 <= settings.warm_up <= settings.steps:
+            raise ValueError(f"warm_up must lie in [0, {settings.steps}], got {settings.warm_up}")
+        return settings
+
+
+def checked(kind: type, values: dict):
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def refuse_unknown(keys, known: set[str], where: str) -> None:

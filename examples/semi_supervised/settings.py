@@ -37,6 +37,7 @@ class Settings:
     ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
     teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
     cutmix: float = 0.5  # probability
+    jitter: float = 0.4  # strength of the change of colours that the student sees; 0: none
     # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
     balance: float = 0.0
     # [0.7, 100_000]: of the labelled pixels those whose class has a probability of 0.7 at most, and 100,000 at least
@@ -49,12 +50,7 @@ class Settings:
     contrast: dict = field(default_factory=lambda: dict(SMALL))
 
     def __post_init__(self):
-        for field_ in fields(self):
-            value, kind = getattr(self, field_.name), field_.type
-            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                name = getattr(kind, "__name__", kind)
-                raise TypeError(f"{field_.name} must be of type {name}, got {value!r}")
+        check_types(self)
         for name, choices in (
             ("optimizer", ("adamw", "sgd")),
             ("teacher_mode", ("train", "eval")),
@@ -62,6 +58,17 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+
+
+def check_types(values) -> None:
+    """Raises TypeError if a field of a dataclass holds something of another type than declared."""
+    for each in fields(values):
+        value, kind = getattr(values, each.name), each.type
+        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(
+                f"{each.name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}"
+            )
 
 
 def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> DensityContrastLoss:

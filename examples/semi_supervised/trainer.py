@@ -73,12 +73,15 @@ class Trainer:
                 "auxiliary_weight must be positive with an auxiliary head and 0 without, "
                 f"got {settings.auxiliary_weight} for {type(network).__name__}"
             )
-        self.student = network.to(self.device, memory_format=torch.channels_last)
+        shared = distributed.with_shared_batch_norm
+        self.student = shared(network, self.device)
+        self.student.to(self.device, memory_format=torch.channels_last)
         self.teacher = AveragedModel(self.student, avg_fn=self._average)
         self.teacher.requires_grad_(False)
         self.tap = FeatureTap(self.student, "classifier")
         feature_dim = self.student.classifier.in_channels
         self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
+        self.projection = shared(self.projection, self.device)
         self.contrast = contrast_loss(settings, data, feature_dim, self.ranks)
         self.projection.to(self.device)
         self.contrast.to(self.device)
@@ -115,14 +118,16 @@ class Trainer:
             )
             for drop in (classification_drop_fraction, contrast_drop_fraction)
         )
-        views = [jitter(weak, rng), pseudo, reliable]
+        views = [jitter(weak, rng, settings.jitter), pseudo, reliable]
         if self.asks_confidence:
             confidence = logits.softmax(1).amax(1)
             views.append(confidence[labelled:])
 
         # The student sees both halves in one batch: other colours, and boxes of other images in the unlabelled half.
         strong, pseudo, reliable, *rest = cutmix(rng, *views, probability=settings.cutmix)
-        logits, supervised = self.classify(torch.cat((jitter(images, rng), strong)), labels)
+        logits, supervised = self.classify(
+            torch.cat((jitter(images, rng, settings.jitter), strong)), labels
+        )
         features = self.tap.pop()
         unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
 
@@ -145,7 +150,8 @@ class Trainer:
 
     def warm_up_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """The same for a step of the warm-up, in which there is no teacher worth asking."""
-        _, supervised = self.classify(jitter(batch.images, rng), batch.labels)
+        images = jitter(batch.images, rng, self.settings.jitter)
+        _, supervised = self.classify(images, batch.labels)
         self.tap.pop()
         return {"total": supervised, "supervised": supervised}
 
