@@ -14,8 +14,8 @@ demo: $(VENV)/installed  ## the main job: plain self-training against the densit
 test: $(VENV)/installed  ## all tests
 	$(BIN)/python -m pytest
 
-faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes)
-	cd tests && $(abspath $(BIN))/python -m emulator.faults
+faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
+	cd tests && $(abspath $(BIN))/python -m emulator.faults $(if $(PART),--part $(PART))
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51

@@ -1,7 +1,30 @@
 """Tables and plots of evidence.py's runs: means over seeds, and differences seed by seed with confidence intervals."""
 
 import csv
+import math
+import statistics
 from pathlib import Path
+from typing import NamedTuple
+
+from scipy import stats
+
+# column, title, digits, and whether more is better
+METRICS = (
+    ("miou", "mIoU %", 2, True),
+    ("silhouette", "silhouette", 4, True),
+    ("calinski_harabasz", "Calinski-Harabasz", 1, True),
+    ("davies_bouldin", "Davies-Bouldin", 3, False),
+)
+SUPERVISED, CONTROL, METHOD = "supervised", "self-training", "density contrast"
+RANDOM, CONFIDENCE = (
+    "anchors random, keys average",
+    "anchors low_confidence, keys high_confidence",
+)
+# Wang et al., CVPR 2023: PASCAL VOC 2012 val, ResNet-101. Not ours, and another task.
+PUBLISHED_SHARES = ("1/16", "1/8", "1/4", "1/2")
+PUBLISHED = {SUPERVISED: (67.87, 71.55, 75.80, 77.13), METHOD: (76.61, 78.37, 79.31, 80.96)}
+PUBLISHED_CLUSTERS = {CONTROL: (0.46, 3421.94, 1.53), METHOD: (0.70, 7937.87, 1.13)}
+PUBLISHED_ABLATION = {RANDOM: (71.82, 76.73), CONFIDENCE: (71.42, 77.11), METHOD: (77.14, 78.37)}
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -9,8 +32,247 @@ def read_rows(path: Path) -> list[dict]:
         rows = list(csv.DictReader(file))
     for row in rows:
         row["labelled"], row["seed"] = int(row["labelled"]), int(row["seed"])
+        for name in ("val_miou", *(name for name, *_ in METRICS)):
+            row[name] = float(row[name])
     return rows
 
 
-def report(rows, path):
-    return f"{len(rows)} runs"
+class Paired(NamedTuple):
+    """Differences of the seeds that both sides have."""
+
+    differences: list[float]
+    better: int
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.differences)
+
+    @property
+    def half(self) -> float:
+        """Half the 95 % confidence interval of the mean, by Student's t; infinite for one seed."""
+        n = len(self.differences)
+        if n < 2:
+            return math.inf
+        spread = statistics.stdev(self.differences) / math.sqrt(n)
+        return float(stats.t.ppf(0.975, n - 1)) * spread
+
+    def text(self, digits: int) -> str:
+        shown = abs(self.mean) > self.half
+        verdict = "" if shown else ", null"
+        return (
+            f"{self.mean:+.{digits}f} ± {self.half:.{digits}f} "
+            f"({self.better}/{len(self.differences)}{verdict})"
+        )
+
+
+def paired(
+    rows: list[dict], treated: str, control: str, labelled: int, metric: str, upward: bool = True
+) -> Paired | None:
+    """`treated` minus `control`, seed by seed; None if no seed has both."""
+    sides = [
+        {r["seed"]: r[metric] for r in rows if (r["variant"], r["labelled"]) == (name, labelled)}
+        for name in (treated, control)
+    ]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    differences = [sides[0][seed] - sides[1][seed] for seed in seeds]
+    better = sum(d > 0 if upward else d < 0 for d in differences)
+    return Paired(differences, better) if seeds else None
+
+
+def control_of(variant: str) -> str:
+    """The run with contrast weight 0 that a variant is compared with: trained in the same way."""
+    return CONTROL + variant.removeprefix(METHOD) if variant.startswith(METHOD) else CONTROL
+
+
+# ---- tables -----------------------------------------------------------------------------------------
+
+
+def report(rows: list[dict], path: Path) -> str:
+    """Markdown, also written beside the CSV file with the plots."""
+    counts = sorted({row["labelled"] for row in rows})
+    parts = [
+        heading(rows, path),
+        "\n\n".join(labels_table(rows, count) for count in counts),
+        published_table(),
+        ablation_table(rows, counts[0]),
+        attempts_table(rows, counts[0]),
+    ]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    path.with_suffix(".md").write_text(text)
+    plot(rows, counts, path.with_name(f"{path.stem}.png"))
+    return text
+
+
+def heading(rows, path):
+    facts = {
+        name: ", ".join(sorted({row[name] for row in rows})) for name in ("cpu", "torch", "commit")
+    }
+    return (
+        f"# Evidence: {len(rows)} runs\n\n"
+        "`python benchmarks/evidence.py --data DIR` trains what the CSV file lacks and prints this; "
+        f"`--report` only prints it. Source: `{path.name}`, with every run's settings, seed and commit.\n\n"
+        "CamVid at 240 x 180, 11 classes, EfficientNet-Lite0 from ImageNet (frozen unless said), "
+        "mIoU and features of the EMA teacher on the 233 test images. "
+        "± after a mean: standard deviation over the seeds. ± after a difference: half of the 95 % confidence interval "
+        "(Student's t) of the paired differences; in brackets the seeds in which it is an improvement; null: the "
+        "interval contains 0, so no difference is shown.\n\n"
+        f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread a run."
+    )
+
+
+def markdown(header, body):
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_text(rows, variant, labelled, metric, digits):
+    values = [r[metric] for r in rows if (r["variant"], r["labelled"]) == (variant, labelled)]
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def difference_text(rows, treated, control, labelled, metric, digits, upward=True):
+    found = paired(rows, treated, control, labelled, metric, upward)
+    return found.text(digits) if found else "-"
+
+
+def labels_table(rows, labelled):
+    body = [
+        [name, *(mean_text(rows, name, labelled, metric, d) for metric, _, d, _ in METRICS)]
+        for name in (SUPERVISED, CONTROL, METHOD)
+    ]
+    for treated, control in ((CONTROL, SUPERVISED), (METHOD, CONTROL)):
+        cells = (
+            difference_text(rows, treated, control, labelled, metric, digits, upward)
+            for metric, _, digits, upward in METRICS
+        )
+        body.append([f"*{treated} minus {control}*", *cells])
+    seeds = {r["seed"] for r in rows if r["labelled"] == labelled and r["variant"] == METHOD}
+    title = f"## {labelled} labelled images of 367, {len(seeds)} seeds"
+    return f"{title}\n\n{markdown(['', *(title for _, title, *_ in METRICS)], body)}"
+
+
+def published_table():
+    """The authors' own figures, for the eye: another data set, network and length."""
+    body = [[name, *(f"{v:.2f}" for v in values)] for name, values in PUBLISHED.items()]
+    clusters = [[name, *map(str, values)] for name, values in PUBLISHED_CLUSTERS.items()]
+    return (
+        "## The paper's figures, for comparison (PASCAL VOC 2012, ResNet-101; not reproduced here)\n\n"
+        f"{markdown(['mIoU %', *PUBLISHED_SHARES], body)}\n\n"
+        f"{markdown(['features', *(title for _, title, *_ in METRICS[1:])], clusters)}"
+    )
+
+
+def ablation_table(rows, labelled):
+    names = {
+        RANDOM: "random anchors, average keys",
+        CONFIDENCE: "low-confidence anchors, high-confidence keys",
+        METHOD: "low-density anchors, high-density keys",
+    }
+    if not any(row["variant"] == RANDOM for row in rows):
+        return ""
+    body = []
+    for variant, title in names.items():
+        cells = (
+            difference_text(rows, variant, CONTROL, labelled, metric, digits, upward)
+            for metric, _, digits, upward in METRICS
+        )
+        published = " / ".join(f"{value:.2f}" for value in PUBLISHED_ABLATION[variant])
+        against = difference_text(rows, METHOD, variant, labelled, "miou", 2)
+        body.append([title, *cells, "" if variant == METHOD else against, published])
+    header = [
+        "",
+        *(title for _, title, *_ in METRICS),
+        "low density minus this, mIoU",
+        "paper, VOC mIoU at 183 / 1323 labels",
+    ]
+    return (
+        f"## Which anchors, which keys? {labelled} labelled images; differences from self-training\n\n"
+        f"{markdown(header, body)}"
+    )
+
+
+def attempts_table(rows, labelled):
+    body = []
+    for variant in attempts(rows):
+        control = control_of(variant)
+        cells = (
+            difference_text(rows, variant, control, labelled, metric, digits, upward)
+            for metric, digits, upward in (
+                ("val_miou", 2, True),
+                *((metric, digits, upward) for metric, _, digits, upward in METRICS),
+            )
+        )
+        body.append([variant, mean_text(rows, variant, labelled, "miou", 2), *cells])
+    if len(body) < 2:
+        return ""
+    header = ["", "mIoU %", "difference: validation mIoU"]
+    header += [f"test {METRICS[0][1]}", *(title for _, title, *_ in METRICS[1:])]
+    return (
+        f"## What we tried, {labelled} labelled images; differences from self-training trained in the same way\n\n"
+        f"{markdown(header, body)}"
+    )
+
+
+def attempts(rows):
+    """All variants with the density loss, in the order of the file."""
+    plain = {SUPERVISED, RANDOM, CONFIDENCE}
+    names = dict.fromkeys(row["variant"] for row in rows)
+    return [name for name in names if name not in plain and not name.startswith(CONTROL)]
+
+
+# ---- plots ------------------------------------------------------------------------------------------
+
+
+def plot(rows: list[dict], counts: list[int], path: Path) -> None:
+    """mIoU by the number of labels; the loss's effect with its interval; the effect of every variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    colours = {SUPERVISED: "#8b95a3", CONTROL: "#3b82f6", METHOD: "#f0722a"}
+    for shift, (name, colour) in enumerate(colours.items()):
+        for i, count in enumerate(counts):
+            values = [r["miou"] for r in rows if (r["variant"], r["labelled"]) == (name, count)]
+            if not values:
+                continue
+            x = i + (shift - 1) * 0.18
+            left.scatter([x] * len(values), values, s=14, color=colour, alpha=0.5, lw=0)
+            mean = statistics.fmean(values)
+            left.plot(
+                [x - 0.07, x + 0.07],
+                [mean, mean],
+                color=colour,
+                lw=3,
+                label=name if i == 0 else None,
+            )
+    left.set_xticks(range(len(counts)), [f"{count} labels" for count in counts])
+    left.set_title("mIoU on the test images, %: seeds and their mean", fontsize=10, loc="left")
+    left.legend(frameon=False, fontsize=9)
+
+    effects = []
+    for count in counts:
+        for name in attempts(rows) + [v for v in (RANDOM, CONFIDENCE)]:
+            found = paired(rows, name, control_of(name), count, "miou")
+            if found and len(found.differences) > 1:
+                effects.append((f"{name}, {count} labels ({len(found.differences)} seeds)", found))
+    for y, (_, found) in enumerate(effects):
+        right.errorbar(
+            found.mean, -y, xerr=found.half, fmt="o", ms=4, color="#1f2733", capsize=2, lw=1
+        )
+        right.scatter(
+            found.differences, [-y] * len(found.differences), s=9, color="#f0722a", alpha=0.7
+        )
+    right.axvline(0, color="#8b95a3", lw=1)
+    right.set_yticks([-y for y in range(len(effects))], [name for name, _ in effects], fontsize=7.5)
+    right.set_title(
+        "mIoU minus self-training's: mean, 95 % interval, seeds", fontsize=10, loc="left"
+    )
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,6 +1,6 @@
 """Plants faults in a copy of the CUDA kernels and sees whether the emulator finds them.
 
-    python -m emulator.faults [--op knn_topk] [--kind "missing barrier"]        (from tests/)
+    python -m emulator.faults [--op knn_topk] [--kind "missing barrier"] [--part 0 3]        (from tests/)
 
 A fault is a small change of one file's text. Only the changed kernel is compiled anew. The operator's cases run in
 the mode that ought to find it, then in the others, until one does. A fault that no mode finds is either a hole in the
@@ -269,9 +269,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", choices=sorted(all_cases()))
     parser.add_argument("--kind", help="a part of its name")
+    parser.add_argument(
+        "--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help="every N-th from I on"
+    )
     chosen = parser.parse_args()
+    first, step = chosen.part
+    if not 0 <= first < step:
+        parser.error(f"--part must be I and N with 0 <= I < N, got {first} {step}")
     ops = chosen.op or sorted({f.op for f in all_faults()})
     faults = [f for f in all_faults() if f.op in ops and (chosen.kind or "") in f.kind]
+    faults = faults[first::step]
     if not faults:
         parser.error(
             f"no fault of this kind; there are {', '.join(sorted({f.kind for f in all_faults()}))}"
