@@ -96,7 +96,7 @@ class Trainer:
         self.model, self.project = self.student, self.projection
         if self.ranks > 1:
             self.model, self.project = (
-                DistributedDataParallel(module, broadcast_buffers=False)
+                DistributedDataParallel(module, forward_sync_buffers=False)
                 for module in (self.student, self.projection)
             )
 
