@@ -48,6 +48,13 @@ def _matplotlib(function: str):
     return matplotlib
 
 
+def _check_shape(function: str, name: str, values, shape: list[int]) -> None:
+    if values is not None and list(values.shape) != shape:
+        raise ValueError(
+            f"viz.{function}: {name} must have shape {shape}, got {list(values.shape)}"
+        )
+
+
 # ---- what there is to draw --------------------------------------------------------------------------
 
 
@@ -57,6 +64,7 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
 
     Shape: features [N, D], labels [N] -> [N].
     """
+    _check_shape("feature_density", "labels", labels, [len(features)])
     known = (labels >= 0) & (labels < bank.num_classes)
     classes = torch.where(known, labels.long(), bank.num_classes)
     order = classes.argsort(stable=True)[: int(known.sum())]
@@ -80,6 +88,7 @@ def density_map(
 
     Shape: features [B, D, h, w], labels [B, h, w] -> [B, H, W].
     """
+    _check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)
     shape = len(features), 1, *features.shape[-2:]
     density = feature_density(bank, rows, labels.flatten()).view(shape)
@@ -236,9 +245,12 @@ def plot_panels(
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Patch
 
+    for title, maps in (*classes.items(), *densities.items()):
+        _check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
     rows, columns = len(images), 1 + len(classes) + len(densities)
     if figure is None:
-        size = (1.6 * columns + 0.7 * bool(densities), 1.6 * rows + 0.6)
+        height = 1.6 * images.shape[-2] / images.shape[-1]
+        size = (1.6 * columns + 0.7 * bool(densities), height * rows + 0.6)
         figure = matplotlib.figure.Figure(size, layout="constrained")
     if densities and limits is None:
         limits = density_limits(*densities.values())
@@ -300,6 +312,10 @@ def plot_features(
     matplotlib = _matplotlib("plot_features")
     import numpy as np
 
+    rows = [len(features)]
+    for name, values in (("labels", labels), ("anchors", anchors), ("keys", keys)):
+        _check_shape("plot_features", name, values, rows)
+    _check_shape("plot_features", "points", points, [*rows, 2])
     own = axes is None
     if own:
         axes = matplotlib.figure.Figure((6, 5.2), layout="constrained").add_subplot()
@@ -377,6 +393,8 @@ def plot_density_histograms(
     matplotlib = _matplotlib("plot_density_histograms")
     import numpy as np
 
+    for title, each in snapshots.items():
+        _check_shape("plot_density_histograms", title, each, [len(class_names), each.shape[-1]])
     tables = [_numpy(each) for each in snapshots.values()]
     shown = [
         c for c in range(len(class_names)) if any(np.isfinite(table[c]).any() for table in tables)

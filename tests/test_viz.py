@@ -130,7 +130,7 @@ def test_panels(tmp_path):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["ground", "one", "two", "no label"]  # what is to be seen
     drawn(figure, tmp_path)
-    drawn(viz.plot_panels(images[:1], {"label": labels}, {}, NAMES), tmp_path)
+    drawn(viz.plot_panels(images[:1], {"label": labels[:1]}, {}, NAMES), tmp_path)
 
 
 def test_features(tmp_path):
@@ -172,6 +172,58 @@ def test_density_histograms(tmp_path):
     drawn(figure, tmp_path)
     with pytest.raises(ValueError, match="snapshots must hold a density, got 1 without any"):
         viz.plot_density_histograms({"none": torch.full((C, 9), torch.nan)}, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (
+            "plot_panels",
+            ({"label": torch.zeros(2, 4, 5)}, {}, ["a"]),
+            "label must have shape [2, 4, 4]",
+        ),
+        (
+            "plot_panels",
+            ({}, {"dense": torch.zeros(1, 4, 4)}, ["a"]),
+            "dense must have shape [2, 4, 4]",
+        ),
+    ],
+)
+def test_panels_must_fit(function, arguments, message):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=re.escape(f"viz.{function}: {message}, got [")):
+        getattr(viz, function)(torch.zeros(2, 3, 4, 4), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(5)}, "labels must have shape [6], got [5]"),
+        ({"points": torch.zeros(6, 3)}, "points must have shape [6, 2], got [6, 3]"),
+        ({"keys": torch.zeros(6, 1)}, "keys must have shape [6], got [6, 1]"),
+    ],
+)
+def test_features_must_fit(change, message):
+    pytest.importorskip("matplotlib")
+    given = {
+        "features": torch.zeros(6, 4),
+        "labels": torch.zeros(6),
+        "class_names": ["a"],
+        **change,
+    }
+    with pytest.raises(ValueError, match=re.escape(f"viz.plot_features: {message}")):
+        viz.plot_features(**given)
+
+
+def test_maps_and_snapshots_must_fit():
+    bank = loss_of().bank
+    with pytest.raises(ValueError, match=r"density_map: labels must have shape \[1, 4, 4\], got"):
+        viz.density_map(bank, torch.zeros(1, D, 4, 4), torch.zeros(1, 8, 8), (8, 8))
+    with pytest.raises(ValueError, match=r"feature_density: labels must have shape \[3\], got"):
+        viz.feature_density(bank, torch.zeros(3, D), torch.zeros(2))
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"histograms: now must have shape \[5, 9\], got \[4, 9\]"):
+        viz.plot_density_histograms({"now": torch.zeros(4, 9)}, NAMES)
 
 
 def test_readme_block_draws(tmp_path, monkeypatch):

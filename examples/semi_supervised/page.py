@@ -25,14 +25,20 @@ def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: d
         (f"{method}, seed {seed}", first[method], figures.embed(first[method]))
         for method in (CONTROL, TREATED)
     ]
-    short = {name: classes[name] for name in ("label", CONTROL, "+ density loss")}
-    treated = {"density": densities["density"]}
-    (out / "overview.png").write_bytes(figures.overview(images[:4], short, treated, panels))
-    last = slice(-2, None)  # of the scenes shown, two that the overview does not have
+    short = ("label", CONTROL, "+ density loss")
+    first_four, last = slice(4), slice(-2, None)  # of the scenes shown, for the two pictures
+    (out / "overview.png").write_bytes(
+        figures.overview(
+            images[first_four],
+            {name: classes[name][first_four] for name in short},
+            {"density": densities["density"][first_four]},
+            panels,
+        )
+    )
     (out / "before_after.png").write_bytes(
         figures.before_after(
             images[last],
-            {name: maps[last] for name, maps in short.items()},
+            {name: classes[name][last] for name in short},
             {
                 "density without": densities["density, without"][last],
                 "density with": densities["density"][last],
