@@ -19,7 +19,8 @@ import json
 import multiprocessing
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -141,24 +142,26 @@ def train_all(options):
                 f"{options.out} holds '{row['variant']}' with other settings; choose another --out"
             )
     say(f"{len(done)} runs are there, {len(cases)} to do")
-    started, finished = time.perf_counter(), 0
+    started = time.perf_counter()
+    jobs = [(variant, *case[1:], options) for case, variant in cases.items()]
+    for finished, row in enumerate(results(jobs, options.workers), 1):
+        append_rows(options.out, COLUMNS, [row])
+        left = (time.perf_counter() - started) / finished * (len(jobs) - finished) / 60
+        say(
+            f"{row['variant']}, {row['labelled']} labels, seed {row['seed']}: mIoU {row['miou']:.2f} "
+            f"({row['seconds']:.0f} s; {finished} of {len(jobs)}, {left:.0f} min left)"
+        )
+
+
+def results(jobs: list[tuple], workers: int) -> Iterator[dict]:
+    """The rows, in the order in which the runs end."""
+    if workers == 1:
+        yield from (train(*job) for job in jobs)
+        return
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-    with ProcessPoolExecutor(options.workers, context) as pool:
-        open_cases = {
-            pool.submit(train, variant, labelled, seed, options)
-            for (_, labelled, seed), variant in cases.items()
-        }
-        while open_cases:
-            ended, open_cases = wait(open_cases, return_when=FIRST_COMPLETED)
-            for future in ended:
-                row = future.result()
-                append_rows(options.out, COLUMNS, [row])
-                finished += 1
-                left = (time.perf_counter() - started) / finished * len(open_cases) / 60
-                say(
-                    f"{row['variant']}, {row['labelled']} labels, seed {row['seed']}: mIoU {row['miou']:.2f} "
-                    f"({row['seconds']:.0f} s; {finished} of {len(cases)}, {left:.0f} min left)"
-                )
+    with ProcessPoolExecutor(workers, context) as pool:
+        for done in as_completed([pool.submit(train, *job) for job in jobs]):
+            yield done.result()
 
 
 def settings_of(variant: Variant, seed: int, options) -> Settings:

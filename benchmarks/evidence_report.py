@@ -256,7 +256,7 @@ def plot(rows: list[dict], counts: list[int], path: Path) -> None:
 
     effects = []
     for count in counts:
-        for name in attempts(rows) + [v for v in (RANDOM, CONFIDENCE)]:
+        for name in (*attempts(rows), RANDOM, CONFIDENCE):
             found = paired(rows, name, control_of(name), count, "miou")
             if found and len(found.differences) > 1:
                 effects.append((f"{name}, {count} labels ({len(found.differences)} seeds)", found))

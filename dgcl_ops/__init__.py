@@ -11,7 +11,12 @@ from dgcl_ops.integration import FeatureTap, ProjectionHead, ddp_ignore_bank
 from dgcl_ops.labels import entropy_filter, resize_labels
 from dgcl_ops.losses import DensityContrastLoss, PseudoLabelLoss
 from dgcl_ops.memory import MemoryBank
-from dgcl_ops.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
+from dgcl_ops.metrics import (
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    density_statistics,
+    silhouette_score,
+)
 from dgcl_ops.ops import density_contrast, knn_density, knn_topk
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "davies_bouldin_score",
     "ddp_ignore_bank",
     "density_contrast",
+    "density_statistics",
     "entropy_filter",
     "knn_density",
     "knn_topk",

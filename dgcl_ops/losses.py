@@ -1,9 +1,11 @@
 """The losses as modules: density-guided contrast with its memory bank, and cross-entropy on pseudo labels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops import reference, sampling, selection
+from dgcl_ops import _report, reference, sampling, selection
 from dgcl_ops._modules import FixedDtypeModule, check_batch, one_of
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
@@ -163,14 +165,16 @@ class DensityContrastLoss(FixedDtypeModule):
         for name, dtype in (
             ("class_loss", torch.float32),
             ("active", torch.bool),
+            ("pixels", torch.int64),
             ("candidates", torch.int64),
             ("anchor_density", torch.float32),
             ("key_density", torch.float32),
         ):
             record = torch.zeros(num_classes, dtype=dtype, device=device)
             self.register_buffer(f"_{name}", record, persistent=False)
-        record = torch.zeros((), dtype=torch.int64, device=device)
-        self.register_buffer("_non_finite_rows", record, persistent=False)
+        for name, shape in (("passed_over", (3,)), ("non_finite_rows", ())):
+            record = torch.zeros(shape, dtype=torch.int64, device=device)
+            self.register_buffer(f"_{name}", record, persistent=False)
 
     @staticmethod
     def _matching(bank, num_classes, feature_dim, projection_dim, metric, scales) -> MemoryBank:
@@ -354,8 +358,10 @@ class DensityContrastLoss(FixedDtypeModule):
     def _record(self, chosen: selection.Draw, per_class: Tensor) -> None:
         self._class_loss.copy_(per_class)
         self._active.copy_(chosen.active)
+        self._pixels.copy_(chosen.pixels)
         self._candidates.copy_(chosen.candidate_counts)
-        self._non_finite_rows.add_(chosen.non_finite)
+        self._passed_over.copy_(chosen.passed_over)
+        self._non_finite_rows.add_(chosen.passed_over[1])
         if self.strategy.by_density:
             self._anchor_density.copy_(_used_mean(chosen.anchor_density, chosen.anchors))
             self._key_density.copy_(_used_mean(chosen.key_density, chosen.keys))
@@ -363,6 +369,7 @@ class DensityContrastLoss(FixedDtypeModule):
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:
         """What the last step did and what the bank holds, as tensors that nobody waits for until they are read.
+        `report` says it in words. A batch without pixels leaves no trace in it.
 
         Returns:
             dict with, for each class [C]:
@@ -370,28 +377,47 @@ class DensityContrastLoss(FixedDtypeModule):
                 ready: whether they suffice.
                 mean_density: mean of the stored densities, 0 without rows.
                 active: whether the class took part in the last step.
-                candidates: its pixels looked at.
+                pixels: its pixels in the last batch, without those passed over.
+                candidates: those of them looked at, 0 if it took no part.
                 class_loss: its loss, 0 if it took no part.
                 anchor_density, key_density: mean density of the batch's anchors and keys; 0 if the class took
                     no part or no densities were needed.
             and, as scalars:
-                non_finite_rows: labelled pixels passed over because of an inf or NaN, since construction.
+                ignored_pixels: of the last batch.
+                non_finite_pixels: its labelled pixels passed over because of an inf or NaN.
+                unknown_labels: its other labels outside [0, C); always 0 on the CPU, which refuses them.
+                non_finite_rows: all non_finite_pixels since construction.
                 pushes: of the bank.
         """
         bank = self.bank
         total = torch.where(bank.held(), bank.density, 0).sum(1)
+        ignored, non_finite, unknown = self._passed_over.clone()
         return {
             "rows": bank.counts.clone(),
             "ready": bank.ready(),
             "mean_density": total / bank.counts.clamp(min=1),
             "active": self._active.clone(),
+            "pixels": self._pixels.clone(),
             "candidates": self._candidates.clone(),
             "class_loss": self._class_loss.clone(),
             "anchor_density": self._anchor_density.clone(),
             "key_density": self._key_density.clone(),
+            "ignored_pixels": ignored,
+            "non_finite_pixels": non_finite,
+            "unknown_labels": unknown,
             "non_finite_rows": self._non_finite_rows.clone(),
             "pushes": bank.pushes.clone(),
         }
+
+    def report(self, class_names: Sequence[str] | None = None) -> str:
+        """The diagnostics in words, for a person to print: what the last loss was, and if 0, why; which classes took
+        part, and which are absent, excluded, or lack rows; pixels passed over; the bank. It reads values to the
+        host, which waits for the device: not for every step.
+
+        Args:
+            class_names: to print in place of numbers.
+        """
+        return _report.report(self, class_names)
 
 
 def _used_mean(values: Tensor, table: sampling.Table) -> Tensor:

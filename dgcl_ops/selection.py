@@ -73,7 +73,9 @@ class Draw(NamedTuple):
     push_density: Tensor | None  # [C, P]
     anchor_density: Tensor | None  # [C, A], where densities were needed
     key_density: Tensor | None  # [C, K], likewise
-    non_finite: Tensor  # [] int64, labelled pixels passed over because of an inf or NaN
+    pixels: Tensor  # [C] int64, usable pixels of each class
+    # Of the batch's other pixels, [3] int64: ignored; labelled, with an inf or NaN; with a label outside [0, C).
+    passed_over: Tensor
 
 
 def draw(
@@ -166,8 +168,16 @@ def draw(
         push_density=push_density,
         anchor_density=density[anchors.index] if strategy.by_density else None,
         key_density=density[keys.index] if strategy.by_density else None,
-        non_finite=(labelled & ~usable).sum(),
+        pixels=segments.counts,
+        passed_over=_passed_over(labelled, usable, segments),
     )
+
+
+def _passed_over(labelled: Tensor, usable: Tensor, segments: sampling.Segments) -> Tensor:
+    """See Draw. On the CPU no label lies outside: `partition` refuses it. Shape: [R], [R] bool -> [3]."""
+    ignored = (~labelled).sum()
+    used = (labelled & usable).sum()
+    return torch.stack((ignored, labelled.sum() - used, used - segments.offsets[-1]))
 
 
 def _anchors_and_keys(

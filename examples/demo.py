@@ -3,7 +3,7 @@
     python examples/demo.py --out demo_out
 
 Trains a small segmentation network three ways with each seed (labelled scenes only; + pseudo labels; + density loss),
-prints the table and writes `index.html`, `overview.png` and `metrics.json`. Needs no download and no GPU.
+prints the table and writes `index.html`, three pictures and `metrics.json`. Needs no download and no GPU.
 """
 
 import argparse

@@ -21,12 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi_supervised import distributed, evaluate, summary, tiles
+from semi_supervised import distributed, evaluate, summary
 from semi_supervised.config import Config
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
+
+from dgcl_ops import viz
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -210,9 +212,9 @@ def write_overlays(trainer, out, count=6):
         image = images[0].numpy()
         strip = (
             image.transpose(1, 2, 0),
-            tiles.class_tile(labels[0].numpy(), num_classes),
-            tiles.class_tile(predicted[0].numpy(), num_classes),
-            tiles.density_tile(image, density, tiles.density_limits([density])),
+            viz.class_image(labels[0], num_classes),
+            viz.class_image(predicted[0], num_classes),
+            viz.density_image(image, density),
         )
         pixels = (np.concatenate(strip, axis=1).clip(0, 1) * 255).astype(np.uint8)
         Image.fromarray(pixels).save(out / f"overlay-{test[i].name}.png")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import demo  # noqa: E402
 import train_segmentation  # noqa: E402
-from semi_supervised import augment, evaluate, folder, runs, scenes, summary, tiles  # noqa: E402
+from semi_supervised import augment, evaluate, folder, runs, scenes, summary  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.settings import SMALL, Settings, class_weights, optimizer  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
@@ -79,7 +79,8 @@ def test_demo_page_is_whole(demo_folder):
         assert base64.b64decode(data).startswith(b"\x89PNG")
     for expected in ("self-training", "Davies-Bouldin", "seed 3", "--seeds 0 3", torch.__version__):
         assert expected in text
-    assert (demo_folder / "overview.png").stat().st_size < 300_000
+    for picture in ("overview.png", "before_after.png", "density.png"):
+        assert (demo_folder / picture).stat().st_size < 300_000
 
 
 def test_demo_prints_and_saves_the_same_table(demo_folder):
@@ -341,14 +342,6 @@ def test_density_map_is_zero_where_there_is_no_bank():
         batch = [(images, labels)]
         found = evaluate.error_by_density(trainer.student, trainer.contrast, batch, 255)
         assert found == [expected] * 5
-
-
-def test_palette_has_a_colour_for_each_class():
-    colours = tiles.palette(21)
-    assert colours.shape == (22, 3)
-    assert len(np.unique(colours, axis=0)) == 22
-    tile = tiles.class_tile(np.array([[0, 20, 255]]), 21)
-    assert np.array_equal(tile[0, 2], colours[-1])
 
 
 # ---- the folder trainer -------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dgcl_ops import (
     davies_bouldin_score,
     resize_labels,
     silhouette_score,
+    viz,
 )
 
 SCORES = {
@@ -109,16 +110,6 @@ def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: float(score(features, labels)) for name, score in SCORES.items()}
 
 
-def density_in_bank(contrast: DensityContrastLoss, features: Tensor, labels: Tensor) -> Tensor:
-    """Density of each feature in the bank of its class: [N, D], [N] -> [N]; 0 where that bank is empty."""
-    order = labels.argsort(stable=True)
-    counts = labels.bincount(minlength=contrast.num_classes)
-    offsets = F.pad(counts.cumsum(0), (1, 0))  # [C + 1], where each class begins
-    density = features.new_empty(len(features))
-    density[order] = contrast.bank.density_of(features[order].contiguous(), offsets)
-    return density
-
-
 @torch.no_grad()
 def density_map(
     network: nn.Module, contrast: DensityContrastLoss, images: Tensor
@@ -134,17 +125,8 @@ def density_map(
     with FeatureTap(network, "classifier") as tap:
         predicted = predict(network, images)
         features = tap.pop()
-    size = features.shape[-2:]
-    small = resize_labels(predicted, size)
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    density = density_in_bank(contrast, rows, small.flatten()).view(len(images), 1, *size)
-    known = contrast.bank.ready()[small][:, None].float()
-    # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
-    known, density = (
-        F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=False)
-        for x in (known, density * known)
-    )
-    density = torch.where(known >= 0.5, density / known, 0)[:, 0]
+    small = resize_labels(predicted, features.shape[-2:])
+    density = viz.density_map(contrast.bank, features, small, images.shape[-2:])
     return predicted.cpu(), density.cpu()
 
 

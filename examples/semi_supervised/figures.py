@@ -5,15 +5,15 @@ import statistics
 
 import matplotlib
 import numpy as np
+import torch
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of the backend
 
-from semi_supervised import tiles
+from dgcl_ops import viz
 from semi_supervised.scenes import CLASS_NAMES
-from semi_supervised.tiles import COLOURS, IGNORED
 
 METHOD_COLOURS = {
     "supervised": "#8b95a3",
@@ -31,49 +31,34 @@ def embed(shown: dict) -> np.ndarray:
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
 
 
-def scatter(axes, shown: dict, points: np.ndarray, title: str, theme: dict) -> None:
-    """Features by class. Of each digit the tenth of lowest density is ringed (where the loss takes its anchors), the
-    tenth of highest density is starred (where it takes its keys)."""
-    classes, density = shown["classes"], shown["feature density"]
-    for c, colour in enumerate(COLOURS):
-        x, y = points[classes == c].T
-        faint = c == 0
-        axes.scatter(
-            x,
-            y,
-            s=4 if faint else 9,
-            color=IGNORED if faint else colour,
-            alpha=0.6 if faint else 0.85,
-            lw=0,
-        )
-    for c in range(1, len(COLOURS)):
-        members = np.flatnonzero(classes == c)
-        order = members[np.argsort(density[members])]
-        tenth = -(-len(order) // 10)
-        rings, stars = points[order[:tenth]], points[order[len(order) - tenth :]]
-        axes.scatter(*rings.T, s=34, facecolors="none", edgecolors=theme["ink"], lw=0.9)
-        axes.scatter(*stars.T, s=60, marker="*", color=COLOURS[c], edgecolors=theme["ink"], lw=0.6)
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=10, color=theme["ink"])
-    for side in axes.spines.values():
-        side.set_color(theme["faint"])
-
-
-def scatter_figure(panels: list[tuple[str, dict, np.ndarray]], theme: dict) -> bytes:
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(10, 4.8), layout="constrained")
+def scatter(all_axes, panels: list[tuple[str, dict, np.ndarray]]) -> None:
+    """Features by class, a plot for each (title, what the run shows, layout of its features)."""
     for axes, (title, shown, points) in zip(all_axes, panels, strict=True):
-        scatter(axes, shown, points, title, theme)
-    handles = [plt.Line2D([], [], ls="", marker="o", color=colour, ms=5) for colour in COLOURS[1:]]
-    ring = plt.Line2D([], [], ls="", marker="o", mfc="none", mec=theme["ink"], ms=6)
-    star = plt.Line2D([], [], ls="", marker="*", color=theme["ink"], ms=8)
-    ground = plt.Line2D([], [], ls="", marker="o", color=IGNORED, ms=4)
-    figure.legend(
-        [*handles, ground, ring, star],
-        [*CLASS_NAMES[1:], "background", "lowest density (anchors)", "highest density (keys)"],
-        loc="outside lower center", ncols=13, frameon=False, fontsize=8.5, labelcolor=theme["ink"],
-        handletextpad=0.1, columnspacing=1.0,
-    )  # fmt: skip
-    return _png(figure)
+        features, *rest = (
+            torch.from_numpy(shown[name]) for name in ("features", "classes", "anchors", "keys")
+        )
+        labels, anchors, keys = rest
+        viz.plot_features(
+            features, labels, CLASS_NAMES, points=points, anchors=anchors, keys=keys, axes=axes
+        )
+        axes.set_title(title, fontsize=10)
+
+
+def scatter_figure(panels: list, theme: dict) -> bytes:
+    with plt.rc_context(_themed(theme)):
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(10, 4.8), layout="constrained")
+        scatter(all_axes, panels)
+        viz.add_legend(all_axes[0])
+        return png(figure)
+
+
+def _themed(theme: dict) -> dict:
+    return {
+        **dict.fromkeys(
+            ("text.color", "xtick.color", "ytick.color", "axes.labelcolor"), theme["ink"]
+        ),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), theme["faint"]),
+    }
 
 
 def curve_figure(runs: list, theme: dict) -> bytes:
@@ -105,7 +90,7 @@ def curve_figure(runs: list, theme: dict) -> bytes:
     grid[1, 0].set_xlabel("step", fontsize=9, color=theme["ink"])
     grid[1, 1].set_xlabel("step", fontsize=9, color=theme["ink"])
     grid[0, 0].legend(frameon=False, fontsize=9, labelcolor=theme["ink"], loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def _smooth(history, name, window=20):
@@ -115,24 +100,34 @@ def _smooth(history, name, window=20):
     return [(g[-1]["step"], statistics.fmean(record[name] for record in g)) for g in groups]
 
 
-def overview(scenes: list[list[tuple[str, np.ndarray]]], panels: list) -> bytes:
-    """One picture of all: a row of tiles per scene, and the scatter plots beside them."""
-    rows, columns = len(scenes), len(scenes[0])
-    figure = plt.figure(
-        figsize=(13, 2.05 * rows * 0.82 + 0.3), facecolor="white", layout="constrained"
-    )
-    left, right = figure.subfigures(1, 2, width_ratios=(2.05, 1))
-    grid = left.subplots(rows, columns, squeeze=False)
-    for row, row_axes in zip(scenes, grid, strict=True):
-        for (title, tile), axes in zip(row, row_axes, strict=True):
-            axes.imshow(tile, interpolation="nearest")
-            axes.axis("off")
-            if row is scenes[0]:
-                axes.set_title(title, fontsize=9.5, color=LIGHT["ink"])
-    all_axes = right.subplots(len(panels), 1, squeeze=False).flat
-    for axes, (title, shown, points) in zip(all_axes, panels, strict=True):
-        scatter(axes, shown, points, title, LIGHT)
-    return _png(figure, dpi=90)
+def overview(images, classes: dict, densities: dict, panels: list) -> bytes:
+    """One picture of all: a row of panels per scene, and the scatter plots beside them."""
+    with plt.rc_context(_themed(LIGHT)):
+        size = (13.4, 1.7 * len(images) + 0.6)
+        figure = plt.figure(figsize=size, facecolor="white", layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+        viz.plot_panels(images, classes, densities, CLASS_NAMES, figure=left)
+        scatter(right.subplots(len(panels), 1, squeeze=False).flat, panels)
+        return png(figure, opaque=True)
+
+
+def before_after(images, classes: dict, densities: dict) -> bytes:
+    """The same panels larger, densities of both runs on one scale."""
+    with plt.rc_context(_themed(LIGHT)):
+        return png(viz.plot_panels(images, classes, densities, CLASS_NAMES), opaque=True)
+
+
+def density_histograms(snapshots: dict[str, np.ndarray]) -> bytes | None:
+    """Densities in the bank over the training: four moments of it. None if no class became ready."""
+    held = {name: torch.from_numpy(each) for name, each in snapshots.items()}
+    held = {name: each for name, each in held.items() if not each.isnan().all()}
+    if not held:
+        return None
+    names = list(held)
+    chosen = [names[i] for i in sorted({*np.linspace(0, len(names) - 1, 4).round().astype(int)})]
+    with plt.rc_context(_themed(LIGHT)):
+        figure = viz.plot_density_histograms({name: held[name] for name in chosen}, CLASS_NAMES)
+        return png(figure, opaque=True)
 
 
 def tile_png(tile: np.ndarray) -> bytes:
@@ -142,11 +137,11 @@ def tile_png(tile: np.ndarray) -> bytes:
 
 
 def colour_bar() -> bytes:
-    return tile_png(tiles.DENSITY_MAP(np.linspace(0, 1, 64))[None, :, :3])
+    return tile_png(matplotlib.colormaps[viz.DENSITY_COLORS](np.linspace(0, 1, 64))[None, :, :3])
 
 
-def _png(figure, dpi=150):
+def png(figure, *, opaque=False) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, transparent=dpi != 90)
+    figure.savefig(buffer, format="png", dpi=90 if opaque else 150, transparent=not opaque)
     plt.close(figure)
     return buffer.getvalue()

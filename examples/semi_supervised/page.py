@@ -1,28 +1,54 @@
-"""The report: one self-contained index.html, light or dark as the reader's system is, and overview.png."""
+"""The report: one self-contained index.html, light or dark as the reader's system is, and three pictures."""
 
 import base64
 import statistics
 from html import escape
 from pathlib import Path
 
-from semi_supervised import figures, summary, tiles
+import torch
+from matplotlib.colors import to_hex
+
+from dgcl_ops import viz
+from semi_supervised import figures, summary
 from semi_supervised.runs import CONTROL, METHODS, TREATED, Plan, held_out_scenes
 from semi_supervised.scenes import CLASS_NAMES
 
 
 def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: dict) -> None:
-    """Writes index.html and overview.png into `out`."""
+    """Writes index.html, overview.png, before_after.png and density.png into `out`."""
     first = {run.method: run.shown for run in reversed(runs)}  # the first seed's runs are shown
     seed = runs[0].seed
-    rows = scene_tiles(plan, first)
+    images, classes, densities = shown_maps(plan, first)
+    limits = viz.density_limits(*densities.values())
+    rows = scene_tiles(images, classes, densities, limits)
     panels = [
         (f"{method}, seed {seed}", first[method], figures.embed(first[method]))
         for method in (CONTROL, TREATED)
     ]
-    short = [[row[i] for i in (0, 1, 2, 3, 5)] for row in rows[:4]]
-    (out / "overview.png").write_bytes(figures.overview(short, panels))
+    short = ("label", CONTROL, "+ density loss")
+    first_four, last = slice(4), slice(-2, None)  # of the scenes shown, for the two pictures
+    (out / "overview.png").write_bytes(
+        figures.overview(
+            images[first_four],
+            {name: classes[name][first_four] for name in short},
+            {"density": densities["density"][first_four]},
+            panels,
+        )
+    )
+    (out / "before_after.png").write_bytes(
+        figures.before_after(
+            images[last],
+            {name: classes[name][last] for name in short},
+            {
+                "density without": densities["density, without"][last],
+                "density with": densities["density"][last],
+            },
+        )
+    )
+    if (histograms := figures.density_histograms(first[TREATED]["bank"])) is not None:
+        (out / "density.png").write_bytes(histograms)
 
-    low, high = density_limits(first)
+    low, high = limits
     template = Path(__file__).with_name("page.html").read_text()
     parts = {
         "verdict": verdict(result),
@@ -60,33 +86,32 @@ def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: d
     (out / "index.html").write_text(template)
 
 
-def scene_tiles(plan: Plan, first: dict) -> list[list[tuple]]:
+def shown_maps(plan: Plan, first: dict) -> tuple[torch.Tensor, dict, dict]:
+    """The scenes shown [N, 3, H, W], and by title their class maps and density maps, [N, H, W]."""
+    images, labels = (x[: plan.shown] for x in held_out_scenes(plan))
+    control, treated = first[CONTROL], first[TREATED]
+    classes = {
+        "label": labels,
+        CONTROL: control["prediction"],
+        "+ density loss": treated["prediction"],
+        "pseudo label": treated["pseudo label"],
+    }
+    densities = {"density": treated["density"], "density, without": control["density"]}
+    classes, densities = (
+        {title: torch.as_tensor(maps) for title, maps in each.items()}
+        for each in (classes, densities)
+    )
+    return images, classes, densities
+
+
+def scene_tiles(images, classes: dict, densities: dict, limits) -> list[list[tuple]]:
     """For each scene shown: (title, tile) of the image, the label and what the runs made of it."""
-    images, labels = (x[: plan.shown].numpy() for x in held_out_scenes(plan))
-    limits = density_limits(first)
-
-    def classes(labels):
-        return tiles.class_tile(labels, len(CLASS_NAMES))
-
-    def density(method, i):
-        return tiles.density_tile(images[i], first[method]["density"][i], limits)
-
     return [
-        [
-            ("image", images[i].transpose(1, 2, 0)),
-            ("label", classes(labels[i])),
-            ("self-training", classes(first[CONTROL]["prediction"][i])),
-            ("+ density loss", classes(first[TREATED]["prediction"][i])),
-            ("pseudo label", classes(first[TREATED]["pseudo label"][i])),
-            ("density", density(TREATED, i)),
-            ("density, without", density(CONTROL, i)),
-        ]
-        for i in range(plan.shown)
+        [("image", image.permute(1, 2, 0).numpy())]
+        + [(title, viz.class_image(maps[i], len(CLASS_NAMES))) for title, maps in classes.items()]
+        + [(title, viz.density_image(image, maps[i], limits)) for title, maps in densities.items()]
+        for i, image in enumerate(images)
     ]
-
-
-def density_limits(first: dict) -> tuple[float, float]:
-    return tiles.density_limits([first[method]["density"] for method in (CONTROL, TREATED)])
 
 
 # ---- pieces of the page -------------------------------------------------------------------------
@@ -192,7 +217,7 @@ def scenes(rows: list[list[tuple]]) -> str:
 
 def legend() -> str:
     names = [*CLASS_NAMES, "ignored"]
-    colours = [*tiles.COLOURS, tiles.IGNORED]
+    colours = map(to_hex, viz.class_colors(len(CLASS_NAMES)))
     return "".join(
         f"<span>{dot(colour)}{name}</span>" for name, colour in zip(names, colours, strict=True)
     )

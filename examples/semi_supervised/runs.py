@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dgcl_ops import entropy_filter
+from dgcl_ops import entropy_filter, viz
 from dgcl_ops.labels import CLASSIFICATION_DROP
 from semi_supervised import evaluate
 from semi_supervised.network import SegmentationNetwork
@@ -66,12 +66,13 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
 
     torch.manual_seed(seed)  # the weights at the start
     trainer = Trainer(SegmentationNetwork(data.num_classes), data, plan.settings_of(method, seed))
-    matrices = {}
+    matrices, densities = {}, {}
 
     def after_step(trainer):
         report((method, seed, trainer.step))
         if trainer.step % plan.evaluate_every == 0 or trainer.step == trainer.settings.steps:
             matrices[trainer.step] = evaluate.confusion_matrix(trainer.teacher, held_out, *sizes)
+            densities[f"step {trainer.step}"] = viz.bank_densities(trainer.contrast.bank).numpy()
 
     trainer.run(record_every=1, after_step=after_step)
     features, classes = evaluate.sample_features(trainer.teacher.module, held_out, data.num_classes)
@@ -87,7 +88,7 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
             trainer.student, trainer.contrast, held_out, data.ignore_index
         ),
         history=trainer.history,
-        shown=_to_show(trainer, images[: plan.shown], held_out, sizes),
+        shown=_to_show(trainer, images[: plan.shown], held_out, sizes) | {"bank": densities},
     )
 
 
@@ -106,13 +107,15 @@ def _to_show(trainer, images, held_out, sizes):
     logits = teacher.eval()(images)
     pseudo = entropy_filter(logits, 1 - CLASSIFICATION_DROP[0], ignore_index=sizes[1])
     features, classes = evaluate.sample_features(student, held_out, sizes[0], per_class=60)
+    marks = viz.anchors_and_keys(contrast, features, classes, num_anchors=6, num_keys=6)
     return {
         "prediction": logits.argmax(1).numpy(),
         "pseudo label": pseudo.numpy(),
         "density": evaluate.density_map(student, contrast, images)[1].numpy(),
         "features": features.numpy(),
         "classes": classes.numpy(),
-        "feature density": evaluate.density_in_bank(contrast, features, classes).numpy(),
+        "anchors": marks[0].numpy(),
+        "keys": marks[1].numpy(),
     }
 
 

@@ -1,0 +1,450 @@
+"""Pictures of a run, by matplotlib: densities over images, features by class, densities over the training.
+
+Matplotlib is optional: `pip install "dgcl-ops[examples]"`. It is imported where it is used, never by `import dgcl_ops`.
+Text and lines take matplotlib's own settings (`rcParams`), so a style or a dark theme is set there. What is drawn
+is read to the host: these functions are for after a step, not for the step.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dgcl_ops import selection
+from dgcl_ops.losses import DensityContrastLoss
+from dgcl_ops.memory import MemoryBank
+from dgcl_ops.metrics import density_statistics
+
+GROUND, IGNORED = "#1c2430", "#c4cad3"
+# The first eleven classes: class 0, so often the background, is dark.
+COLORS = (
+    GROUND,
+    *[
+        "#4e9cf5",
+        "#f58f3c",
+        "#4fbf67",
+        "#e5484d",
+        "#a672e8",
+        "#b07d5b",
+        "#f07fc0",
+        "#b9c13d",
+        "#35c3c9",
+        "#f2cf4a",
+    ],
+)
+DENSITY_COLORS = "viridis"
+
+
+def _matplotlib(function: str):
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise ImportError(
+            f'viz.{function} needs matplotlib: pip install "dgcl-ops[examples]"'
+        ) from error
+    return matplotlib
+
+
+def _check_shape(function: str, name: str, values, shape: list[int]) -> None:
+    if values is not None and list(values.shape) != shape:
+        raise ValueError(
+            f"viz.{function}: {name} must have shape {shape}, got {list(values.shape)}"
+        )
+
+
+# ---- what there is to draw --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tensor:
+    """Density of each feature in the bank of its class; 0 where there is no such class or it is not ready.
+
+    Shape: features [N, D], labels [N] -> [N].
+    """
+    _check_shape("feature_density", "labels", labels, [len(features)])
+    known = (labels >= 0) & (labels < bank.num_classes)
+    classes = torch.where(known, labels.long(), bank.num_classes)
+    order = classes.argsort(stable=True)[: int(known.sum())]
+    counts = classes.bincount(minlength=bank.num_classes + 1)[:-1]
+    offsets = F.pad(counts.cumsum(0), (1, 0))  # [C + 1], where each class begins
+    found = bank.density_of(features[order].contiguous(), offsets)
+    return found.new_zeros(len(features)).index_copy(0, order, found)
+
+
+@torch.no_grad()
+def density_map(
+    bank: MemoryBank, features: Tensor, labels: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """`feature_density` of each pixel of feature maps, interpolated to `size`; 0 where there is none.
+
+    Args:
+        bank: a loss's `bank`. It holds the student's features: give those of the student.
+        features: maps of the network.
+        labels: of the maps' size, labels or predictions; see `resize_labels`.
+        size: (H, W) of the result, that of the images.
+
+    Shape: features [B, D, h, w], labels [B, h, w] -> [B, H, W].
+    """
+    _check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    shape = len(features), 1, *features.shape[-2:]
+    density = feature_density(bank, rows, labels.flatten()).view(shape)
+    known = (labels >= 0) & (labels < bank.num_classes)
+    known = known & bank.ready()[torch.where(known, labels, 0).long()]
+    known = known[:, None].to(density.dtype)
+    # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
+    known, density = (
+        F.interpolate(x, size, mode="bilinear", align_corners=False)
+        for x in (known, density * known)
+    )
+    return torch.where(known >= 0.5, density / known, 0)[:, 0]
+
+
+@torch.no_grad()
+def bank_densities(bank: MemoryBank) -> Tensor:
+    """The densities a bank holds, on the host, NaN where a slot is empty or its class not ready: a snapshot to keep
+    for `plot_density_histograms`. Shape: [C, capacity]."""
+    held = bank.held() & bank.ready()[:, None]
+    return torch.where(held, bank.density, torch.nan).cpu()
+
+
+@torch.no_grad()
+def anchors_and_keys(
+    loss: DensityContrastLoss,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_anchors: int | None = None,
+    num_keys: int | None = None,
+    confidence: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Which of these rows the loss would take as anchors and as keys, were they its batch. Changes nothing.
+
+    Args:
+        loss: its bank, readiness, excluded classes and strategy count.
+        features, labels: the rows; `ignore_index` where there is no label.
+        num_anchors, num_keys: of each class, by default the loss's. A picture shows fewer rows than a step looks at:
+            give numbers in proportion.
+        confidence: [N], needed if the strategy goes by confidence.
+
+    Returns:
+        Two [N] bool.
+
+    Shape: features [N, D], labels [N].
+    """
+    numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    strategy = replace(loss.strategy, **given)
+    if strategy.by_confidence and confidence is None:
+        raise ValueError(
+            f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
+            f"{strategy.keys!r}, got None"
+        )
+    bank, state = loss.bank, (loss.contrasted, loss.rng_state)
+    chosen = selection.draw(
+        strategy, bank, *state, features, labels, features, confidence, push=False
+    )
+    marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
+    for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
+        used = torch.arange(table.index.shape[1], device=mark.device) < table.counts[:, None]
+        mark[table.index[used]] = True
+    return marks[0], marks[1]
+
+
+# ---- images -----------------------------------------------------------------------------------------
+
+
+def class_colors(num_classes: int):
+    """A colour for each class and, last, for what is no class: numpy [C + 1, 3] in [0, 1]."""
+    to_rgb = _matplotlib("class_colors").colors.to_rgb
+    import numpy as np
+
+    more = num_classes - len(COLORS)
+    hues = [colorsys.hls_to_rgb(i / more, 0.6, 0.5) for i in range(more)]
+    return np.array([*map(to_rgb, COLORS[:num_classes]), *hues, to_rgb(IGNORED)])
+
+
+def class_image(labels, num_classes: int):
+    """Labels or predictions in colour; what is no class is grey. Shape: [H, W] -> numpy [H, W, 3] in [0, 1]."""
+    colors, labels = class_colors(num_classes), _numpy(labels).astype(int)
+    labels[(labels < 0) | (labels >= num_classes)] = num_classes
+    return colors[labels]
+
+
+def density_limits(*densities) -> tuple[float, float]:
+    """One colour scale for several maps: from the 3rd to the 97th percentile of their densities, 0 left out."""
+    import numpy as np
+
+    values = np.concatenate([_numpy(each).ravel() for each in densities])
+    values = values[values != 0]
+    low, high = np.quantile(values, [0.03, 0.97]) if len(values) else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def density_image(image, density, limits: tuple[float, float] | None = None):
+    """The density in colour (yellow: dense) over the image in grey, which shows where the density is 0: none.
+
+    Args:
+        image: in [0, 1].
+        density: see `density_map`.
+        limits: densities of the darkest and the brightest colour, by default `density_limits`.
+
+    Shape: image [3, H, W], density [H, W] -> numpy [H, W, 3] in [0, 1].
+    """
+    colormap = _matplotlib("density_image").colormaps[DENSITY_COLORS]
+    import numpy as np
+
+    image, density = _numpy(image), _numpy(density)
+    low, high = density_limits(density) if limits is None else limits
+    grey = np.repeat(0.55 * image.mean(0)[:, :, None], 3, axis=2)
+    color = colormap(np.clip((density - low) / (high - low), 0, 1))[:, :, :3]
+    return np.where(density[:, :, None] == 0, grey, 0.15 * grey + 0.85 * color)
+
+
+def _numpy(values):
+    """A copy on the host."""
+    import numpy as np
+
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.array(values)
+
+
+# ---- figures ----------------------------------------------------------------------------------------
+
+
+def plot_panels(
+    images: Tensor,
+    classes: Mapping[str, Tensor],
+    densities: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    *,
+    limits: tuple[float, float] | None = None,
+    figure=None,
+):
+    """A row of panels for each image: the image, class maps (label, prediction before and after, ...), density maps.
+
+    Args:
+        images: in [0, 1].
+        classes: title -> class maps. At least one.
+        densities: title -> density maps, see `density_map`. May be empty.
+        class_names: of all C classes.
+        limits: see `density_image`; by default one scale for all maps.
+        figure: a figure or subfigure with layout "constrained" to draw into, by default a new one.
+
+    Returns:
+        The figure; its `savefig(path)` writes it.
+
+    Shape: images [B, 3, H, W], each map [B, H, W].
+    """
+    matplotlib = _matplotlib("plot_panels")
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.patches import Patch
+
+    for title, maps in (*classes.items(), *densities.items()):
+        _check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
+    rows, columns = len(images), 1 + len(classes) + len(densities)
+    if figure is None:
+        height = 1.6 * images.shape[-2] / images.shape[-1]
+        size = (1.6 * columns + 0.7 * bool(densities), height * rows + 0.6)
+        figure = matplotlib.figure.Figure(size, layout="constrained")
+    if densities and limits is None:
+        limits = density_limits(*densities.values())
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for i, row in enumerate(grid):
+        panels = [("image", _numpy(images[i]).transpose(1, 2, 0))]
+        panels += [(name, class_image(maps[i], len(class_names))) for name, maps in classes.items()]
+        panels += [
+            (name, density_image(images[i], maps[i], limits)) for name, maps in densities.items()
+        ]
+        for axes, (title, panel) in zip(row, panels, strict=True):
+            axes.imshow(panel.clip(0, 1), interpolation="nearest")
+            axes.axis("off")
+            if i == 0:
+                axes.set_title(title, fontsize=9.5)
+    if densities:
+        scale = ScalarMappable(matplotlib.colors.Normalize(*limits), DENSITY_COLORS)
+        bar = figure.colorbar(scale, ax=grid, location="right", aspect=18 * rows, pad=0.01)
+        bar.ax.tick_params(labelsize=7.5, length=2)
+        bar.set_label("density", fontsize=8.5)
+        bar.outline.set_visible(False)
+    colors = class_colors(len(class_names))
+    # Only the classes to be seen: a legend of 150 would leave no room.
+    seen = {int(c) for maps in classes.values() for c in maps[:rows].unique()}
+    patches = [
+        Patch(color=colors[c], label=name) for c, name in enumerate(class_names) if c in seen
+    ]
+    if seen - set(range(len(class_names))):
+        patches.append(Patch(color=colors[-1], label="no label"))
+    _legend_below(figure, patches, handlelength=1, handleheight=1, handletextpad=0.4)
+    return figure
+
+
+def plot_features(
+    features: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    points=None,
+    anchors: Tensor | None = None,
+    keys: Tensor | None = None,
+    axes=None,
+):
+    """Features by class in two dimensions, with anchors ringed and keys starred. Classes without either are grey
+    where there are any: the loss does not train them.
+
+    Args:
+        features, labels: the rows; those without a class are left out.
+        class_names: of all C classes.
+        points: a layout of the rows, such as t-SNE's; by default their first two principal components.
+        anchors, keys: which rows to mark, see `anchors_and_keys`.
+        axes: to draw into, by default those of a new figure with a legend.
+
+    Returns:
+        The axes; `axes.figure.savefig(path)` writes their figure.
+
+    Shape: features [N, D], labels [N], points [N, 2], anchors and keys [N] bool.
+    """
+    matplotlib = _matplotlib("plot_features")
+    import numpy as np
+
+    rows = [len(features)]
+    for name, values in (("labels", labels), ("anchors", anchors), ("keys", keys)):
+        _check_shape("plot_features", name, values, rows)
+    _check_shape("plot_features", "points", points, [*rows, 2])
+    own = axes is None
+    if own:
+        axes = matplotlib.figure.Figure((6, 5.2), layout="constrained").add_subplot()
+    points = _numpy(_principal_components(features) if points is None else points)
+    labels = _numpy(labels)
+    rings, stars = (
+        np.zeros(len(labels), bool) if marks is None else _numpy(marks).astype(bool)
+        for marks in (anchors, keys)
+    )
+    ink, colors = matplotlib.rcParams["text.color"], class_colors(len(class_names))
+    trained = np.unique(labels[rings | stars])
+    for c, name in enumerate(class_names):
+        members = labels == c
+        faint = len(trained) > 0 and c not in trained
+        if members.any():
+            color, alpha = (IGNORED, 0.6) if faint else (colors[c], 0.85)
+            axes.scatter(*points[members].T, s=4 if faint else 9, color=color, alpha=alpha, lw=0)
+            axes.scatter([], [], s=26, color=color, lw=0, label=name)  # for the legend
+    if rings.any():
+        ring = {"facecolors": "none", "edgecolors": ink, "s": 34, "lw": 0.9}
+        axes.scatter(*points[rings].T, label="anchors", **ring)
+    if stars.any():
+        star = {"marker": "*", "edgecolors": ink, "s": 60, "lw": 0.6}
+        axes.scatter(*points[stars].T, c=colors[labels[stars]], **star)
+        axes.scatter([], [], label="keys", color=ink, **star | {"edgecolors": "none"})
+    axes.set(xticks=[], yticks=[])
+    if own:
+        add_legend(axes)
+    return axes
+
+
+def add_legend(axes) -> None:
+    """The legend of `plot_features` below the figure: one for several plots of the same classes."""
+    handles, _ = axes.get_legend_handles_labels()
+    _legend_below(axes.figure, handles, handletextpad=0.1, scatterpoints=1)
+
+
+def _legend_below(figure, handles: list, **look) -> None:
+    """In as few rows as fit, of about equal length."""
+    width = figure.bbox.width / figure.dpi  # inches; a letter of this size takes about 0.07
+    needed = sum(0.35 + 0.07 * len(handle.get_label()) for handle in handles)
+    rows = max(1, -(-needed // width))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=int(-(-len(handles) // rows)), frameon=False,
+        fontsize=8.5, columnspacing=1.0, **look,
+    )  # fmt: skip
+
+
+def _principal_components(features: Tensor) -> Tensor:
+    """[N, D] -> [N, 2]. The sign of a component is free: its largest weight is made positive."""
+    features = features.detach().double().cpu()
+    centred = features - features.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)  # [D, 2]
+    return centred @ (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())
+
+
+def plot_density_histograms(
+    snapshots: Mapping[str, Tensor], class_names: Sequence[str], *, bins: int = 30
+):
+    """Densities class by class over the training: one outline for each snapshot, pale to dark, medians as ticks.
+
+    Args:
+        snapshots: title (such as "step 200") -> `bank_densities`, in the order of the training.
+        class_names: of all C classes. Those without a density in any snapshot are left out.
+        bins: of the axis that all share; it begins where 2 % of all densities lie lower.
+
+    Returns:
+        The figure; its `savefig(path)` writes it.
+
+    Raises:
+        ValueError: no snapshot holds a density.
+
+    Shape: each snapshot [C, capacity], NaN where there is no density.
+    """
+    matplotlib = _matplotlib("plot_density_histograms")
+    import numpy as np
+
+    for title, each in snapshots.items():
+        _check_shape("plot_density_histograms", title, each, [len(class_names), each.shape[-1]])
+    tables = [_numpy(each) for each in snapshots.values()]
+    shown = [
+        c for c in range(len(class_names)) if any(np.isfinite(table[c]).any() for table in tables)
+    ]
+    if not shown:
+        raise ValueError(
+            f"viz.plot_density_histograms: snapshots must hold a density, got {len(tables)} without any"
+        )
+    values = np.concatenate([table[np.isfinite(table)] for table in tables])
+    low, high = np.quantile(values, 0.02), values.max()
+    edges = np.linspace(low, max(high, low + 1e-6), bins + 1)
+    ramp = matplotlib.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(tables)))
+
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = matplotlib.figure.Figure((1 + 1.9 * columns, 0.9 + 1.35 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
+    classes = torch.arange(len(class_names))[:, None]
+    for table, color, title in zip(tables, ramp, snapshots, strict=True):
+        density = torch.from_numpy(table)
+        medians = density_statistics(
+            density, classes.expand_as(density), len(class_names), quantiles=(0.5,)
+        )["quantiles"][0]
+        for axes, c in zip(grid.flat, shown, strict=False):
+            held = table[c][np.isfinite(table[c])]
+            if not len(held):
+                continue
+            share = np.histogram(held, edges)[0] / len(held)
+            axes.stairs(share, edges, color=color, lw=1.6, label=title)
+            axes.plot(
+                medians[c].clip(*edges[[0, -1]]), 0, "^", color=color, ms=6, clip_on=False, zorder=3
+            )
+    for axes, c in zip(grid.flat, shown, strict=False):
+        axes.set_title(class_names[c], fontsize=9.5)
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8, length=2)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+    for axes in grid.flat[len(shown) :]:
+        axes.remove()
+    handles = {
+        name: handle
+        for axes in grid.flat[: len(shown)]
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.supxlabel("density of the bank's rows (triangles: medians)", fontsize=9)
+    figure.supylabel("share of the rows", fontsize=9)
+    names = [name for name in snapshots if name in handles]
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside upper center", ncols=len(names),
+        frameon=False, fontsize=8.5,
+    )  # fmt: skip
+    return figure
