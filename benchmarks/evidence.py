@@ -171,7 +171,10 @@ def settings_of(variant: Variant, seed: int, options) -> Settings:
 
 
 def described(settings: Settings) -> str:
-    return json.dumps(asdict(settings), separators=(",", ":"))
+    """What differs from the defaults, as JSON."""
+    usual = asdict(Settings())
+    changed = {name: value for name, value in asdict(settings).items() if value != usual[name]}
+    return json.dumps(changed, separators=(",", ":"))
 
 
 def train(variant: Variant, labelled: int, seed: int, options) -> dict:
