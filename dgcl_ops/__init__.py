@@ -7,7 +7,8 @@ The way of the data: a module (`losses`, `memory`) -> an operator (`ops`) -> its
 __version__ = "0.1.0"
 
 from dgcl_ops._extension import backend_info
-from dgcl_ops.integration import FeatureTap, ProjectionHead, ddp_ignore_bank
+from dgcl_ops.features import FeatureTap
+from dgcl_ops.integration import ProjectionHead, ddp_ignore_bank
 from dgcl_ops.labels import entropy_filter, resize_labels
 from dgcl_ops.losses import DensityContrastLoss, PseudoLabelLoss
 from dgcl_ops.memory import MemoryBank

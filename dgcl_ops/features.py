@@ -1,0 +1,219 @@
+"""A tap on the features of any model: the input of its last classifier."""
+
+import difflib
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgcl_ops.ops import _arguments
+
+# Where models keep their last classifier, a Conv2d; "last" is the last child. The first that fits is taken.
+CLASSIFIERS = {
+    "decode_head.classifier": "Hugging Face: SegFormer, UperNet, BEiT",
+    "decode_head.conv_seg": "mmsegmentation",
+    "classifier.high_classifier": "torchvision: LRASPP",
+    "classifier.last": "torchvision: DeepLabV3, FCN",
+    "segmentation_head.0": "segmentation_models.pytorch",
+    "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
+}
+WRAPPERS = (
+    ["module"],
+    ["_orig_mod"],
+)  # the only child of DistributedDataParallel, of a compiled model
+
+
+class FeatureTap:
+    """Keeps what goes into a module, so that a model's features are had without changing the model.
+
+    A forward pre-hook on the classifier (the last convolution) stores its input, which is the
+    feature map the classifier sees. The tensor keeps its autograd graph. It is stored as it is, not
+    copied: take it with :meth:`pop` after each forward, or it holds the step's graph alive. Of
+    several forwards before a pop the last one counts.
+
+    The tap works under ``torch.compile(fullgraph=True)`` if it is made before the model's first
+    compiled call (compiled code does not look for hooks added later). Copies of the model
+    (``copy.deepcopy`` for an EMA teacher, ``AveragedModel``, pickles) carry a closed tap that
+    stores nothing. Inside DDP a path begins with "module.", or give DDP's ``.module``.
+    ``torch.nn.DataParallel`` is refused: its replicas run in threads that would write over each
+    other.
+
+    Args:
+        model: the model, or any part of it that contains the module.
+        module_path: dotted name of the module inside model, as in ``model.named_modules()``. None:
+            the last classifier, which :data:`CLASSIFIERS` knows for the segmentation models of
+            torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT) and
+            mmsegmentation, also inside DDP and ``torch.compile``.
+        feature_stride: :meth:`pop` averages windows of that many rows and columns, cut off at the
+            right and lower border: a side n becomes ceil(n / feature_stride). For models whose
+            classifier works at the full image size (U-Net), 4 gives the usual 1/4. None: as it is.
+        pool_to: :meth:`pop` averages adaptively to this size (h, w) instead.
+
+    Attributes:
+        module_path: as given, or as found.
+        channels: D, what the module calls its in_channels; None if it does not say.
+
+    Raises:
+        TypeError: model is not a module, or is a DataParallel.
+        ValueError: there is no such module (names that are close are listed), or no path is given
+            for a model of unknown structure (its last convolutions are listed), or a size is not
+            positive, or both feature_stride and pool_to are given.
+
+    Shape:
+        - output of :meth:`pop`: the module's first tensor input, for a map [B, D, H, W]; pooled,
+          [B, D, h, w]
+
+    Example:
+        >>> with FeatureTap(model) as tap:  # or FeatureTap(model, "decoder.final")
+        ...     logits = model(images)
+        ...     features = tap.pop()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module_path: str | None = None,
+        *,
+        feature_stride: int | None = None,
+        pool_to: tuple[int, int] | None = None,
+    ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"FeatureTap: model must be a Module, got {type(model).__name__}")
+        if isinstance(model, nn.DataParallel):
+            raise TypeError(
+                "FeatureTap: model must not be a DataParallel, whose replicas write over each "
+                "other's features; use DistributedDataParallel and give its .module"
+            )
+        if feature_stride is not None:
+            if pool_to is not None:
+                raise ValueError(
+                    "FeatureTap: feature_stride and pool_to exclude each other, got "
+                    f"{feature_stride} and {tuple(pool_to)}"
+                )
+            feature_stride = _arguments.positive_integer(
+                "FeatureTap", "feature_stride", feature_stride
+            )
+        if pool_to is not None:
+            if len(pool_to) != 2:
+                raise ValueError(f"FeatureTap: pool_to must be a pair (h, w), got {tuple(pool_to)}")
+            pool_to = tuple(
+                _arguments.positive_integer("FeatureTap", "pool_to", n) for n in pool_to
+            )
+        if module_path is None:
+            module_path = _classifier_path(model)
+        module = _find_module(model, module_path)
+        self.module_path = module_path
+        self.channels: int | None = getattr(module, "in_channels", None)
+        self.feature_stride = feature_stride
+        self.pool_to = pool_to
+        self._features: Tensor | None = None
+        self._open = True
+        self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
+
+    def _capture(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not self._open:
+            return
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(first, Tensor):
+            raise TypeError(
+                f"FeatureTap: the first input of '{self.module_path}' must be a tensor, got "
+                f"{type(first).__name__}; choose a module that takes the feature map"
+            )
+        self._features = first
+
+    def pop(self) -> Tensor:
+        """Returns the features of the last forward and lets go of them.
+
+        Raises:
+            RuntimeError: the tapped module has not run since the last pop, or the tap is closed.
+            ValueError: pooling was asked for and the features are no map [B, D, H, W].
+        """
+        features, self._features = self._features, None
+        if features is None:
+            why = (
+                "run the model before each pop, and make the tap before the first call of a "
+                "compiled model"
+                if self._open
+                else "the tap is closed"
+            )
+            raise RuntimeError(
+                f"FeatureTap.pop: nothing was captured at '{self.module_path}': {why}"
+            )
+        if self.feature_stride is None and self.pool_to is None:
+            return features
+        if features.dim() != 4:
+            raise ValueError(
+                "FeatureTap.pop: features must have shape [B, D, H, W] to be pooled, got "
+                f"{list(features.shape)} at '{self.module_path}'"
+            )
+        if self.pool_to is not None:
+            return F.adaptive_avg_pool2d(features, self.pool_to)
+        return F.avg_pool2d(features, self.feature_stride, ceil_mode=True)
+
+    def close(self) -> None:
+        """Takes the hook off the model and lets go of the features. May be called again."""
+        self._open, self._features = False, None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __enter__(self) -> "FeatureTap":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict:
+        # A copied model takes its hooks along. Its tap has no owner who would pop, so it is closed;
+        # and features inside a graph can be neither deep-copied nor pickled.
+        return self.__dict__ | {"_features": None, "_open": False, "_handle": None}
+
+    def __repr__(self) -> str:
+        state = "closed" if not self._open else "empty" if self._features is None else "full"
+        return f"FeatureTap({self.module_path!r}, {state})"
+
+
+def _classifier_path(model: nn.Module) -> str:
+    """Where model keeps its last classifier, or an error with the convolutions that it may be."""
+    inner, prefix = model, []
+    while list(inner._modules) in WRAPPERS:
+        prefix += inner._modules
+        inner = inner._modules[prefix[-1]]
+    for path in CLASSIFIERS:
+        module, names = inner, []
+        for name in path.split("."):
+            children = {} if module is None else module._modules
+            names.append(next(reversed(children), "") if name == "last" else name)
+            module = children.get(names[-1])
+        if isinstance(module, nn.Conv2d):
+            return ".".join(prefix + names)
+    convolutions = [
+        f"{name!r} ({module.in_channels} -> {module.out_channels} channels)"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    listed = ", ".join(convolutions[:-6:-1]) or "none"
+    raise ValueError(
+        f"FeatureTap: module_path must name the layer that yields the classes, as {type(inner).__name__} "
+        f"has none of the known structures, got None; the last convolutions: {listed}"
+    )
+
+
+def _find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module of that name inside model, or an error with the names that are close."""
+    if not isinstance(path, str):
+        raise TypeError(f"FeatureTap: module_path must be a string, got {type(path).__name__}")
+    try:
+        if path:
+            return model.get_submodule(path)
+    except AttributeError:
+        pass
+    names = [name for name, _ in model.named_modules() if name]
+    # A wrapper's prefix ("module.") or a forgotten parent leaves the end right: those come first.
+    near = [name for name in names if path and name.endswith(f".{path}")]
+    near += [n for n in difflib.get_close_matches(path, names, n=5, cutoff=0.5) if n not in near]
+    near = near or [name for name, _ in model.named_children()]
+    listed = ", ".join(repr(name) for name in near[:8]) or "none"
+    raise ValueError(
+        f"FeatureTap: module_path must name a module inside {type(model).__name__}, got {path!r}; "
+        f"near names: {listed}"
+    )

@@ -1,0 +1,93 @@
+"""Hugging Face's Trainer, as it is, with SegFormer; gradients accumulated over two batches, exact resume.
+
+python examples/trainers/hf_trainer.py --steps 10 --save-at 5 --out hf_out
+python examples/trainers/hf_trainer.py --steps 10 --resume hf_out/checkpoint-5
+"""
+
+import argparse
+from pathlib import Path
+
+from tiny_data import NUM_CLASSES, TinyShapes, progress
+from torch import nn
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_labels
+
+
+class WithContrast(nn.Module):
+    """A model of Hugging Face and the density loss: the Trainer optimizes and saves both, and resumes with both."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.tap = FeatureTap(model)  # the input of the last classifier
+        self.project = ProjectionHead(self.tap.channels)
+        self.contrast = DensityContrastLoss(
+            model.config.num_labels,
+            self.tap.channels,
+            self.project.out_channels,
+            ignore_index=model.config.semantic_loss_ignore_index,
+            bank_capacity=1000,
+        )
+
+    def forward(self, pixel_values, labels):
+        output = self.model(pixel_values=pixel_values, labels=labels)
+        features = self.tap.pop()  # [B, D, h, w]
+        small = resize_labels(labels, features.shape[-2:])
+        contrast_loss = self.contrast(self.project(features), small, features)
+        loss = output.loss + 0.5 * contrast_loss
+        progress(int(self.contrast.bank.pushes), loss, contrast_loss, self.contrast)
+        return {"loss": loss, "logits": output.logits}
+
+
+class Samples(TinyShapes):
+    """The names that the Trainer hands to the model."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return {"pixel_values": image, "labels": label}
+
+
+def make_trainer(options) -> Trainer:
+    set_seed(0)
+    config = SegformerConfig(num_labels=NUM_CLASSES, depths=[1, 1, 1, 1])
+    return Trainer(
+        WithContrast(SegformerForSemanticSegmentation(config)),
+        train_dataset=Samples(2 * 4 * options.steps),
+        args=TrainingArguments(
+            output_dir=options.out,
+            max_steps=options.steps,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            save_steps=options.save_at,
+            report_to="none",
+            ddp_broadcast_buffers=False,  # or rank 0's bank overwrites the others
+        ),
+    )
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=10, help="of the optimizer, two batches each")
+    parser.add_argument("--save-at", type=int, default=5, help="write checkpoints this often")
+    parser.add_argument("--out", type=Path, default=Path("hf_out"))
+    parser.add_argument("--resume", help="a checkpoint folder to continue from")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    trainer = make_trainer(options)
+    trainer.train(resume_from_checkpoint=options.resume)
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

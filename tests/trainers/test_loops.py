@@ -1,0 +1,91 @@
+"""The examples that are a loop of their own: torchvision, segmentation_models.pytorch, Ignite."""
+
+import pytest
+import torch
+
+STEPS = "3"
+
+
+def learned(project):
+    """Every parameter of the head has a gradient, and it is not zero."""
+    return all(p.grad is not None and p.grad.abs().sum() > 0 for p in project.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"]
+)
+def test_torchvision(name, example, trains):
+    _, project, contrast = example("torchvision_models").main(["--model", name, "--steps", STEPS])
+    trains(project, contrast, steps=3)
+    assert learned(project)
+
+
+def test_torchvision_in_float16(example, trains, reached, monkeypatch):
+    scales, steps = [], []
+    scale, step = torch.amp.GradScaler.scale, torch.optim.SGD.step
+
+    def watched_scale(self, loss):
+        scales.append(self.get_scale())
+        scaled = scale(self, loss)
+        assert scaled == loss * scales[-1]
+        return scaled
+
+    def watched_step(self, *arguments):
+        steps.append(all(p.grad.isfinite().all() for g in self.param_groups for p in g["params"]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", watched_scale)
+    monkeypatch.setattr(torch.optim.SGD, "step", watched_step)
+    arguments = ["--model", "lraspp_mobilenet_v3_large", "--amp", "--steps", STEPS]
+    _, project, contrast = example("torchvision_models").main(arguments)
+    trains(project, contrast, steps=3)
+    assert {dtype for dtype, _ in reached} == {torch.float16}
+    assert contrast.bank.features.dtype == torch.float32
+    assert len(scales) == 3
+    assert scales[0] > 1
+    assert len(steps) > 0  # the scaler leaves a step out whose gradients are not finite
+    assert all(steps)
+    assert learned(project)
+
+
+@pytest.mark.parametrize("name", ["Unet", "DeepLabV3Plus", "FPN"])
+def test_smp(name, example, trains, monkeypatch):
+    module = example("smp_models")
+    kept, labelled, seen = [], [], []
+    entropy_filter, forward = module.entropy_filter, module.DensityContrastLoss.forward
+
+    def watched_filter(logits, keep_fraction):
+        labels = entropy_filter(logits, keep_fraction)
+        kept.append((keep_fraction, float((labels != 255).float().mean())))
+        return labels
+
+    def watched_loss(self, projections, labels, features):
+        labelled.append((labels[4:] != 255).float().mean())  # of the unlabelled half
+        seen.append(features.shape[-2:])
+        return forward(self, projections, labels, features)
+
+    monkeypatch.setattr(module, "entropy_filter", watched_filter)
+    monkeypatch.setattr(module.DensityContrastLoss, "forward", watched_loss)
+    _, project, contrast = module.main(["--model", name, "--steps", STEPS])
+    trains(project, contrast, steps=3)
+    assert learned(project)
+    assert seen == [(16, 16)] * 3  # U-Net's full-size map is pooled to what the others have
+    assert len(kept) == 2 * 3
+    for asked, share in kept:
+        assert share == pytest.approx(asked, abs=0.01)
+    reliable = [share for _, share in kept[1::2]]
+    assert reliable == sorted(reliable)
+    assert all(0 < share < 1 for share in labelled)
+
+
+def test_ignite_with_a_compiled_model(example, trains):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    # Inductor would take minutes to compile MobileViT for the CPU; capture and autograd are the same.
+    arguments = ["--steps", STEPS, "--backend", "aot_eager"]
+    compiled, project, contrast = example("ignite_mobilevit").main(arguments)
+    trains(project, contrast, steps=3)
+    assert learned(project)
+    assert hasattr(compiled, "_orig_mod")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
