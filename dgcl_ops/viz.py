@@ -7,34 +7,37 @@ is read to the host: these functions are for after a step, not for the step.
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dgcl_ops import selection
-from dgcl_ops.losses import DensityContrastLoss
-from dgcl_ops.memory import MemoryBank
+from dgcl_ops._viz_data import (
+    anchors_and_keys,
+    bank_densities,
+    check_shape,
+    density_map,
+    feature_density,
+)
 from dgcl_ops.metrics import density_statistics
+
+__all__ = [
+    "add_legend",
+    "anchors_and_keys",
+    "bank_densities",
+    "class_colors",
+    "class_image",
+    "density_image",
+    "density_limits",
+    "density_map",
+    "feature_density",
+    "plot_density_histograms",
+    "plot_features",
+    "plot_panels",
+]
 
 GROUND, IGNORED = "#1c2430", "#c4cad3"
 # The first eleven classes: class 0, so often the background, is dark.
-COLORS = (
-    GROUND,
-    *[
-        "#4e9cf5",
-        "#f58f3c",
-        "#4fbf67",
-        "#e5484d",
-        "#a672e8",
-        "#b07d5b",
-        "#f07fc0",
-        "#b9c13d",
-        "#35c3c9",
-        "#f2cf4a",
-    ],
-)
+COLORS = f"{GROUND} #4e9cf5 #f58f3c #4fbf67 #e5484d #a672e8 #b07d5b #f07fc0 #b9c13d #35c3c9 #f2cf4a".split()
 DENSITY_COLORS = "viridis"
 
 
@@ -46,112 +49,6 @@ def _matplotlib(function: str):
             f'viz.{function} needs matplotlib: pip install "dgcl-ops[examples]"'
         ) from error
     return matplotlib
-
-
-def _check_shape(function: str, name: str, values, shape: list[int]) -> None:
-    if values is not None and list(values.shape) != shape:
-        raise ValueError(
-            f"viz.{function}: {name} must have shape {shape}, got {list(values.shape)}"
-        )
-
-
-# ---- what there is to draw --------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tensor:
-    """Density of each feature in the bank of its class; 0 where there is no such class or it is not ready.
-
-    Shape: features [N, D], labels [N] -> [N].
-    """
-    _check_shape("feature_density", "labels", labels, [len(features)])
-    known = (labels >= 0) & (labels < bank.num_classes)
-    classes = torch.where(known, labels.long(), bank.num_classes)
-    order = classes.argsort(stable=True)[: int(known.sum())]
-    counts = classes.bincount(minlength=bank.num_classes + 1)[:-1]
-    offsets = F.pad(counts.cumsum(0), (1, 0))  # [C + 1], where each class begins
-    found = bank.density_of(features[order].contiguous(), offsets)
-    return found.new_zeros(len(features)).index_copy(0, order, found)
-
-
-@torch.no_grad()
-def density_map(
-    bank: MemoryBank, features: Tensor, labels: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """`feature_density` of each pixel of feature maps, interpolated to `size`; 0 where there is none.
-
-    Args:
-        bank: a loss's `bank`. It holds the student's features: give those of the student.
-        features: maps of the network.
-        labels: of the maps' size, labels or predictions; see `resize_labels`.
-        size: (H, W) of the result, that of the images.
-
-    Shape: features [B, D, h, w], labels [B, h, w] -> [B, H, W].
-    """
-    _check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    shape = len(features), 1, *features.shape[-2:]
-    density = feature_density(bank, rows, labels.flatten()).view(shape)
-    known = (labels >= 0) & (labels < bank.num_classes)
-    known = known & bank.ready()[torch.where(known, labels, 0).long()]
-    known = known[:, None].to(density.dtype)
-    # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
-    known, density = (
-        F.interpolate(x, size, mode="bilinear", align_corners=False)
-        for x in (known, density * known)
-    )
-    return torch.where(known >= 0.5, density / known, 0)[:, 0]
-
-
-@torch.no_grad()
-def bank_densities(bank: MemoryBank) -> Tensor:
-    """The densities a bank holds, on the host, NaN where a slot is empty or its class not ready: a snapshot to keep
-    for `plot_density_histograms`. Shape: [C, capacity]."""
-    held = bank.held() & bank.ready()[:, None]
-    return torch.where(held, bank.density, torch.nan).cpu()
-
-
-@torch.no_grad()
-def anchors_and_keys(
-    loss: DensityContrastLoss,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    num_anchors: int | None = None,
-    num_keys: int | None = None,
-    confidence: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Which of these rows the loss would take as anchors and as keys, were they its batch. Changes nothing.
-
-    Args:
-        loss: its bank, readiness, excluded classes and strategy count.
-        features, labels: the rows; `ignore_index` where there is no label.
-        num_anchors, num_keys: of each class, by default the loss's. A picture shows fewer rows than a step looks at:
-            give numbers in proportion.
-        confidence: [N], needed if the strategy goes by confidence.
-
-    Returns:
-        Two [N] bool.
-
-    Shape: features [N, D], labels [N].
-    """
-    numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
-    given = {name: number for name, number in numbers.items() if number is not None}
-    strategy = replace(loss.strategy, **given)
-    if strategy.by_confidence and confidence is None:
-        raise ValueError(
-            f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
-            f"{strategy.keys!r}, got None"
-        )
-    bank, state = loss.bank, (loss.contrasted, loss.rng_state)
-    chosen = selection.draw(
-        strategy, bank, *state, features, labels, features, confidence, push=False
-    )
-    marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
-    for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
-        used = torch.arange(table.index.shape[1], device=mark.device) < table.counts[:, None]
-        mark[table.index[used]] = True
-    return marks[0], marks[1]
 
 
 # ---- images -----------------------------------------------------------------------------------------
@@ -246,7 +143,7 @@ def plot_panels(
     from matplotlib.patches import Patch
 
     for title, maps in (*classes.items(), *densities.items()):
-        _check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
+        check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
     rows, columns = len(images), 1 + len(classes) + len(densities)
     if figure is None:
         height = 1.6 * images.shape[-2] / images.shape[-1]
@@ -314,8 +211,8 @@ def plot_features(
 
     rows = [len(features)]
     for name, values in (("labels", labels), ("anchors", anchors), ("keys", keys)):
-        _check_shape("plot_features", name, values, rows)
-    _check_shape("plot_features", "points", points, [*rows, 2])
+        check_shape("plot_features", name, values, rows)
+    check_shape("plot_features", "points", points, [*rows, 2])
     own = axes is None
     if own:
         axes = matplotlib.figure.Figure((6, 5.2), layout="constrained").add_subplot()
@@ -394,7 +291,7 @@ def plot_density_histograms(
     import numpy as np
 
     for title, each in snapshots.items():
-        _check_shape("plot_density_histograms", title, each, [len(class_names), each.shape[-1]])
+        check_shape("plot_density_histograms", title, each, [len(class_names), each.shape[-1]])
     tables = [_numpy(each) for each in snapshots.values()]
     shown = [
         c for c in range(len(class_names)) if any(np.isfinite(table[c]).any() for table in tables)
