@@ -79,14 +79,13 @@ class Trainer:
         self.teacher = AveragedModel(self.student, avg_fn=self._average)
         self.teacher.requires_grad_(False)
         self.tap = FeatureTap(self.student, "classifier")
-        feature_dim = self.student.classifier.in_channels
+        feature_dim = self.tap.channels
         self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
         self.projection = shared(self.projection, self.device)
         self.contrast = contrast_loss(settings, data, feature_dim, self.ranks)
         self.projection.to(self.device)
         self.contrast.to(self.device)
-        strategy = self.contrast.strategy
-        self.asks_confidence = "confidence" in strategy.anchors + strategy.keys
+        self.asks_confidence = self.contrast.strategy.by_confidence
         self.class_weights = torch.ones(data.num_classes, device=self.device)
         if settings.balance:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
