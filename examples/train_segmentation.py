@@ -52,7 +52,7 @@ def main(arguments=None):
     if None in trained:  # stopped early, or not the first rank
         return
     heaviest = max(options.contrast_weight)
-    result = summary.summarise(trained, name_of(0.0), name_of(heaviest))
+    result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
     print(f"\n{summary.as_text(result)}")
     facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
     text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
@@ -62,9 +62,7 @@ def main(arguments=None):
 
 def check(options, config):
     """Rules between options; those of the keys are Config's, those of the data their own."""
-    config.make_settings(
-        unlabelled=1, ranks=1
-    )  # a wrong value shows before the data have been read
+    config.make_settings(unlabelled=1, ranks=1)  # shows a wrong value before the data are read
     if options.stop_at is not None and options.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
@@ -85,7 +83,7 @@ def check(options, config):
         raise ValueError(f"--device {options.device} cannot be used: {error}") from None
 
 
-def name_of(weight):
+def method_of(weight):
     return "self-training" if weight == 0 else f"contrast weight {weight:g}"
 
 
@@ -102,7 +100,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     trainer = Trainer(network, data, settings, options.device, config.run.workers)
     say = print if rank == 0 else lambda *_: None
     say(
-        f"\n{name_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
+        f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
         f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
     unseen = np.flatnonzero(data.pixels == 0).tolist()
@@ -117,7 +115,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     if trainer.step < settings.steps:
         say(f"stopped at step {trainer.step}; continue with --resume {out / 'checkpoint.pt'}")
         return None
-    return report(trainer, name_of(weight), out, started)
+    return report(trainer, method_of(weight), out, started)
 
 
 def run_training(trainer, out, options, every):
@@ -208,7 +206,7 @@ def write_overlays(trainer, out, count=6):
     for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
         [(images, labels)] = batches([test[i]])
         predicted = evaluate.predict(trainer.teacher.eval(), images).cpu()
-        density = evaluate.density_map(trainer.student, trainer.contrast, images)[1][0].numpy()
+        _, [density] = evaluate.predict_with_density(trainer.student, trainer.contrast, images)
         image = images[0].numpy()
         strip = (
             image.transpose(1, 2, 0),

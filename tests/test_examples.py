@@ -330,11 +330,11 @@ def test_iou_leaves_out_classes_that_are_not_there():
 def test_density_map_is_zero_where_there_is_no_bank():
     images, _ = scenes.draw_scenes(2, "val", seed=0)
     empty = make_trainer()
-    assert not evaluate.density_map(empty.student, empty.contrast, images)[1].any()
+    assert not evaluate.predict_with_density(empty.student, empty.contrast, images)[1].any()
 
     trainer = make_trainer(contrast={**CONTRAST, "exclude_classes": ()})
     trainer.run()
-    predicted, density = evaluate.density_map(trainer.student, trainer.contrast, images)
+    predicted, density = evaluate.predict_with_density(trainer.student, trainer.contrast, images)
     assert density.shape == predicted.shape == (2, 64, 64)
     assert 0 < density.max() <= 1 + 1e-5
     # By its own predictions the network never errs, by others always.

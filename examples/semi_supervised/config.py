@@ -1,4 +1,4 @@
-"""Configurations: flat YAML files. A key is an argument of the data set or the network, a setting, or one of `Run`."""
+"""Configurations: flat YAML files. A key is an argument of the data set or network, a setting, or one of `RunKeys`."""
 
 import difflib
 import inspect
@@ -32,7 +32,7 @@ NETWORKS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RunKeys:
     """Keys that belong neither to the data nor to the network nor to the settings."""
 
     dataset: str  # one of DATASETS
@@ -84,13 +84,13 @@ class Config:
         self.dataset = DATASETS[self.values["dataset"]]
         self.network = NETWORKS[self.values["network"]]
         self._check_keys()
-        self.run = checked(Run, self._of(field.name for field in fields(Run)))
+        self.run = checked(RunKeys, self._of(field.name for field in fields(RunKeys)))
 
     def _check_keys(self):
         needed, optional = keywords(self.dataset)
         needed -= {"seed"}
         known = needed | optional | keywords(self.network)[1]
-        known |= {field.name for kind in (Run, Settings) for field in fields(kind)}
+        known |= {field.name for kind in (RunKeys, Settings) for field in fields(kind)}
         where = f"dataset {self.values['dataset']} and network {self.values['network']}"
         refuse_unknown(self.values, known, where)
         refuse_unknown(self.values.get("contrast") or {}, contrast_keywords(), "contrast")

@@ -111,7 +111,7 @@ def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def density_map(
+def predict_with_density(
     network: nn.Module, contrast: DensityContrastLoss, images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The class predicted for each pixel, and the density of its feature in that class's bank.
@@ -145,7 +145,7 @@ def error_by_density(
     rng = np.random.default_rng(0)
     densities, errors = [], []
     for images, labels in samples:
-        predicted, density = density_map(network, contrast, images)
+        predicted, density = predict_with_density(network, contrast, images)
         counted = ((labels != ignore_index) & (density != 0)).flatten().nonzero()[:, 0]
         chosen = counted[rng.permutation(len(counted))[:per_batch]]
         densities.append(density.flatten()[chosen])

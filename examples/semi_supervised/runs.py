@@ -111,7 +111,7 @@ def _to_show(trainer, images, held_out, sizes):
     return {
         "prediction": logits.argmax(1).numpy(),
         "pseudo label": pseudo.numpy(),
-        "density": evaluate.density_map(student, contrast, images)[1].numpy(),
+        "density": evaluate.predict_with_density(student, contrast, images)[1].numpy(),
         "features": features.numpy(),
         "classes": classes.numpy(),
         "anchors": marks[0].numpy(),
