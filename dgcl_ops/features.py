@@ -16,10 +16,8 @@ CLASSIFIERS = {
     "segmentation_head.0": "segmentation_models.pytorch",
     "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
 }
-WRAPPERS = (
-    ["module"],
-    ["_orig_mod"],
-)  # the only child of DistributedDataParallel, of a compiled model
+# The only child of DistributedDataParallel, of a compiled model.
+WRAPPERS = (["module"], ["_orig_mod"])
 
 
 class FeatureTap:

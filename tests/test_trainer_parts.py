@@ -121,9 +121,8 @@ HISTORY = [{"step": 2, "total": 1.5, "density": 0.25}, {"step": 3, "validation":
 
 
 def test_log_is_a_table_that_a_resumed_run_continues(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "torch.utils.tensorboard", None
-    )  # as where it is not installed
+    # as where it is not installed
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     Log(tmp_path, []).write(HISTORY[:1])
     log = Log(tmp_path, HISTORY[:1])
     log.write(HISTORY)
@@ -175,6 +174,5 @@ def test_confusion_matrix_counts_by_label_and_prediction():
     assert torch.equal(matrix, expected)
     diagonal = expected.diag().double()
     iou = diagonal / (expected.sum(0) + expected.sum(1) - diagonal)
-    assert evaluate.mean_iou(matrix) == pytest.approx(
-        100 * iou[:3].mean().item()
-    )  # class 3: absent
+    present = iou[:3]  # class 3 is absent
+    assert evaluate.mean_iou(matrix) == pytest.approx(100 * present.mean().item())

@@ -23,9 +23,8 @@ class Steps(Dataset):
         self.data, self.settings, self.rank = data, settings, rank
 
     def __getitem__(self, step: int) -> tuple[Batch, np.random.Generator]:
-        rng = np.random.default_rng(
-            (self.settings.seed, step, self.rank)
-        )  # rank 0: as (seed, step)
+        # Of rank 0 the same as (seed, step): a zero at the end changes nothing.
+        rng = np.random.default_rng((self.settings.seed, step, self.rank))
         images, labels = self.data.labelled(self.settings.batch, rng)
         return Batch(images, labels, *self.data.unlabelled(self.settings.batch, rng)), rng
 

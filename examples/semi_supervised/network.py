@@ -29,9 +29,7 @@ class SegmentationNetwork(nn.Module):
         feature_stride: int = 2,
     ):
         super().__init__()
-        self.finest = (
-            feature_stride.bit_length() - 2
-        )  # index of the stage with the features' stride
+        self.finest = feature_stride.bit_length() - 2  # the stage with the features' stride
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(
             nn.Sequential(convolution(before, width, stride=2), convolution(width, width))

@@ -29,9 +29,7 @@ class Run:
     curve: list[tuple[int, float]]  # (step, mIoU)
     class_iou: list[float]
     scores: dict[str, float]  # of the teacher's features
-    errors: list[
-        float
-    ]  # percent of wrong pixels, by fifths from the sparsest features to the densest
+    errors: list[float]  # percent of wrong pixels, by fifths from the sparsest to the densest
     history: list[dict[str, float]]
     shown: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # for pictures
 

@@ -27,9 +27,7 @@ def test_lightning(example, trains, reached, tmp_path):
     checkpoint = str(tmp_path / "last.ckpt")
     with redirect_stdout(io.StringIO()):
         _, resumed = module.main(["--steps", "3", "--out", str(tmp_path), "--resume", checkpoint])
-    assert (
-        resumed.contrast.bank.pushes == 3
-    )  # what was asked for was done: nothing but the state came in
+    assert resumed.contrast.bank.pushes == 3  # all steps were done: only the state came in
     assert_equal_states(segmenter.state_dict(), resumed.state_dict())
 
 
