@@ -9,8 +9,7 @@ the CSV file, written when the run ends: end the program at any time, and start 
 
 Matched: runs of one seed and one number of labels have the same labelled images, weights at the start, batches and
 random numbers; self-training is the very same code with contrast weight 0. Settings are compared by the validation
-images; the tables give the test images. Needs `pip install ".[examples]"` and the packages of
-examples/semi_supervised/pretrained.py.
+images; the tables give the test images. Needs `pip install ".[evidence]"`.
 """
 
 import argparse

