@@ -14,7 +14,7 @@ Image = pytest.importorskip("PIL.Image")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-import paper_trees  # noqa: E402
+import data_trees  # noqa: E402
 from semi_supervised import augment, images, splits  # noqa: E402
 from semi_supervised.cityscapes import CityscapesData  # noqa: E402
 from semi_supervised.folder import FolderData  # noqa: E402
@@ -29,12 +29,12 @@ OPTIONS = {"labelled": "1/4", "crop": (32, 32), "seed": 0}
 
 @pytest.mark.parametrize("sbd", [True, False])
 def test_voc_trains_on_its_images_and_those_of_sbd(tmp_path, sbd):
-    home, added = paper_trees.voc(tmp_path, sbd=sbd)
+    home, added = data_trees.voc(tmp_path, sbd=sbd)
     data = VocData(home, sbd=added if sbd else None, **OPTIONS)
     names = {sample.name for sample in data.labelled_samples}
     names |= {path.stem for path in data.unlabelled_images}
-    assert names == {*paper_trees.VOC_TRAIN, *paper_trees.ADDED}  # 16, none of them for validation
-    assert [sample.name for sample in data.val] == paper_trees.VOC_VAL
+    assert names == {*data_trees.VOC_TRAIN, *data_trees.ADDED}  # 16, none of them for validation
+    assert [sample.name for sample in data.val] == data_trees.VOC_VAL
     assert data.test == data.val
     assert (data.num_classes, data.ignore_index, len(data.labelled_samples)) == (21, 255, 4)
     assert len(data.pixels) == 21
@@ -43,12 +43,12 @@ def test_voc_trains_on_its_images_and_those_of_sbd(tmp_path, sbd):
 
 
 def test_voc_prefers_its_own_labels_to_those_of_sbd(tmp_path):
-    home, added = paper_trees.voc(tmp_path)
+    home, added = data_trees.voc(tmp_path)
     labels = {s.name: s for s in VocData(home, sbd=added, **OPTIONS).find_splits(home)["train"]}
-    assert labels[paper_trees.VOC_TRAIN[0]].label.parent.name == "SegmentationClass"
-    assert labels[paper_trees.ADDED[0]].label.suffix == ".mat"
-    bordered = images.read_label(labels[paper_trees.VOC_TRAIN[0]])
-    whole = images.read_label(labels[paper_trees.ADDED[0]])
+    assert labels[data_trees.VOC_TRAIN[0]].label.parent.name == "SegmentationClass"
+    assert labels[data_trees.ADDED[0]].label.suffix == ".mat"
+    bordered = images.read_label(labels[data_trees.VOC_TRAIN[0]])
+    whole = images.read_label(labels[data_trees.ADDED[0]])
     assert (bordered[0] == 255).all()  # the palette's indices, not its colours
     assert whole.max() < 21
     assert whole.dtype == np.uint8
@@ -56,9 +56,9 @@ def test_voc_prefers_its_own_labels_to_those_of_sbd(tmp_path):
 
 def test_a_mat_and_a_png_of_one_drawing_read_the_same(tmp_path):
     (home, added), (other, _) = (
-        paper_trees.voc(tmp_path / str(sbd), sbd=sbd) for sbd in (True, False)
+        data_trees.voc(tmp_path / str(sbd), sbd=sbd) for sbd in (True, False)
     )
-    name = paper_trees.ADDED[3]
+    name = data_trees.ADDED[3]
     jpeg = home / "JPEGImages" / f"{name}.jpg"
     mat = images.read_label(images.Sample(jpeg, added / "cls" / f"{name}.mat"))
     png = images.read_label(images.Sample(jpeg, other / "SegmentationClassAug" / f"{name}.png"))
@@ -78,28 +78,28 @@ def test_a_mat_and_a_png_of_one_drawing_read_the_same(tmp_path):
         ),
         (lambda home, added: (added / "val.txt").unlink(), r"sbd: there is no list .*val\.txt"),
         (
-            lambda home, added: (home / f"JPEGImages/{paper_trees.ADDED[2]}.jpg").unlink(),
+            lambda home, added: (home / f"JPEGImages/{data_trees.ADDED[2]}.jpg").unlink(),
             r"JPEGImages/2009_000002\.jpg is missing",
         ),
         (
-            lambda home, added: (added / f"cls/{paper_trees.ADDED[2]}.mat").unlink(),
+            lambda home, added: (added / f"cls/{data_trees.ADDED[2]}.mat").unlink(),
             r"cls/2009_000002\.mat is missing",
         ),
         (
-            lambda home, added: (home / f"SegmentationClass/{paper_trees.VOC_VAL[0]}.png").unlink(),
+            lambda home, added: (home / f"SegmentationClass/{data_trees.VOC_VAL[0]}.png").unlink(),
             r"SegmentationClass/2008_000000\.png is missing",
         ),
     ],
 )
 def test_voc_says_what_is_missing(tmp_path, spoil, message):
-    home, added = paper_trees.voc(tmp_path)
+    home, added = data_trees.voc(tmp_path)
     spoil(home, added)
     with pytest.raises(FileNotFoundError, match=message):
         VocData(home, sbd=added, **OPTIONS)
 
 
 def test_voc_needs_labels_of_the_added_images(tmp_path):
-    home, _ = paper_trees.voc(tmp_path)
+    home, _ = data_trees.voc(tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"must hold SegmentationClassAug/, or sbd must name"
     ):
@@ -110,7 +110,7 @@ def test_voc_needs_labels_of_the_added_images(tmp_path):
 def test_sbd_labels_must_be_sbds(tmp_path, content):
     from scipy.io import savemat
 
-    home, added = paper_trees.voc(tmp_path)
+    home, added = data_trees.voc(tmp_path)
     for path in (added / "cls").iterdir():
         if content == "text":
             path.write_text("not a matrix")
@@ -121,8 +121,8 @@ def test_sbd_labels_must_be_sbds(tmp_path, content):
 
 
 def test_a_colour_label_is_refused(tmp_path):
-    home, added = paper_trees.voc(tmp_path)
-    path = home / "SegmentationClass" / f"{paper_trees.VOC_VAL[0]}.png"
+    home, added = data_trees.voc(tmp_path)
+    path = home / "SegmentationClass" / f"{data_trees.VOC_VAL[0]}.png"
     Image.open(path).convert("RGB").save(path)
     with pytest.raises(ValueError, match=r"one channel of integers, got uint8 .*2008_000000\.png"):
         VocData(home, sbd=added, **OPTIONS)
@@ -133,7 +133,7 @@ def test_a_colour_label_is_refused(tmp_path):
 
 @pytest.mark.parametrize("ids", ["labelIds", "labelTrainIds"])
 def test_cityscapes_labels_become_train_ids(tmp_path, ids):
-    data = CityscapesData(paper_trees.cityscapes(tmp_path, ids=ids), **OPTIONS)
+    data = CityscapesData(data_trees.cityscapes(tmp_path, ids=ids), **OPTIONS)
     assert (data.num_classes, data.ignore_index) == (19, 255)
     assert len(data.labelled_samples) == 2
     assert len(data.unlabelled_images) == 6
@@ -152,7 +152,7 @@ def test_the_ids_are_those_of_the_19_classes():
 
 
 def test_cityscapes_says_what_is_missing(tmp_path):
-    root = paper_trees.cityscapes(tmp_path)
+    root = data_trees.cityscapes(tmp_path)
     label = next((root / "gtFine/val/lindau").iterdir())
     label.unlink()
     with pytest.raises(FileNotFoundError, match=r"image .*lindau_.* has no label .*labelIds\.png"):
@@ -163,7 +163,7 @@ def test_cityscapes_says_what_is_missing(tmp_path):
 
 
 def test_an_id_beyond_the_34_is_refused(tmp_path):
-    root = paper_trees.cityscapes(tmp_path)
+    root = data_trees.cityscapes(tmp_path)
     label = next((root / "gtFine/val/lindau").iterdir())
     Image.new("L", (64, 32), 34).save(label)
     with pytest.raises(
@@ -184,7 +184,7 @@ def test_shares_are_the_published_counts(available, counts):
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
-    root = paper_trees.cityscapes(tmp_path)
+    root = data_trees.cityscapes(tmp_path)
     few, many, others = (
         CityscapesData(root, labelled=labelled, crop=(32, 32), seed=seed)
         for labelled, seed in (("1/4", 0), ("1/2", 0), (0.5, 1))
@@ -195,7 +195,7 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
 
 
 def test_labelled_images_can_be_asked_to_show_each_class(tmp_path):
-    root = paper_trees.cityscapes(tmp_path)
+    root = data_trees.cityscapes(tmp_path)
     train = CityscapesData(root, **OPTIONS).find_splits(root)["train"]
     order = splits.draw_order(train, 6, 0, shown_in=1, ignore_index=255)
     shown = [set(np.unique(images.read_label(train[i]))) - {255} for i in order]
@@ -213,8 +213,8 @@ def test_labelled_images_can_be_asked_to_show_each_class(tmp_path):
     ],
 )
 def test_a_list_names_the_labelled_images(tmp_path, line):
-    home, _ = paper_trees.voc(tmp_path, sbd=False)
-    names = [paper_trees.ADDED[5], paper_trees.VOC_TRAIN[1]]
+    home, _ = data_trees.voc(tmp_path, sbd=False)
+    names = [data_trees.ADDED[5], data_trees.VOC_TRAIN[1]]
     path = tmp_path / "labeled.txt"
     path.write_text("\n".join(line.format(name=name) for name in names) + "\n\n")
     data = VocData(home, **{**OPTIONS, "labelled": path})
@@ -223,7 +223,7 @@ def test_a_list_names_the_labelled_images(tmp_path, line):
 
 
 def test_a_list_of_cityscapes_names_paths(tmp_path):
-    root, path = paper_trees.cityscapes(tmp_path), tmp_path / "labeled.txt"
+    root, path = data_trees.cityscapes(tmp_path), tmp_path / "labeled.txt"
     stem = "zurich/zurich_000002_000019"
     path.write_text(
         f"leftImg8bit/train/{stem}_leftImg8bit.png gtFine/train/{stem}_gtFine_labelTrainIds.png"
@@ -245,7 +245,7 @@ def test_a_list_of_cityscapes_names_paths(tmp_path):
     ],
 )
 def test_a_list_must_fit(tmp_path, text, message):
-    home, _ = paper_trees.voc(tmp_path, sbd=False)
+    home, _ = data_trees.voc(tmp_path, sbd=False)
     path = tmp_path / "labeled.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -256,7 +256,7 @@ def test_a_list_must_fit(tmp_path, text, message):
 
 
 def test_a_border_has_no_label_and_is_not_inside(tmp_path):
-    home, _ = paper_trees.voc(tmp_path, sbd=False)
+    home, _ = data_trees.voc(tmp_path, sbd=False)
     data = VocData(home, **{**OPTIONS, "crop": (64, 64)}, scale=(1.0, 1.0), pad=True, mirror=False)
     pictures, labels = data.labelled(3, np.random.default_rng(0))
     assert pictures.shape == (3, 3, 64, 64)

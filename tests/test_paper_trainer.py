@@ -18,7 +18,7 @@ pytest.importorskip("PIL.Image")
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import paper_trees  # noqa: E402
+import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised import config  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
@@ -69,9 +69,9 @@ def small_network(monkeypatch):
 def tree_of(name, root):
     """Overrides that name a miniature tree for this configuration."""
     if name.startswith("voc"):
-        home, sbd = paper_trees.voc(root)
+        home, sbd = data_trees.voc(root)
         return [f"data={home}", f"sbd={sbd}"]
-    return [f"data={paper_trees.cityscapes(root)}"]
+    return [f"data={data_trees.cityscapes(root)}"]
 
 
 def run(name, out, *overrides, options=()):
@@ -138,10 +138,8 @@ def test_published_configuration_runs(name, tmp_path, small_network, capsys):
 @pytest.mark.parametrize("name", ["scenes.yaml", "camvid.yaml"])
 def test_other_configurations_run(name, tmp_path, capsys):
     if name == "camvid.yaml":
-        from test_examples import write_samples
-
         for seed, split in enumerate(("train", "val", "test")):
-            write_samples(tmp_path / "data" / split, 4, seed)
+            data_trees.folder(tmp_path / "data" / split, 4, seed)
         where = [f"data={tmp_path / 'data'}", "crop=[24,32]"]
     else:
         where = ["unlabelled=6", "evaluated=8"]

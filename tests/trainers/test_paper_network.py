@@ -24,7 +24,7 @@ for package in (
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
 
-import paper_trees  # noqa: E402
+import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised import settings  # noqa: E402
 from semi_supervised.config import Config  # noqa: E402
@@ -110,10 +110,10 @@ def test_weights_come_from_a_file(network, tmp_path):
 @pytest.mark.parametrize("name", ["voc_1_16.yaml", "cityscapes_1_16.yaml"])
 def test_a_published_configuration_trains_its_own_network(name, tmp_path, capsys):
     if name.startswith("voc"):
-        home, sbd = paper_trees.voc(tmp_path, size=(75, 65))
+        home, sbd = data_trees.voc(tmp_path, size=(75, 65))
         where = [f"data={home}", f"sbd={sbd}"]
     else:
-        where = [f"data={paper_trees.cityscapes(tmp_path, size=(96, 65))}"]
+        where = [f"data={data_trees.cityscapes(tmp_path, size=(96, 65))}"]
     config = TESTS.parent / "examples" / "configs" / name
     fixed = ["--config", str(config), "--out", str(tmp_path / "out"), "--device", "cpu"]
     train_segmentation.main([*SHORT.split(), *where, *fixed])

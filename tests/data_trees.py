@@ -1,4 +1,4 @@
-"""Miniature trees of PASCAL VOC 2012 with SBD, and of Cityscapes: folders, names and file formats as distributed."""
+"""Miniature data sets: PASCAL VOC 2012 with SBD and Cityscapes, as they are distributed, and a folder of one's own."""
 
 import numpy as np
 from PIL import Image
@@ -73,3 +73,19 @@ def cityscapes(root, *, ids="labelIds", size=(64, 32)):
                 picture = root / "gtFine" / split / city / f"{name}_gtFine_{ids}.png"
                 Image.fromarray(label).save(picture)
     return root
+
+
+def folder(root, count, seed=0, size=(40, 32)):
+    """Images of a bright square on a dark ground with their labels; a border without a label."""
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    for i in range(count):
+        image = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+        label = np.zeros((size[1], size[0]), dtype=np.uint8)
+        top, left, c = rng.integers(4, 14), rng.integers(4, 20), rng.integers(1, 3)
+        image[top : top + 14, left : left + 14, c] += 150
+        label[top : top + 14, left : left + 14] = c
+        label[0] = 255
+        Image.fromarray(image).save(root / "images" / f"{i:02d}.png")
+        Image.fromarray(label).save(root / "labels" / f"{i:02d}.png")
