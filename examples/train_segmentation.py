@@ -11,6 +11,7 @@ seed. Every run writes its checkpoint, log, metrics and some overlays into a fol
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import sys
@@ -36,18 +37,16 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 def main(arguments=None):
     parser = build_parser()
     options = parser.parse_intermixed_args(arguments)
-    try:
+    with usage_errors():
         shorthands = {name: getattr(options, name) for name in ("data", "labelled", "unlabelled")}
         config = Config(options.config, options.overrides, **shorthands)
         check(options, config)
-        options.device = distributed.start(options.device)
-        trained = [
-            train(options, config, weight, seed)
-            for weight in options.contrast_weight
-            for seed in options.seeds
-        ]
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    options.device = distributed.start(options.device)
+    trained = [
+        train(options, config, weight, seed)
+        for weight in options.contrast_weight
+        for seed in options.seeds
+    ]
     distributed.stop()
     if None in trained:  # stopped early, or not the first rank
         return
@@ -58,6 +57,16 @@ def main(arguments=None):
     text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
     (options.out / "metrics.json").write_text(text)
     print(f"\nresults are in {options.out}")
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """What the user can mend ends the program with a line; errors of the training itself keep their traceback."""
+    try:
+        yield
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f"train_segmentation.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def check(options, config):
@@ -91,13 +100,16 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     """One run; None if it was told to stop before its end, and on all ranks but the first."""
     started = time.perf_counter()
     rank, ranks = distributed.rank_and_ranks()
-    data = config.make_data(seed)
-    settings = config.make_settings(
-        len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
-    )
-    torch.manual_seed(seed)  # the weights at the start
-    network = config.make_network(data.num_classes)
-    trainer = Trainer(network, data, settings, options.device, config.run.workers)
+    with usage_errors():
+        data = config.make_data(seed)
+        settings = config.make_settings(
+            len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
+        )
+        torch.manual_seed(seed)  # the weights at the start
+        network = config.make_network(data.num_classes)
+        trainer = Trainer(network, data, settings, options.device, config.run.workers)
+        if options.resume:
+            trainer.load(options.resume)
     say = print if rank == 0 else lambda *_: None
     say(
         f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
@@ -107,7 +119,6 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     if unseen:
         say(f"no labelled image shows the classes {unseen}: they cannot be learned")
     if options.resume:
-        trainer.load(options.resume)
         say(f"continues {options.resume} at step {trainer.step}")
     out = options.out / f"weight-{weight:g}-seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,10 @@ class Config:
     """
 
     def __init__(self, path: Path, overrides: list[str] = (), **given):
-        self.values = {"contrast": dict(SMALL)} | read(Path(path))
+        self.values = read(Path(path))
+        contrast = self.values.get("contrast")
+        if contrast is None or (isinstance(contrast, dict) and "paper" not in contrast):
+            self.values["contrast"] = SMALL | (contrast or {})
         for text in overrides:
             key, equals, value = text.partition("=")
             if not equals:
