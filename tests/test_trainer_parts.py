@@ -51,6 +51,45 @@ def test_ranks_draw_batches_of_their_own():
     assert torch.equal(drawn[0][0].images, data.labelled(2, alone)[0])
 
 
+class Dropping(SegmentationNetwork):
+    def __init__(self, rate=0.5):
+        torch.manual_seed(0)
+        super().__init__(11, widths=(8, 16), feature_dim=8)
+        self.smooth = nn.Sequential(self.smooth, nn.Dropout(rate))
+
+
+def test_dropout_is_resumed_and_does_not_depend_on_the_workers(tmp_path):
+    whole, helped, first, second = (make_trainer(Dropping(), workers=n) for n in (0, 1, 0, 0))
+    for trainer in (whole, helped):
+        trainer.run(record_every=1)
+    first.run(until=3, record_every=1)
+    first.save(tmp_path / "checkpoint.pt")
+    torch.rand(1)  # another process has other random numbers
+    second.load(tmp_path / "checkpoint.pt")
+    second.run(record_every=1)
+    assert whole.history == helped.history == second.history
+
+
+def test_a_network_that_is_built_otherwise_is_refused(tmp_path):
+    make_trainer(Dropping()).save(tmp_path / "checkpoint.pt")
+    for other in (Dropping(0.1), SegmentationNetwork(11, widths=(8, 16), feature_dim=16)):
+        with pytest.raises(ValueError, match=r"network must be built like that of the checkpoint"):
+            make_trainer(other).load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("spoil", ["empty", "half", "run", "part"])
+def test_what_is_no_checkpoint_is_named(tmp_path, spoil):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer().save(path)
+    if spoil in ("empty", "half"):
+        path.write_bytes(path.read_bytes()[: 0 if spoil == "empty" else path.stat().st_size // 2])
+    else:
+        state = torch.load(path)
+        torch.save(state | {"run": 3} if spoil == "run" else {"run": state["run"]}, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of this program"):
+        make_trainer().load(path)
+
+
 def test_checkpoints_of_different_steps_are_refused(tmp_path, monkeypatch):
     make_trainer().save(tmp_path / "checkpoint.pt")
     monkeypatch.setattr(distributed, "agree", lambda number, device: False)
