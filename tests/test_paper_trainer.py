@@ -110,7 +110,17 @@ def test_the_files_carry_the_published_setting(small_network):
     }
     assert shared.items() <= voc.values.items()
     assert shared.items() <= city.values.items()
-    assert voc.values["crop"] == [513, 513]
+    assert (voc.values["scale"], voc.values["mirror"], voc.values["pad"]) == (
+        [0.5, 2.0],
+        True,
+        True,
+    )
+    for values, expected in (
+        (voc.values, ([513, 513], 16, [6, 12, 18], {"paper": "voc"}, 4)),
+        (city.values, ([769, 769], 8, [12, 24, 36], {"paper": "cityscapes"}, 2)),
+    ):
+        names = ("crop", "output_stride", "atrous_rates", "contrast", "batch")
+        assert tuple(values[name] for name in names) == expected
     # 10,582 - 662 unlabelled images, 4 processes with batches of 4: 620 steps an epoch
     settings = voc.make_settings(9920, 4)
     assert (settings.steps, settings.warm_up, settings.learning_rate) == (80 * 620, 620, 1e-3)
