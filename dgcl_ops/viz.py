@@ -76,7 +76,7 @@ def density_limits(*densities) -> tuple[float, float]:
     import numpy as np
 
     values = np.concatenate([_numpy(each).ravel() for each in densities])
-    values = values[values != 0]
+    values = values[(values != 0) & np.isfinite(values)]
     low, high = np.quantile(values, [0.03, 0.97]) if len(values) else (0.0, 1.0)
     return float(low), float(max(high, low + 1e-6))
 
@@ -222,6 +222,8 @@ def plot_features(
         np.zeros(len(labels), bool) if marks is None else _numpy(marks).astype(bool)
         for marks in (anchors, keys)
     )
+    labelled = (labels >= 0) & (labels < len(class_names))
+    rings, stars = rings & labelled, stars & labelled
     ink, colors = matplotlib.rcParams["text.color"], class_colors(len(class_names))
     trained = np.unique(labels[rings | stars])
     for c, name in enumerate(class_names):
@@ -262,10 +264,14 @@ def _legend_below(figure, handles: list, **look) -> None:
 
 
 def _principal_components(features: Tensor) -> Tensor:
-    """[N, D] -> [N, 2]. The sign of a component is free: its largest weight is made positive."""
+    """[N, D] -> [N, 2], of rows without an inf or NaN; the others get NaN, which is not drawn.
+
+    The sign of a component is free: its largest weight is made positive.
+    """
     features = features.detach().double().cpu()
-    centred = features - features.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)  # [D, 2]
+    finite = features[features.isfinite().all(1)]
+    centred, finite = features - finite.mean(0), finite - finite.mean(0)
+    axes = torch.linalg.eigh(finite.T @ finite).eigenvectors[:, -2:].flip(1)  # [D, 2]
     return centred @ (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from semi_supervised import distributed, evaluate, summary
-from semi_supervised.config import Config
+from semi_supervised.config import Config, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
 from semi_supervised.trainer import Trainer
@@ -39,6 +39,8 @@ def main(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     with usage_errors():
         shorthands = {name: getattr(options, name) for name in ("data", "labelled", "unlabelled")}
+        if options.labelled is not None:
+            shorthands["labelled"] = value_of(options.labelled)
         config = Config(options.config, options.overrides, **shorthands)
         check(options, config)
     options.device = distributed.start(options.device)
@@ -76,8 +78,10 @@ def check(options, config):
         raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
     options.contrast_weight = options.contrast_weight or [config.values.get("contrast_weight", 0.5)]
-    if min(options.contrast_weight) < 0:
-        raise ValueError(f"contrast_weight must not be negative, got {options.contrast_weight}")
+    if not all(0 <= weight < float("inf") for weight in options.contrast_weight):
+        raise ValueError(
+            f"contrast_weight must be finite and not negative, got {options.contrast_weight}"
+        )
     if min(options.seeds) < 0:
         raise ValueError(f"seeds must not be negative, got {options.seeds}")
     for name in ("seeds", "contrast_weight"):

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,3 +165,40 @@ def test_runs_are_resumed_and_depend_on_their_case_alone(
 def test_runs_of_a_seed_begin_alike_and_differ_in_the_weight_alone():
     settings = [v.settings(7) for v in (evidence.CONTROL, evidence.METHOD)]
     assert dataclasses.replace(settings[1], contrast_weight=0.0) == settings[0]
+
+
+def test_runs_begin_with_the_same_weights_and_the_teacher_is_measured(small_camvid, monkeypatch):
+    trainers, begun, kept = [], [], evidence.evaluate.confusion_matrix
+
+    class Watched(evidence.Trainer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trainers.append(self)
+            begun.append(
+                [p.clone() for p in (*self.student.parameters(), *self.projection.parameters())]
+            )
+
+    measured = []
+
+    def watched(network, samples, *sizes):
+        samples = list(samples)
+        measured.append((network, samples[0][0]))
+        return kept(network, samples, *sizes)
+
+    monkeypatch.setattr(evidence, "Trainer", Watched)
+    monkeypatch.setattr(evidence.evaluate, "confusion_matrix", watched)
+    options = SimpleNamespace(data=small_camvid, steps=4)
+    for variant in (evidence.CONTROL, evidence.METHOD):
+        evidence.train(variant, 4, 0, options)
+    assert all(torch.equal(a, b) for a, b in zip(*begun, strict=True))
+    for i, (network, first) in enumerate(measured):  # validation and test images of each
+        data = trainers[i // 2].data
+        assert network is trainers[i // 2].teacher.module
+        assert torch.equal(first[0], (data.test if i % 2 else data.val)[0].read()[0])
+
+
+def test_which_way_a_metric_is_better():
+    upward = {name: up for name, _, _, up in tables.METRICS}
+    assert upward == {
+        "miou": True, "silhouette": True, "calinski_harabasz": True, "davies_bouldin": False
+    }  # fmt: skip

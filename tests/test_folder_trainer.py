@@ -153,7 +153,11 @@ def broken_image(data):
         (only(255), "", r"labels must hold a class, got nothing but 255"),
         (only(0), "", r"there must be at least 2 classes, got 1"),
         (spoil_nothing, "ignore_index=-1", r"ignore_index must lie in \[0, 65536\), got -1"),
-        (spoil_nothing, "--contrast-weight -1", r"contrast_weight must not be negative, got \[-1"),
+        (
+            spoil_nothing,
+            "--contrast-weight -1",
+            r"contrast_weight must be finite and not negative, got \[-1",
+        ),
         (spoil_nothing, "--seeds -1", r"seeds must not be negative, got \[-1\]"),
         (spoil_nothing, "--stop-at 0", r"--stop-at must be at least 1, got 0"),
         (spoil_nothing, "--seeds 2 2", r"seeds must differ, got \[2, 2\]"),

@@ -117,7 +117,7 @@ def test_sbd_labels_must_be_sbds(tmp_path, content):
         else:
             savemat(path, {"other": 1})
     with pytest.raises(ValueError, match=r"cannot read .*\.mat as a label of SBD"):
-        VocData(home, sbd=added, **{**OPTIONS, "labelled": "16", "unlabelled": home / "JPEGImages"})
+        VocData(home, sbd=added, **{**OPTIONS, "labelled": "15"})
 
 
 def test_a_colour_label_is_refused(tmp_path):
@@ -126,6 +126,41 @@ def test_a_colour_label_is_refused(tmp_path):
     Image.open(path).convert("RGB").save(path)
     with pytest.raises(ValueError, match=r"one channel of integers, got uint8 .*2008_000000\.png"):
         VocData(home, sbd=added, **OPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["JPEGImages", "SegmentationClass"])
+def test_a_file_that_ends_early_is_named(tmp_path, kind):
+    home, _ = data_trees.voc(tmp_path, size=(400, 300))
+    [path] = (home / kind).glob(f"{data_trees.VOC_VAL[0]}.*")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=rf"cannot read .*{path.name} as an image: image file is trunc"
+    ):
+        images.Sample(
+            home / f"JPEGImages/{path.stem}.jpg", home / f"SegmentationClass/{path.stem}.png"
+        ).read()
+
+
+def test_16_bits_of_grey_are_not_cut_off(tmp_path):
+    values = np.array([[0, 255, 256], [32768, 40000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image = images.read_image(tmp_path / "a.png")
+    assert image.shape == (3, 2, 3)
+    torch.testing.assert_close(image[1], torch.from_numpy(values.astype(np.float32)) / 65535)
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"8 or 16 bits a channel, got mode F in .*a\.tif"):
+        images.read_image(tmp_path / "a.tif")
+
+
+def test_further_images_are_none_to_evaluate_on(tmp_path):
+    home, _ = data_trees.voc(tmp_path, sbd=False)
+    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*/2008_000000\.jpg"):
+        VocData(home, **OPTIONS, unlabelled=home / "JPEGImages")
+    link = tmp_path / "further" / "a.jpg"
+    link.parent.mkdir()
+    link.symlink_to(home / "JPEGImages" / f"{data_trees.VOC_VAL[1]}.jpg")
+    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*further/a\.jpg"):
+        VocData(home, **OPTIONS, unlabelled=link.parent)
 
 
 # ---- Cityscapes -----------------------------------------------------------------------------------
@@ -181,6 +216,12 @@ def test_an_id_beyond_the_34_is_refused(tmp_path):
 def test_shares_are_the_published_counts(available, counts):
     found = [splits.labelled_count(f"1/{n}", available) for n in (16, 8, 4, 2)]
     assert found == list(counts)
+
+
+@pytest.mark.parametrize("text", ["1.0", "2.7", "7/2"])
+def test_a_share_is_below_1_and_a_number_whole(text):
+    with pytest.raises(ValueError, match=rf"a whole number or a share below 1 .*, got {text}"):
+        splits.labelled_count(text, 10)
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -22,7 +23,7 @@ import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised import config  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.settings import SMALL  # noqa: E402
+from semi_supervised.settings import SMALL, contrast_loss  # noqa: E402
 
 CONFIGS = EXAMPLES / "configs"
 PUBLISHED = sorted(path.name for path in CONFIGS.glob("*_1_*.yaml"))
@@ -109,7 +110,17 @@ def test_the_files_carry_the_published_setting(small_network):
     }
     assert shared.items() <= voc.values.items()
     assert shared.items() <= city.values.items()
-    assert voc.values["crop"] == [513, 513]
+    assert (voc.values["scale"], voc.values["mirror"], voc.values["pad"]) == (
+        [0.5, 2.0],
+        True,
+        True,
+    )
+    for values, expected in (
+        (voc.values, ([513, 513], 16, [6, 12, 18], {"paper": "voc"}, 4)),
+        (city.values, ([769, 769], 8, [12, 24, 36], {"paper": "cityscapes"}, 2)),
+    ):
+        names = ("crop", "output_stride", "atrous_rates", "contrast", "batch")
+        assert tuple(values[name] for name in names) == expected
     # 10,582 - 662 unlabelled images, 4 processes with batches of 4: 620 steps an epoch
     settings = voc.make_settings(9920, 4)
     assert (settings.steps, settings.warm_up, settings.learning_rate) == (80 * 620, 620, 1e-3)
@@ -143,7 +154,8 @@ def test_other_configurations_run(name, tmp_path, capsys):
         where = [f"data={tmp_path / 'data'}", "crop=[24,32]"]
     else:
         where = ["unlabelled=6", "evaluated=8"]
-    run(name, tmp_path / "out", "labelled=2", "steps=4", "warm_up=1", "batch=2", *where)
+    options = ["--labelled", "2"]
+    run(name, tmp_path / "out", "steps=4", "warm_up=1", "batch=2", *where, options=options)
     assert "2 labelled" in capsys.readouterr().out
 
 
@@ -169,6 +181,16 @@ def test_other_configurations_run(name, tmp_path, capsys):
         (["dataset=voc"], r"dataset voc needs the key data"),
         (["data=x", "report_every=0"], r"report_every must be at least 1, got 0"),
         (["data=x", "epochs=few"], r"epochs must be of type int \| None, got 'few'"),
+        (["data=null"], r"data must be of type Path, got None"),
+        (["data=x", "crop=32"], r"crop must be of type tuple\[int, int\], got 32"),
+        (["data=x", "crop=[32.5, 32]"], r"crop must be of type .*, got \[32\.5, 32\]"),
+        (["data=x", "scale=[a, b]"], r"scale must be of type tuple\[float, float\], got \['a'"),
+        (["data=x", "num_classes=true"], r"num_classes must be of type int \| None, got True"),
+        (["data=x", "widths=8"], r"widths must be of type tuple\[int, \.\.\.\], got 8"),
+        (["dataset=[folder]"], r"dataset must be one of folder, .*, got \['folder'\]"),
+        (["data=x", "contrast=3"], r"contrast must hold keys with values, got 3"),
+        (["data=x", "contrast.num_classes=3"], r"unknown key 'num_classes' of contrast"),
+        (["data=x", "contrast.device=cuda"], r"unknown key 'device' of contrast"),
     ],
 )
 def test_wrong_keys_are_named(overrides, message):
@@ -188,6 +210,19 @@ def test_wrong_keys_are_named(overrides, message):
         (["batch=many"], r"batch must be of type int, got 'many'"),
         (["bfloat16=1"], r"bfloat16 must be of type bool, got 1"),
         (["steps=2", "warm_up=true"], r"warm_up must be of type int, got True"),
+        (["warm_up_epochs=1"], r"warm_up_epochs needs epochs, got 1 alone"),
+        *(
+            (["ohem=" + text], r"ohem must hold a probability above 0 and a number of pixels")
+            for text in (
+                "[]",
+                "[0.7]",
+                "[0, 9]",
+                "[1.1, 9]",
+                "[0.7, 0]",
+                "[0.7, 1e5]",
+                "[0.7, true]",
+            )
+        ),
     ],
 )
 def test_wrong_values_are_named(overrides, message):
@@ -202,6 +237,10 @@ def test_wrong_values_are_named(overrides, message):
         ("a: [", r"cannot read .*mine\.yaml as YAML"),
         ("- a", r"must hold keys with values, got list"),
         ("base: nowhere.yaml", r"there is no configuration .*nowhere\.yaml"),
+        ("base: mine.yaml", r"mine\.yaml must not be its own base"),
+        ("base: [folder.yaml]", r"base of .*mine\.yaml must be words, got \['folder\.yaml'\]"),
+        ("base: 0", r"base of .*mine\.yaml must be words, got 0"),
+        ("on: 1", r"keys and the base of .*mine\.yaml must be words, got True"),
     ],
 )
 def test_wrong_files_are_named(tmp_path, text, message):
@@ -209,6 +248,35 @@ def test_wrong_files_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         config.Config(path)
+
+
+def test_a_value_of_the_contrast_that_is_no_number_is_named():
+    data = SimpleNamespace(num_classes=3, ignore_index=255)
+    override = ["contrast.temperature=hot"]
+    settings = config.Config(CONFIGS / "folder.yaml", override, data="x").make_settings(100, 1)
+    with pytest.raises(ValueError, match=r"contrast: .* temperature must be a number, got 'hot'"):
+        contrast_loss(settings, data, 8, ranks=1)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_features_have_the_stride_of_a_stage(stride):
+    with pytest.raises(ValueError, match=rf"must be one of \[2, 4\] with 2 .*, got {stride}"):
+        SegmentationNetwork(3, widths=(8, 16), feature_stride=stride)
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf"])
+def test_a_weight_is_finite(weight, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(
+            "folder.yaml",
+            tmp_path,
+            "data=x",
+            options=["--seed", 0, "--contrast-weight", weight, "--"],
+        )
+    assert (
+        f"contrast_weight must be finite and not negative, got [{weight}]"
+        in capsys.readouterr().err
+    )
 
 
 def test_values_are_read_as_people_write_them():

@@ -15,6 +15,7 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from semi_supervised import distributed, evaluate, loading  # noqa: E402
+from semi_supervised import trainer as trainer_module  # noqa: E402
 from semi_supervised.logs import Log  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
@@ -51,11 +52,95 @@ def test_ranks_draw_batches_of_their_own():
     assert torch.equal(drawn[0][0].images, data.labelled(2, alone)[0])
 
 
+class Dropping(SegmentationNetwork):
+    def __init__(self, rate=0.5):
+        torch.manual_seed(0)
+        super().__init__(11, widths=(8, 16), feature_dim=8)
+        self.smooth = nn.Sequential(self.smooth, nn.Dropout(rate))
+
+
+def test_dropout_is_resumed_and_does_not_depend_on_the_workers(tmp_path):
+    whole, helped, first, second = (make_trainer(Dropping(), workers=n) for n in (0, 1, 0, 0))
+    for trainer in (whole, helped):
+        trainer.run(record_every=1)
+    first.run(until=3, record_every=1)
+    first.save(tmp_path / "checkpoint.pt")
+    torch.rand(1)  # another process has other random numbers
+    second.load(tmp_path / "checkpoint.pt")
+    second.run(record_every=1)
+    assert whole.history == helped.history == second.history
+
+
+def test_a_network_that_is_built_otherwise_is_refused(tmp_path):
+    make_trainer(Dropping()).save(tmp_path / "checkpoint.pt")
+    for other in (Dropping(0.1), SegmentationNetwork(11, widths=(8, 16), feature_dim=16)):
+        with pytest.raises(ValueError, match=r"network must be built like that of the checkpoint"):
+            make_trainer(other).load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("spoil", ["empty", "half", "run", "part"])
+def test_what_is_no_checkpoint_is_named(tmp_path, spoil):
+    path = tmp_path / "checkpoint.pt"
+    make_trainer().save(path)
+    if spoil in ("empty", "half"):
+        path.write_bytes(path.read_bytes()[: 0 if spoil == "empty" else path.stat().st_size // 2])
+    else:
+        state = torch.load(path)
+        torch.save(state | {"run": 3} if spoil == "run" else {"run": state["run"]}, path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of this program"):
+        make_trainer().load(path)
+
+
 def test_checkpoints_of_different_steps_are_refused(tmp_path, monkeypatch):
     make_trainer().save(tmp_path / "checkpoint.pt")
     monkeypatch.setattr(distributed, "agree", lambda number, device: False)
     with pytest.raises(ValueError, match=r"ranks' checkpoints .* must be of one step, got 0 here"):
         make_trainer().load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_step_follows_the_schedules(monkeypatch, mode):
+    trainer = make_trainer(teacher_mode=mode, learning_rate=0.5, head_factor=10.0)
+    seen, kept = [], trainer_module.entropy_filter
+
+    def watched(logits, keep, **options):
+        seen.append((keep, trainer.teacher.training))
+        return kept(logits, keep, **options)
+
+    monkeypatch.setattr(trainer_module, "entropy_filter", watched)
+    trainer.step = 3  # of 5, the first 2 of them the warm-up: a third of the way
+    trainer.train_step()
+    keeps, modes = zip(*seen, strict=True)
+    assert keeps == pytest.approx((1 - 0.2 * 2 / 3, 1 - (0.8 * 2 + 0.1) / 3))
+    assert modes == (mode == "train",) * 2
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([0.5 * 0.4**0.9, 5 * 0.4**0.9])
+
+
+def test_confidence_is_the_teachers_of_the_same_pixels():
+    contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512}
+    contrast |= {"anchors": "low_confidence", "keys": "high_confidence"}
+    trainer = make_trainer(warm_up=0, cutmix=0.0, contrast=contrast)
+    seen, called = [], trainer.contrast.forward
+    trainer.teacher.register_forward_hook(lambda _, images, logits: seen.append(logits))
+    trainer.contrast.forward = lambda *given: seen.append(given[3]) or called(*given)
+    trainer.train_step()
+    logits, confidence = seen
+    largest = logits.softmax(1).amax(1)[:, None]
+    expected = nn.functional.interpolate(largest, confidence.shape[-2:])[:, 0]
+    assert len(confidence) == 4
+    torch.testing.assert_close(confidence, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("other", "same"), [(7, True), (6, False), (8, False)])
+def test_ranks_agree_on_a_number_or_not(monkeypatch, other, same):
+    def all_reduce(ours, operation):
+        assert operation == distributed.dist.ReduceOp.MAX
+        ours.copy_(torch.maximum(ours, torch.tensor([other, -other])))
+
+    monkeypatch.setattr(distributed, "rank_and_ranks", lambda: (0, 2))
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    assert distributed.agree(7, "cpu") == same
 
 
 def test_hard_pixels_by_probability_and_by_number():

@@ -151,6 +151,27 @@ def test_features(tmp_path):
     drawn(axes.figure, tmp_path)
 
 
+def test_rows_with_a_nan_and_marks_without_a_class_are_left_out():
+    features, labels = torch.randn(12, 4), torch.arange(12) % 3
+    features, labels = (
+        torch.cat((features, features[:2])),
+        torch.cat((labels, torch.tensor([0, 255]))),
+    )
+    features[12, 1] = torch.nan
+    marks = torch.ones(14, dtype=torch.bool)
+    axes = viz.plot_features(features, labels, ["a", "b", "c"], anchors=marks, keys=marks)
+    drawn = axes.collections[0].get_offsets()
+    assert drawn.shape[0] == 5
+    assert drawn.mask[-1].all()
+    assert axes.collections[-2].get_offsets().shape[0] == 13  # the keys; the legend's is the last
+
+
+def test_limits_do_not_see_what_is_not_finite():
+    density = torch.tensor([0.0, 0.2, 0.4, 0.6])
+    spoilt = torch.cat((density, torch.tensor([torch.nan, torch.inf])))
+    assert viz.density_limits(spoilt) == viz.density_limits(density)
+
+
 def test_principal_components_are_sorted_and_repeat():
     features = torch.randn(50, 4) * torch.tensor([0.1, 5.0, 1.0, 0.1])
     points = viz._principal_components(features)

@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
+import types
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from torch import nn
@@ -80,7 +82,7 @@ class Config:
             merge(self.values, {outer: {inner: value}} if dot else {key: value})
         merge(self.values, {key: value for key, value in given.items() if value is not None})
         for key, choices in (("dataset", DATASETS), ("network", NETWORKS)):
-            if self.values.get(key) not in choices:
+            if self.values.get(key) not in tuple(choices):
                 raise ValueError(
                     f"{key} must be one of {', '.join(choices)}, got {self.values.get(key)!r}"
                 )
@@ -96,9 +98,16 @@ class Config:
         known |= {field.name for kind in (RunKeys, Settings) for field in fields(kind)}
         where = f"dataset {self.values['dataset']} and network {self.values['network']}"
         refuse_unknown(self.values, known, where)
-        refuse_unknown(self.values.get("contrast") or {}, contrast_keywords(), "contrast")
+        contrast = self.values.get("contrast") or {}
+        if not isinstance(contrast, dict):
+            raise ValueError(f"contrast must hold keys with values, got {contrast!r}")
+        refuse_unknown(contrast, contrast_keywords(), "contrast")
         for key in sorted(needed - self.values.keys()):
             raise ValueError(f"dataset {self.values['dataset']} needs the key {key}")
+        for key, kind in (types_of(self.network) | types_of(self.dataset)).items():
+            if key in self.values and key != "seed" and not fits(self.values[key], kind):
+                told = getattr(kind, "__name__", kind) if get_origin(kind) is None else kind
+                raise ValueError(f"{key} must be of type {told}, got {self.values[key]!r}")
 
     def _of(self, names):
         return {name: self.values[name] for name in names if name in self.values}
@@ -126,6 +135,8 @@ class Config:
             epoch = max(1, unlabelled // (settings.batch * ranks))
             warm_up = (self.run.warm_up_epochs or 0) * epoch
             settings = replace(settings, steps=self.run.epochs * epoch, warm_up=warm_up)
+        elif self.run.warm_up_epochs is not None:
+            raise ValueError(f"warm_up_epochs needs epochs, got {self.run.warm_up_epochs} alone")
         elif "warm_up" not in chosen:
             settings = replace(settings, warm_up=settings.steps // 3)
         if not 0 <= settings.warm_up <= settings.steps:
@@ -149,11 +160,15 @@ def refuse_unknown(keys, known: set[str], where: str) -> None:
 
 
 def contrast_keywords() -> set[str]:
-    return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - {"self"}
+    """Without what the data, the settings and the trainer decide."""
+    decided = {"self", "num_classes", "feature_dim", "projection_dim", "bank", "device"}
+    return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - decided
 
 
-def read(path: Path) -> dict:
-    """The keys of a file and, below them, those of its bases."""
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The keys of a file and, below them, those of its bases. `above`: files of which it is a base."""
+    if path.resolve() in above:
+        raise ValueError(f"{path} must not be its own base")
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration {path}")
     try:
@@ -163,7 +178,15 @@ def read(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys with values, got {type(values).__name__}")
     base = values.pop("base", None)
-    return values if base is None else merge(read(path.parent / base), values)
+    for text in (
+        *values,
+        "" if base is None else base,
+    ):  # YAML reads `on` as true, and 1 as a number
+        if not isinstance(text, str):
+            raise ValueError(f"keys and the base of {path} must be words, got {text!r}")
+    if base is None:
+        return values
+    return merge(read(path.parent / base, (*above, path.resolve())), values)
 
 
 def merge(values: dict, changes: dict) -> dict:
@@ -198,3 +221,24 @@ def keywords(kind: type) -> tuple[set[str], set[str]]:
                 continue
             (needed if parameter.default is parameter.empty else optional).add(name)
     return needed - optional, optional
+
+
+def types_of(kind: type) -> dict[str, Any]:
+    """The declared types of a class's arguments, those of its bases included."""
+    hints = {}
+    for one in reversed(kind.__mro__):
+        if one not in (object, nn.Module) and "__init__" in vars(one):
+            hints |= get_type_hints(one.__init__)
+    return hints
+
+
+def fits(value, kind) -> bool:
+    """Whether a value of a YAML file is of a declared type: a list is a tuple, a string a path, an int a float."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, {float: int | float, Path: str | Path}.get(kind, kind))

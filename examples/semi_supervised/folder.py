@@ -55,7 +55,7 @@ class FolderData:
         pad: bool = False,
         shown_in: int = 0,
     ):
-        if len(crop) > 2 or min(crop) < 16:
+        if not 1 <= len(crop) <= 2 or min(crop) < 16:
             raise ValueError(f"crop must be a height and a width from 16 on, got {list(crop)}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two limits in order, above 0, got {list(scale)}")
@@ -70,7 +70,17 @@ class FolderData:
         chosen = choose(labelled, train, seed, shown_in, ignore_index)
         self.labelled_samples, self.unlabelled_images = chosen
         if unlabelled is not None:
-            self.unlabelled_images += list_images(Path(unlabelled))
+            further = list_images(Path(unlabelled))
+            held_out = {
+                sample.image.resolve()
+                for split, samples in splits.items()
+                if split != "train"
+                for sample in samples
+            }
+            for image in further:
+                if image.resolve() in held_out:
+                    raise ValueError(f"unlabelled must hold no image to evaluate on, got {image}")
+            self.unlabelled_images += further
         if not self.unlabelled_images:
             raise ValueError(
                 f"labelled must leave images to use without a label, got {labelled} of {len(train)}; "

@@ -57,7 +57,14 @@ def list_images(folder: Path) -> list[Path]:
 def read_image(path: Path) -> Tensor:
     """[3, H, W] float32 in [0, 1]."""
     with _open(path) as image:
-        pixels = np.array(image.convert("RGB"))
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"an image must have 8 or 16 bits a channel, got mode {image.mode} in {path}"
+            )
+        if image.mode.startswith("I;16"):  # `convert` would cut off what is above 255
+            grey = _pixels(image, path).astype(np.float32) / 65535
+            return torch.from_numpy(grey).expand(3, -1, -1).contiguous()
+        pixels = _pixels(image, path, "RGB")
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
@@ -69,7 +76,7 @@ def read_label(sample: Sample) -> np.ndarray:
         pixels = _read_sbd(sample.label)
     else:
         with _open(sample.label) as label:
-            pixels = np.array(label)
+            pixels = _pixels(label, sample.label)
     if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
         raise ValueError(
             f"a label must have one channel of integers, got {pixels.dtype} {list(pixels.shape)} in {sample.label}"
@@ -101,3 +108,10 @@ def _open(path):
         return Image.open(path)
     except UnidentifiedImageError:
         raise ValueError(f"cannot read {path} as an image") from None
+
+
+def _pixels(image, path, mode=None):
+    try:
+        return np.array(image.convert(mode) if mode else image)
+    except (OSError, SyntaxError) as error:  # a file that ends early, or is damaged
+        raise ValueError(f"cannot read {path} as an image: {error}") from None

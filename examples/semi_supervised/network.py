@@ -29,6 +29,11 @@ class SegmentationNetwork(nn.Module):
         feature_stride: int = 2,
     ):
         super().__init__()
+        strides = [2 ** (i + 1) for i in range(len(widths))]
+        if feature_stride not in strides:
+            raise ValueError(
+                f"feature_stride must be one of {strides} with {len(widths)} widths, got {feature_stride}"
+            )
         self.finest = feature_stride.bit_length() - 2  # the stage with the features' stride
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(

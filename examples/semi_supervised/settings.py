@@ -58,6 +58,16 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.ohem is not None:
+            check_ohem(self.ohem)
+
+
+def check_ohem(ohem: list) -> None:
+    numbers = len(ohem) == 2 and all(type(each) in (int, float) for each in ohem)
+    if not numbers or not (0 < ohem[0] <= 1 <= ohem[1]):
+        raise ValueError(
+            f"ohem must hold a probability above 0 and a number of pixels from 1 on, got {ohem}"
+        )
 
 
 def check_types(values) -> None:
@@ -78,10 +88,13 @@ def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> Den
     if settings.density_of == "projections":
         feature_dim = settings.projection_dim
     sizes = data.num_classes, feature_dim, settings.projection_dim
-    if "paper" in arguments:
-        name = arguments.pop("paper")
-        return DensityContrastLoss.paper(name, *sizes, **{"world_size": ranks, **arguments})
-    return DensityContrastLoss(*sizes, **arguments)
+    try:
+        if "paper" in arguments:
+            name = arguments.pop("paper")
+            return DensityContrastLoss.paper(name, *sizes, **{"world_size": ranks, **arguments})
+        return DensityContrastLoss(*sizes, **arguments)
+    except TypeError as error:
+        raise ValueError(f"contrast: {error}") from None
 
 
 def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):

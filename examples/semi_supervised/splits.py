@@ -40,6 +40,10 @@ def labelled_count(text: str, available: int) -> int:
         raise ValueError(
             f"labelled must be a number or a share of the images, or a file that lists them, got {text}"
         ) from None
+    if amount >= 1 and (amount.denominator > 1 or "." in text):
+        raise ValueError(
+            f"labelled must be a whole number or a share below 1 of the images, got {text}"
+        )
     count = int(amount) if amount >= 1 else math.ceil(amount * available)
     if count < 1:
         raise ValueError(

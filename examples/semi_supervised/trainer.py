@@ -180,6 +180,9 @@ class Trainer:
         """One step. All its random numbers come from (seed, step, rank), so a resumed run continues exactly."""
         settings = self.settings
         batch, rng = self.batches.take(self.step)
+        # Of dropout. Here, since a loader of batches draws from the global generator when it starts.
+        seed = np.random.SeedSequence((settings.seed, self.step, self.rank)).generate_state(1)[0]
+        torch.manual_seed(int(seed))
         self.student.train()
         self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
@@ -234,6 +237,7 @@ class Trainer:
         """
         state = {name: getattr(self, name).state_dict() for name in self._parts}
         state |= {"step": self.step, "history": self.history, "run": self._description()}
+        state["network"] = str(self.student)
         path = distributed.path_of_rank(path, self.rank)
         unfinished = path.with_suffix(".unfinished")
         torch.save(state, unfinished)
@@ -245,13 +249,16 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint, or a setting, the data or the number of ranks differ.
+            ValueError: it is no checkpoint, or a setting, the network, the data or the number of ranks differ.
         """
         path = distributed.path_of_rank(path, self.rank)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            stored = state["run"]
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+            stored, network = dict(state["run"]), state["network"]
+            parts = {name: state[name] for name in (*self._parts, "step", "history")}
+        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError):
             raise ValueError(f"{path} is no checkpoint of this program") from None
         ours = self._description()
         for name in ours.keys() | stored.keys():
@@ -260,9 +267,12 @@ class Trainer:
                     f"{name} must be {stored.get(name)!r} as in the checkpoint {path}, "
                     f"got {ours.get(name)!r}"
                 )
+        # Dilations and rates of dropout change no shape: the weights alone would fit.
+        if network != str(self.student):
+            raise ValueError(f"the network must be built like that of the checkpoint {path}")
         for name in self._parts:
-            getattr(self, name).load_state_dict(state[name])
-        self.step, self.history = state["step"], state["history"]
+            getattr(self, name).load_state_dict(parts[name])
+        self.step, self.history = parts["step"], parts["history"]
         if not distributed.agree(self.step, self.device):
             raise ValueError(
                 f"the ranks' checkpoints beside {path} must be of one step, got {self.step} here"
