@@ -99,7 +99,7 @@ def report(rows: list[dict], path: Path) -> str:
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     path.with_suffix(".md").write_text(text)
-    plot(rows, counts, path.with_name(f"{path.stem}.png"))
+    plot(rows, counts, path.with_suffix(".png"))
     return text
 
 
@@ -227,13 +227,15 @@ def attempts(rows):
 
 
 def plot(rows: list[dict], counts: list[int], path: Path) -> None:
-    """mIoU by the number of labels; the loss's effect with its interval; the effect of every variant."""
+    """mIoU by the number of labels; what each variant of the loss changes: mean, 95 % interval, and the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, *right) = plt.subplots(
+        1, 3, figsize=(13, 4.8), layout="constrained", width_ratios=(1.1, 1, 1)
+    )
     colours = {SUPERVISED: "#8b95a3", CONTROL: "#3b82f6", METHOD: "#f0722a"}
     for shift, (name, colour) in enumerate(colours.items()):
         for i, count in enumerate(counts):
@@ -251,28 +253,31 @@ def plot(rows: list[dict], counts: list[int], path: Path) -> None:
                 label=name if i == 0 else None,
             )
     left.set_xticks(range(len(counts)), [f"{count} labels" for count in counts])
-    left.set_title("mIoU on the test images, %: seeds and their mean", fontsize=10, loc="left")
+    left.set_title("mIoU on the test images, %", fontsize=10, loc="left")
     left.legend(frameon=False, fontsize=9)
 
-    effects = []
-    for count in counts:
-        for name in (*attempts(rows), RANDOM, CONFIDENCE):
-            found = paired(rows, name, control_of(name), count, "miou")
-            if found and len(found.differences) > 1:
-                effects.append((f"{name}, {count} labels ({len(found.differences)} seeds)", found))
-    for y, (_, found) in enumerate(effects):
-        right.errorbar(
-            found.mean, -y, xerr=found.half, fmt="o", ms=4, color="#1f2733", capsize=2, lw=1
-        )
-        right.scatter(
-            found.differences, [-y] * len(found.differences), s=9, color="#f0722a", alpha=0.7
-        )
-    right.axvline(0, color="#8b95a3", lw=1)
-    right.set_yticks([-y for y in range(len(effects))], [name for name, _ in effects], fontsize=7.5)
-    right.set_title(
-        "mIoU minus self-training's: mean, 95 % interval, seeds", fontsize=10, loc="left"
-    )
-    for axes in (left, right):
+    names = [
+        (f"{name}, {count} labels", name, count)
+        for count in counts
+        for name in (*attempts(rows), RANDOM, CONFIDENCE)
+        if paired(rows, name, control_of(name), count, "miou")
+    ]
+    for axes, metric, title in zip(
+        right, ("miou", METRICS[2][0]), ("mIoU", METRICS[2][1]), strict=True
+    ):
+        for y, (_, name, count) in enumerate(names):
+            found = paired(rows, name, control_of(name), count, metric)
+            if len(found.differences) > 1:
+                axes.errorbar(
+                    found.mean, -y, xerr=found.half, fmt="o", ms=4, color="#1f2733", capsize=2, lw=1
+                )
+            heights = [-y] * len(found.differences)
+            axes.scatter(found.differences, heights, s=9, color="#f0722a", alpha=0.7, zorder=3)
+        axes.axvline(0, color="#8b95a3", lw=1)
+        axes.set_yticks([-y for y in range(len(names))], [])
+        axes.set_title(f"{title} minus self-training's", fontsize=10, loc="left")
+    right[0].set_yticklabels([label for label, *_ in names], fontsize=7.5)
+    for axes in (left, *right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

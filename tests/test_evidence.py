@@ -202,3 +202,14 @@ def test_which_way_a_metric_is_better():
     assert upward == {
         "miou": True, "silhouette": True, "calinski_harabasz": True, "davies_bouldin": False
     }  # fmt: skip
+
+
+def test_committed_runs_are_of_these_settings_and_the_report_is_of_these_runs(tmp_path):
+    results = ROOT / "benchmarks" / "results"
+    rows = tables.read_rows(results / "evidence.csv")
+    variants = {v.name: v for found, *_ in evidence.STUDIES.values() for v in found}
+    for row in rows:
+        settings = evidence.described(variants[row["variant"]].settings(row["seed"]))
+        assert row["settings"] == settings, (row["variant"], row["seed"])
+    assert len({(row["variant"], row["labelled"], row["seed"]) for row in rows}) == len(rows)
+    assert tables.report(rows, tmp_path / "evidence.csv") == (results / "evidence.md").read_text()
