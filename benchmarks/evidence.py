@@ -106,7 +106,7 @@ def main(arguments=None):
     )
     add = parser.add_argument
     add("--data", type=Path, help="CamVid's folder")
-    add("--out", type=Path, default=ROOT / "benchmarks/results/evidence.csv")
+    add("--out", type=Path, default=ROOT / "benchmarks/results/evidence.csv", help="CSV file")
     add("--studies", nargs="+", choices=tuple(STUDIES), default=tuple(STUDIES))
     add("--workers", type=int, default=2, help="runs at a time, of one thread each")
     add("--report", action="store_true", help="only the tables and plots")
@@ -115,6 +115,8 @@ def main(arguments=None):
     if not options.report:
         if options.data is None:
             parser.error("--data must name CamVid's folder")
+        if not (options.data / "train" / "images").is_dir():
+            parser.error(f"--data must hold train/, val/ and test/, got {options.data}")
         if options.steps < 4 or options.workers < 1:
             parser.error(
                 f"--steps 4 and --workers 1 at least, got {options.steps}, {options.workers}"

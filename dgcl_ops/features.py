@@ -191,8 +191,8 @@ def _classifier_path(model: nn.Module) -> str:
     ]
     listed = ", ".join(convolutions[:-6:-1]) or "none"
     raise ValueError(
-        f"FeatureTap: module_path must name the layer that yields the classes, as {type(inner).__name__} "
-        f"has none of the known structures, got None; the last convolutions: {listed}"
+        f"FeatureTap: module_path must be given, as {type(inner).__name__} has none of the known structures: "
+        f"the name of the layer that yields the classes; the last convolutions are {listed}"
     )
 
 

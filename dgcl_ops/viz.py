@@ -144,6 +144,11 @@ def plot_panels(
 
     for title, maps in (*classes.items(), *densities.items()):
         check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
+    low, high = float(images.min()), float(images.max())
+    if low < -0.01 or high > 1.01:
+        raise ValueError(
+            f"viz.plot_panels: images must lie in [0, 1] (undo a normalisation), got {low:.2f} to {high:.2f}"
+        )
     rows, columns = len(images), 1 + len(classes) + len(densities)
     if figure is None:
         height = 1.6 * images.shape[-2] / images.shape[-1]

@@ -104,7 +104,12 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     """One run; None if it was told to stop before its end, and on all ranks but the first."""
     started = time.perf_counter()
     rank, ranks = distributed.rank_and_ranks()
+    out = options.out / f"weight-{weight:g}-seed-{seed}"
     with usage_errors():
+        if (out / "checkpoint.pt").exists() and not options.resume:
+            raise ValueError(
+                f"{out} holds a run: --resume its checkpoint.pt, or choose another --out"
+            )
         data = config.make_data(seed)
         settings = config.make_settings(
             len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
@@ -122,11 +127,18 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
         say(f"no labelled image shows the classes {unseen}: they cannot be learned")
+        if (
+            trainer.contrast.strategy.start == "all_full"
+            and trainer.contrast.contrasted[unseen].any()
+        ):
+            say(
+                "the density loss waits for all classes and stays 0; contrast.start=per_class lifts that"
+            )
     if options.resume:
         say(f"continues {options.resume} at step {trainer.step}")
-    out = options.out / f"weight-{weight:g}-seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
+    say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
     if trainer.step < settings.steps:
         say(f"stopped at step {trainer.step}; continue with --resume {out / 'checkpoint.pt'}")
         return None
@@ -175,6 +187,8 @@ def confusion_matrix(trainer, samples):
 def report(trainer, method, out, started) -> summary.Run | None:
     """Measures the teacher on the test images; writes metrics, IoU by class and overlays."""
     data = trainer.data
+    if trainer.rank == 0:
+        print(f"measures {len(data.test)} test images", flush=True)
     matrix = confusion_matrix(trainer, data.test)
     if trainer.rank > 0:
         return None
@@ -209,8 +223,9 @@ def report(trainer, method, out, started) -> summary.Run | None:
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
     print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
-    by_fifths = " ".join(f"{error:.1f}" for error in run.errors)
-    print(f"wrong pixels in %, by fifths from the sparsest features to the densest: {by_fifths}")
+    if run.errors:  # no class was ready otherwise
+        fifths = " ".join(f"{error:.1f}" for error in run.errors)
+        print(f"wrong pixels in %, by fifths from the sparsest features to the densest: {fifths}")
     return run
 
 
@@ -246,9 +261,17 @@ def build_parser():
     add("--labelled", help="the same as labelled=...: a number, a share (1/8) or a list of images")
     add("--unlabelled", help="the same as unlabelled=DIR: further images without labels")
     add("--contrast-weight", type=float, nargs="+", help="0: plain self-training")
-    add("--seeds", "--seed", type=int, nargs="+")
+    add(
+        "--seeds",
+        "--seed",
+        type=int,
+        nargs="+",
+        help="one run each: of the labelled images, weights, batches",
+    )
     add("--out", type=Path, default=Path("runs"), help="folder for the results (runs)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
+    )
     add("--resume", type=Path, help="checkpoint of one run with the same options")
     add("--stop-at", type=int, help="end at this step, to --resume later")
     return parser

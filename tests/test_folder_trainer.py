@@ -71,6 +71,16 @@ def test_folder_trainer_resumes_exactly(divided, tmp_path):
     assert measured[0]["methods"] == measured[1]["methods"]
 
 
+def test_a_run_is_not_written_over(divided, capsys):
+    train(divided, "--labelled", "4")
+    assert "the density loss at the end:\nThe last loss was" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(divided, "--labelled", "4")
+    assert (
+        "weight-0.5-seed-0 holds a run: --resume its checkpoint.pt, or" in capsys.readouterr().err
+    )
+
+
 def test_folder_without_splits_holds_every_fifth_image_out(tmp_path, capsys):
     data_trees.folder(tmp_path / "data", 10)
     data_trees.folder(tmp_path / "more", 4)

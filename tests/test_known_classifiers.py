@@ -82,15 +82,15 @@ class Segmenter(nn.Module):
 def test_tap_asks_for_a_path_and_names_the_last_convolutions():
     model = Segmenter()
     message = (
-        r"FeatureTap: module_path must name the layer that yields the classes, as Segmenter has none "
-        r"of the known structures, got None; the last convolutions: 'decoder.classifier' "
+        r"FeatureTap: module_path must be given, as Segmenter has none of the known structures: the name of the "
+        r"layer that yields the classes; the last convolutions are 'decoder.classifier' "
         r"\(4 -> 3 channels\), 'backbone' \(3 -> 4 channels\)$"
     )
     with pytest.raises(ValueError, match=message):
         FeatureTap(model)
     with pytest.raises(ValueError, match=r"as Segmenter .*'_orig_mod\.decoder\.classifier'"):
         FeatureTap(torch.compile(model))
-    with pytest.raises(ValueError, match=r"as Linear has .* the last convolutions: none"):
+    with pytest.raises(ValueError, match=r"as Linear has .* the last convolutions are none"):
         FeatureTap(nn.Linear(2, 2))
     many = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(7)))
     with pytest.raises(ValueError, match=r"'6' .*'5' .*'4' .*'3' .*'2' \(2 -> 2 channels\)$"):

@@ -279,6 +279,14 @@ def test_a_weight_is_finite(weight, tmp_path, capsys):
     )
 
 
+def test_null_takes_a_key_of_the_base_away():
+    without = "encoder=null output_stride=null atrous_rates=null epochs=null warm_up_epochs=null"
+    overrides = ["network=small", "steps=7", *without.split()]
+    chosen = config.Config(CONFIGS / "voc_1_16.yaml", overrides, data="x")
+    assert chosen.make_settings(100, 1).steps == 7
+    assert type(chosen.make_network(21)).__name__ == "SegmentationNetwork"
+
+
 def test_values_are_read_as_people_write_them():
     texts = {"1e-3": 1e-3, "3": 3, "1/8": "1/8", "[1,2]": [1, 2], "true": True, "null": None}
     assert {text: config.value_of(text) for text in texts} == texts

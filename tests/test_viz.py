@@ -208,6 +208,12 @@ def test_panels_must_fit(classes, densities, message):
         viz.plot_panels(torch.zeros(2, 3, 4, 4), classes, densities, ["a"])
 
 
+def test_panels_refuse_normalised_images():
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\] .*, got -2\.00 to -2\.00"):
+        viz.plot_panels(torch.full((1, 3, 4, 4), -2.0), {"label": torch.zeros(1, 4, 4)}, {}, ["a"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,8 +260,7 @@ def test_readme_block_draws(tmp_path, monkeypatch):
         "small_predictions": labels[:, ::2, ::2],
         "images": torch.rand(2, 3, 8, 10),
         **dict.fromkeys(("labels", "before", "after"), labels),
-        "rows": torch.randn(60, D),
-        "row_labels": torch.randint(0, C, (60,)),
+        "small": labels[:, ::2, ::2],
         "snapshots": {},
         "step": 3,
         "names": NAMES,

@@ -97,7 +97,8 @@ class Config:
         known = needed | optional | keywords(self.network)[1]
         known |= {field.name for kind in (RunKeys, Settings) for field in fields(kind)}
         where = f"dataset {self.values['dataset']} and network {self.values['network']}"
-        refuse_unknown(self.values, known, where)
+        given = {key for key, value in self.values.items() if value is not None}
+        refuse_unknown(given, known, where)
         contrast = self.values.get("contrast") or {}
         if not isinstance(contrast, dict):
             raise ValueError(f"contrast must hold keys with values, got {contrast!r}")
@@ -131,7 +132,10 @@ class Config:
         if self.run.epochs is not None:
             for name, other in (("steps", "epochs"), ("warm_up", "warm_up_epochs")):
                 if name in chosen:
-                    raise ValueError(f"{name} and {other} exclude each other, got {chosen[name]}")
+                    raise ValueError(
+                        f"{name} and {other} exclude each other, got {chosen[name]}; "
+                        "epochs=null warm_up_epochs=null takes the file's away"
+                    )
             epoch = max(1, unlabelled // (settings.batch * ranks))
             warm_up = (self.run.warm_up_epochs or 0) * epoch
             settings = replace(settings, steps=self.run.epochs * epoch, warm_up=warm_up)

@@ -46,8 +46,13 @@ class DeepLabV3Plus(nn.Module):
         auxiliary: bool = False,
     ):
         super().__init__()
-        import segmentation_models_pytorch as smp
-
+        try:
+            import segmentation_models_pytorch as smp
+        except ImportError as error:
+            raise ImportError(
+                "network deeplabv3plus needs segmentation-models-pytorch and a torchvision that fits your torch: "
+                "pip install segmentation-models-pytorch torchvision torch==YOURS"
+            ) from error
         parts = smp.DeepLabV3Plus(
             encoder,
             encoder_weights=None,

@@ -10,7 +10,7 @@ from semi_supervised.augment import random_crop
 from semi_supervised.images import LABELS, Sample, list_images, read_image, read_label
 from semi_supervised.splits import choose
 
-HELD_OUT = 5  # where there is no split, every fifth image is for the test
+HELD_OUT = 5  # where there is no split, one image in so many is for the test, always the same
 
 
 class FolderData:
@@ -164,7 +164,7 @@ class FolderData:
 
 
 def find_splits(root: Path) -> dict[str, list[Sample]]:
-    """The samples of train and of val or test; where the folder is not divided, every fifth image is for the test."""
+    """The samples of train and of val or test; where the folder is not divided, a fifth is for the test."""
     if (root / "train").is_dir():
         splits = {
             split: list_samples(root / split)
