@@ -212,6 +212,8 @@ def attempts_table(rows, labelled):
     header += [f"test {METRICS[0][1]}", *(title for _, title, *_ in METRICS[1:])]
     return (
         f"## What we tried, {labelled} labelled images; differences from self-training trained in the same way\n\n"
+        "Each row is of its own seeds, whose number stands in brackets: compare the differences, not the means. Of so "
+        "many intervals one or the other leaves 0 by chance.\n\n"
         f"{markdown(header, body)}"
     )
 
