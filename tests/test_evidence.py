@@ -213,3 +213,10 @@ def test_committed_runs_are_of_these_settings_and_the_report_is_of_these_runs(tm
         assert row["settings"] == settings, (row["variant"], row["seed"])
     assert len({(row["variant"], row["labelled"], row["seed"]) for row in rows}) == len(rows)
     assert tables.report(rows, tmp_path / "evidence.csv") == (results / "evidence.md").read_text()
+
+
+def test_a_wrong_folder_is_refused_before_any_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evidence.main(["--data", str(tmp_path), "--out", str(tmp_path / "evidence.csv")])
+    assert "--data must hold train/, val/ and test/, got" in capsys.readouterr().err
+    assert not (tmp_path / "evidence.csv").exists()

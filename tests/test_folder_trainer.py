@@ -81,7 +81,7 @@ def test_a_run_is_not_written_over(divided, capsys):
     )
 
 
-def test_folder_without_splits_holds_every_fifth_image_out(tmp_path, capsys):
+def test_folder_without_splits_holds_a_fifth_of_the_images_out(tmp_path, capsys):
     data_trees.folder(tmp_path / "data", 10)
     data_trees.folder(tmp_path / "more", 4)
     train(tmp_path / "data", "--labelled", "8", "--unlabelled", tmp_path / "more" / "images")

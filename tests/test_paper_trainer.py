@@ -134,6 +134,8 @@ def test_the_files_carry_the_published_setting(small_network):
 def test_published_configuration_runs(name, tmp_path, small_network, capsys):
     run(name, tmp_path / "out", *tree_of(name, tmp_path), *SHORT)
     printed = capsys.readouterr().out
+    assert "no labelled image shows the classes" in printed  # of trees so small
+    assert "stays 0; contrast.start=per_class lifts that" in printed
     assert "validation images: mIoU" in printed
     assert "test images: mIoU" in printed
     folder = tmp_path / "out" / "weight-0.5-seed-0"
@@ -277,6 +279,13 @@ def test_a_weight_is_finite(weight, tmp_path, capsys):
         f"contrast_weight must be finite and not negative, got [{weight}]"
         in capsys.readouterr().err
     )
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    voc = config.Config(CONFIGS / "voc_1_16.yaml", data="x")
+    with pytest.raises(ImportError, match="pip install segmentation-models-pytorch torchvision"):
+        voc.make_network(21)
 
 
 def test_null_takes_a_key_of_the_base_away():

@@ -2,10 +2,9 @@
 
 import difflib
 import inspect
-import types
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from torch import nn
@@ -17,7 +16,7 @@ from semi_supervised.folder import FolderData
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.scenes import DigitScenes
-from semi_supervised.settings import SMALL, Settings, check_types
+from semi_supervised.settings import SMALL, Settings, check_types, fits
 from semi_supervised.voc import VocData
 
 DATASETS = {
@@ -182,10 +181,8 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys with values, got {type(values).__name__}")
     base = values.pop("base", None)
-    for text in (
-        *values,
-        "" if base is None else base,
-    ):  # YAML reads `on` as true, and 1 as a number
+    words = [*values] if base is None else [*values, base]
+    for text in words:  # YAML reads `on` as true, and 1 as a number
         if not isinstance(text, str):
             raise ValueError(f"keys and the base of {path} must be words, got {text!r}")
     if base is None:
@@ -234,15 +231,3 @@ def types_of(kind: type) -> dict[str, Any]:
         if one not in (object, nn.Module) and "__init__" in vars(one):
             hints |= get_type_hints(one.__init__)
     return hints
-
-
-def fits(value, kind) -> bool:
-    """Whether a value of a YAML file is of a declared type: a list is a tuple, a string a path, an int a float."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)
-    if isinstance(value, bool) or kind is bool:
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, {float: int | float, Path: str | Path}.get(kind, kind))

@@ -1,6 +1,9 @@
 """What decides a run, and what is built from it: the density loss, the optimizer, the class weights."""
 
+import types
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -74,11 +77,22 @@ def check_types(values) -> None:
     """Raises TypeError if a field of a dataclass holds something of another type than declared."""
     for each in fields(values):
         value, kind = getattr(values, each.name), each.type
-        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and kind is not bool):
+        if not fits(value, kind):
             raise TypeError(
                 f"{each.name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}"
             )
+
+
+def fits(value, kind) -> bool:
+    """Whether a value of a YAML file is of a declared type: a list is a tuple, a string a path, an int a float."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, {float: int | float, Path: str | Path}.get(kind, kind))
 
 
 def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> DensityContrastLoss:
