@@ -43,6 +43,14 @@ def one_of(op: str, name: str, value, choices: tuple):
     return value
 
 
+def one_ignored_pixel(ignore_index: int, *maps: Tensor) -> tuple[Tensor, ...]:
+    """What stands for a batch without pixels where other processes wait for this one: the maps [M, D] with one
+    row, of zeros, and its label. Nothing comes of it."""
+    device = maps[0].device
+    label = torch.full((1,), ignore_index, dtype=torch.int64, device=device)
+    return *(each.new_zeros((1, each.shape[1])) for each in maps), label
+
+
 def check_batch(
     op: str,
     projections: Tensor,

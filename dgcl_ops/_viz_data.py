@@ -103,9 +103,8 @@ def anchors_and_keys(
             f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
             f"{strategy.keys!r}, got None"
         )
-    bank, state = loss.bank, (loss.contrasted, loss.rng_state)
     chosen = selection.draw(
-        strategy, bank, *state, features, labels, features, confidence, push=False
+        strategy, loss.bank, loss.contrasted, features, labels, features, confidence, push=False
     )
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):

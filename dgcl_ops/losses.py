@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dgcl_ops import _report, reference, sampling, selection
-from dgcl_ops._modules import FixedDtypeModule, check_batch, one_of
+from dgcl_ops._modules import FixedDtypeModule, check_batch, one_ignored_pixel, one_of
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
 
@@ -43,20 +43,20 @@ class DensityContrastLoss(FixedDtypeModule):
             "high_confidence", rows of the batch alone, since the bank stores no confidence.
         exclude_classes: classes without anchors, loss and bank rows. Their pixels still serve as negatives.
         ignore_index: label of pixels that take no part at all.
-        bank: a MemoryBank to use. Its capacity, rows_per_push, min_rows, refresh_every and backfill are then
-            in force instead of those given here; its metric and scales must be the same.
+        bank: a MemoryBank to use. What concerns the bank, from `bank_capacity` on, and the seed are then its own,
+            not those given here; its metric and scales must be the same.
         bank_capacity: rows of each class's ring.
         rows_per_push: rows of each class pushed by a step, at most; not more than `max_candidates`.
         min_rows: bank rows from which on a class is ready; by default the largest scale.
         metric: of the densities: "cosine", "dot" or "l2".
         start: "per_class": a class takes part once it is ready; "all_full": none before all are full.
-        refresh_every, backfill, bank_dtype: see MemoryBank.
+        refresh_every, backfill, bank_dtype, placement, process_group: see MemoryBank.
         disjoint: a class too small for all its anchors and keys shares its pixels out between them in
             proportion, instead of letting some be both.
         normalize_keys: take the mean of unit rows; else long projections weigh more.
         eps: added inside the log, see `density_contrast`.
         grad_scale: factor of the gradient; the loss's value is not changed by it.
-        seed: of the draws; by default drawn from torch's global generator. Part of the state.
+        seed: of the draws; by default drawn from torch's global generator. Part of the bank's state.
         device: of the buffers.
 
     Raises:
@@ -96,6 +96,8 @@ class DensityContrastLoss(FixedDtypeModule):
         refresh_every: int = 0,
         backfill: bool = True,
         bank_dtype: torch.dtype = torch.float32,
+        placement: str = "replicated",
+        process_group=None,
         disjoint: bool = False,
         normalize_keys: bool = False,
         eps: float = 0.0,
@@ -144,6 +146,8 @@ class DensityContrastLoss(FixedDtypeModule):
                 metric=metric,
                 scales=scales,
                 dtype=bank_dtype,
+                placement=placement,
+                process_group=process_group,
                 min_rows=min_rows,
                 refresh_every=refresh_every,
                 backfill=backfill,
@@ -151,13 +155,17 @@ class DensityContrastLoss(FixedDtypeModule):
                 device=device,
             )
         self.bank = self._matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
+        if bank.shard and keys == "average":
+            raise ValueError(
+                f"{op}: keys must not be 'average' with a bank of placement 'sharded': that is the mean of all bank "
+                f"rows, which no process holds, got {keys!r}"
+            )
         if bank.rows_per_push > max_candidates:
             raise ValueError(
                 f"{op}: rows_per_push (by default 1,000) must be at most max_candidates {max_candidates}, since "
                 f"the rows pushed are candidates whose densities are known, got {bank.rows_per_push}"
             )
         device = bank.counts.device
-        self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
         contrasted = [c not in self.exclude_classes for c in range(num_classes)]
         self.register_buffer(
             "contrasted", torch.tensor(contrasted, device=device), persistent=False
@@ -257,7 +265,7 @@ class DensityContrastLoss(FixedDtypeModule):
             labels: class of each pixel, any integer type, `ignore_index` where there is none.
             features: what densities are computed from; by default the projections. No gradient.
             confidence: of each pixel's label; needed by "low_confidence" and "high_confidence".
-            update_bank: False leaves the bank as it is.
+            update_bank: False leaves the bank's rows as they are.
 
         Returns:
             The mean over the classes that take part; 0, still connected to `projections`, if there is none.
@@ -274,8 +282,15 @@ class DensityContrastLoss(FixedDtypeModule):
         features = self._checked(projections, labels, features, confidence)
         wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
         with reference.no_autocast(projections):
-            if labels.numel() == 0:
-                return projections.to(wide).sum()
+            zero = projections.to(wide).sum() if labels.numel() == 0 else None
+            if zero is not None:
+                if self.bank.ranks().size == 1:
+                    return zero
+                # The other processes have pixels, and wait for this one.
+                projections, features, labels = one_ignored_pixel(
+                    self.strategy.ignore_index, projections, features
+                )
+                confidence = projections.new_zeros(1)
             with torch.no_grad():
                 update_bank = update_bank and self.training
                 chosen = self._draw(projections, labels, features, confidence, update_bank)
@@ -294,7 +309,8 @@ class DensityContrastLoss(FixedDtypeModule):
             if self.grad_scale != 1:
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
-                self._record(chosen, per_class)
+                if zero is None:
+                    self._record(chosen, per_class)
                 if update_bank:
                     self.bank.push_rows(
                         sampling.gather_rows(features, chosen.push.index),
@@ -303,8 +319,8 @@ class DensityContrastLoss(FixedDtypeModule):
                         chosen.push.counts,
                     )
                 if self.training:
-                    self.rng_state[1].add_(1)
-        return loss
+                    self.bank.rng_state[1].add_(1)
+        return loss if zero is None else zero
 
     def _checked(self, projections, labels, features, confidence) -> Tensor:
         """The features to use, if everything fits."""
@@ -345,7 +361,6 @@ class DensityContrastLoss(FixedDtypeModule):
             self.strategy,
             self.bank,
             self.contrasted,
-            self.rng_state,
             projections,
             labels,
             features,
@@ -375,7 +390,7 @@ class DensityContrastLoss(FixedDtypeModule):
             dict with, for each class [C]:
                 rows: bank rows held.
                 ready: whether they suffice.
-                mean_density: mean of the stored densities, 0 without rows.
+                mean_density: mean of the stored densities, 0 without rows; of a sharded bank, those stored here.
                 active: whether the class took part in the last step.
                 pixels: its pixels in the last batch, without those passed over.
                 candidates: those of them looked at, 0 if it took no part.
@@ -390,12 +405,13 @@ class DensityContrastLoss(FixedDtypeModule):
                 pushes: of the bank.
         """
         bank = self.bank
-        total = torch.where(bank.held(), bank.density, 0).sum(1)
+        held = bank.held()
+        total = torch.where(held, bank.density, 0).sum(1)
         ignored, non_finite, unknown = self._passed_over.clone()
         return {
             "rows": bank.counts.clone(),
             "ready": bank.ready(),
-            "mean_density": total / bank.counts.clamp(min=1),
+            "mean_density": total / held.sum(1).clamp(min=1),
             "active": self._active.clone(),
             "pixels": self._pixels.clone(),
             "candidates": self._candidates.clone(),

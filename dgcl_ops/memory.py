@@ -4,19 +4,22 @@ The rings are written in place and read as views. Everything that decides the ne
 buffer on the bank's device, so that a checkpoint continues bit for bit and no step waits for the host.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
-from dgcl_ops import reference, sampling
+from dgcl_ops import _bank_state, distributed, reference, sampling
 from dgcl_ops._modules import (
     FixedDtypeModule,
     at_least,
     check_batch,
+    one_ignored_pixel,
     one_of,
 )
 from dgcl_ops.ops import _arguments, knn_density, memory_push
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PLACEMENTS = ("replicated", "sharded", "local")
 
 
 class MemoryBank(FixedDtypeModule):
@@ -37,8 +40,13 @@ class MemoryBank(FixedDtypeModule):
         metric: "cosine", "dot" or "l2".
         scales: neighbourhood sizes of the density.
         dtype: of the stored rows. Densities are float32, for float64 rows float64.
-        placement: "replicated", the only one in this version.
-        process_group: None, the only one in this version.
+        placement: what several processes share. "replicated": each draws its share of a push, at most
+            rows_per_push / W rows of each class (rounded up), and writes the shares of all W, so that all
+            banks stay equal, bit for bit. "sharded": of each ring a process holds a window of capacity / W
+            slots, and answers the queries of the others; densities are those of the replicated bank, bit for
+            bit. "local": nothing; each process fills a bank from its own batches.
+        process_group: the processes that share; None: all of them, if torch.distributed is in use by then. They
+            have to push, and with "sharded" to ask for densities, the same number of times.
         min_rows: rows from which on a class is ready; by default the largest scale, or the capacity if that is
             less.
         refresh_every: every that many pushes the densities of all ready classes are computed anew; 0: never.
@@ -52,7 +60,9 @@ class MemoryBank(FixedDtypeModule):
     Shape:
         features [C, capacity, D], projections [C, capacity, E], density [C, capacity],
         counts and heads [C] int64: rows held, and the slot the next row goes to;
-        pushes [] int64, rng_state [2] int64; meaning [1 + scales] int64: metric and scales, for the checkpoint.
+        pushes [] int64, rng_state [2] int64; meaning [2 + scales] int64: metric, dtype and scales, for the
+        checkpoint. Sharded: of features, projections and density [C, capacity / W] slots; in the state_dict they
+        are DTensors of the whole.
     """
 
     def __init__(
@@ -84,17 +94,16 @@ class MemoryBank(FixedDtypeModule):
         self.rows_per_push = _arguments.positive_integer(op, "rows_per_push", rows_per_push)
         self.metric = _arguments.metric_name(op, metric)
         self.scales = _arguments.scale_tuple(op, scales)
-        self.dtype = one_of(op, "dtype", dtype, _DTYPES)
-        if placement != "replicated":
-            raise ValueError(
-                f"{op}: placement must be 'replicated' in this version, where every process holds the "
-                f"whole bank, got {placement!r}"
-            )
-        if process_group is not None:
-            raise ValueError(
-                f"{op}: process_group must be None in this version, where every process fills its bank "
-                f"from its own batches, got {process_group!r}"
-            )
+        self.dtype = one_of(op, "dtype", dtype, _bank_state.DTYPES)
+        self.placement = one_of(op, "placement", placement, PLACEMENTS)
+        distributed.check_group(op, process_group)
+        self.process_group = process_group
+        ranks = distributed.ALONE
+        if placement != "local":
+            ranks = distributed.ranks_of(process_group)
+        self.shard = None
+        if placement == "sharded" and ranks.size > 1:
+            self.shard = distributed.Shard.of(ranks, self.capacity)
         if min_rows is None:
             min_rows = min(max(self.scales), capacity)
         self.min_rows = _arguments.positive_integer(op, "min_rows", min_rows)
@@ -108,7 +117,7 @@ class MemoryBank(FixedDtypeModule):
         self.refresh_every = at_least(op, "refresh_every", refresh_every, 0)
         self.backfill = bool(backfill)
 
-        rows = (num_classes, capacity)
+        rows = (num_classes, self.shard.length if self.shard else capacity)
         density_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
         def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype):
@@ -121,16 +130,51 @@ class MemoryBank(FixedDtypeModule):
         buffer("heads", (num_classes,), torch.int64)
         buffer("pushes", (), torch.int64)
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
-        # What rows and densities mean, for the checkpoint: loaded as another metric's they would look valid.
-        meaning = torch.tensor([_arguments.METRICS.index(metric), *self.scales], device=device)
+        meaning = _bank_state.meaning(metric, dtype, self.scales, device)
         self.register_buffer("meaning", meaning)
+        if self.shard:  # it tells whether rank 0's buffers were written over those of this window
+            owner = torch.tensor(ranks.rank, device=device)
+            self.register_buffer("_owner", owner, persistent=False)
 
     def extra_repr(self) -> str:
         return (
             f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, "
             f"projection_dim={self.projection_dim}, capacity={self.capacity}, metric={self.metric!r}, "
-            f"scales={self.scales}, min_rows={self.min_rows}, dtype={self.dtype}"
+            f"scales={self.scales}, min_rows={self.min_rows}, dtype={self.dtype}, "
+            f"placement={self.placement!r}"
         )
+
+    def __deepcopy__(self, memo):
+        for shared in (
+            self.process_group,
+            self.shard,
+        ):  # the same processes, which no copy can multiply
+            memo[id(shared)] = shared
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def ranks(self) -> distributed.Ranks:
+        """The processes that share the bank, and the number of this one."""
+        if self.placement == "local":
+            return distributed.ALONE
+        ranks = distributed.ranks_of(self.process_group)
+        if self.placement == "sharded":
+            built = self.shard.ranks if self.shard else distributed.ALONE
+            if built[1:] != ranks[1:]:
+                raise RuntimeError(
+                    f"MemoryBank: with placement 'sharded' the bank must be constructed by the process that "
+                    f"uses it, rank {ranks.rank} of {ranks.size}, got a bank of rank {built.rank} of {built.size}"
+                )
+        return ranks
+
+    def first_stream(self) -> int:
+        """Of the random numbers of this process, see `sampling.random_bits`: two streams for each rank."""
+        return 2 * self.ranks().rank
+
+    def share(self) -> int:
+        """Rows that this process draws of each class for a push, at most."""
+        return -(-self.rows_per_push // self.ranks().size)
 
     # ---- reading --------------------------------------------------------------------------------------
 
@@ -139,8 +183,34 @@ class MemoryBank(FixedDtypeModule):
         return self.counts >= (self.min_rows if min_rows is None else min_rows)
 
     def held(self) -> Tensor:
-        """[C, capacity] bool: which slots hold a row. A ring fills from slot 0 on."""
-        return torch.arange(self.capacity, device=self.counts.device) < self.counts[:, None]
+        """[C, capacity] bool: which slots hold a row. A ring fills from slot 0 on. Sharded: those of the window."""
+        counts = self.shard.counts(self.counts) if self.shard else self.counts
+        return torch.arange(self.density.shape[1], device=counts.device) < counts[:, None]
+
+    def holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
+        """Whether rows pass for unit rows. Those of a half-precision bank are unit to three digits only, and
+        those of a float32 bank are not unit for float64 queries: then the kernel takes the norms itself."""
+        exact = self.dtype == torch.float64 or (
+            self.dtype == torch.float32 and query_dtype != torch.float64
+        )
+        return exact and self.metric == "cosine"
+
+    def densest_slots(self, width: int) -> Tensor:
+        """The slots of highest stored density; of equal ones, the lowest. Entries beyond the rows held mean nothing.
+
+        Shape: [C, width], for a width of at most the capacity.
+        """
+        if self.shard:
+            return distributed.densest_slots(self, width)
+        density = torch.where(self.held(), self.density, -torch.inf)
+        return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
+
+    def projection_rows(self, slots: Tensor) -> Tensor:
+        """The projections in some slots of each ring. Shape: [C, K] -> [C, K, E]."""
+        if self.shard:
+            return distributed.projection_rows(self, slots)
+        class_index = torch.arange(self.num_classes, device=slots.device).unsqueeze(1)
+        return self.projections[class_index, slots]
 
     def density_of(
         self,
@@ -156,17 +226,19 @@ class MemoryBank(FixedDtypeModule):
             queries: rows sorted by class, of any float dtype.
             query_offsets: [C + 1] int64, where each class begins.
             classes: [C] bool, further classes to leave out where False; they get density 0.
-            exclude_self: the queries are the bank's own rows, each no neighbour of itself.
+            exclude_self: the queries are the bank's own rows, each no neighbour of itself. Not with a sharded bank,
+                of which no process has all rows.
 
         Shape:
             queries [M, D] -> [M].
         """
         with_density = self.ready() if classes is None else self.ready() & classes
-        # Unit rows of a half-precision bank are unit to three digits only, and those of a float32 bank are
-        # not unit for float64 queries: then the kernel takes the norms itself.
-        exact = self.dtype == torch.float64 or (
-            self.dtype == torch.float32 and queries.dtype != torch.float64
-        )
+        if self.shard and exclude_self:
+            raise ValueError(
+                "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
+            )
+        if self.shard:
+            return distributed.sharded_density(self, queries, query_offsets, with_density)
         return knn_density(
             queries,
             self.features,
@@ -175,27 +247,53 @@ class MemoryBank(FixedDtypeModule):
             query_offsets=query_offsets,
             bank_counts=torch.where(with_density, self.counts, 0),
             exclude_self=exclude_self,
-            unit_bank=exact and self.metric == "cosine",
+            unit_bank=self.holds_unit_rows(queries.dtype),
         )
 
     @torch.no_grad()
     def checksum(self) -> Tensor:
         """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
-        their order. Equal banks have equal checksums on all devices and processes."""
+        their order. Equal banks have equal checksums on all devices and processes. A sharded bank has that of the
+        replicated one; there all processes have to ask for it."""
         total = torch.zeros((), dtype=torch.int64, device=self.counts.device)
         # The words are widened to int64 in pieces, on a processor small enough for its cache.
         piece = 1 << (15 if total.device.type == "cpu" else 22)
-        at = 0
+        ranks, at = self.ranks(), 0
         for name in ("features", "projections", "density", "counts", "heads"):
             buffer = getattr(self, name)
             narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
-            for words in buffer.view(narrow).reshape(-1).split(piece):
-                place = torch.arange(at, at + words.numel(), device=words.device)
-                word = words.to(torch.int64) & 0xFFFFFFFF
-                # Hashes of 32 bits: 2^31 of them fit into the sum.
-                total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
-                at += words.numel()
-        return total
+            words = buffer.view(narrow).view(self.num_classes, -1)
+            start, of_class = 0, words.shape[1]  # this process's part of a class's words
+            if self.shard and name in _bank_state.ROWS:
+                slot = of_class // self.shard.length
+                start, of_class = self.shard.start * slot, self.capacity * slot
+            elif self.shard and ranks.rank > 0:  # the same on all ranks, and counted once
+                words = words[:, :0]
+            for c, row in enumerate(words):
+                first = at + c * of_class + start
+                for part in row.split(piece):
+                    place = torch.arange(first, first + part.numel(), device=part.device)
+                    word = part.to(torch.int64) & 0xFFFFFFFF
+                    # Hashes of 32 bits: 2^31 of them fit into the sum.
+                    total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
+                    first += part.numel()
+            at += self.num_classes * of_class
+        return distributed.total(ranks, total) if self.shard else total
+
+    def assert_synced(self) -> None:
+        """Raises unless the processes that share the bank agree: on all of it, or, sharded, on counts, heads,
+        pushes and random state. All of them have to call it; the host waits. With placement "local" there is
+        nothing to agree on.
+
+        Raises:
+            RuntimeError: if a process differs from rank 0, naming which and in what.
+        """
+        told = {"pushes": self.pushes, "rng_state": self.rng_state}
+        if self.shard:
+            told.update(counts=self.counts, heads=self.heads)
+        else:
+            told["checksum"] = self.checksum()
+        distributed.assert_equal("MemoryBank.assert_synced", self.ranks(), told)
 
     # ---- writing --------------------------------------------------------------------------------------
 
@@ -205,8 +303,8 @@ class MemoryBank(FixedDtypeModule):
     ) -> None:
         """Draws at most `rows_per_push` random pixels of each class and appends them, the oldest falling out.
 
-        Pixels with an inf or NaN in their feature or projection are passed over. Everything is checked before
-        anything is written.
+        Of several processes each draws its share. Pixels with an inf or NaN in their feature or projection are
+        passed over. Everything is checked before anything is written.
 
         Args:
             features: feature maps, any float dtype.
@@ -231,14 +329,17 @@ class MemoryBank(FixedDtypeModule):
             self.feature_dim,
             self.counts.device,
         )
+        if labels.numel() == 0:
+            if self.ranks().size == 1:
+                return
+            # The other processes have rows, and wait for this one.
+            features, projections, labels = one_ignored_pixel(ignore_index, features, projections)
         pixel_count = labels.numel()
-        if pixel_count == 0:
-            return
         with reference.no_autocast(features):
             usable = sampling.finite_rows(features) & sampling.finite_rows(projections)
-            bits = sampling.random_bits(self.rng_state, 0, (pixel_count,))
+            bits = sampling.random_bits(self.rng_state, self.first_stream(), (pixel_count,))
             segments = sampling.partition(labels, self.num_classes, ignore_index, bits, usable)
-            width = min(self.rows_per_push, pixel_count)
+            width = min(self.share(), pixel_count)
             limits = torch.full_like(segments.counts, width)
             size = min(pixel_count, self.num_classes * width)
             rows = sampling.leading_rows(segments, limits, size)
@@ -259,29 +360,30 @@ class MemoryBank(FixedDtypeModule):
     ) -> None:
         """Appends the first row_counts[c] rows of each class c, whose densities are known.
 
+        Of several processes each gives its rows, at most its share: rows_per_push / W, rounded up. They are
+        appended in the order of the ranks, and rank 0's random state goes to all.
+
+        Raises:
+            ValueError: if P is more than this process's share.
+
         Shape:
             features [C, P, D], projections [C, P, E], density [C, P], row_counts [C] int64 in [0, P].
         """
         was_ready = self.ready()
-        # Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read,
-        # fused into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it
-        # keeps in its place. The `where` is there because a clone would be optimised away.
-        counts = torch.where(row_counts >= 0, self.counts, 0)
-        heads = torch.where(row_counts >= 0, self.heads, 0)
-        memory_push(
-            self.features,
-            self.projections,
-            self.density,
-            counts,
-            heads,
-            features,
-            projections,
-            density,
-            row_counts,
-            self.metric == "cosine",
-        )
-        self.counts.copy_(counts)
-        self.heads.copy_(heads)
+        ranks, share = self.ranks(), self.share()
+        rows = distributed.Arrivals(features, projections, density, row_counts)
+        if ranks.size == 1:
+            self._write(rows, normalize=self.metric == "cosine")
+        else:
+            if features.shape[1] > share:
+                raise ValueError(
+                    f"MemoryBank.push_rows: features must hold at most {share} rows of a class, the share of one "
+                    f"of {ranks.size} processes in {self.rows_per_push}, got {features.shape[1]}"
+                )
+            rng_state, arrivals = distributed.exchange(ranks, self, share, rows)
+            self.rng_state.copy_(rng_state)
+            for rows in arrivals:
+                self._write(rows, normalize=False)
         self.pushes.add_(1)
         if self.backfill or self.refresh_every:
             due = torch.zeros_like(was_ready)
@@ -291,14 +393,40 @@ class MemoryBank(FixedDtypeModule):
                 due = due | (self.pushes % self.refresh_every == 0)
             self._refresh(due)
 
+    def _write(self, rows: distributed.Arrivals, normalize: bool) -> None:
+        if self.shard:
+            distributed.write_window(self, rows)
+            return
+        # Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read,
+        # fused into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it
+        # keeps in its place. The `where` is there because a clone would be optimised away.
+        counts = torch.where(rows.row_counts >= 0, self.counts, 0)
+        heads = torch.where(rows.row_counts >= 0, self.heads, 0)
+        memory_push(
+            self.features,
+            self.projections,
+            self.density,
+            counts,
+            heads,
+            *rows,
+            normalize,
+        )
+        self.counts.copy_(counts)
+        self.heads.copy_(heads)
+
     def _refresh(self, classes: Tensor) -> None:
         """Computes the densities of all rows of the given classes that are ready, each row against the others.
 
-        Which classes those are is known to the device alone; for the others the kernel is given no rows.
+        Which classes those are is known to the device alone; for the others the kernel is given no rows. Windows
+        of rings ask each other for the classes that are due alone, so there the host has to know.
 
         Shape: classes [C] bool.
         """
         classes = classes & self.ready()
+        if self.shard:
+            for c in classes.nonzero().flatten().tolist():
+                self.density[c] = distributed.own_density(self, c).to(self.density.dtype)
+            return
         offsets = torch.arange(self.num_classes + 1, device=classes.device) * self.capacity
         rows = self.features.view(-1, self.feature_dim)
         density = self.density_of(rows, offsets, classes=classes, exclude_self=True)
@@ -313,24 +441,23 @@ class MemoryBank(FixedDtypeModule):
 
     # ---- loading --------------------------------------------------------------------------------------
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        errors = args[-1]
-        if isinstance(state_dict.get(prefix + "meaning"), Tensor):
-            code, *scales = state_dict[prefix + "meaning"].tolist()
-            stored = {"metric": _arguments.METRICS[code], "scales": tuple(scales)}
-            for name, theirs in stored.items():
-                if theirs != getattr(self, name):
-                    errors.append(
-                        f"MemoryBank: {name} must be {theirs!r} as in the stored bank, got "
-                        f"{getattr(self, name)!r}"
-                    )
-                    return
-        stored = state_dict.get(prefix + "features")
-        # Copied into float32, rows that are unit in bfloat16 would pass for exact ones.
-        if isinstance(stored, Tensor) and stored.dtype != self.dtype:
-            errors.append(
-                f"MemoryBank: the stored rows must have the bank's dtype {self.dtype}, got {stored.dtype}; "
-                "construct the bank with that dtype"
-            )
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.shard:
+            _bank_state.as_windows(self, destination, prefix)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *lists):
+        absent = [prefix + name for name in _bank_state.NAMES if prefix + name not in state_dict]
+        missing += absent
+        unexpected, errors = lists
+        known = {prefix + name for name in _bank_state.NAMES}
+        foreign = [key for key in state_dict if key.startswith(prefix) and key not in known]
+        if strict:
+            unexpected += foreign
+        if absent or (foreign and strict):
             return
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        fitted = _bank_state.fitting(self, state_dict, prefix, errors)
+        if fitted is None:
+            return
+        rest = {prefix + name: value for name, value in fitted.items()}
+        super()._load_from_state_dict(rest, prefix, metadata, strict, missing, *lists)

@@ -82,7 +82,6 @@ def draw(
     strategy: Strategy,
     bank: MemoryBank,
     contrasted: Tensor,
-    rng_state: Tensor,
     projections: Tensor,
     labels: Tensor,
     features: Tensor,
@@ -96,9 +95,8 @@ def draw(
 
     Args:
         strategy: how.
-        bank: the memory bank.
+        bank: the memory bank, with the random state.
         contrasted: [C] bool, False for excluded classes.
-        rng_state: [2] int64.
         projections, labels, features, confidence: the batch, as in DensityContrastLoss.
         push: whether rows to push are wanted.
     """
@@ -108,7 +106,8 @@ def draw(
         usable = usable & sampling.finite_rows(features)
     if strategy.by_confidence:
         usable = usable & torch.isfinite(confidence.reshape(-1))
-    bits = sampling.random_bits(rng_state, 0, (pixel_count,))
+    stream = bank.first_stream()
+    bits = sampling.random_bits(bank.rng_state, stream, (pixel_count,))
     segments = sampling.partition(labels, bank.num_classes, strategy.ignore_index, bits, usable)
     labelled = labels.reshape(-1).to(torch.int64) != strategy.ignore_index
 
@@ -120,7 +119,7 @@ def draw(
     # Candidates, and rows whose density is needed. Where densities choose, an active class needs those of its
     # candidates, which include its push; any other class those of its push.
     width = min(strategy.max_candidates, pixel_count)
-    push_width = min(bank.rows_per_push, pixel_count)
+    push_width = min(bank.share(), pixel_count)
     candidate_limits = torch.where(active, width, 0)
     push_limits = torch.where(contrasted, push_width if push else 0, 0)
     counts = torch.minimum(segments.counts, candidate_limits)
@@ -155,7 +154,8 @@ def draw(
         active = active & (keys.counts > 0)
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
-    negative_bits = sampling.random_bits(rng_state, 1, (bank.num_classes, strategy.num_negatives))
+    shape = (bank.num_classes, strategy.num_negatives)
+    negative_bits = sampling.random_bits(bank.rng_state, stream + 1, shape)
     return Draw(
         active=active,
         candidates=candidates,
@@ -229,9 +229,7 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table:
     if strategy.keys != "high_density":
         slots = torch.zeros((bank.num_classes, width), dtype=torch.int64, device=bank.counts.device)
         return Table(slots, torch.zeros_like(bank.counts))
-    density = torch.where(bank.held(), bank.density, -torch.inf)
-    slots = torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
-    return Table(slots, bank.counts.clamp(max=width))
+    return Table(bank.densest_slots(width), bank.counts.clamp(max=width))
 
 
 # ---- positive keys ----------------------------------------------------------------------------------
@@ -255,8 +253,7 @@ def positive_keys(
     else:
         rows = sampling.gather_rows(projections, chosen.keys.index).to(dtype)
         total = _sum_of_used(strategy, rows, chosen.keys)
-        class_index = torch.arange(bank.num_classes, device=rows.device).unsqueeze(1)
-        rows = bank.projections[class_index, chosen.bank_keys.index].to(dtype)
+        rows = bank.projection_rows(chosen.bank_keys.index).to(dtype)
         total = total + _sum_of_used(strategy, rows, chosen.bank_keys)
         count = chosen.keys.counts + chosen.bank_keys.counts
     return total / count.clamp(min=1).unsqueeze(1)

@@ -328,16 +328,6 @@ def test_state_dict_holds_everything(tmp_path):
     assert_unchanged(other, snapshot(bank))
 
 
-def test_rows_of_another_dtype_are_not_loaded():
-    bank = bank_of()
-    before = snapshot(bank)
-    with pytest.raises(
-        RuntimeError, match=r"stored rows must have the bank's dtype torch\.float32"
-    ):
-        bank.load_state_dict(bank_of(dtype=torch.bfloat16).state_dict())
-    assert_unchanged(bank, before)
-
-
 @pytest.mark.parametrize(
     "cast",
     [
@@ -410,8 +400,8 @@ def test_no_gradient_enters_the_bank():
         ({"min_rows": 0}, ValueError, "min_rows must be a positive integer"),
         ({"min_rows": 13}, ValueError, "min_rows must be at most capacity 12, got 13"),
         ({"refresh_every": -1}, ValueError, "refresh_every must be at least 0, got -1"),
-        ({"placement": "sharded"}, ValueError, "placement must be 'replicated' in this version"),
-        ({"process_group": object()}, ValueError, "process_group must be None in this version"),
+        ({"placement": "shared"}, ValueError, "placement must be one of .*, got 'shared'"),
+        ({"process_group": object()}, TypeError, "process_group must be a torch.distributed"),
     ],
 )
 def test_bad_arguments(change, error, message):
@@ -427,17 +417,6 @@ def test_defaults():
     assert bank.refresh_every == 0
     assert bank.backfill
     assert MemoryBank(2, 3, capacity=5).min_rows == 5
-
-
-@pytest.mark.parametrize("change", [{"metric": "l2"}, {"scales": (2, 5)}])
-def test_a_bank_of_another_meaning_is_refused(change):
-    """Raw rows loaded as unit rows would give densities above 1, and nobody would notice."""
-    stored = MemoryBank(
-        2, 3, capacity=6, **{"metric": "cosine", "scales": (2, 4), **change}
-    ).state_dict()
-    bank = MemoryBank(2, 3, capacity=6, metric="cosine", scales=(2, 4))
-    with pytest.raises(RuntimeError, match=f"MemoryBank: {next(iter(change))} must be"):
-        bank.load_state_dict(stored)
 
 
 def test_rows_without_density_must_not_look_dense():
