@@ -171,7 +171,12 @@ class Shard(NamedTuple):
     @classmethod
     def of(cls, ranks: Ranks, capacity: int) -> "Shard":
         width = -(-capacity // ranks.size)
-        start = min(ranks.rank * width, capacity)
+        if capacity <= width * (ranks.size - 1):  # PyTorch's own sharding cuts like this, too
+            raise ValueError(
+                f"MemoryBank: capacity must leave a slot for each of {ranks.size} processes, in windows of {width}, "
+                f"got {capacity}"
+            )
+        start = ranks.rank * width
         return cls(ranks, width, start, min(width, capacity - start))
 
     def counts(self, counts: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ SETTINGS = {
     "bfloat16": {"bank_dtype": torch.bfloat16},
     "random anchors": {"anchors": "random", "exclude_classes": (1,)},
     "low confidence": {"anchors": "low_confidence", "keys": "high_confidence", "disjoint": True},
-    "published": {"start": "all_full", "backfill": False, "min_rows": 5, "bank_capacity": 9},
+    "published": {"start": "all_full", "backfill": False, "min_rows": 5, "bank_capacity": 10},
     "small ring": {"bank_capacity": 13, "rows_per_push": 45, "max_candidates": 45},
     "average": {"anchors": "random", "keys": "average"},
 }
