@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
-from dgcl_ops import _bank_state, distributed, reference, sampling
+from dgcl_ops import _bank_state, distributed, reference, sampling, sharding
 from dgcl_ops._modules import (
     FixedDtypeModule,
     at_least,
@@ -103,7 +103,7 @@ class MemoryBank(FixedDtypeModule):
             ranks = distributed.ranks_of(process_group)
         self.shard = None
         if placement == "sharded" and ranks.size > 1:
-            self.shard = distributed.Shard.of(ranks, self.capacity)
+            self.shard = sharding.Shard.of(ranks, self.capacity)
         if min_rows is None:
             min_rows = min(max(self.scales), capacity)
         self.min_rows = _arguments.positive_integer(op, "min_rows", min_rows)
@@ -201,14 +201,14 @@ class MemoryBank(FixedDtypeModule):
         Shape: [C, width], for a width of at most the capacity.
         """
         if self.shard:
-            return distributed.densest_slots(self, width)
+            return sharding.densest_slots(self, width)
         density = torch.where(self.held(), self.density, -torch.inf)
         return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
 
     def projection_rows(self, slots: Tensor) -> Tensor:
         """The projections in some slots of each ring. Shape: [C, K] -> [C, K, E]."""
         if self.shard:
-            return distributed.projection_rows(self, slots)
+            return sharding.projection_rows(self, slots)
         class_index = torch.arange(self.num_classes, device=slots.device).unsqueeze(1)
         return self.projections[class_index, slots]
 
@@ -238,7 +238,7 @@ class MemoryBank(FixedDtypeModule):
                 "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
             )
         if self.shard:
-            return distributed.sharded_density(self, queries, query_offsets, with_density)
+            return sharding.density_of(self, queries, query_offsets, with_density)
         return knn_density(
             queries,
             self.features,
@@ -395,7 +395,7 @@ class MemoryBank(FixedDtypeModule):
 
     def _write(self, rows: distributed.Arrivals, normalize: bool) -> None:
         if self.shard:
-            distributed.write_window(self, rows)
+            sharding.write_window(self, rows)
             return
         # Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read,
         # fused into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it
@@ -425,7 +425,7 @@ class MemoryBank(FixedDtypeModule):
         classes = classes & self.ready()
         if self.shard:
             for c in classes.nonzero().flatten().tolist():
-                self.density[c] = distributed.own_density(self, c).to(self.density.dtype)
+                self.density[c] = sharding.density_of_own_rows(self, c).to(self.density.dtype)
             return
         offsets = torch.arange(self.num_classes + 1, device=classes.device) * self.capacity
         rows = self.features.view(-1, self.feature_dim)

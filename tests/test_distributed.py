@@ -13,7 +13,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops import MemoryBank
-from dgcl_ops.distributed import Ranks, Shard
+from dgcl_ops.distributed import Ranks
+from dgcl_ops.sharding import Shard
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs gloo", allow_module_level=True)
@@ -252,3 +253,23 @@ def test_the_gradient_is_that_of_the_mean_of_the_ranks_losses(tmp_path):
         # `grad_scale=1 / W`: the published program's gradient.
         torch.testing.assert_close(half["gradient"], told["gradient"] / 2, rtol=1e-5, atol=1e-8)
         assert torch.equal(half["value"], told["value"])
+
+
+def test_small_classes_are_pushed_whole_as_from_the_joined_batch():
+    setting = {"bank_capacity": 200, "rows_per_push": 100, "max_candidates": 100, "metric": "l2"}
+    shared = shared_bank.train_alone(2, setting)["bank"]  # what two ranks hold, by the test above
+    alone = loss_of(**setting).bank
+    for step in range(STEPS):
+        batches = [shared_bank.batch_for(rank, step, setting) for rank in range(2)]
+        features, projections, labels = (
+            torch.cat([batch[name] for batch in batches])
+            for name in ("features", "projections", "labels")
+        )
+        alone.push(features, projections, labels)
+    assert torch.equal(shared["counts"], alone.counts)
+    assert alone.counts.max() > 50
+    for c in range(C):
+        rows, expected = (
+            bank[c, : alone.counts[c]] for bank in (shared["features"], alone.features)
+        )
+        assert sorted(rows.tolist()) == sorted(expected.tolist())

@@ -1,0 +1,65 @@
+"""What processes send each other is counted right, and a bank too large for one of them fits into four."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from benchmark_runs import importable
+from torch import distributed as dist
+
+if not dist.is_available() or not dist.is_gloo_available():
+    pytest.skip("needs gloo", allow_module_level=True)
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    with importable(monkeypatch):
+        import sharing_bench
+
+        yield sharing_bench
+
+
+def test_one_collective_of_the_size_that_shapes_tell(bench):
+    sizes = "--classes 5 --dim 8 --capacity 40 --rows-per-push 9 --images 1 --map 24"
+    options = bench.parse(sizes.split())
+    told = bench.on_processes(2, options, "replicated", bench.volumes)
+    share = 5  # half of 9, rounded up
+    size = 8 * (2 + 5) + 4 * 5 * share * (1 + 8 + 8)
+    assert told == {
+        "collectives": 1,
+        "given": size + -size % 8,
+        "got": 2 * (size + -size % 8),
+        "bank": 4 * 5 * 40 * (1 + 8 + 8),
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_four_processes_hold_what_one_cannot(bench):
+    options = bench.parse(["--small"])
+    alone = bench.on_processes(1, options, "local", bench.under_limit)
+    assert not alone["fits"]
+    assert "allocate" in alone["error"]
+    shared = bench.on_processes(4, options, "sharded", bench.under_limit)
+    assert shared["fits"]
+    assert shared["counts"] > 0
+    assert shared["bank"] == alone["bank"] > 1.4 * shared["limit"]
+
+
+def test_committed_volumes():
+    with (RESULTS / "sharing_bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    voc = [
+        row
+        for row in rows
+        if (row["classes"], row["dim"], row["capacity"]) == ("21", "256", "10000")
+    ]
+    last = {(row["placement"], row["processes"]): row for row in voc}
+    whole = float(last["local", "1"]["bank_mb"])
+    for size in (2, 4):
+        replicated, sharded = (last[p, str(size)] for p in ("replicated", "sharded"))
+        assert float(replicated["got_mb"]) <= 45 < float(replicated["published_given_mb"]) / 6
+        assert replicated["collectives"] == "1"
+        assert float(replicated["bank_mb"]) == whole
+        assert float(sharded["bank_mb"]) == pytest.approx(whole / size, rel=1e-3)
