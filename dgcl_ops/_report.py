@@ -133,13 +133,21 @@ class State:
         size = sum(buffer.nbytes for buffer in (bank.features, bank.projections, bank.density))
         lines = [
             f"Bank: {sum(self.told['rows']):,} rows in {bank.num_classes} rings of {bank.capacity:,}, "
-            f"{size / 1e6:.3g} MB; pushes so far: {self.told['pushes']:,}."
+            f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.told['pushes']:,}."
         ]
         if not self.loss.training:
             lines.append("The module is in eval mode: batches do not enter the bank.")
         return lines
 
     # ---- words --------------------------------------------------------------------------------------
+
+    def shared(self) -> str:
+        ranks = self.loss.bank.ranks()
+        if ranks.size == 1:
+            return ""
+        if self.loss.bank.shard:
+            return f" of them here, in the windows of rank {ranks.rank} of {ranks.size}"
+        return f", the same on {ranks.size} processes"
 
     def single_pixels(self) -> list[int]:
         """Ready classes whose only pixel would have to be both anchor and key."""

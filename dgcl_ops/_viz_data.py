@@ -66,7 +66,7 @@ def density_map(
 @torch.no_grad()
 def bank_densities(bank: MemoryBank) -> Tensor:
     """The densities a bank holds, on the host, NaN where a slot is empty or its class not ready: a snapshot to keep
-    for `plot_density_histograms`. Shape: [C, capacity]."""
+    for `plot_density_histograms`; of a sharded bank, those of this process. Shape: [C, capacity]."""
     held = bank.held() & bank.ready()[:, None]
     return torch.where(held, bank.density, torch.nan).cpu()
 

@@ -125,11 +125,15 @@ def out_of_step(rank, folder):
     except ValueError as error:
         told["too many rows"] = str(error)
     told["before"] = [int(bank.pushes), int(bank.counts.sum())]
+    for placement in ("replicated", "sharded"):
+        loss = loss_of(placement=placement)
+        run(loss, shared_bank.batch_for(rank, 0, {}))
+        told[placement] = loss.report().splitlines()[-1]
     return told
 
 
 def test_ranks_out_of_step_are_told(tmp_path):
-    for told in on_ranks(2, tmp_path, out_of_step):
+    for rank, told in enumerate(on_ranks(2, tmp_path, out_of_step)):
         assert "MemoryBank.assert_synced: checksum must be equal on all 2" in told["a bit"]
         assert "on rank 1 (1 differ)" in told["a bit"]
         assert (
@@ -141,6 +145,8 @@ def test_ranks_out_of_step_are_told(tmp_path):
         assert told["a bank of its own"] == "nothing"
         assert "at most 3 rows of a class, the share of one of 2" in told["too many rows"]
         assert told["before"] == [0, 0]
+        assert "MB, the same on 2 processes; pushes so far: 1." in told["replicated"]
+        assert f"MB of them here, in the windows of rank {rank} of 2;" in told["sharded"]
 
 
 def groups(rank, folder):

@@ -22,10 +22,10 @@ def bench(monkeypatch):
 
 
 def test_one_collective_of_the_size_that_shapes_tell(bench):
-    sizes = "--classes 5 --dim 8 --capacity 40 --rows-per-push 9 --images 1 --map 24"
+    sizes = "--classes 5 --dim 8 --capacity 40 --rows-per-push 39 --images 1 --map 24"
     options = bench.parse(sizes.split())
     told = bench.on_processes(2, options, "replicated", bench.volumes)
-    share = 5  # half of 9, rounded up
+    share = 20  # half of 39, rounded up
     size = 8 * (2 + 5) + 4 * 5 * share * (1 + 8 + 8)
     assert told == {
         "collectives": 1,
