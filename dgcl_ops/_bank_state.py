@@ -1,16 +1,46 @@
-"""Loading a memory bank: from another capacity, dtype or number of processes; all of it or nothing.
+"""The state of a memory bank: its checksum, and loading it from another capacity, dtype or number of processes.
 
-Everything is looked at before anything is written: a file that does not fit changes no buffer.
+A bank is loaded as a whole. Everything is looked at before anything is written: a file that does not fit changes
+no buffer.
 """
 
 import torch
 from torch import Tensor
 
+from dgcl_ops import distributed, sampling
 from dgcl_ops.ops import _arguments, memory_push
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ROWS = ("features", "projections", "density")  # of which a sharded bank holds a window
 NAMES = (*ROWS, "counts", "heads", "pushes", "rng_state", "meaning")
+
+
+def checksum(bank) -> Tensor:
+    """See MemoryBank.checksum: a sum of hashes of (word, place in the whole bank), so windows add up."""
+    total = torch.zeros((), dtype=torch.int64, device=bank.counts.device)
+    # The words are widened to int64 in pieces, on a processor small enough for its cache.
+    piece = 1 << (15 if total.device.type == "cpu" else 22)
+    at = 0
+    for name in (*ROWS, "counts", "heads"):
+        buffer = getattr(bank, name)
+        narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
+        words = buffer.view(narrow).view(bank.num_classes, -1)
+        start, of_class = 0, words.shape[1]  # this process's part of a class's words
+        if bank.shard and name in ROWS:
+            slot = of_class // bank.shard.length
+            start, of_class = bank.shard.start * slot, bank.capacity * slot
+        elif bank.shard and bank.shard.start > 0:  # the same on all ranks, and counted once
+            words = words[:, :0]
+        for c, row in enumerate(words):
+            first = at + c * of_class + start
+            for part in row.split(piece):
+                place = torch.arange(first, first + part.numel(), device=part.device)
+                word = part.to(torch.int64) & 0xFFFFFFFF
+                # Hashes of 32 bits: 2^31 of them fit into the sum.
+                total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
+                first += part.numel()
+        at += bank.num_classes * of_class
+    return distributed.gather(bank.ranks(), total).sum(0) if bank.shard else total
 
 
 def meaning(metric: str, dtype: torch.dtype, scales: tuple[int, ...], device=None) -> Tensor:

@@ -69,11 +69,6 @@ def gather(ranks: Ranks, tensor: Tensor) -> Tensor:
     return received.view(tensor.dtype).view(ranks.size, *tensor.shape)
 
 
-def total(ranks: Ranks, number: Tensor) -> Tensor:
-    """Sum over the ranks of a [] int64."""
-    return gather(ranks, number).sum(0)
-
-
 def assert_equal(op: str, ranks: Ranks, told: dict[str, Tensor]) -> None:
     """Raises where a rank's numbers are not those of rank 0."""
     for name, numbers in told.items():

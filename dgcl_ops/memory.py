@@ -145,11 +145,8 @@ class MemoryBank(FixedDtypeModule):
         )
 
     def __deepcopy__(self, memo):
-        for shared in (
-            self.process_group,
-            self.shard,
-        ):  # the same processes, which no copy can multiply
-            memo[id(shared)] = shared
+        for group in (self.process_group, self.shard):  # processes, which a copy does not multiply
+            memo[id(group)] = group
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
@@ -255,30 +252,7 @@ class MemoryBank(FixedDtypeModule):
         """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
         their order. Equal banks have equal checksums on all devices and processes. A sharded bank has that of the
         replicated one; there all processes have to ask for it."""
-        total = torch.zeros((), dtype=torch.int64, device=self.counts.device)
-        # The words are widened to int64 in pieces, on a processor small enough for its cache.
-        piece = 1 << (15 if total.device.type == "cpu" else 22)
-        ranks, at = self.ranks(), 0
-        for name in ("features", "projections", "density", "counts", "heads"):
-            buffer = getattr(self, name)
-            narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
-            words = buffer.view(narrow).view(self.num_classes, -1)
-            start, of_class = 0, words.shape[1]  # this process's part of a class's words
-            if self.shard and name in _bank_state.ROWS:
-                slot = of_class // self.shard.length
-                start, of_class = self.shard.start * slot, self.capacity * slot
-            elif self.shard and ranks.rank > 0:  # the same on all ranks, and counted once
-                words = words[:, :0]
-            for c, row in enumerate(words):
-                first = at + c * of_class + start
-                for part in row.split(piece):
-                    place = torch.arange(first, first + part.numel(), device=part.device)
-                    word = part.to(torch.int64) & 0xFFFFFFFF
-                    # Hashes of 32 bits: 2^31 of them fit into the sum.
-                    total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
-                    first += part.numel()
-            at += self.num_classes * of_class
-        return distributed.total(ranks, total) if self.shard else total
+        return _bank_state.checksum(self)
 
     def assert_synced(self) -> None:
         """Raises unless the processes that share the bank agree: on all of it, or, sharded, on counts, heads,
