@@ -58,13 +58,15 @@ class ProjectionHead(nn.Module):
 
 
 def ddp_ignore_bank(root: nn.Module) -> list[str]:
-    """Keeps DistributedDataParallel from writing rank 0's bank over the other ranks' banks.
+    """Keeps DistributedDataParallel from sending rank 0's bank to the other ranks in every step.
 
-    DDP broadcasts the buffers of what it wraps from rank 0 before each forward. For a
-    :class:`MemoryBank` that throws away what the other ranks pushed and costs the whole bank's size
-    a step. DDP skips the names in ``_ddp_params_and_buffers_to_ignore``, which it reads only on the
-    module it is given: so call this with that very module, before DDP wraps it. A bank outside the
-    wrapped module, or ``broadcast_buffers=False``, needs no such call.
+    DDP broadcasts the buffers of what it wraps from rank 0, at once and before each forward. For a
+    :class:`MemoryBank` that costs the whole bank's size a step. A "replicated" bank is the same on all
+    ranks, and stays as it is; a "sharded" one loses its windows, and the next step raises an error; a
+    "local" one loses what the other ranks pushed. DDP skips the names in
+    ``_ddp_params_and_buffers_to_ignore``, which it reads only on the module it is given: so call this
+    with that very module, before DDP wraps it. A bank outside the wrapped module, or
+    ``broadcast_buffers=False``, needs no such call.
 
     Args:
         root: the module that DDP is going to wrap.

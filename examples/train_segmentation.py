@@ -4,6 +4,8 @@
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
     python examples/train_segmentation.py --config examples/configs/voc_1_16.yaml data=VOCdevkit/VOC2012 weights=FILE
     torchrun --nproc-per-node 4 examples/train_segmentation.py --config ...
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
+        examples/train_segmentation.py --resume auto --config ...
 
 Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG of its
 image's name, with a class in each pixel. Several seeds or weights are trained one after the other and compared, seed by
@@ -32,6 +34,7 @@ from tqdm import tqdm
 from dgcl_ops import viz
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+AUTO = Path("auto")  # --resume: from the run's own checkpoint, where there is one
 
 
 def main(arguments=None):
@@ -43,7 +46,7 @@ def main(arguments=None):
             shorthands["labelled"] = value_of(options.labelled)
         config = Config(options.config, options.overrides, **shorthands)
         check(options, config)
-    options.device = distributed.start(options.device)
+        options.device = distributed.start(options.device)
     trained = [
         train(options, config, weight, seed)
         for weight in options.contrast_weight
@@ -88,8 +91,8 @@ def check(options, config):
         values = getattr(options, name)
         if len(set(values)) < len(values):
             raise ValueError(f"{name} must differ, got {values}")
-        if len(values) > 1 and (options.resume or options.stop_at):
-            raise ValueError(f"--resume and --stop-at are for one run, got {name} {values}")
+        if len(values) > 1 and (options.resume not in (None, AUTO) or options.stop_at):
+            raise ValueError(f"--resume FILE and --stop-at are for one run, got {name} {values}")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -106,7 +109,10 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     rank, ranks = distributed.rank_and_ranks()
     out = options.out / f"weight-{weight:g}-seed-{seed}"
     with usage_errors():
-        if (out / "checkpoint.pt").exists() and not options.resume:
+        checkpoint, resume = out / "checkpoint.pt", options.resume
+        if resume == AUTO:
+            resume = checkpoint if checkpoint.exists() else None
+        elif checkpoint.exists() and not resume:
             raise ValueError(
                 f"{out} holds a run: --resume its checkpoint.pt, or choose another --out"
             )
@@ -117,8 +123,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
         torch.manual_seed(seed)  # the weights at the start
         network = config.make_network(data.num_classes)
         trainer = Trainer(network, data, settings, options.device, config.run.workers)
-        if options.resume:
-            trainer.load(options.resume)
+        of_ranks = trainer.load(resume) if resume else ranks
     say = print if rank == 0 else lambda *_: None
     say(
         f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
@@ -134,13 +139,18 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
             say(
                 "the density loss waits for all classes and stays 0; contrast.start=per_class lifts that"
             )
-    if options.resume:
-        say(f"continues {options.resume} at step {trainer.step}")
+    if resume:
+        say(f"continues {resume} at step {trainer.step}")
+    if of_ranks != ranks:
+        say(
+            f"the checkpoint is of {of_ranks} ranks: this run goes on with the batch-norm averages of the first, and "
+            "other batches"
+        )
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
     say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
     if trainer.step < settings.steps:
-        say(f"stopped at step {trainer.step}; continue with --resume {out / 'checkpoint.pt'}")
+        say(f"stopped at step {trainer.step}; continue with --resume {checkpoint}")
         return None
     return report(trainer, method_of(weight), out, started)
 
@@ -190,6 +200,11 @@ def report(trainer, method, out, started) -> summary.Run | None:
     if trainer.rank == 0:
         print(f"measures {len(data.test)} test images", flush=True)
     matrix = confusion_matrix(trainer, data.test)
+    # On all ranks, which of a sharded bank hold a part each.
+    errors = evaluate.error_by_density(
+        trainer.student, trainer.contrast, batches(data.test), data.ignore_index
+    )
+    strips = overlays(trainer)
     if trainer.rank > 0:
         return None
     features, classes = evaluate.sample_features(
@@ -203,9 +218,7 @@ def report(trainer, method, out, started) -> summary.Run | None:
         curve=[(r["step"], r["validation"]) for r in trainer.history if "validation" in r],
         class_iou=evaluate.class_iou(matrix).tolist(),
         scores=evaluate.cluster_scores(features, classes),
-        errors=evaluate.error_by_density(
-            trainer.student, trainer.contrast, batches(data.test), data.ignore_index
-        ),
+        errors=errors,
         history=[record for record in trainer.history if "supervised" in record],
     )
     with open(out / "classes.csv", "w", newline="") as file:
@@ -217,7 +230,8 @@ def report(trainer, method, out, started) -> summary.Run | None:
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
     (out / "metrics.json").write_text(json.dumps(measured | {"history": run.history}, indent=1))
-    write_overlays(trainer, out)
+    for name, strip in strips.items():
+        Image.fromarray(strip).save(out / f"overlay-{name}.png")
     print(
         f"{len(data.test)} test images: mIoU {run.miou:.2f} %; by class "
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
@@ -230,9 +244,9 @@ def report(trainer, method, out, started) -> summary.Run | None:
 
 
 @torch.no_grad()
-def write_overlays(trainer, out, count=6):
-    """Strips of image, label, prediction and density, for images spread over the test."""
-    test, num_classes = trainer.data.test, trainer.data.num_classes
+def overlays(trainer, count=6) -> dict[str, np.ndarray]:
+    """Strips of image, label, prediction and density, for images spread over the test, by their names."""
+    test, num_classes, strips = trainer.data.test, trainer.data.num_classes, {}
     for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
         [(images, labels)] = batches([test[i]])
         predicted = evaluate.predict(trainer.teacher.eval(), images).cpu()
@@ -244,8 +258,8 @@ def write_overlays(trainer, out, count=6):
             viz.class_image(predicted[0], num_classes),
             viz.density_image(image, density),
         )
-        pixels = (np.concatenate(strip, axis=1).clip(0, 1) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(out / f"overlay-{test[i].name}.png")
+        strips[test[i].name] = (np.concatenate(strip, axis=1).clip(0, 1) * 255).astype(np.uint8)
+    return strips
 
 
 def build_parser():
@@ -272,7 +286,11 @@ def build_parser():
     add(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )
-    add("--resume", type=Path, help="checkpoint of one run with the same options")
+    add(
+        "--resume",
+        type=Path,
+        help="checkpoint of one run with the same options; auto: the run's own under --out, if there is one",
+    )
     add("--stop-at", type=int, help="end at this step, to --resume later")
     return parser
 

@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import demo  # noqa: E402
-from semi_supervised import augment, evaluate, runs, scenes, summary  # noqa: E402
+from semi_supervised import augment, checkpoint, evaluate, runs, scenes, summary  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.settings import SMALL, Settings, class_weights, optimizer  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
@@ -148,7 +148,7 @@ def make_trainer(settings=SETTINGS, **changes):
 
 def state_of(trainer):
     """All tensors of a trainer, by name."""
-    parts = {name: getattr(trainer, name).state_dict() for name in Trainer._parts}
+    parts = {name: getattr(trainer, name).state_dict() for name in checkpoint.PARTS}
     flat = {}
 
     def walk(prefix, value):
@@ -174,7 +174,7 @@ def test_control_and_method_differ_in_nothing_but_the_weight():
         trainer.run(record_every=1)
     for ours, theirs in zip(control.data.batches, method.data.batches, strict=True):
         assert all(map(torch.equal, ours, theirs))  # every batch of the whole run
-    assert torch.equal(control.contrast.rng_state, method.contrast.rng_state)
+    assert torch.equal(control.contrast.bank.rng_state, method.contrast.bank.rng_state)
     supervised = [[r["supervised"] for r in t.history] for t in (control, method)]
     first = next(i for i, r in enumerate(method.history) if r.get("contrast", 0) > 0)
     assert supervised[0][: first + 1] == supervised[1][: first + 1]

@@ -79,6 +79,11 @@ def test_a_run_is_not_written_over(divided, capsys):
     assert (
         "weight-0.5-seed-0 holds a run: --resume its checkpoint.pt, or" in capsys.readouterr().err
     )
+    # A run that has ended is measured again; the other one begins.
+    train(divided, "--labelled", "4", "--resume", "auto", "--contrast-weight", 0.5, 0)
+    printed = capsys.readouterr().out
+    assert printed.count("continues") == printed.count("checkpoint.pt at step 8\n") == 1
+    assert printed.count("test images: mIoU") == 2
 
 
 def test_folder_without_splits_holds_a_fifth_of_the_images_out(tmp_path, capsys):

@@ -1,17 +1,14 @@
 """dgcl_ops.integration: the projection head and the rule for DDP's buffers."""
 
-import gc
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops.integration import ProjectionHead, ddp_ignore_bank
-from dgcl_ops.memory import MemoryBank
+from dgcl_ops.memory import PLACEMENTS, MemoryBank
 
 # ----------------------------------------------------------------------------- ProjectionHead
 
@@ -72,12 +69,12 @@ def test_head_argument_errors():
 class WithBank(nn.Module):
     """A trainable model that holds a bank two levels down, and a buffer that is no bank's."""
 
-    def __init__(self):
+    def __init__(self, placement="replicated"):
         super().__init__()
         self.layer = nn.Linear(4, 4)
         self.register_buffer("running", torch.zeros(2))
         self.contrast = nn.Module()
-        self.contrast.bank = MemoryBank(3, 4, capacity=6)
+        self.contrast.bank = MemoryBank(3, 4, capacity=6, placement=placement)
 
     def forward(self, x):
         return self.layer(x)
@@ -113,47 +110,86 @@ def test_ignore_without_a_bank_and_with_a_wrong_root():
         ddp_ignore_bank({})
 
 
-def _two_ranks(rank, folder):
-    """On each rank: fill the bank with rank + 1, run one DDP forward, keep what is there then."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    torch.save(
-        {told: _one_forward(rank, told) for told in (False, True)}, f"{folder}/rank{rank}.pt"
-    )
-    # DDP's modules lie in reference cycles and hold the group, whose threads must not outlive the interpreter.
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _one_forward(rank, told):
-    root = WithBank()
+def _one_forward(rank, placement, told):
+    """The bank gets rows of this rank, DDP wraps it and gets a batch; then what is there, and whether a push works."""
+    root = WithBank(placement)
     names = ddp_ignore_bank(root) if told else []
-    wrapped = DistributedDataParallel(root)
     bank = root.contrast.bank
-    for buffer in bank.buffers():
-        buffer.fill_(rank + 1)
+    push = {
+        "features": rows_of(rank),
+        "projections": rows_of(rank),
+        "labels": torch.arange(3).repeat(3),
+    }
+    bank.push(**push)
+    before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
+    wrapped = DistributedDataParallel(root)
     root.running.fill_(rank + 1)
     wrapped(torch.randn(5, 4)).sum().backward()
     with pytest.raises(TypeError, match="must be the module before it is wrapped"):
         ddp_ignore_bank(wrapped)
+    after = {name: buffer.clone() for name, buffer in bank.named_buffers()}
+    error = ""
+    try:
+        bank.push(**push)
+    except RuntimeError as raised:
+        error = str(raised)
     return {
-        "bank": {name: buffer.double().unique().tolist() for name, buffer in bank.named_buffers()},
+        "before": before,
+        "after": after,
+        "error": error,
         "running": root.running.tolist(),
         "gradient": root.layer.weight.grad.clone(),
         "names": names,
     }
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-def test_ddp_overwrites_the_bank_of_rank_1_unless_told_not_to(tmp_path):
-    mp.spawn(_two_ranks, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert all(values == [1.0] for values in second[False]["bank"].values())  # rank 0's, lost
-    assert all(values == [2.0] for values in second[True]["bank"].values())  # its own
-    assert all(values == [1.0] for values in first[True]["bank"].values())
-    assert second[True]["names"] == first[True]["names"] != []
-    for told in (False, True):  # other buffers and the gradients are synchronised as before
-        assert second[told]["running"] == [1.0, 1.0]
-        torch.testing.assert_close(first[told]["gradient"], second[told]["gradient"])
+def rows_of(rank):
+    """Three of each class, so that two ranks fill the rings."""
+    return (torch.eye(3, 4) + rank).repeat(3, 1)
+
+
+def _two_ranks(rank, folder):
+    return {
+        placement: {told: _one_forward(rank, placement, told) for told in (False, True)}
+        for placement in PLACEMENTS
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("needs gloo")
+    return on_ranks(2, tmp_path_factory.mktemp("ddp"), _two_ranks)
+
+
+def same(ours, theirs):
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_ddp_leaves_the_bank_alone_if_told(ranks, placement):
+    first, second = (told[placement][True] for told in ranks)
+    for each in (first, second):
+        assert same(each["before"], each["after"])
+        assert not each["error"]
+        assert each["before"]["features"].any()
+    assert second["names"] == first["names"] != []
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_ddp_writes_the_bank_of_rank_0_over_the_other_unless_told_not_to(ranks, placement):
+    first, second = (told[placement][False] for told in ranks)
+    assert same(first["after"], second["after"])
+    assert same(first["before"], first["after"])
+    assert same(second["before"], second["after"]) == (placement == "replicated")
+    for each in (first, second):  # the same bits; lost windows, and an error; lost rows
+        assert ("buffers of a sharded bank" in each["error"]) == (placement == "sharded")
+        assert bool(each["error"]) == (placement == "sharded")
+
+
+def test_ddp_synchronises_the_rest_as_before(ranks):
+    for placement in PLACEMENTS:
+        for told in (False, True):
+            first, second = (each[placement][told] for each in ranks)
+            assert second["running"] == [1.0, 1.0]
+            torch.testing.assert_close(first["gradient"], second["gradient"])

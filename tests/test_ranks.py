@@ -1,4 +1,5 @@
-"""The trainer on two ranks, as torchrun starts it: one set of weights, banks of their own, exact resumption."""
+"""The trainer on two ranks, as torchrun starts it: one bank and one set of weights, one checkpoint, exact resumption,
+and exact continuation after a rank was killed."""
 
 import csv
 import os
@@ -23,24 +24,49 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train_segmentation  # noqa: E402
-from semi_supervised import distributed  # noqa: E402
+from semi_supervised import checkpoint, distributed  # noqa: E402
 
 KEYS = (
-    "labelled=4 unlabelled=6 evaluated=3 steps=6 warm_up=2 batch=2 report_every=1 evaluate_every=3 "
+    "labelled=4 unlabelled=6 evaluated=3 steps=8 warm_up=2 batch=2 report_every=1 evaluate_every=3 save_every=3 "
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
+ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+PATIENCE = 240  # seconds; a run of two ranks takes 10
 
-
-# A group that is left and joined again in one process would find the addresses of the first one: it is left once.
+# Each rank notes what it ends with. A group that is left and joined again in one process would find the addresses of
+# the first one: it is left once.
 PROGRAM = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {examples!r})
+import torch
 import train_segmentation
 from semi_supervised import distributed
+from semi_supervised.checkpoint import NETWORKS
+
+def run_training(trainer, out, *rest, inner=train_segmentation.run_training):
+    inner(trainer, out, *rest)
+    state = {{name: getattr(trainer, name).state_dict() for name in NETWORKS}}
+    bank = trainer.contrast.bank.named_buffers()  # of a sharded one, this rank's windows
+    state["contrast"] = {{"bank." + name: rows for name, rows in bank if name[0] != "_"}}
+    torch.save(state, f"{{out}}.rank{{trainer.rank}}")
+
+train_segmentation.run_training = run_training
+{fault}
 stop, distributed.stop = distributed.stop, lambda: None
 for arguments in {commands!r}:
     train_segmentation.main(arguments)
 stop()
+"""
+
+# At first rank 0 dies half-way through its second checkpoint, while rank 1 waits for it.
+FAULT = """
+def save(state, file, inner=torch.save):
+    inner(state, file)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and state.get("step") == 6:
+        file.truncate(file.tell() // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save
 """
 
 
@@ -49,74 +75,143 @@ def arguments(out, *options):
     return [*KEYS.split(), "--config", str(config), "--out", str(out), *map(str, options)]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One run to its end, and one that was stopped and resumed; on two ranks, in one start of the processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    checkpoint = folder / "parts" / "weight-0.5-seed-0" / "checkpoint.pt"
-    commands = [
-        arguments(folder / "whole"),
-        arguments(folder / "parts", "--stop-at", 4),
-        arguments(folder / "parts", "--resume", checkpoint),
-    ]
+def on_two_ranks(folder, commands, *options, fault="") -> str:
+    """What torchrun printed, which has to end well."""
     program = folder / "program.py"
-    program.write_text(PROGRAM.format(examples=str(EXAMPLES), commands=commands))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", str(program)],
-        capture_output=True,
+    values = {"examples": str(EXAMPLES), "commands": commands, "fault": fault}
+    program.write_text(PROGRAM.format(**values))
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    launcher = subprocess.Popen(
+        [*torchrun, *options, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", ISOLATED: "1"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    try:
+        printed, _ = launcher.communicate(timeout=PATIENCE)
+    finally:
+        launcher.terminate()  # asked so, it ends its ranks
+        launcher.wait(timeout=60)
+    assert launcher.returncode == 0, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def printed(folder):
+    """One run to its end, one that was stopped and resumed, and one with a sharded bank that was stopped and resumed;
+    on two ranks, in one start of the processes."""
+    commands = [arguments(folder / "whole")]
+    for out, *keys in (("parts",), ("sharded", "contrast.placement=sharded")):
+        keys = arguments(folder / out, *keys)
+        resumed = folder / out / "weight-0.5-seed-0" / "checkpoint.pt"
+        commands += [[*keys, "--stop-at", "4"], [*keys, "--resume", str(resumed)]]
+    return on_two_ranks(folder, commands)
+
+
+def steps(run) -> list[str]:
+    path = run / "log.csv"
+    if not path.exists():
+        return []
+    with open(path) as file:
+        return [row["step"] for row in csv.DictReader(file)]
 
 
 def states(folder, out):
-    return [
-        torch.load(folder / out / "weight-0.5-seed-0" / name, weights_only=True)
-        for name in ("checkpoint.pt", "checkpoint.rank1.pt")
-    ]
+    """What each of the two ranks ended with."""
+    paths = (folder / out / f"weight-0.5-seed-0.rank{rank}" for rank in (0, 1))
+    return [torch.load(path, weights_only=True) for path in paths]
 
 
-def test_ranks_end_with_one_set_of_weights_and_banks_of_their_own(runs):
-    first, second = states(runs[0], "whole")
-    averages = ("running_mean", "running_var")  # of each rank's own batches
-    for part in ("student", "teacher", "projection"):
+def stored(folder, out):
+    return torch.load(folder / out / "weight-0.5-seed-0" / "checkpoint.pt", weights_only=True)
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def assert_same_end(folder, out, parts=checkpoint.PARTS[:-1]):
+    for ours, theirs in zip(states(folder, "whole"), states(folder, out), strict=True):
+        for part in parts:
+            assert_equal(ours[part], theirs[part])
+    ours, theirs = stored(folder, "whole"), stored(folder, out)
+    assert ours["step"] == theirs["step"] == 8
+    assert_equal(ours["contrast"], theirs["contrast"])
+    assert_equal(ours["averages"], theirs["averages"])
+    return ours["history"], theirs["history"]
+
+
+def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed):
+    first, second = states(folder, "whole")
+    own = {name: set() for name in checkpoint.NETWORKS}
+    for part in own:
         for name, tensor in first[part].items():
-            if not name.endswith(averages):
-                assert torch.equal(tensor, second[part][name]), name
-    rows = [state["contrast"]["bank.features"] for state in (first, second)]
-    assert all(each.any() for each in rows)
-    assert not torch.equal(*rows)
-    assert first["run"]["ranks"] == second["run"]["ranks"] == 2
+            if not torch.equal(tensor, second[part][name]):
+                own[part].add(name.split(".")[-1])
+    assert all(names == {"running_mean", "running_var"} for names in own.values())
+    assert first["contrast"]["bank.features"].any()
+    assert_equal(first["contrast"], second["contrast"])
+    of_ranks = stored(folder, "whole")
+    assert of_ranks["ranks"] == 2
+    for rank, state in enumerate((first, second)):
+        for name, tensor in of_ranks["averages"].items():
+            part, _, name = name.partition(".")
+            assert torch.equal(tensor[rank], state[part][name])
 
 
-def test_two_ranks_resume_exactly(runs):
-    for whole, parts in zip(states(runs[0], "whole"), states(runs[0], "parts"), strict=True):
-        assert whole["step"] == parts["step"] == 6
-        assert whole["history"] == parts["history"]
-        for part in ("student", "teacher", "projection", "contrast"):
-            for name, tensor in whole[part].items():
-                assert torch.equal(tensor, parts[part][name]), name
+def test_two_ranks_resume_exactly(folder, printed):
+    whole, parts = assert_same_end(folder, "parts")
+    assert whole == parts
 
 
-def test_the_first_rank_alone_prints_and_writes(runs):
-    folder, printed = runs
-    assert printed.count("on 2 x cpu") == 3
-    assert printed.count("3 test images: mIoU") == 2
-    with open(folder / "parts" / "weight-0.5-seed-0" / "log.csv") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == list("1233456")
+def test_a_sharded_bank_trains_alike_and_is_stored_whole(folder, printed):
+    assert_same_end(folder, "sharded", checkpoint.NETWORKS)
+    lengths = [len(state["contrast"]["bank.density"][0]) for state in states(folder, "sharded")]
+    assert lengths == [32, 32]
+
+
+def test_the_first_rank_alone_prints_and_writes(folder, printed):
+    assert printed.count("on 2 x cpu") == 5
+    assert printed.count("3 test images: mIoU") == 3
+    run = folder / "parts" / "weight-0.5-seed-0"
+    assert steps(run) == list("1233456678")
+    assert [path.name for path in run.glob("checkpoint*")] == ["checkpoint.pt"]
     assert (folder / "whole" / "metrics.json").exists()
 
 
-def test_checkpoints_of_two_ranks_fit_two_ranks(runs, tmp_path, capsys):
-    checkpoint = runs[0] / "whole" / "weight-0.5-seed-0" / "checkpoint.pt"
-    with pytest.raises(SystemExit):
-        train_segmentation.main(arguments(tmp_path, "--resume", checkpoint))
-    assert "ranks must be 2 as in the checkpoint" in capsys.readouterr().err
+def test_a_run_goes_on_after_a_rank_was_killed(folder, printed):
+    run = folder / "faulty" / "weight-0.5-seed-0"
+    command = arguments(folder / "faulty", "--resume", "auto")
+    said = on_two_ranks(folder, [command], "--max-restarts=1", fault=FAULT)
+    assert (
+        said.count("step     6/8") == 2
+    )  # half of that checkpoint was written: the one before was whole
+    assert said.count("continues") == said.count(f"{run / 'checkpoint.pt'} at step 3") == 1
+    whole, went_on = assert_same_end(folder, "faulty")
+    assert whole == went_on
+    assert steps(run) == list("1233456678")
+    logs = [folder / out / run.name / "log.csv" for out in ("whole", "faulty")]
+    assert logs[0].read_text() == logs[1].read_text()
+    assert [path.name for path in run.glob("checkpoint*")] == ["checkpoint.pt"]
+
+
+def test_one_process_goes_on_from_two_ranks(folder, printed, tmp_path, capsys, monkeypatch):
+    path = folder / "parts" / "weight-0.5-seed-0" / "checkpoint.pt"
+    seen = []
+    monkeypatch.setattr(train_segmentation, "run_training", lambda *given: seen.append(given[0]))
+    train_segmentation.main(arguments(tmp_path, "--resume", path))
+    assert "the checkpoint is of 2 ranks: this run goes on with" in capsys.readouterr().out
+    first = {name: of_ranks[0] for name, of_ranks in stored(folder, "parts")["averages"].items()}
+    assert_equal(first, checkpoint.averages(seen[0]))
+    assert_equal(seen[0].contrast.state_dict(), stored(folder, "parts")["contrast"])
 
 
 def test_batch_norm_is_shared_on_cuda_alone(monkeypatch):
@@ -127,11 +222,19 @@ def test_batch_norm_is_shared_on_cuda_alone(monkeypatch):
     assert isinstance(distributed.with_shared_batch_norm(network, "cuda:1")[1], nn.SyncBatchNorm)
 
 
+def test_restarts_need_a_store_of_their_own(monkeypatch, tmp_path, capsys):
+    names = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    names["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        train_segmentation.main(arguments(tmp_path))
+    assert f"--max-restarts needs {ISOLATED}=1" in capsys.readouterr().err
+
+
 def test_alone_there_is_nothing_to_wait_for():
     assert distributed.rank_and_ranks() == (0, 1)
     assert distributed.start("cpu") == "cpu"
     assert distributed.agree(3, "cpu")
     distributed.barrier()
     distributed.stop()
-    assert distributed.path_of_rank(Path("a/checkpoint.pt"), 0) == Path("a/checkpoint.pt")
-    assert distributed.path_of_rank(Path("a/checkpoint.pt"), 2) == Path("a/checkpoint.rank2.pt")

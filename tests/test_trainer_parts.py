@@ -78,24 +78,17 @@ def test_a_network_that_is_built_otherwise_is_refused(tmp_path):
             make_trainer(other).load(tmp_path / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("spoil", ["empty", "half", "run", "part"])
-def test_what_is_no_checkpoint_is_named(tmp_path, spoil):
-    path = tmp_path / "checkpoint.pt"
-    make_trainer().save(path)
-    if spoil in ("empty", "half"):
-        path.write_bytes(path.read_bytes()[: 0 if spoil == "empty" else path.stat().st_size // 2])
-    else:
-        state = torch.load(path)
-        torch.save(state | {"run": 3} if spoil == "run" else {"run": state["run"]}, path)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of this program"):
-        make_trainer().load(path)
+def test_ranks_at_different_steps_do_not_start(monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda ranks, number: torch.tensor([0, 4]))
+    with pytest.raises(RuntimeError, match=r"must go on from one step, got 0 on rank 0"):
+        make_trainer().run()
 
 
-def test_checkpoints_of_different_steps_are_refused(tmp_path, monkeypatch):
-    make_trainer().save(tmp_path / "checkpoint.pt")
-    monkeypatch.setattr(distributed, "agree", lambda number, device: False)
-    with pytest.raises(ValueError, match=r"ranks' checkpoints .* must be of one step, got 0 here"):
-        make_trainer().load(tmp_path / "checkpoint.pt")
+def test_ranks_share_a_bank():
+    data, settings = DigitScenes(1, 1, seed=0), Settings(contrast={"placement": "local"})
+    contrast_loss(settings, data, 8, ranks=1)
+    with pytest.raises(ValueError, match=r"placement must be 'replicated' or .* 2 ranks.*'local'"):
+        contrast_loss(settings, data, 8, ranks=2)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -130,17 +123,6 @@ def test_confidence_is_the_teachers_of_the_same_pixels():
     expected = nn.functional.interpolate(largest, confidence.shape[-2:])[:, 0]
     assert len(confidence) == 4
     torch.testing.assert_close(confidence, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("other", "same"), [(7, True), (6, False), (8, False)])
-def test_ranks_agree_on_a_number_or_not(monkeypatch, other, same):
-    def all_reduce(ours, operation):
-        assert operation == distributed.dist.ReduceOp.MAX
-        ours.copy_(torch.maximum(ours, torch.tensor([other, -other])))
-
-    monkeypatch.setattr(distributed, "rank_and_ranks", lambda: (0, 2))
-    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
-    assert distributed.agree(7, "cpu") == same
 
 
 def test_hard_pixels_by_probability_and_by_number():
@@ -216,6 +198,8 @@ def test_log_is_a_table_that_a_resumed_run_continues(tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "3"]
     assert (rows[0]["total"], rows[0]["validation"], rows[1]["validation"]) == ("1.5", "", "40.0")
+    Log(tmp_path, HISTORY[:1])  # resumed at an earlier step
+    assert (tmp_path / "log.csv").read_text().count("\n") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 

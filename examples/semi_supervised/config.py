@@ -165,6 +165,7 @@ def refuse_unknown(keys, known: set[str], where: str) -> None:
 def contrast_keywords() -> set[str]:
     """Without what the data, the settings and the trainer decide."""
     decided = {"self", "num_classes", "feature_dim", "projection_dim", "bank", "device"}
+    decided.add("process_group")  # all ranks
     return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - decided
 
 

@@ -2,17 +2,29 @@
 
 import gc
 import os
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+from dgcl_ops.distributed import gather, ranks_of
+
 
 def start(device: str) -> str:
-    """Joins the group that `torchrun` describes, if it does; returns the device of this rank."""
+    """Joins the group that `torchrun` describes, if it does; returns the device of this rank.
+
+    Raises:
+        ValueError: `torchrun` may restart the processes, and they would find the addresses of those before them.
+    """
     if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
+    # PyTorch 2.13: by default the store of the addresses outlives the processes, and is read before it is rewritten.
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and --standalone "
+            f"or --rdzv-backend=c10d, got {restarts} restarts without"
+        )
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
@@ -48,12 +60,4 @@ def barrier() -> None:
 
 def agree(number: int, device) -> bool:
     """Whether all ranks have the same number."""
-    if rank_and_ranks()[1] == 1:
-        return True
-    limits = torch.tensor([number, -number], device=device)
-    dist.all_reduce(limits, dist.ReduceOp.MAX)
-    return int(limits[0]) == -int(limits[1])
-
-
-def path_of_rank(path: Path, rank: int) -> Path:
-    return path.with_suffix(f".rank{rank}{path.suffix}") if rank else path
+    return bool((gather(ranks_of(None), torch.tensor(number, device=device)) == number).all())

@@ -7,7 +7,8 @@ COLUMNS = ("step", "total", "supervised", "unlabelled", "contrast", "density", "
 
 
 class Log:
-    """Args: the run's folder, and its history so far, which TensorBoard has seen already."""
+    """Args: the run's folder, and its history so far, which TensorBoard has seen already. Rows of steps that it does
+    not hold, written before the run was interrupted, are dropped at once."""
 
     def __init__(self, out: Path, history: list[dict]):
         self.path, self.written = out / "log.csv", len(history)
@@ -18,6 +19,7 @@ class Log:
         else:
             last = history[-1]["step"] if history else 0
             self.board = SummaryWriter(str(out), purge_step=last + 1)
+        self.write(history)
 
     def write(self, history: list[dict]) -> None:
         """Writes the whole table anew, so that a resumed run leaves no row twice."""

@@ -96,9 +96,17 @@ def fits(value, kind) -> bool:
 
 
 def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> DensityContrastLoss:
-    """What `settings.contrast` describes, for these data. The published one divides its gradient by `ranks`."""
+    """What `settings.contrast` describes, for these data. The published one divides its gradient by `ranks`.
+
+    Several ranks share one bank: `placement` is "replicated", the default, or "sharded".
+    """
     arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if ranks > 1 and arguments.get("placement") == "local":
+        raise ValueError(
+            f"contrast.placement must be 'replicated' or 'sharded' on {ranks} ranks, as the checkpoint has room for "
+            "one bank, got 'local'"
+        )
     if settings.density_of == "projections":
         feature_dim = settings.projection_dim
     sizes = data.num_classes, feature_dim, settings.projection_dim

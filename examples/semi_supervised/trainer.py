@@ -8,9 +8,7 @@ that differs in any of these can move by more than the method does.
 """
 
 import math
-import pickle
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +32,7 @@ from dgcl_ops.labels import (
     poly_learning_rate,
     training_progress,
 )
-from semi_supervised import distributed
+from semi_supervised import checkpoint, distributed
 from semi_supervised.augment import cutmix, jitter
 from semi_supervised.loading import Batch, Batches
 from semi_supervised.settings import Settings, class_weights, contrast_loss, optimizer
@@ -56,11 +54,12 @@ class Trainer:
         device: where to train.
         workers: processes that read ahead; the batches are the same with any number of them.
 
-    In a process group each rank draws batches of its own, fills a bank of its own, and the gradients are averaged.
+    In a process group each rank draws batches of its own; gradients are averaged, and the memory bank is shared.
 
     Attributes:
         student, teacher: the network, and its moving average: the one to evaluate and to keep.
-        history: what `run` recorded: dicts of step, losses and the mean density of the bank.
+        history: what `run` recorded: dicts of step, losses and the mean density of the bank. A checkpoint has that of
+            the first rank.
     """
 
     def __init__(self, network: nn.Module, data, settings: Settings, device="cpu", workers=0):
@@ -212,7 +211,15 @@ class Trainer:
 
         Every `record_every` steps, losses and the mean density of the bank are read into the history (on a GPU,
         reading waits for the step). `after_step` is called after each step.
+
+        Raises:
+            RuntimeError: the ranks are not at the same step.
         """
+        if not distributed.agree(self.step, self.device):
+            raise RuntimeError(
+                f"all ranks must go on from one step, got {self.step} on rank {self.rank}; "
+                "do all of them see the same checkpoint?"
+            )
         until = self.settings.steps if until is None else min(until, self.settings.steps)
         while self.step < until:
             losses = self.train_step()
@@ -231,57 +238,12 @@ class Trainer:
     # ---- checkpoints ----------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Writes all that the next step depends on, the memory bank included; never half a file.
+        """See `checkpoint.save`."""
+        checkpoint.save(self, path)
 
-        Each rank writes a file: of the others than the first, "checkpoint.pt" is "checkpoint.rank1.pt".
-        """
-        state = {name: getattr(self, name).state_dict() for name in self._parts}
-        state |= {"step": self.step, "history": self.history, "run": self._description()}
-        state["network"] = str(self.student)
-        path = distributed.path_of_rank(path, self.rank)
-        unfinished = path.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        distributed.barrier()
-        unfinished.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Continues from a checkpoint of a run with the same settings and data.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint, or a setting, the network, the data or the number of ranks differ.
-        """
-        path = distributed.path_of_rank(path, self.rank)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            stored, network = dict(state["run"]), state["network"]
-            parts = {name: state[name] for name in (*self._parts, "step", "history")}
-        except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError):
-            raise ValueError(f"{path} is no checkpoint of this program") from None
-        ours = self._description()
-        for name in ours.keys() | stored.keys():
-            if stored.get(name) != ours.get(name):
-                raise ValueError(
-                    f"{name} must be {stored.get(name)!r} as in the checkpoint {path}, "
-                    f"got {ours.get(name)!r}"
-                )
-        # Dilations and rates of dropout change no shape: the weights alone would fit.
-        if network != str(self.student):
-            raise ValueError(f"the network must be built like that of the checkpoint {path}")
-        for name in self._parts:
-            getattr(self, name).load_state_dict(parts[name])
-        self.step, self.history = parts["step"], parts["history"]
-        if not distributed.agree(self.step, self.device):
-            raise ValueError(
-                f"the ranks' checkpoints beside {path} must be of one step, got {self.step} here"
-            )
-
-    def _description(self):
-        return asdict(self.settings) | self.data.description() | {"ranks": self.ranks}
-
-    _parts = ("student", "teacher", "projection", "contrast", "optimizer")
+    def load(self, path: Path) -> int:
+        """See `checkpoint.load`."""
+        return checkpoint.load(self, path)
 
 
 def hard_pixels(surprise: Tensor, probability: float, least: int) -> Tensor:

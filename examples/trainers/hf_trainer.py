@@ -68,7 +68,7 @@ def make_trainer(options) -> Trainer:
             learning_rate=1e-3,
             save_steps=options.save_at,
             report_to="none",
-            ddp_broadcast_buffers=False,  # or rank 0's bank overwrites the others
+            ddp_broadcast_buffers=False,  # or rank 0's bank is sent to the others in every step
         ),
     )
 

@@ -57,7 +57,7 @@ def main(arguments=None):
     trainer = lightning.Trainer(
         max_steps=options.steps,
         precision="bf16-mixed",
-        # On several GPUs: strategy=DDPStrategy(broadcast_buffers=False), or rank 0's bank overwrites the others.
+        # On several GPUs: strategy=DDPStrategy(broadcast_buffers=False), or rank 0's bank is sent in every step.
         logger=CSVLogger(options.out),
         log_every_n_steps=1,
         default_root_dir=options.out,
