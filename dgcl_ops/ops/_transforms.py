@@ -30,10 +30,7 @@ class _Refusing:
                             f"got a tensor of shape {list(tensor.shape)} that is"
                         )
             for name, tensor in given:
-                if (
-                    forward_ad._current_level >= 0
-                    and forward_ad.unpack_dual(tensor).tangent is not None
-                ):
+                if forward_ad.unpack_dual(tensor).tangent is not None:
                     raise RuntimeError(
                         f"{op}: {name} must not have a tangent (torch.func.jvp, jacfwd, dual tensors), since there are "
                         f"no forward-mode derivatives; {_INSTEAD}, got one of shape {list(tensor.shape)}"
