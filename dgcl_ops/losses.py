@@ -25,8 +25,8 @@ class DensityContrastLoss(FixedDtypeModule):
     and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
     the batch's rows are pushed into the bank after the loss has been computed. The step compiles with
     fullgraph=True, and where compiled kernels run it copies nothing to the host; the plain PyTorch that stands
-    in for them on other devices does. Arithmetic is in float32, in float64 for float64 projections, under
-    autocast too.
+    in for them on other devices does, and so does a sharded bank, with which it compiles in pieces. Arithmetic
+    is in float32, in float64 for float64 projections, under autocast too.
 
     Args:
         num_classes: C.

@@ -44,7 +44,8 @@ class MemoryBank(FixedDtypeModule):
             rows_per_push / W rows of each class (rounded up), and writes the shares of all W, so that all
             banks stay equal, bit for bit. "sharded": of each ring a process holds a window of capacity / W
             slots, and answers the queries of the others; densities are those of the replicated bank, bit for
-            bit. "local": nothing; each process fills a bank from its own batches.
+            bit; each step waits for the host, so that it does not compile with fullgraph=True. "local": nothing;
+            each process fills a bank from its own batches.
         process_group: the processes that share; None: all of them, if torch.distributed is in use by then. They
             have to push, and with "sharded" to ask for densities, the same number of times.
         min_rows: rows from which on a class is ready; by default the largest scale, or the capacity if that is

@@ -121,6 +121,10 @@ def density_of_own_rows(bank, c: int) -> Tensor:
     return torch.where(held, density, 0)
 
 
+@torch.compiler.disable(
+    reason="MemoryBank: with placement 'sharded' a step waits for the host, so it is not one graph; compile without "
+    "fullgraph=True, or take placement 'replicated'"
+)
 def _most(bank, number: int) -> int:
     """The largest of the ranks' numbers. The host waits for it, and looks whether the windows are still their own."""
     ranks, owner = bank.shard.ranks, bank._owner

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::class_counts"
 
@@ -37,3 +37,6 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
 @torch.library.register_fake(_OP)
 def _fake(labels, num_classes, ignore_index):
     return labels.new_empty((num_classes,), dtype=torch.int64)
+
+
+_transforms.refuse_vmap("class_counts", "call it for each")

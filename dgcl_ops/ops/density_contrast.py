@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
 _OP = "dgcl_ops::density_contrast"
@@ -26,7 +26,8 @@ def density_contrast(
     included),  loss = mean_i (lse_i - z_i0). Rows are normalised inside; a zero row stays zero and receives
     gradient 0. Backward keeps only the lse.
 
-    Differentiable in `anchors`, and in `keys` and `negatives` where they require it. No second derivatives.
+    Differentiable in `anchors`, and in `keys` and `negatives` where they require it. No second
+    derivatives, and none by torch.func.
 
     Args:
         anchors: rows to be pulled to the key of their group.
@@ -112,7 +113,24 @@ def _backward(ctx, dL_dloss, _dL_dlse):
     return dL_danchors, *others, None, None, None, None
 
 
-torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
-torch.library.register_autograd(
+_transforms.register_autograd(_OP, _backward, _setup_context)
+_transforms.register_autograd(
     f"{_OP}_backward", _arguments.no_second_derivative("density_contrast")
 )
+
+
+@torch.library.register_vmap(_OP)
+def _vmap(
+    info, in_dims, anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps
+):
+    """V batches of G groups are one batch of V * G groups."""
+    groups = [
+        None if tensor is None else tensor.flatten(0, 1)
+        for tensor in _transforms.leading(
+            info,
+            (*in_dims[:3], *in_dims[4:6]),
+            *(anchors, keys, negatives, anchor_counts, negative_counts),
+        )
+    ]
+    found = torch.ops.dgcl_ops.density_contrast(*groups[:3], temperature, *groups[3:], eps)
+    return tuple(each.unflatten(0, (info.batch_size, -1)) for each in found), (0, 0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::gather_rows"
 
@@ -12,7 +12,8 @@ _OP = "dgcl_ops::gather_rows"
 def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     """The chosen pixels' vectors; neither a permuted nor a contiguous copy of the map is made.
 
-    Differentiable in `maps`: gradients of a pixel that is chosen several times add up, in no fixed order.
+    Differentiable in `maps`: gradients of a pixel that is chosen several times add up, in no fixed order. None by
+    torch.func.
 
     Args:
         maps: channel first in shape; channel-last strides are read in place as well.
@@ -65,4 +66,16 @@ def _backward(ctx, dL_drows):
     return dL_dmaps.view(ctx.shape), None
 
 
-torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
+_transforms.register_autograd(_OP, _backward, _setup_context)
+
+
+@torch.library.register_vmap(_OP)
+def _vmap(info, in_dims, maps, pixels):
+    """The images of all batches stand behind each other; a pixel outside its own batch stays outside of all."""
+    maps, pixels = _transforms.leading(info, in_dims, maps, pixels)
+    area = maps[0, :, 0].numel()
+    first = torch.arange(info.batch_size, device=pixels.device) * area
+    first = first.view(-1, *[1] * (pixels.dim() - 1))
+    inside = (pixels >= 0) & (pixels < area)
+    moved = torch.where(inside, pixels + first, -1)
+    return torch.ops.dgcl_ops.gather_rows(maps.flatten(0, 1), moved), 0

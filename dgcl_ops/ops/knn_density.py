@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype, scale_weights
 
 _OP = "dgcl_ops::knn_density"
@@ -29,7 +29,7 @@ def knn_density(
     query without any has density 0, a query holding NaN has density NaN.
 
     Differentiable in `queries` and `bank`, with the neighbour set held fixed; backward selects again instead
-    of keeping the neighbours. No second derivatives.
+    of keeping the neighbours. No second derivatives, and none by torch.func.
 
     Args:
         queries: rows whose density is wanted; grouped: sorted by class.
@@ -118,4 +118,16 @@ def _backward(ctx, dL_drho):
     return grad_queries, grad_bank, None, None, None, None, None, None, None
 
 
-torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
+_transforms.register_autograd(_OP, _backward, _setup_context)
+
+
+@torch.library.register_vmap(_OP)
+def _vmap(info, in_dims, queries, bank, scales, metric, query_offsets, bank_counts, *flags):
+    exclude_self, per_scale, unit_bank = flags
+    rows = _transforms.knn_batch(
+        "knn_density", info, in_dims, queries, bank, query_offsets, exclude_self
+    )
+    density = torch.ops.dgcl_ops.knn_density(
+        *rows[:2], scales, metric, rows[2], None, exclude_self, per_scale, unit_bank
+    )
+    return density.unflatten(-1, (info.batch_size, -1)), density.dim() - 1

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
 _OP = "dgcl_ops::knn_topk"
@@ -28,7 +28,7 @@ def knn_topk(
     is NaN or -inf is never a neighbour.
 
     Differentiable in `queries` and `bank` through the values, with the neighbour set held fixed; an l2
-    distance of 0 has gradient 0. No second derivatives.
+    distance of 0 has gradient 0. No second derivatives, and none by torch.func.
 
     Args:
         queries: rows to look up; grouped: sorted by class.
@@ -94,5 +94,18 @@ def _backward(ctx, grad_values, _grad_indices):
     return grad_queries, grad_bank, None, None, None, None, None, None
 
 
-torch.library.register_autograd(_OP, _backward, setup_context=_setup_context)
-torch.library.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("knn_topk"))
+_transforms.register_autograd(_OP, _backward, _setup_context)
+_transforms.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("knn_topk"))
+
+
+@torch.library.register_vmap(_OP)
+def _vmap(
+    info, in_dims, queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank
+):
+    rows = _transforms.knn_batch(
+        "knn_topk", info, in_dims, queries, bank, query_offsets, exclude_self
+    )
+    found = torch.ops.dgcl_ops.knn_topk(
+        *rows[:2], k, metric, rows[2], None, exclude_self, unit_bank
+    )
+    return tuple(each.unflatten(0, (info.batch_size, -1)) for each in found), (0, 0)

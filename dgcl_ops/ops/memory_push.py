@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::memory_push"
 
@@ -94,3 +94,4 @@ def _mark_changed(keyset, *args):
 
 
 _extension.library.impl("memory_push", _mark_changed, "ADInplaceOrView", with_keyset=True)
+_transforms.refuse_vmap("memory_push", "push once, with the classes of all in the first dimension")

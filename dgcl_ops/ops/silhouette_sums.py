@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _extension  # noqa: F401  (loads the operators)
-from dgcl_ops.ops import _arguments
+from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::silhouette_sums"
 
@@ -49,3 +49,6 @@ def _fake(features, offsets, rows):
     asking = features if rows is None else rows
     shape = (asking.shape[0], offsets.shape[0] - 1)
     return features.new_empty(shape, dtype=torch.float64)
+
+
+_transforms.refuse_vmap("silhouette_sums", "call it for each")
