@@ -20,7 +20,7 @@ def load(file: str) -> None:
 
 
 def cases(op: str, seed: int, first: int, count: int, seconds: float, stop: bool = False) -> None:
-    """Until one of the limits, or a problem if it is to `stop` there. A crash or a hang leaves its case as the last line."""
+    """Until one of the limits, or a problem if it is to `stop` there. The last case told is the one that crashed."""
     from . import judge
 
     end, run, refused, problems = time.monotonic() + seconds, 0, 0, []
