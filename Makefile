@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
 CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test faults inspect lint format doctor bench wheel clean
+.PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
 
 demo: $(VENV)/installed  ## the main job: plain self-training against the density loss, with a report to look at
 	$(BIN)/python examples/demo.py --out demo_out
@@ -16,6 +16,12 @@ test: $(VENV)/installed  ## all tests
 
 faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m emulator.faults $(if $(PART),--part $(PART))
+
+fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")
+	cd tests && $(abspath $(BIN))/python -m fuzz.run --mode address --seconds 120 $(FUZZ)
+
+soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, checked one by one; minutes
+	$(BIN)/python benchmarks/soak.py
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51

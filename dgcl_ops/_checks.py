@@ -54,8 +54,35 @@ LARGEST = {
 }
 
 
+# At least 1 and less than 2^31.
+COUNTS = ("k", "num_classes")
+
+
+def check_basics(op: str, given: dict) -> None:
+    """Raises RuntimeError unless all tensors are dense and on one device, and counts in range.
+
+    PyTorch asks the device that comes first in an order of its own, be it meta, or the one of sparse tensors.
+    """
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise RuntimeError(f"{op}: {next(iter(given))} must be a tensor, got None")
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise RuntimeError(f"{op}: {name} must be a dense tensor, got layout {tensor.layout}")
+        if tensor.device != tensors[first].device:
+            raise RuntimeError(
+                f"{op}: {name} must be on the same device as {first}, {tensors[first].device}, got "
+                f"{tensor.device}"
+            )
+    for name in COUNTS:
+        if name in given and not 1 <= given[name] < 2**31:
+            raise RuntimeError(f"{op}: {name} must lie in [1, 2^31), got {given[name]}")
+
+
 def check(op: str, given: dict) -> None:
     """Raises RuntimeError naming op, argument, rule and value. `given`: the arguments by name."""
+    check_basics(op, given)
     sizes = _check_shapes(op, given)
     if given.get("bank_counts") is not None and given.get("query_offsets") is None:
         raise RuntimeError(
@@ -70,6 +97,11 @@ def check(op: str, given: dict) -> None:
         wrong = pixels[(pixels < 0) | (pixels >= area)]
         if wrong.numel():
             raise RuntimeError(f"{op}: pixels must lie in [0, {area}), got {int(wrong[0])}")
+    if op == "knn_topk_backward":
+        indices, bank_rows = given["indices"], given["bank"].shape[-2]
+        wrong = indices[(indices < -1) | (indices >= bank_rows)]
+        if wrong.numel():
+            raise RuntimeError(f"{op}: indices must lie in [-1, {bank_rows}), got {int(wrong[0])}")
     for name, size in LARGEST.items():
         values = given.get(name)
         if values is None or name not in SHAPES.get(op, ()):

@@ -67,12 +67,31 @@ def _announce_fallback(op: str, device: str) -> None:
         )
 
 
-def _register_fallback(op: str, function) -> None:
+def _by_name(op: str, args: tuple, kwargs: dict) -> dict:
     names = [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
+    return dict(zip(names, args, strict=False)) | kwargs
 
+
+def register_fake(name: str):
+    """As torch.library.register_fake, for tensors of one place alone: on the meta device this is the kernel."""
+    op = name.removeprefix(f"{NAMESPACE}::")
+
+    def register(function):
+        @functools.wraps(function)
+        def fake(*args, **kwargs):
+            _checks.check_basics(op, _by_name(op, args, kwargs))
+            return function(*args, **kwargs)
+
+        return torch.library.register_fake(name, fake)
+
+    return register
+
+
+def _register_fallback(op: str, function) -> None:
     @functools.wraps(function)
     def fallback(*args, **kwargs):
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = _by_name(op, args, kwargs)
+        _checks.check_basics(op, given)
         tensor = next(value for value in given.values() if isinstance(value, torch.Tensor))
         _announce_fallback(op, tensor.device.type)
         _checks.check(op, given)

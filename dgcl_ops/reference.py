@@ -181,8 +181,9 @@ def knn_density(
     unit_bank: bool = False,
 ) -> Tensor:
     """The mean of the k best scores for each k of `scales`, and their mean: see `dgcl_ops.ops.knn_density`."""
+    k = max(1, min(max(scales), bank.shape[-2]))  # more are never found
     values, indices = knn_topk(
-        queries, bank, max(scales), metric, query_offsets, bank_counts, exclude_self, unit_bank
+        queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank
     )
     found = indices >= 0
     scores = torch.where(found, values, 0.0)

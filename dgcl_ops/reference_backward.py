@@ -24,12 +24,12 @@ def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
 
 
 def _query_classes(rows: int, query_offsets: Tensor | None, device) -> Tensor:
-    """The class of each query; queries outside the offsets have no neighbours, so theirs is never used."""
+    """The class of each query, -1 for those outside the offsets."""
     position = torch.arange(rows, device=device)
     if query_offsets is None:
         return torch.zeros_like(position)
     classes = torch.searchsorted(query_offsets.contiguous(), position, right=True) - 1
-    return classes.clamp(0, query_offsets.shape[0] - 2)
+    return classes.masked_fill(position >= query_offsets[-1], -1)
 
 
 def knn_topk_backward(
@@ -54,26 +54,33 @@ def knn_topk_backward(
         wide_queries = unit_rows(raw_queries) if cosine else raw_queries
         wide_bank = unit_rows(raw_bank) if cosine and not unit_bank else raw_bank
         grad_queries, grad_bank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
-        first_row = _query_classes(queries.shape[0], query_offsets, queries.device) * bank.shape[-2]
+        classes = _query_classes(queries.shape[0], query_offsets, queries.device)
+        # As in the kernels (csrc/math/score_gradient.h): what has no gradient is not looked at, be it NaN or not.
+        used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (grad_values != 0)
+        if metric == "l2":
+            used &= values != 0
         chunk = max(1, CHUNK_ELEMENTS // max(1, indices.shape[1] * bank.shape[-1]))
         for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
             part = slice(at, at + chunk)
-            found = indices[part] >= 0
+            found = used[part]
             # A query without neighbours may hold NaN; it passes nothing on.
             lonely = ~found.any(1, keepdim=True)
             chosen_queries = wide_queries[part].masked_fill(lonely, 0.0).unsqueeze(1)
-            flat = (first_row[part, None] + indices[part]).clamp(min=0)
+            flat = classes[part, None] * bank.shape[-2] + indices[part]
+            flat = torch.where(found, flat, 0)
             rows = wide_bank[flat].masked_fill(~found.unsqueeze(-1), 0.0)
             grad = torch.where(found, grad_values[part].to(dtype), 0.0).unsqueeze(-1)
             if metric == "l2":
                 score = values[part].to(dtype).unsqueeze(-1)
-                slope = torch.where((score < 0) & found.unsqueeze(-1), grad / score, 0.0)
+                slope = torch.where(found.unsqueeze(-1), grad / score, 0.0)
                 to_query = slope * (chosen_queries - rows)
                 to_bank = -to_query
             else:
                 to_query, to_bank = grad * rows, grad * chosen_queries
+            to_query, to_bank = (
+                g.masked_fill(~found.unsqueeze(-1), 0.0) for g in (to_query, to_bank)
+            )
             grad_queries[part] = to_query.sum(1)
-            to_bank = to_bank.masked_fill(~found.unsqueeze(-1), 0.0)
             grad_bank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
         if cosine:
             grad_queries = _unit_rows_backward(grad_queries, raw_queries)
@@ -106,7 +113,9 @@ def density_contrast_backward(
         raw_negatives = negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0)
         raw_keys = keys.to(dtype).unsqueeze(1)
         a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
+        lse = torch.where(used, lse, 0.0)
         p0 = torch.exp((a @ p.mT) / temperature - lse.unsqueeze(-1))
+        p0 = torch.where(used.unsqueeze(-1), p0, 0.0)  # a key without anchors may be NaN
         pn = torch.exp((a @ n.mT) / temperature - lse.unsqueeze(-1))
         pn = pn.masked_fill(~pushing.unsqueeze(1), 0.0)
         share = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature

@@ -65,7 +65,13 @@ ScalarType compute_type(const Tensors&... tensors) {
   return ((tensors.scalar_type() == ScalarType::Double) || ...) ? ScalarType::Double : ScalarType::Float;
 }
 
+// PyTorch lets None pass for a tensor that is not optional.
+inline void check_given(const char* op, const char* name, const Tensor& t) {
+  if (!t.defined()) fail(op, name, " must be a tensor, got None");
+}
+
 inline void check_float(const char* op, const char* name, const Tensor& t) {
+  check_given(op, name, t);
   if (!is_supported_float(t.scalar_type()))
     fail(op, name, " must be float64, float32, float16 or bfloat16, got ", dtype_name(t.scalar_type()));
 }
@@ -78,6 +84,7 @@ inline void check_same_device(const char* op, const char* name, const Tensor& t,
 // `shape` uses -1 for "any".
 inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                         const char* rule) {
+  check_given(op, name, t);
   bool same = t.dim() == static_cast<int64_t>(shape.size());
   int64_t i = 0;
   for (int64_t want : shape) {
@@ -89,6 +96,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, std::
 }
 
 inline void check_int64_vector(const char* op, const char* name, const Tensor& t, int64_t length, const char* rule) {
+  check_given(op, name, t);
   if (t.scalar_type() != ScalarType::Long) fail(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
   check_shape(op, name, t, {length}, rule);
 }

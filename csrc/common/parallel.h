@@ -1,10 +1,13 @@
 // Work queue over PyTorch's own thread pool: items may cost very different amounts, so threads fetch them one by one.
 #pragma once
 #include <torch/csrc/stable/ops.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <thread>
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -44,8 +47,21 @@ class PoolWork {
   char done_ = 0;
 };
 
+inline const pid_t loaded_in = getpid();
+
+// parallel_for over [0, workers), in a forked process too. There OpenMP's pool has lost all its threads, and who used it
+// before the fork waits for them for ever. A pool belongs to the thread that starts work: a new thread has a new one.
+template <typename Work>
+void in_parallel(int64_t workers, const Work& work) {
+  const auto start = [&] { torch::stable::parallel_for(0, workers, 1, work); };
+  if (getpid() == loaded_in)
+    start();
+  else
+    std::thread(start).join();
+}
+
 // Calls work(next) on up to thread_count() threads; each thread calls next() until it returns -1, else an item in
-// [0, items). A thread can therefore set up its scratch memory once.
+// [0, items). A thread can therefore set up its scratch memory once. What one of them throws is thrown here.
 template <typename Work>
 void run_queue(int64_t items, const Work& work) {
   if (items <= 0) return;
@@ -59,10 +75,17 @@ void run_queue(int64_t items, const Work& work) {
     work(next);
     return;
   }
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
   const auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; ++w) work(next);
+    try {
+      for (int64_t w = begin; w < end; ++w) work(next);
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
   };
-  torch::stable::parallel_for(0, workers, 1, PoolWork(body));
+  in_parallel(workers, PoolWork(body));
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace dgcl

@@ -67,6 +67,7 @@ Tensor gather_rows_cpu(const Tensor& maps, const Tensor& pixels) {
   std::vector<int64_t> shape(pixels.sizes().begin(), pixels.sizes().end());
   shape.push_back(map.dim);
   Tensor out = torch::stable::new_empty(maps, shape);
+  if (out.numel() == 0) return out;
   auto run = [&](auto word) {
     using Word = decltype(word);
     gather(map, static_cast<const Word*>(dense.const_data_ptr()), pixel, count,

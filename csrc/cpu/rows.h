@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <new>
 
@@ -71,8 +72,12 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size = 0) : size_(size) {
-    if (size > 0)
-      data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t(64))));
+    if (size <= 0) return;
+    void* memory = nullptr;
+    if (static_cast<size_t>(size) <= PTRDIFF_MAX / sizeof(T))
+      memory = ::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t(64), std::nothrow);
+    if (!memory) fail("dgcl_ops", "no memory for ", size, " numbers of ", sizeof(T), " bytes that a thread needs");
+    data_.reset(static_cast<T*>(memory));
   }
   T* get() const { return data_.get(); }
   T& operator[](int64_t i) const { return data_.get()[i]; }

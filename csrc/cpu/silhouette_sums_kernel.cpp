@@ -212,7 +212,7 @@ Tensor silhouette_sums_cpu(const Tensor& features, const Tensor& offsets, const 
   const int64_t dim = features.size(1), groups = static_cast<int64_t>(bounds.size()) - 1;
   const Tensor& asking = rows ? *rows : features;
   Tensor out = torch::stable::new_zeros(features, {asking.size(0), groups}, ScalarType::Double);
-  if (out.numel() == 0) return out;
+  if (out.numel() == 0 || dim == 0) return out;
   double* sums = static_cast<double*>(out.mutable_data_ptr());
   const Blocks blocks(features, bounds);
   if (rows)

@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_density_kernel(KnnDensityA
     T weight = 0;  // of rank 32 i + lane
     warp_merge<T>(a.search, query, found, [&](int rank, T score, int32_t) {
       if (rank % kWarp == 0) weight = scale_weight<T>(scales, num_scales, found, rank + lane + 1);
-      sum = fma(__shfl_sync(kFullWarp, weight, rank % kWarp), score, sum);
+      const T of_rank = __shfl_sync(kFullWarp, weight, rank % kWarp);
+      if (of_rank != 0) sum = fma(of_rank, score, sum);
     });
     if (lane == 0) static_cast<T*>(a.density)[output * a.search.num_queries + query] = sum;
   }

@@ -4,7 +4,8 @@
 //   =>  rho(q) = sum_r w_r s_(r)    with    w_r = (1/|K|) sum_{k in K, k >= r} 1/k
 //
 // A k larger than the `found` neighbours counts as `found`. Weights in double, rounded once to T; summed in increasing
-// r with fused multiply-add in T, the same on every backend. No neighbour: 0.
+// r with fused multiply-add in T, the same on every backend. A weight of 0 is not multiplied: a score may be infinite.
+// No neighbour: 0.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -34,7 +35,8 @@ void scale_weights(const int64_t* scales, int64_t num_scales, int64_t found, T* 
 template <typename T>
 T weighted_sum(const T* weights, const T* scores, int64_t found) {
   T sum = 0;
-  for (int64_t r = 0; r < found; ++r) sum = std::fma(weights[r], scores[r], sum);
+  for (int64_t r = 0; r < found; ++r)
+    if (weights[r] != 0) sum = std::fma(weights[r], scores[r], sum);
   return sum;
 }
 

@@ -7,6 +7,8 @@ namespace dgcl {
 void check_class_counts(const Tensor& labels, int64_t num_classes) {
   const char* op = "class_counts";
   if (num_classes < 1) fail(op, "num_classes must be at least 1, got ", num_classes);
+  if (num_classes > INT32_MAX) fail(op, "num_classes must be less than 2^31, got ", num_classes);
+  check_given(op, "labels", labels);
   switch (labels.scalar_type()) {
     case ScalarType::Long:
     case ScalarType::Int:

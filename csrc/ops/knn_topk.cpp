@@ -8,6 +8,8 @@ void check_knn_topk(const Tensor& queries, const Tensor& bank, int64_t k, const 
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts) {
   check_knn_arguments("knn_topk", queries, bank, metric, query_offsets, bank_counts);
   if (k < 1) fail("knn_topk", "k must be at least 1, got ", k);
+  // No class has so many rows (check_knn_arguments), and the outputs would fill any memory with nothing found.
+  if (k > INT32_MAX) fail("knn_topk", "k must be less than 2^31, got ", k);
 }
 
 void check_knn_topk_backward(const Tensor& grad_values, const Tensor& queries, const Tensor& bank, const Tensor& values,

@@ -1,8 +1,29 @@
 #include "memory_push.h"
 
+#include <cstdint>
+#include <iterator>
+#include <utility>
+
 #include "../common/registration.h"
 
 namespace dgcl {
+namespace {
+
+// Whether some byte lies between the first and the last of both. No tensor has negative strides.
+bool may_overlap(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto span = [](const Tensor& t) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    return std::pair(begin, begin + static_cast<uintptr_t>((last + 1) * static_cast<int64_t>(t.element_size())));
+  };
+  const auto [a_begin, a_end] = span(a);
+  const auto [b_begin, b_end] = span(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
+}  // namespace
 
 void check_memory_push(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density,
                        const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,
@@ -41,6 +62,11 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
                                                        {"density", &density},
                                                        {"row_counts", &row_counts}};
   for (const auto& [name, tensor] : all) check_same_device(op, name, *tensor, bank_features);
+  // Rows would be read after they were overwritten.
+  for (size_t i = 0; i < std::size(written); ++i)
+    for (size_t j = i; j < std::size(all); ++j)  // all[j] comes after written[i]
+      if (may_overlap(*written[i].second, *all[j].second))
+        fail(op, all[j].first, " must not share memory with ", written[i].first, ", which is written in place");
 }
 
 }  // namespace dgcl

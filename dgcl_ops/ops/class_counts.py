@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::class_counts"
@@ -14,7 +14,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
 
     Args:
         labels: of any shape; int64, int32, int16, int8 or uint8.
-        num_classes: classes are 0 to num_classes - 1.
+        num_classes: classes are 0 to num_classes - 1; less than 2^31.
         ignore_index: the label that stands for none; not counted, even when it lies in the classes' range.
 
     Returns:
@@ -34,7 +34,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
     return torch.ops.dgcl_ops.class_counts(labels, num_classes, ignore_index)
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(labels, num_classes, ignore_index):
     return labels.new_empty((num_classes,), dtype=torch.int64)
 

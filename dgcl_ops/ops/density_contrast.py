@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
@@ -60,14 +60,14 @@ def density_contrast(
     return loss
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps):
     groups, rows, _ = anchors.shape
     dtype = compute_dtype(anchors, keys, negatives)
     return anchors.new_empty((groups,), dtype=dtype), anchors.new_empty((groups, rows), dtype=dtype)
 
 
-@torch.library.register_fake(f"{_OP}_backward")
+@_extension.register_fake(f"{_OP}_backward")
 def _backward_fake(
     dL_dloss,
     anchors,

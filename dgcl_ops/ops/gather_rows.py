@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::gather_rows"
@@ -34,7 +34,7 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     return torch.ops.dgcl_ops.gather_rows(maps, pixels)
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(maps, pixels):
     return maps.new_empty((*pixels.shape, maps.shape[1]))
 

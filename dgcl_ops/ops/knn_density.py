@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype, scale_weights
 
@@ -74,7 +74,7 @@ def knn_density(
     )
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(
     queries, bank, scales, metric, query_offsets, bank_counts, exclude_self, per_scale, unit_bank
 ):

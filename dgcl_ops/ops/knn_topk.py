@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
@@ -34,7 +34,7 @@ def knn_topk(
         queries: rows to look up; grouped: sorted by class.
         bank: rows to choose from, one matrix or one per class. Row distances may be any (views are read in
             place); queries and bank may differ in dtype.
-        k: neighbours per query, at least 1. May exceed the rows there are.
+        k: neighbours per query, at least 1 and less than 2^31. May exceed the rows there are.
         metric: "cosine" (a zero row scores 0 with everything), "dot", or "l2" (minus the Euclidean distance,
             from differences).
         query_offsets: class c's queries are rows query_offsets[c] to query_offsets[c + 1]; needed exactly
@@ -67,14 +67,14 @@ def knn_topk(
     )
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank):
     shape = (queries.shape[0], k)
     values = queries.new_empty(shape, dtype=compute_dtype(queries, bank))
     return values, queries.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.register_fake(f"{_OP}_backward")
+@_extension.register_fake(f"{_OP}_backward")
 def _backward_fake(grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank):
     return queries.new_empty(queries.shape), bank.new_empty(bank.shape)
 

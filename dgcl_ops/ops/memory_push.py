@@ -35,7 +35,8 @@ def memory_push(
         normalize: store features as unit rows.
 
     Raises:
-        RuntimeError: for bad tensors; on the CPU also for row_counts, counts or heads out of range.
+        RuntimeError: for bad tensors, and for one that shares memory with what is changed; on the CPU also for
+            row_counts, counts or heads out of range.
 
     Shape:
         bank_features [C, capacity, D], bank_projections [C, capacity, E], bank_density [C, capacity];
@@ -69,7 +70,7 @@ def memory_push(
     )
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(
     bank_features,
     bank_projections,
@@ -87,7 +88,9 @@ def _fake(
 
 def _mark_changed(keyset, *args):
     """Tells autograd that the rings changed: a backward that had saved their old rows raises."""
-    for ring in args[:5]:
+    names = ("bank_features", "bank_projections", "bank_density", "counts", "heads")
+    for name, ring in zip(names, args, strict=False):
+        _arguments.tensors("memory_push", **{name: ring})
         torch.autograd.graph.increment_version(ring)
     below = keyset & torch._C._after_ADInplaceOrView_keyset
     return torch.ops.dgcl_ops.memory_push.default.redispatch(below, *args)

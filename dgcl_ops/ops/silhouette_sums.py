@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension  # noqa: F401  (loads the operators)
+from dgcl_ops import _extension
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::silhouette_sums"
@@ -44,7 +44,7 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
     return torch.ops.dgcl_ops.silhouette_sums(features.detach(), offsets, rows)
 
 
-@torch.library.register_fake(_OP)
+@_extension.register_fake(_OP)
 def _fake(features, offsets, rows):
     asking = features if rows is None else rows
     shape = (asking.shape[0], offsets.shape[0] - 1)

@@ -66,14 +66,14 @@ def ninja_file() -> str:
     return "".join(text)
 
 
-def build() -> None:
-    """Brings the modules of both modes up to date."""
+def build(modes=MODES) -> None:
+    """Brings the modes' modules up to date."""
     CACHE.mkdir(parents=True, exist_ok=True)
     file = CACHE / "build.ninja"
     text = ninja_file()
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
-    command = [emulator.find_ninja(), "-C", str(CACHE)]
+    command = [emulator.find_ninja(), "-C", str(CACHE), *map(str, map(module_file, modes))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"building the sanitized kernels failed:\n{done.stdout[-8000:]}")

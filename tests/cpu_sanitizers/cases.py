@@ -77,7 +77,7 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "large bank", large, 5, {"thread": True}
     for queries, bank in ((0, 0), (0, 5), (5, 0)):
         yield f"{queries} x {bank}", (rows(queries, 4), rows(bank, 4)), 3, {}
-    yield "no query, huge k", (rows(0, 4), rows(5, 4)), 2**40, {}
+    yield "no query, huge k", (rows(0, 4), rows(5, 4)), 2**31 - 1, {}
     none = {"offsets": integers([0]), "counts": integers([])}
     yield "no group", (rows(6, 4), rows(0, 8, 4)), 3, none
 

@@ -187,10 +187,12 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 
 def build_faulty(fault: Fault, folder: Path) -> Path:
-    """The module with the fault: the operator's kernel, search and instruction sets are compiled anew where it is."""
+    """The module with the fault: the operator's kernel and checks, search and instruction sets are compiled anew where
+    it is."""
     csrc = plant(fault, folder)
     stem = KERNELS.get(fault.op, fault.op)
-    concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", *(csrc / "cpu" / "simd").glob("*.cpp")]
+    concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", csrc / "ops" / f"{stem}.cpp"]
+    concerned += (csrc / "cpu" / "simd").glob("*.cpp")
     if stem.startswith("knn"):
         concerned.append(csrc / "cpu" / "knn_search.cpp")
     changed = {s for s in concerned if (csrc / fault.file) in includes(s, set())}

@@ -24,7 +24,8 @@ from .worker import THREADS, Worker
 class Bench:
     """A thread per core, each with workers of its own."""
 
-    def __init__(self):
+    def __init__(self, worker: type[Worker] = Worker):
+        self._worker = worker
         self._stack, self._lock = contextlib.ExitStack(), threading.Lock()
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(os.cpu_count())
@@ -44,7 +45,7 @@ class Bench:
         workers = self._own.__dict__.setdefault("workers", {})
         if mode not in workers:
             with self._lock:
-                workers[mode] = self._stack.enter_context(Worker(mode, seconds=120))
+                workers[mode] = self._stack.enter_context(self._worker(mode, seconds=120))
         return workers[mode].run(job, file=file or build.module_file(mode), **arguments)
 
 

@@ -1,0 +1,210 @@
+"""A long run of the loss under bad conditions: forward, backward and push on small shapes, checked after each step.
+
+    python benchmarks/soak.py                    # 20,000 steps, some minutes
+    python benchmarks/soak.py --steps 600
+
+Every setting has its turn in each of several rounds. Batches are maps or flat, of any size down to none, in several
+dtypes, with classes missing and NaN and infinity in features and projections. Every so often the state is saved, and a
+fresh module that loads it goes on beside the old one, which must make no difference to a bit; then it takes its place.
+What is checked: soak_checks.py. No times are compared; the row of the CSV says what was done, and how memory stayed.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import soak_checks as checks
+import torch
+from common import MACHINE_COLUMNS, append_rows, machine, say
+from torch import Tensor
+
+from dgcl_ops import DensityContrastLoss
+
+CLASSES, FEATURE_DIM, PROJECTION_DIM = 5, 6, 4
+SMALL = {
+    "scales": (2, 4),
+    "num_anchors": 6,
+    "num_keys": 3,
+    "num_negatives": 9,
+    "max_candidates": 15,
+    "bank_capacity": 14,
+    "rows_per_push": 6,
+}
+SETTINGS = [
+    {"anchors": anchors, "keys": keys}
+    for anchors in ("low_density", "random", "low_confidence")
+    for keys in ("high_density", "average", "high_confidence")
+]
+SETTINGS += [
+    {"refresh_every": 3},
+    {"metric": "l2"},
+    {"metric": "dot", "refresh_every": 2},
+    {"bank_dtype": torch.bfloat16},
+    {"start": "all_full", "backfill": False},
+    {"disjoint": True, "normalize_keys": True, "eps": 1e-6},
+    {"exclude_classes": (0, 3), "grad_scale": 0.5, "min_rows": 7},
+]
+ROUNDS = 5  # the first one warms up
+BESIDE = 5  # steps that a resumed module runs beside the old one
+COUNTED = ("pushed_rows", "zero_losses", "empty_batches", "bad_batches", "resumes", "densities")
+COLUMNS = (
+    *MACHINE_COLUMNS,
+    *("steps", "seed", "settings", "rounds", *COUNTED, "seconds"),
+    *("tensors_warm", "tensors_end", "objects_warm", "objects_end", "rss_mb_warm", "rss_mb_end"),
+)
+
+
+def batch_of(rng: random.Random) -> tuple[dict, set[str]]:
+    """A batch, and what is bad about it."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    size = rng.choice(((2, 5, 7), (1, 6, 6), (3, 1, 9), (50,), (13,), (1,), (1, 1, 1)))
+    if rng.random() < 0.05:
+        size = rng.choice(((0,), (0, 4, 4), (2, 0, 3)))
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+    present = rng.sample(range(CLASSES), rng.randint(1, CLASSES))
+    choice = torch.tensor([*present, 255] if rng.random() < 0.7 else present)
+    labels = choice[torch.randint(len(choice), size, generator=generator)]
+    shift = torch.randn(CLASSES + 1, FEATURE_DIM, generator=generator)  # classes lie apart
+
+    def maps(channels: int) -> Tensor:
+        drawn = torch.randn(*size, channels, generator=generator)
+        drawn = drawn + 2 * shift[labels.clamp(max=CLASSES), :channels]
+        return drawn.movedim(-1, 1).to(dtype)
+
+    batch = {
+        "projections": maps(PROJECTION_DIM),
+        "labels": labels.to(rng.choice((torch.int64, torch.uint8, torch.int16))),
+        "features": maps(FEATURE_DIM),
+        "confidence": torch.rand(size, generator=generator),
+    }
+    bad = set() if labels.numel() else {"empty_batches"}
+    for name in ("projections", "features", "confidence"):
+        if labels.numel() and rng.random() < 0.15:
+            bad.add("bad_batches")
+            flat = batch[name].view(-1) if name == "confidence" else batch[name].reshape(-1)
+            for _ in range(rng.choice((1, 3, flat.numel()))):
+                flat[rng.randrange(len(flat))] = rng.choice((torch.nan, torch.inf, -torch.inf))
+            batch[name] = flat.view(batch[name].shape)
+    return batch, bad
+
+
+def step(module: DensityContrastLoss, batch: dict) -> tuple[Tensor, Tensor]:
+    """Loss and gradient."""
+    projections = batch["projections"].clone().requires_grad_()
+    value = module(**{**batch, "projections": projections})
+    checks.check_loss(value, projections)
+    return value.detach(), projections.grad
+
+
+def checked_step(module: DensityContrastLoss, batch: dict, rng: random.Random, done: Counter):
+    """A step and what must hold after it; now and then one that must not change anything."""
+    before = checks.state(module)
+    if rng.random() < 0.03:
+        module.eval()
+        step(module, batch)
+        module.train()
+        checks.same_state(checks.state(module), before, "a module that does not train")
+    result = step(module, batch)
+    came = checks.arrivals(module, batch)
+    checks.check_bank(module.bank, before, came, pushed=batch["labels"].numel() > 0)
+    if batch["labels"].numel():
+        sampled = rng.randrange(CLASSES)
+        done["densities"] += checks.check_densities(module.bank, before, came, sampled)
+    done["pushed_rows"] += int(came.sum())
+    done["zero_losses"] += not bool(result[0])
+    return result
+
+
+def save(module: DensityContrastLoss, file: Path) -> None:
+    torch.save(module.state_dict(), file)
+
+
+def resume(setting: dict, file: Path) -> DensityContrastLoss:
+    fresh = DensityContrastLoss(
+        CLASSES, FEATURE_DIM, PROJECTION_DIM, **{**SMALL, **setting}, seed=7
+    )
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return fresh
+
+
+def run_setting(setting: dict, steps: int, rng: random.Random, folder: Path, done: Counter) -> None:
+    """A new module's training, with resumes."""
+    seed = rng.getrandbits(60)
+    module = DensityContrastLoss(
+        CLASSES, FEATURE_DIM, PROJECTION_DIM, **{**SMALL, **setting}, seed=seed
+    )
+    beside, left = None, 0
+    for _ in range(steps):
+        if beside is None and rng.random() < 0.02:
+            save(module, folder / "state.pt")
+            beside, left = resume(setting, folder / "state.pt"), BESIDE
+            sums = module.bank.checksum(), beside.bank.checksum()
+            checks.expect(torch.equal(*sums), "a resumed bank must have the same checksum", *sums)
+            done["resumes"] += 1
+        batch, bad = batch_of(rng)
+        done.update(bad)
+        mine = checked_step(module, batch, rng, done)
+        if beside is None:
+            continue
+        theirs = step(beside, batch)
+        for name, a, b in zip(("loss", "gradient"), mine, theirs, strict=True):
+            checks.expect(torch.equal(a, b), f"a resumed module must have the same {name}", a, b)
+        checks.same_state(checks.state(module), checks.state(beside), "a resumed module")
+        left -= 1
+        if not left:
+            module, beside = beside, None
+
+
+def soak(steps: int, seed: int, rounds: int = ROUNDS) -> dict:
+    """All settings in turn, in each of the rounds. Raises Broken; returns the figures."""
+    rng, done, began = random.Random(seed), Counter(dict.fromkeys(COUNTED, 0)), time.perf_counter()
+    turns = [setting for _ in range(rounds) for setting in SETTINGS]
+    warm_turns = len(SETTINGS)
+    share = [steps * (n + 1) // len(turns) - steps * n // len(turns) for n in range(len(turns))]
+    with tempfile.TemporaryDirectory() as folder:
+        for n, setting in enumerate(turns):
+            try:
+                run_setting(setting, share[n], rng, Path(folder), done)
+            except checks.Broken as error:
+                raise checks.Broken(f"round {n // warm_turns}, {setting}: {error}") from error
+            if n + 1 == warm_turns:
+                warm = checks.usage()
+            passed = time.perf_counter() - began
+            say(f"{sum(share[: n + 1])}/{steps} steps, {passed:.0f} s, turn {n + 1}: {setting}")
+    end = checks.usage()
+    checks.check_memory(warm, end, sum(share[warm_turns:]))
+    figures = {"steps": steps, "seed": seed, "settings": len(SETTINGS), "rounds": rounds, **done}
+    for name, told in (("warm", warm), ("end", end)):
+        figures |= {f"tensors_{name}": told["tensors"], f"objects_{name}": told["objects"]}
+        figures[f"rss_mb_{name}"] = "" if told["rss"] is None else round(told["rss"] / 2**20, 2)
+    return figures | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    if options.steps < ROUNDS * len(SETTINGS):
+        parser.error(f"--steps must be at least {ROUNDS * len(SETTINGS)}, got {options.steps}")
+    torch.set_num_threads(1)  # the shapes are small
+    try:
+        figures = soak(options.steps, options.seed)
+    except checks.Broken as error:
+        say(f"BROKEN, nothing was recorded: {error}")
+        return 1
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    row = machine(torch.device("cpu"), None) | figures
+    append_rows(options.out / "soak.csv", COLUMNS, [row])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

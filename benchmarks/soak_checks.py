@@ -1,0 +1,152 @@
+"""What must hold after each step of soak.py, and of its memory at the end."""
+
+import gc
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import DensityContrastLoss, MemoryBank, reference
+
+# Of a density, times (1 + |density|). Stored rows are the features rounded to the bank's dtype, and the stored
+# density is float32 or wider: a few dozen roundings of 2^-24, or of bfloat16's 2^-8 and a few float32 ones.
+DENSITY_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
+# Of a unit row's length: the rounding of each of its elements.
+LENGTH_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
+# Bytes a step after the warm-up. The least that a step could lose and keep alive in C++ alone, unseen by the count of
+# Python's tensors, is a table of a batch: some 10 int64 for each class, 400 bytes. Over 16,000 steps that is 6 MB; the
+# two runs rose by 1.6 and 2.5 MB, without telling the allocator's unrest from a leak of 150 bytes.
+RSS_PER_STEP, RSS_UNREST = 200, 2 << 20
+# Python's objects, after the warm-up: caches of PyTorch and Python fill slowly, a leak has at least one a step.
+OBJECTS_PER_STEP, OBJECTS_UNREST = 0.05, 200
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def expect(holds: bool, what: str, *got) -> None:
+    if not holds:
+        raise Broken(what + (f", got {', '.join(map(str, got))}" if got else ""))
+
+
+# ---- a step -----------------------------------------------------------------------------------------
+
+
+def check_loss(value: Tensor, projections: Tensor) -> None:
+    expect(bool(value.isfinite()), "the loss must be finite", value.item())
+    expect(value.grad_fn is not None, "the loss must be connected to the projections")
+    value.backward()
+    expect(projections.grad is not None, "the projections must have a gradient")
+    expect(bool(projections.grad.isfinite().all()), "the gradient must be finite")
+
+
+def arrivals(module: DensityContrastLoss, batch: dict) -> Tensor:
+    """[C]: how many rows of each class the batch brings, counted from its labels alone."""
+    usable = batch["labels"].reshape(-1).long()
+    for name in ("features", "projections", "confidence"):
+        if name == "confidence" and not module.strategy.by_confidence:
+            continue
+        maps = batch[name].detach()
+        flat = maps.movedim(1, -1).flatten(0, -2) if name != "confidence" else maps.reshape(-1, 1)
+        usable = torch.where(flat.isfinite().all(1), usable, 255)
+    found = torch.stack([(usable == c).sum() for c in range(module.num_classes)])
+    found[list(module.exclude_classes)] = 0
+    return found.clamp(max=module.bank.rows_per_push)
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:
+    for name, tensor in a.items():
+        same = torch.equal(tensor.nan_to_num(7.0), b[name].nan_to_num(7.0))
+        expect(tensor.dtype == b[name].dtype and same, f"{what} must have the same {name}")
+
+
+def check_bank(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, pushed: bool) -> None:
+    """Counts, heads and pushes are those before and what came; what is held is finite, and unit for the cosine."""
+    counts, heads = before["bank.counts"], before["bank.heads"]
+    expect(
+        torch.equal(bank.counts, (counts + came).clamp(max=bank.capacity)), "counts", bank.counts
+    )
+    expect(torch.equal(bank.heads, (heads + came) % bank.capacity), "heads", bank.heads)
+    expect(int(bank.pushes) == int(before["bank.pushes"]) + pushed, "pushes", bank.pushes)
+    filling = bank.counts < bank.capacity
+    expect(
+        torch.equal(bank.heads[filling], bank.counts[filling]), "heads of rings that are not full"
+    )
+    held = bank.held()
+    for name in ("features", "projections", "density"):
+        expect(bool(getattr(bank, name)[held].isfinite().all()), f"held {name} must be finite")
+    if bank.metric == "cosine":
+        length = bank.features[held].double().norm(dim=1)
+        wrong = (length - 1).abs() > LENGTH_TOLERANCE[bank.dtype]
+        expect(not bool(wrong.any()), "held features must be unit rows", length[wrong])
+
+
+def check_densities(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, c: int) -> int:
+    """The densities of class c are what reference.py says of rows and bank. Returns how many were compared."""
+    rows, held = bank.features[c].double(), int(bank.counts[c])
+    was_ready = int(before["bank.counts"][c]) >= bank.min_rows
+    due = bank.backfill and not was_ready
+    due |= bool(bank.refresh_every) and int(bank.pushes) % max(1, bank.refresh_every) == 0
+    slots = (int(before["bank.heads"][c]) + torch.arange(int(came[c]))) % bank.capacity
+    expected = before["bank.density"][c].double()
+    search = bank.scales, bank.metric
+    if due and held >= bank.min_rows:
+        expected[:held] = reference.knn_density(
+            rows[:held], rows[:held], *search, exclude_self=True
+        )
+    elif was_ready:
+        old = before["bank.features"][c, : int(before["bank.counts"][c])].double()
+        expected[slots] = reference.knn_density(rows[slots], old, *search)
+    else:
+        expected[slots] = 0
+    error = (bank.density[c].double() - expected).abs()
+    allowed = DENSITY_TOLERANCE[bank.dtype] * (1 + expected.abs())
+    expect(
+        bool((error <= allowed)[:held].all()), f"densities of class {c} must be", expected[:held]
+    )
+    untouched = torch.ones(bank.capacity, dtype=torch.bool)
+    untouched[slots] = False
+    if not due:
+        same = torch.equal(bank.density[c][untouched], before["bank.density"][c][untouched])
+        expect(same, f"densities of rows of class {c} that stay must stay")
+    return held if due else len(slots)
+
+
+# ---- memory -----------------------------------------------------------------------------------------
+
+
+def resident_bytes() -> int | None:
+    """Of this process; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def usage() -> dict[str, int | None]:
+    """What lives now: tensors and objects of Python, resident bytes."""
+    gc.collect()
+    objects = gc.get_objects()
+    tensors = sum(issubclass(type(o), Tensor) for o in objects)
+    return {"tensors": tensors, "objects": len(objects), "rss": resident_bytes()}
+
+
+def check_memory(warm: dict, end: dict, steps: int) -> None:
+    """`warm` after the warm-up, `end` as many steps later; both with no module alive."""
+    expect(
+        end["tensors"] <= warm["tensors"],
+        f"tensors alive must stay {warm['tensors']}",
+        end["tensors"],
+    )
+    most = warm["objects"] + OBJECTS_UNREST + OBJECTS_PER_STEP * steps
+    expect(end["objects"] <= most, f"objects alive must stay below {most:.0f}", end["objects"])
+    if end["rss"] is not None:
+        most = warm["rss"] + RSS_UNREST + RSS_PER_STEP * steps
+        expect(end["rss"] <= most, f"resident bytes must stay below {most}", end["rss"])

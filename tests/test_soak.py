@@ -1,0 +1,116 @@
+"""The soak's short form, and that it sees what it is there to see; the long one's figures are committed."""
+
+import pytest
+import torch
+from benchmark_runs import BENCHMARKS, importable, read
+
+STEPS, ROUNDS = 480, 2
+
+
+@pytest.fixture
+def soak(monkeypatch):
+    with importable(monkeypatch):
+        import soak
+
+        yield soak
+
+
+@pytest.fixture
+def broken(soak):
+    """Runs the soak, and returns what it says is broken."""
+    import soak_checks
+
+    def run() -> str:
+        with pytest.raises(soak_checks.Broken) as error:
+            soak.soak(STEPS, 0, ROUNDS)
+        return str(error.value)
+
+    return run
+
+
+def test_a_short_soak_holds(soak):
+    figures = soak.soak(STEPS, 0, ROUNDS)
+    assert figures["steps"] == STEPS
+    assert figures["zero_losses"] < 2 / 3 * STEPS  # new banks have to fill first
+    for name in ("empty_batches", "bad_batches", "resumes", "densities", "pushed_rows"):
+        assert figures[name] > 0, name
+
+
+def test_a_leak_of_tensors_is_seen(soak, broken, monkeypatch):
+    kept, right = [], soak.batch_of
+
+    def batch_of(rng):
+        batch = right(rng)
+        kept.append(batch[0]["labels"])
+        return batch
+
+    monkeypatch.setattr(soak, "batch_of", batch_of)
+    assert "tensors alive must stay" in broken()
+
+
+def test_resident_memory_and_objects_have_limits(soak):
+    import soak_checks as checks
+
+    warm = {"tensors": 5, "objects": 1000, "rss": 300 << 20}
+    checks.check_memory(warm, {"tensors": 5, "objects": 1100, "rss": 301 << 20}, 16_000)
+    with pytest.raises(checks.Broken, match="resident bytes must stay below"):
+        checks.check_memory(warm, warm | {"rss": (300 << 20) + 16_000 * 400}, 16_000)
+    with pytest.raises(checks.Broken, match="objects alive must stay below"):
+        checks.check_memory(warm, warm | {"objects": 1000 + 16_000}, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"),
+    [
+        ("heads", lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
+        ("counts", lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
+        ("pushes", lambda bank: bank.pushes.add_(1), "pushes"),
+        ("features", lambda bank: bank.features.mul_(1.001), "held features must be unit rows"),
+        ("projections", lambda bank: bank.projections.fill_(torch.nan), "held projections"),
+        ("density", lambda bank: bank.density.add_(0.001), "densities of"),
+    ],
+)
+def test_a_wrong_push_is_seen(broken, monkeypatch, name, spoil, told):
+    from dgcl_ops import MemoryBank
+
+    right = MemoryBank.push_rows
+
+    def push_rows(bank, *rows):
+        right(bank, *rows)
+        with torch.no_grad():
+            spoil(bank)
+
+    monkeypatch.setattr(MemoryBank, "push_rows", push_rows)
+    assert told in broken()
+
+
+@pytest.mark.parametrize("lost", ["rng_state", "density", "heads"])
+def test_lost_state_is_seen(soak, broken, monkeypatch, lost):
+    right = soak.resume
+
+    def resume(setting, file):
+        module = right(setting, file)
+        for name, tensor in module.state_dict().items():
+            if name.endswith(lost):
+                tensor.zero_()
+        return module
+
+    monkeypatch.setattr(soak, "resume", resume)
+    assert "a resumed" in broken()
+
+
+def test_a_loss_that_is_cut_off_is_seen(soak, broken, monkeypatch):
+    from dgcl_ops import DensityContrastLoss
+
+    right = DensityContrastLoss.forward
+    cut = lambda *arguments, **options: right(*arguments, **options).detach()
+    monkeypatch.setattr(DensityContrastLoss, "forward", cut)
+    assert "the loss must be connected" in broken()
+
+
+def test_the_committed_run_is_the_long_one(soak):
+    row = read(BENCHMARKS / "results" / "soak.csv")[-1]
+    assert tuple(row) == soak.COLUMNS
+    assert int(row["steps"]) >= 20_000
+    assert (int(row["settings"]), int(row["rounds"])) == (len(soak.SETTINGS), soak.ROUNDS)
+    assert int(row["tensors_end"]) <= int(row["tensors_warm"])
