@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+DIST ?= dist
 BIN = $(VENV)/bin
 CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
 CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -43,8 +44,11 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP)
 
-wheel: $(VENV)/installed  ## dist/*.whl and dist/*.tar.gz
-	$(BIN)/python -m build --no-isolation
+wheel: $(VENV)/installed  ## one file for every Python and PyTorch, and the sdist that it is made of: dist/ (DIST="folder")
+	rm -rf build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" .ci/repair_wheel build/wheel/*.whl "$(DIST)"
+	mv build/wheel/*.tar.gz "$(DIST)"
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
@@ -54,7 +58,7 @@ $(VENV)/torch:
 
 $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(CSRC)
 	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
-	$(BIN)/python -m pip install -qq --editable ".[dev]"
+	$(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
 	@touch $@
 
 clean:

@@ -69,7 +69,8 @@ class Toolkit:
     def __init__(self, root: Path):
         self.root = root
         self.nvcc = root / "bin" / "nvcc"
-        folders = [root / "lib64", root / "lib", root / "targets" / "x86_64-linux" / "lib"]
+        target = "x86_64-linux" if X86 else "sbsa-linux"
+        folders = [root / "lib64", root / "lib", root / "targets" / target / "lib"]
         self.libraries = next((f for f in folders if (f / "libcudart_static.a").exists()), None)
 
     @classmethod
