@@ -64,7 +64,8 @@ def fitting(bank, state_dict, prefix: str, errors: list[str]) -> dict[str, Tenso
         fitted.update((name, stored[name].to_local()) for name in ROWS)
     elif bank.shard or stored["features"].shape[1] != bank.capacity:
         fitted.update(_moved(bank, stored))
-    if was[1] != own[1]:
+    # Rows that were cast on the way have another dtype than `meaning` says.
+    if was[1] != own[1] or any(fitted[name].dtype != getattr(bank, name).dtype for name in ROWS):
         fitted.update(_converted(bank, fitted))
     return fitted
 

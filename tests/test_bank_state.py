@@ -110,6 +110,21 @@ def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
             assert torch.equal(tensor, stored.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("capacity", [12, 7])
+def test_rows_that_were_cast_in_the_file_are_unit_again(capacity, assign):
+    """A state_dict made smaller by hand: `meaning` still says float32, for which unit rows are taken for exact."""
+    state = {
+        n: t.bfloat16() if t.is_floating_point() else t for n, t in filled()[0].state_dict().items()
+    }
+    bank = bank_of(capacity=capacity)
+    bank.load_state_dict(state, assign=assign)
+    for name in ("features", "projections", "density"):
+        assert getattr(bank, name).dtype == torch.float32
+    length = bank.features[0].double().norm(dim=1)
+    assert (length - 1).abs().max() < 1e-6
+
+
 def test_a_loss_goes_on_with_a_larger_bank():
     def loss_with(capacity):
         sizes = {"bank_capacity": capacity, "rows_per_push": 4, "scales": (2,), "seed": 3}
