@@ -97,7 +97,7 @@ def density_of(bank, queries, query_offsets, with_density) -> Tensor:
         offsets = (query_offsets - begin).clamp(0, size)
         asked, asked_offsets = gather(bank.shard.ranks, padded), gather(bank.shard.ranks, offsets)
         found = _scores_in_window(bank, asked, asked_offsets, counts)
-        density.append(_merged(bank, padded, offsets, found))
+        density.append(_merged(bank, padded, offsets, counts, found))
     return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
 
 
@@ -116,7 +116,7 @@ def density_of_own_rows(bank, c: int) -> Tensor:
         _best(bank, queries, offsets, counts, exclude_self=rank == shard.ranks.rank)
         for rank, queries in enumerate(asked)
     ]
-    density = _merged(bank, rows, offsets, torch.stack(found))[: shard.length]
+    density = _merged(bank, rows, offsets, counts, torch.stack(found))[: shard.length]
     held = torch.arange(shard.length, device=density.device) < shard.counts(bank.counts)[c]
     return torch.where(held, density, 0)
 
@@ -165,17 +165,22 @@ def _scores_in_window(bank, asked, asked_offsets, counts) -> Tensor:
     return torch.empty_like(scores).index_copy_(0, order, scores).view(*asked.shape[:2], -1)
 
 
-def _merged(bank, queries, offsets, found) -> Tensor:
+def _merged(bank, queries, offsets, counts, found) -> Tensor:
     """Sends each rank the scores of its queries, and gives the densities of this rank's.
 
-    Shape: queries [M, D], offsets [C + 1], found [W, M, k] in this window, for each rank -> [M].
+    Shape: queries [M, D], offsets [C + 1], counts [C] of whole rings, found [W, M, k] in this window, for each
+    rank -> [M].
     """
     scores = torch.empty_like(found)  # in each window, for this rank
     dist.all_to_all_single(scores, found, group=bank.shard.ranks.group)
     density = density_of_scores(scores.transpose(0, 1).flatten(1), bank.scales)
-    # A query with a NaN finds nothing, and nothing would mean 0. Rows of no class keep that 0.
+    # A query with a NaN, and with "cosine" one of infinite length, finds nothing, and nothing would mean 0. That it
+    # keeps where there is nothing to find: in a class without rows, and in none.
     row = torch.arange(queries.shape[0], device=queries.device)
-    return torch.where(queries.isnan().any(1) & (row < offsets[-1]), torch.nan, density)
+    classes = torch.searchsorted(offsets[1:].contiguous(), row, right=True)
+    searched = torch.nn.functional.pad(counts, (0, 1))[classes] > 0
+    lost = ~queries.isfinite() if bank.metric == "cosine" else queries.isnan()
+    return torch.where(lost.any(1) & searched, torch.nan, density)
 
 
 def density_of_scores(scores: Tensor, scales: tuple[int, ...]) -> Tensor:

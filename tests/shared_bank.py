@@ -16,7 +16,7 @@ SETTINGS = {
     "l2, refreshed": {"metric": "l2", "refresh_every": 2},
     "dot, float64": {"metric": "dot", "bank_dtype": torch.float64},
     "bfloat16": {"bank_dtype": torch.bfloat16},
-    "random anchors": {"anchors": "random", "exclude_classes": (1,)},
+    "random anchors": {"anchors": "random", "exclude_classes": (1,), "num_keys": 1},
     "low confidence": {"anchors": "low_confidence", "keys": "high_confidence", "disjoint": True},
     "published": {"start": "all_full", "backfill": False, "min_rows": 5, "bank_capacity": 10},
     "small ring": {"bank_capacity": 13, "rows_per_push": 45, "max_candidates": 45},
