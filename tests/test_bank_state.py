@@ -164,6 +164,7 @@ WRONG = [
     ({"counts": shrunk}, r"stored counts must have shape \[3\], got \[2\]"),
     ({"counts": lambda t: t.int()}, "stored counts must have dtype torch.int64"),
     ({"features": lambda t: t.long()}, "stored features must have one of the dtypes"),
+    ({"density": lambda t: t.long()}, "stored density must have one of the dtypes"),
     ({"counts": lambda t: t - 1}, "stored counts and heads .* got count 11 and head 2 of class 0"),
     ({"counts": lambda t: t + 1}, "stored counts and heads .* got count 13 and head 2 of class 0"),
     ({"heads": lambda t: t + 10}, "stored counts and heads .* got count 12 and head 12 of class 0"),
