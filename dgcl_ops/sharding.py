@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from dgcl_ops._bank_state import DTYPES
+from dgcl_ops._modules import one_of
 from dgcl_ops.distributed import Arrivals, Ranks, gather
 from dgcl_ops.ops import knn_density, knn_topk, memory_push
 
@@ -89,7 +91,7 @@ def density_of(bank, queries, query_offsets, with_density) -> Tensor:
     """
     rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
     density = []
-    most = _most(bank, rows)
+    most = _most(bank, rows, queries.dtype)
     size = min(most, PIECE)
     for begin in range(0, most, PIECE):
         piece = queries[begin : begin + size]
@@ -125,11 +127,19 @@ def density_of_own_rows(bank, c: int) -> Tensor:
     reason="MemoryBank: with placement 'sharded' a step waits for the host, so it is not one graph; compile without "
     "fullgraph=True, or take placement 'replicated'"
 )
-def _most(bank, number: int) -> int:
-    """The largest of the ranks' numbers. The host waits for it, and looks whether the windows are still their own."""
+def _most(bank, number: int, dtype: torch.dtype) -> int:
+    """The largest of the ranks' numbers of queries. The host waits for it, and looks whether the queries fit each
+    other and the windows are still their own."""
     ranks, owner = bank.shard.ranks, bank._owner
-    told = torch.stack((torch.full_like(owner, number), (owner != ranks.rank).to(owner.dtype)))
-    most, overwritten = gather(ranks, told).amax(0).tolist()
+    code = DTYPES.index(one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
+    told = torch.tensor([number, code, -code], device=owner.device)
+    told = torch.cat((told, (owner != ranks.rank).to(told.dtype).view(1)))
+    most, last, first, overwritten = gather(ranks, told).amax(0).tolist()
+    if last != -first:
+        raise RuntimeError(
+            f"MemoryBank: the queries of a sharded bank must have one dtype on all {ranks.size} processes, got "
+            f"{dtype} on rank {ranks.rank}, and {DTYPES[-first]} and {DTYPES[last]} among all"
+        )
     if overwritten:
         raise RuntimeError(
             "MemoryBank: the buffers of a sharded bank must be those of its own rank, got buffers that another rank's "

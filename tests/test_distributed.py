@@ -208,13 +208,19 @@ STRANGE = (torch.nan, torch.inf, -torch.inf, 3e38)
 
 def strange_inputs(rank, folder):
     """Densities of queries that are not finite, of a class with rows and of one without, for each metric; row counts
-    that lie apart in memory."""
+    that lie apart in memory; other seeds, and queries of other dtypes."""
     told = {}
     for placement in ("replicated", "sharded"):
         found = []
         for metric in ("cosine", "dot", "l2"):
             bank = MemoryBank(
-                2, D, capacity=9, rows_per_push=8, scales=(2,), metric=metric, placement=placement
+                *(2, D),
+                capacity=9,
+                rows_per_push=8,
+                scales=(2,),
+                seed=5 + rank,
+                metric=metric,
+                placement=placement,
             )
             rows, counts = random_rows(2, 4, D, seed=rank), integers([[4, 9], [0, 9]])[:, 0]
             bank.push_rows(rows, rows, torch.rand(2, 4), counts)
@@ -223,10 +229,13 @@ def strange_inputs(rank, folder):
                 queries[i, i % D] = queries[5 + i, i % D] = value
             found.append(bank.density_of(queries, integers([0, 5, 10])))
         told[placement] = torch.stack(found)
-    try:
-        bank.density_of(queries.requires_grad_(), integers([0, 5, 10]))
-    except ValueError as error:
-        told["gradient"] = str(error)
+        told[f"{placement} rng_state"] = bank.rng_state
+    of_rank = queries.to((torch.float64, torch.float16)[rank])
+    for name, wrong in (("gradient", queries.clone().requires_grad_()), ("dtype", of_rank)):
+        try:
+            bank.density_of(wrong, integers([0, 5, 10]))
+        except (ValueError, RuntimeError) as error:
+            told[name] = str(error)
     return told
 
 
@@ -238,6 +247,11 @@ def test_strange_inputs_give_what_one_bank_gives(tmp_path):
         assert told["replicated"][0, :3].isnan().all()
         assert not told["replicated"][:, 5:].any()
         assert "queries must not require a gradient with placement 'sharded'" in told["gradient"]
+        assert "must have one dtype on all 2 processes" in told["dtype"]
+        assert "torch.float64 and torch.float16 among all" in told["dtype"]
+        first = MemoryBank(2, D, seed=5).rng_state
+        assert torch.equal(told["replicated rng_state"], first)
+        assert torch.equal(told["sharded rng_state"], first)
 
 
 def gradients(rank, folder, grad_scale):
