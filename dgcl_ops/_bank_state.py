@@ -1,7 +1,7 @@
 """The state of a memory bank: its checksum, and loading it from another capacity, dtype or number of processes.
 
 A bank is loaded as a whole. Everything is looked at before anything is written: a file that does not fit changes
-no buffer.
+no buffer. torch.distributed.checkpoint alone writes into the buffers first, and is told what was wrong afterwards.
 """
 
 import torch
