@@ -17,7 +17,8 @@ What W processes compute, against one process:
                                                           among its own pixels, as the published program does, and
                                                           a rank without an active class counts as a loss of 0
     rows pushed                                           those of the joined batch where no class has more than
-                                                          ceil(rows_per_push / W) rows on a rank; else as many at most
+                                                          ceil(rows_per_push / W) rows on a rank; else so many of each
+                                                          rank, in all up to W - 1 more than rows_per_push
 """
 
 from typing import NamedTuple
