@@ -236,6 +236,14 @@ def strange_inputs(rank, folder):
             bank.density_of(wrong, integers([0, 5, 10]))
         except (ValueError, RuntimeError) as error:
             told[name] = str(error)
+    with pytest.raises(ValueError, match="keys must not be 'average' with a bank of placement 'sh"):
+        loss_of(placement="sharded", anchors="random", keys="average")
+    # Of one rank the batch may be empty; as many collectives, and rank 0's rows.
+    bank = MemoryBank(2, D, capacity=9, rows_per_push=4, scales=(2,))
+    rows, labels = random_rows(6, D, seed=1), torch.arange(6) % 2
+    mine = slice(0, 0 if rank else 6)
+    bank.push(rows[mine], rows[mine], labels[mine])
+    told["rows of rank 0"] = bank.counts
     return told
 
 
@@ -249,6 +257,7 @@ def test_strange_inputs_give_what_one_bank_gives(tmp_path):
         assert "queries must not require a gradient with placement 'sharded'" in told["gradient"]
         assert "must have one dtype on all 2 processes" in told["dtype"]
         assert "torch.float64 and torch.float16 among all" in told["dtype"]
+        assert told["rows of rank 0"].tolist() == [2, 2]
         first = MemoryBank(2, D, seed=5).rng_state
         assert torch.equal(told["replicated rng_state"], first)
         assert torch.equal(told["sharded rng_state"], first)
