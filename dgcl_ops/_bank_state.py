@@ -1,7 +1,7 @@
 """The state of a memory bank: its checksum, and loading it from another capacity, dtype or number of processes.
 
 A bank is loaded as a whole. Everything is looked at before anything is written: a file that does not fit changes
-no buffer.
+no buffer. torch.distributed.checkpoint alone writes into the buffers first, and is told what was wrong afterwards.
 """
 
 import torch
@@ -64,7 +64,8 @@ def fitting(bank, state_dict, prefix: str, errors: list[str]) -> dict[str, Tenso
         fitted.update((name, stored[name].to_local()) for name in ROWS)
     elif bank.shard or stored["features"].shape[1] != bank.capacity:
         fitted.update(_moved(bank, stored))
-    if was[1] != own[1]:
+    # Rows that were cast on the way have another dtype than `meaning` says.
+    if was[1] != own[1] or any(fitted[name].dtype != getattr(bank, name).dtype for name in ROWS):
         fitted.update(_converted(bank, fitted))
     return fitted
 

@@ -17,7 +17,8 @@ What W processes compute, against one process:
                                                           among its own pixels, as the published program does, and
                                                           a rank without an active class counts as a loss of 0
     rows pushed                                           those of the joined batch where no class has more than
-                                                          ceil(rows_per_push / W) rows on a rank; else as many at most
+                                                          ceil(rows_per_push / W) rows on a rank; else so many of each
+                                                          rank, in all up to W - 1 more than rows_per_push
 """
 
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def gather(ranks: Ranks, tensor: Tensor) -> Tensor:
     """[...] of every rank, of the same shape and dtype on all -> [W, ...]."""
     if ranks.size == 1:
         return tensor.unsqueeze(0)
-    mine = tensor.reshape(-1).view(torch.uint8)  # a backend may lack the dtype
+    mine = tensor.contiguous().view(-1).view(torch.uint8)  # a backend may lack the dtype
     received = mine.new_empty(ranks.size * mine.numel())
     dist.all_gather_single(received, mine, group=ranks.group)
     return received.view(tensor.dtype).view(ranks.size, *tensor.shape)
@@ -112,7 +113,7 @@ def exchange(ranks: Ranks, bank, share: int, rows: Arrivals) -> tuple[Tensor, li
     # The operator that writes rows into the bank makes unit rows of the bank's dtype here, bit for bit the same.
     memory_push(*wire, *scratch, *rows, bank.metric == "cosine")
     parts = (bank.rng_state, row_counts, wire[2], wire[0], wire[1])  # by falling size of an element
-    mine = torch.cat([part.reshape(-1).view(torch.uint8) for part in parts])
+    mine = torch.cat([part.contiguous().view(-1).view(torch.uint8) for part in parts])
     mine = torch.nn.functional.pad(mine, (0, -mine.numel() % 8))
     arrivals = []
     received = gather(ranks, mine)

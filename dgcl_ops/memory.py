@@ -221,7 +221,7 @@ class MemoryBank(FixedDtypeModule):
         """Density of each query in its class's rows; 0 where the class is not ready.
 
         Args:
-            queries: rows sorted by class, of any float dtype.
+            queries: rows sorted by class, of any float dtype. A gradient flows to them, but not with a sharded bank.
             query_offsets: [C + 1] int64, where each class begins.
             classes: [C] bool, further classes to leave out where False; they get density 0.
             exclude_self: the queries are the bank's own rows, each no neighbour of itself. Not with a sharded bank,
@@ -234,6 +234,11 @@ class MemoryBank(FixedDtypeModule):
         if self.shard and exclude_self:
             raise ValueError(
                 "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
+            )
+        if self.shard and queries.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "MemoryBank.density_of: queries must not require a gradient with placement 'sharded', whose "
+                f"densities have none; detach them, got a tensor of shape {list(queries.shape)} that does"
             )
         if self.shard:
             return sharding.density_of(self, queries, query_offsets, with_density)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from dgcl_ops._bank_state import DTYPES
+from dgcl_ops._modules import one_of
 from dgcl_ops.distributed import Arrivals, Ranks, gather
 from dgcl_ops.ops import knn_density, knn_topk, memory_push
 
@@ -89,7 +91,7 @@ def density_of(bank, queries, query_offsets, with_density) -> Tensor:
     """
     rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
     density = []
-    most = _most(bank, rows)
+    most = _most(bank, rows, queries.dtype)
     size = min(most, PIECE)
     for begin in range(0, most, PIECE):
         piece = queries[begin : begin + size]
@@ -97,7 +99,7 @@ def density_of(bank, queries, query_offsets, with_density) -> Tensor:
         offsets = (query_offsets - begin).clamp(0, size)
         asked, asked_offsets = gather(bank.shard.ranks, padded), gather(bank.shard.ranks, offsets)
         found = _scores_in_window(bank, asked, asked_offsets, counts)
-        density.append(_merged(bank, padded, offsets, found))
+        density.append(_merged(bank, padded, offsets, counts, found))
     return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
 
 
@@ -116,7 +118,7 @@ def density_of_own_rows(bank, c: int) -> Tensor:
         _best(bank, queries, offsets, counts, exclude_self=rank == shard.ranks.rank)
         for rank, queries in enumerate(asked)
     ]
-    density = _merged(bank, rows, offsets, torch.stack(found))[: shard.length]
+    density = _merged(bank, rows, offsets, counts, torch.stack(found))[: shard.length]
     held = torch.arange(shard.length, device=density.device) < shard.counts(bank.counts)[c]
     return torch.where(held, density, 0)
 
@@ -125,11 +127,19 @@ def density_of_own_rows(bank, c: int) -> Tensor:
     reason="MemoryBank: with placement 'sharded' a step waits for the host, so it is not one graph; compile without "
     "fullgraph=True, or take placement 'replicated'"
 )
-def _most(bank, number: int) -> int:
-    """The largest of the ranks' numbers. The host waits for it, and looks whether the windows are still their own."""
+def _most(bank, number: int, dtype: torch.dtype) -> int:
+    """The largest of the ranks' numbers of queries. The host waits for it, and looks whether the queries fit each
+    other and the windows are still their own."""
     ranks, owner = bank.shard.ranks, bank._owner
-    told = torch.stack((torch.full_like(owner, number), (owner != ranks.rank).to(owner.dtype)))
-    most, overwritten = gather(ranks, told).amax(0).tolist()
+    code = DTYPES.index(one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
+    told = torch.tensor([number, code, -code], device=owner.device)
+    told = torch.cat((told, (owner != ranks.rank).to(told.dtype).view(1)))
+    most, last, first, overwritten = gather(ranks, told).amax(0).tolist()
+    if last != -first:
+        raise RuntimeError(
+            f"MemoryBank: the queries of a sharded bank must have one dtype on all {ranks.size} processes, got "
+            f"{dtype} on rank {ranks.rank}, and {DTYPES[-first]} and {DTYPES[last]} among all"
+        )
     if overwritten:
         raise RuntimeError(
             "MemoryBank: the buffers of a sharded bank must be those of its own rank, got buffers that another rank's "
@@ -165,17 +175,22 @@ def _scores_in_window(bank, asked, asked_offsets, counts) -> Tensor:
     return torch.empty_like(scores).index_copy_(0, order, scores).view(*asked.shape[:2], -1)
 
 
-def _merged(bank, queries, offsets, found) -> Tensor:
+def _merged(bank, queries, offsets, counts, found) -> Tensor:
     """Sends each rank the scores of its queries, and gives the densities of this rank's.
 
-    Shape: queries [M, D], offsets [C + 1], found [W, M, k] in this window, for each rank -> [M].
+    Shape: queries [M, D], offsets [C + 1], counts [C] of whole rings, found [W, M, k] in this window, for each
+    rank -> [M].
     """
     scores = torch.empty_like(found)  # in each window, for this rank
     dist.all_to_all_single(scores, found, group=bank.shard.ranks.group)
     density = density_of_scores(scores.transpose(0, 1).flatten(1), bank.scales)
-    # A query with a NaN finds nothing, and nothing would mean 0. Rows of no class keep that 0.
+    # A query with a NaN, and with "cosine" one of infinite length, finds nothing, and nothing would mean 0. That it
+    # keeps where there is nothing to find: in a class without rows, and in none.
     row = torch.arange(queries.shape[0], device=queries.device)
-    return torch.where(queries.isnan().any(1) & (row < offsets[-1]), torch.nan, density)
+    classes = torch.searchsorted(offsets[1:].contiguous(), row, right=True)
+    searched = torch.nn.functional.pad(counts, (0, 1))[classes] > 0
+    lost = ~queries.isfinite() if bank.metric == "cosine" else queries.isnan()
+    return torch.where(lost.any(1) & searched, torch.nan, density)
 
 
 def density_of_scores(scores: Tensor, scales: tuple[int, ...]) -> Tensor:

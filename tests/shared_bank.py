@@ -9,6 +9,9 @@ import copy
 
 import torch
 from loss_oracle import batch_of, loss_of, run
+from torch import distributed as dist
+
+from dgcl_ops import sharding
 
 STEPS = 6
 SETTINGS = {
@@ -16,7 +19,7 @@ SETTINGS = {
     "l2, refreshed": {"metric": "l2", "refresh_every": 2},
     "dot, float64": {"metric": "dot", "bank_dtype": torch.float64},
     "bfloat16": {"bank_dtype": torch.bfloat16},
-    "random anchors": {"anchors": "random", "exclude_classes": (1,)},
+    "random anchors": {"anchors": "random", "exclude_classes": (1,), "num_keys": 1},
     "low confidence": {"anchors": "low_confidence", "keys": "high_confidence", "disjoint": True},
     "published": {"start": "all_full", "backfill": False, "min_rows": 5, "bank_capacity": 10},
     "small ring": {"bank_capacity": 13, "rows_per_push": 45, "max_candidates": 45},
@@ -48,6 +51,10 @@ def note(module, value, gradient) -> dict:
 
 def train(rank: int, folder, names, placement: str) -> dict:
     """Of each setting, what every step gave this rank, and the bank in the end."""
+    if (
+        dist.get_world_size() == 2
+    ):  # the queries of a step travel in several pieces, as large ones do
+        sharding.PIECE = 20
     return {name: _train(rank, SETTINGS[name], placement) for name in names}
 
 

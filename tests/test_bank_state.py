@@ -110,6 +110,21 @@ def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
             assert torch.equal(tensor, stored.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("capacity", [12, 7])
+def test_rows_that_were_cast_in_the_file_are_unit_again(capacity, assign):
+    """A state_dict made smaller by hand: `meaning` still says float32, for which unit rows are taken for exact."""
+    state = {
+        n: t.bfloat16() if t.is_floating_point() else t for n, t in filled()[0].state_dict().items()
+    }
+    bank = bank_of(capacity=capacity)
+    bank.load_state_dict(state, assign=assign)
+    for name in ("features", "projections", "density"):
+        assert getattr(bank, name).dtype == torch.float32
+    length = bank.features[0].double().norm(dim=1)
+    assert (length - 1).abs().max() < 1e-6
+
+
 def test_a_loss_goes_on_with_a_larger_bank():
     def loss_with(capacity):
         sizes = {"bank_capacity": capacity, "rows_per_push": 4, "scales": (2,), "seed": 3}
@@ -149,6 +164,7 @@ WRONG = [
     ({"counts": shrunk}, r"stored counts must have shape \[3\], got \[2\]"),
     ({"counts": lambda t: t.int()}, "stored counts must have dtype torch.int64"),
     ({"features": lambda t: t.long()}, "stored features must have one of the dtypes"),
+    ({"density": lambda t: t.long()}, "stored density must have one of the dtypes"),
     ({"counts": lambda t: t - 1}, "stored counts and heads .* got count 11 and head 2 of class 0"),
     ({"counts": lambda t: t + 1}, "stored counts and heads .* got count 13 and head 2 of class 0"),
     ({"heads": lambda t: t + 10}, "stored counts and heads .* got count 12 and head 12 of class 0"),

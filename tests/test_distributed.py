@@ -6,7 +6,7 @@ import pytest
 import shared_bank
 import torch
 from loss_oracle import C, D, E, flat_rows, loss_of, run
-from oracles import integers
+from oracles import integers, random_rows
 from processes import on_ranks
 from shared_bank import REPLICATED_ALONE, SETTINGS, STEPS
 from torch import distributed as dist
@@ -201,6 +201,66 @@ def test_a_window_for_every_process():
             shards = [Shard.of(Ranks(None, rank, size), capacity) for rank in range(size)]
             slots = [s for shard in shards for s in range(shard.start, shard.start + shard.length)]
             assert slots == list(range(capacity))
+
+
+STRANGE = (torch.nan, torch.inf, -torch.inf, 3e38)
+
+
+def strange_inputs(rank, folder):
+    """Densities of queries that are not finite, of a class with rows and of one without, for each metric; row counts
+    that lie apart in memory; other seeds, and queries of other dtypes."""
+    told = {}
+    for placement in ("replicated", "sharded"):
+        found = []
+        for metric in ("cosine", "dot", "l2"):
+            bank = MemoryBank(
+                *(2, D),
+                capacity=9,
+                rows_per_push=8,
+                scales=(2,),
+                seed=5 + rank,
+                metric=metric,
+                placement=placement,
+            )
+            rows, counts = random_rows(2, 4, D, seed=rank), integers([[4, 9], [0, 9]])[:, 0]
+            bank.push_rows(rows, rows, torch.rand(2, 4), counts)
+            queries = random_rows(5, D, seed=7).repeat(2, 1)
+            for i, value in enumerate(STRANGE):
+                queries[i, i % D] = queries[5 + i, i % D] = value
+            found.append(bank.density_of(queries, integers([0, 5, 10])))
+        told[placement] = torch.stack(found)
+        told[f"{placement} rng_state"] = bank.rng_state
+    of_rank = queries.to((torch.float64, torch.float16)[rank])
+    for name, wrong in (("gradient", queries.clone().requires_grad_()), ("dtype", of_rank)):
+        try:
+            bank.density_of(wrong, integers([0, 5, 10]))
+        except (ValueError, RuntimeError) as error:
+            told[name] = str(error)
+    with pytest.raises(ValueError, match="keys must not be 'average' with a bank of placement 'sh"):
+        loss_of(placement="sharded", anchors="random", keys="average")
+    # Of one rank the batch may be empty; as many collectives, and rank 0's rows.
+    bank = MemoryBank(2, D, capacity=9, rows_per_push=4, scales=(2,))
+    rows, labels = random_rows(6, D, seed=1), torch.arange(6) % 2
+    mine = slice(0, 0 if rank else 6)
+    bank.push(rows[mine], rows[mine], labels[mine])
+    told["rows of rank 0"] = bank.counts
+    return told
+
+
+def test_strange_inputs_give_what_one_bank_gives(tmp_path):
+    for told in on_ranks(2, tmp_path, strange_inputs):
+        torch.testing.assert_close(
+            told["sharded"], told["replicated"], rtol=0, atol=0, equal_nan=True
+        )
+        assert told["replicated"][0, :3].isnan().all()
+        assert not told["replicated"][:, 5:].any()
+        assert "queries must not require a gradient with placement 'sharded'" in told["gradient"]
+        assert "must have one dtype on all 2 processes" in told["dtype"]
+        assert "torch.float64 and torch.float16 among all" in told["dtype"]
+        assert told["rows of rank 0"].tolist() == [2, 2]
+        first = MemoryBank(2, D, seed=5).rng_state
+        assert torch.equal(told["replicated rng_state"], first)
+        assert torch.equal(told["sharded rng_state"], first)
 
 
 def gradients(rank, folder, grad_scale):

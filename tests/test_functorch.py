@@ -154,6 +154,12 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             (QUERIES, BANK),
             "query_offsets must be None under vmap",
         ),
+        (
+            "knn_topk",
+            lambda q: ops.knn_topk(q, BANK[0], 2, bank_counts=integers([3])),
+            (QUERIES,),
+            "bank_counts must be None under vmap",
+        ),
     ],
 )
 def test_vmap_says_what_to_do_instead(op, function, arguments, error):

@@ -67,7 +67,7 @@ def stored(tmp_path_factory):
 
 def loaded_alone(where, **changes):
     loss = loss_of(placement="local", **changes)
-    loss.load_state_dict(torch.load(where / "replicated.pt", weights_only=True))
+    loss.load_state_dict(torch.load(f"{where}/replicated.pt", weights_only=True))
     return loss
 
 
@@ -134,8 +134,17 @@ def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
     assert loss.bank.meaning.tolist() == [0, 1, 2, 4]
 
 
-def foreign_windows(rank, folder):
-    """A sharded state belongs to its processes: neither another capacity nor another placement takes it."""
+def foreign_windows(rank, folder, where):
+    """A sharded state belongs to its processes: neither another capacity nor another placement takes it. A whole one
+    fits windows of another capacity and dtype as it fits one bank."""
+    state = torch.load(f"{where}/replicated.pt", weights_only=True)
+    for changes in (
+        {"bank_dtype": torch.bfloat16},
+        {"bank_dtype": torch.float64, "bank_capacity": 9},
+    ):
+        loss = loss_of(placement="sharded", **changes)
+        loss.load_state_dict(state)
+        assert loss.bank.checksum() == loaded_alone(where, **changes).bank.checksum()
     state = loss_of(placement="sharded").state_dict()
     told = []
     for changes in ({"bank_capacity": 20}, {"placement": "replicated"}):
@@ -149,7 +158,7 @@ def foreign_windows(rank, folder):
     return told
 
 
-def test_windows_of_other_processes_are_refused(tmp_path):
-    for told in on_ranks(2, tmp_path, foreign_windows):
+def test_windows_of_other_processes_are_refused(stored, tmp_path):
+    for told in on_ranks(2, tmp_path, foreign_windows, str(stored[0])):
         assert len(told) == 2
         assert all("the stored rows must be whole tensors, or windows of" in text for text in told)

@@ -60,12 +60,18 @@ def leading(info, in_dims, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def knn_batch(op, info, in_dims, queries, bank, query_offsets, exclude_self):
+def knn_batch(op, info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self):
     """V searches as one: queries [V * M, D], bank [V, N, D] with offsets [V + 1], or the same bank [N, D] for all."""
     if query_offsets is not None:
         raise RuntimeError(
             f"{op}: query_offsets must be None under vmap, which makes the groups itself, got groups; write all of "
             "them into one call"
+        )
+    if (
+        bank_counts is not None
+    ):  # which without groups is an error of the operator's, and would be dropped here
+        raise RuntimeError(
+            f"{op}: bank_counts must be None under vmap, as there are no groups, got counts"
         )
     shared = in_dims[1] is None and not exclude_self
     queries, groups = leading(info, in_dims, queries, bank)

@@ -125,7 +125,7 @@ _transforms.register_autograd(_OP, _backward, _setup_context)
 def _vmap(info, in_dims, queries, bank, scales, metric, query_offsets, bank_counts, *flags):
     exclude_self, per_scale, unit_bank = flags
     rows = _transforms.knn_batch(
-        "knn_density", info, in_dims, queries, bank, query_offsets, exclude_self
+        "knn_density", info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self
     )
     density = torch.ops.dgcl_ops.knn_density(
         *rows[:2], scales, metric, rows[2], None, exclude_self, per_scale, unit_bank

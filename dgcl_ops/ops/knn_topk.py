@@ -103,7 +103,7 @@ def _vmap(
     info, in_dims, queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank
 ):
     rows = _transforms.knn_batch(
-        "knn_topk", info, in_dims, queries, bank, query_offsets, exclude_self
+        "knn_topk", info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self
     )
     found = torch.ops.dgcl_ops.knn_topk(
         *rows[:2], k, metric, rows[2], None, exclude_self, unit_bank

@@ -92,6 +92,10 @@ def check(trainer, state, path: Path) -> None:
             raise ValueError(
                 f"{name} must be {stored.get(name)!r} as in the checkpoint {path}, got {ours.get(name)!r}"
             )
+    if not 0 <= state["step"] <= trainer.settings.steps:
+        raise ValueError(
+            f"{path} must hold a step in [0, {trainer.settings.steps}], got {state['step']}"
+        )
     # Dilations and rates of dropout change no shape: the weights alone would fit.
     if state["network"] != str(trainer.student):
         raise ValueError(f"the network must be built like that of the checkpoint {path}")
