@@ -12,8 +12,8 @@ CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o
 demo: $(VENV)/installed  ## the main job: plain self-training against the density loss, with a report to look at
 	$(BIN)/python examples/demo.py --out demo_out
 
-test: $(VENV)/installed  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed  ## all tests, a process for each core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m emulator.faults $(if $(PART),--part $(PART))
