@@ -22,15 +22,15 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import ROOT, append_rows, machine, print_table, say
+from common import MACHINE_COLUMNS, ROOT, append_rows, machine, print_table, say
 from torch import distributed as dist
 from torch import multiprocessing
 
 from dgcl_ops import DensityContrastLoss
 
+SIZES = ("classes", "dim", "capacity", "rows_per_push", "images", "map")
 COLUMNS = (
-    *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "others"),
-    *("placement", "processes", "classes", "dim", "capacity", "rows_per_push", "images", "map"),
+    *(*MACHINE_COLUMNS, "placement", "processes", *SIZES),
     *("bank_mb", "collectives", "given_mb", "got_mb", "published_given_mb", "synced"),
 )
 CASES = [("local", 1), ("replicated", 2), ("replicated", 4), ("sharded", 2), ("sharded", 4)]
@@ -145,7 +145,7 @@ def main(arguments=None) -> None:
                 "threads": 1,
                 "placement": placement,
                 "processes": size,
-                **{name: getattr(options, name) for name in COLUMNS[11:17]},
+                **{name: getattr(options, name) for name in SIZES},
                 "bank_mb": round(told["bank"] / MEGABYTE, 1),
                 "collectives": told["collectives"],
                 "given_mb": round(told["given"] / MEGABYTE, 2),

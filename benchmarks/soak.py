@@ -118,28 +118,25 @@ def checked_step(module: DensityContrastLoss, batch: dict, rng: random.Random, d
     return result
 
 
-def save(module: DensityContrastLoss, file: Path) -> None:
-    torch.save(module.state_dict(), file)
+def new_module(setting: dict, seed: int) -> DensityContrastLoss:
+    return DensityContrastLoss(
+        CLASSES, FEATURE_DIM, PROJECTION_DIM, **{**SMALL, **setting}, seed=seed
+    )
 
 
 def resume(setting: dict, file: Path) -> DensityContrastLoss:
-    fresh = DensityContrastLoss(
-        CLASSES, FEATURE_DIM, PROJECTION_DIM, **{**SMALL, **setting}, seed=7
-    )
+    fresh = new_module(setting, seed=7)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
 
 def run_setting(setting: dict, steps: int, rng: random.Random, folder: Path, done: Counter) -> None:
     """A new module's training, with resumes."""
-    seed = rng.getrandbits(60)
-    module = DensityContrastLoss(
-        CLASSES, FEATURE_DIM, PROJECTION_DIM, **{**SMALL, **setting}, seed=seed
-    )
+    module = new_module(setting, rng.getrandbits(60))
     beside, left = None, 0
     for _ in range(steps):
         if beside is None and rng.random() < 0.02:
-            save(module, folder / "state.pt")
+            torch.save(module.state_dict(), folder / "state.pt")
             beside, left = resume(setting, folder / "state.pt"), BESIDE
             sums = module.bank.checksum(), beside.bank.checksum()
             checks.expect(torch.equal(*sums), "a resumed bank must have the same checksum", *sums)

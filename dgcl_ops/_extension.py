@@ -67,13 +67,17 @@ def _announce_fallback(op: str, device: str) -> None:
         )
 
 
+def argument_names(op: str) -> list[str]:
+    return [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
+
+
 def _by_name(op: str, args: tuple, kwargs: dict) -> dict:
-    names = [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
-    return dict(zip(names, args, strict=False)) | kwargs
+    return dict(zip(argument_names(op), args, strict=False)) | kwargs
 
 
 def register_fake(name: str):
-    """As torch.library.register_fake, for tensors of one place alone: on the meta device this is the kernel."""
+    """As torch.library.register_fake, but what `check_basics` refuses is an error here, too: PyTorch runs the fake
+    kernel as soon as one tensor is on the meta device."""
     op = name.removeprefix(f"{NAMESPACE}::")
 
     def register(function):
@@ -91,10 +95,9 @@ def _register_fallback(op: str, function) -> None:
     @functools.wraps(function)
     def fallback(*args, **kwargs):
         given = _by_name(op, args, kwargs)
-        _checks.check_basics(op, given)
+        _checks.check(op, given)
         tensor = next(value for value in given.values() if isinstance(value, torch.Tensor))
         _announce_fallback(op, tensor.device.type)
-        _checks.check(op, given)
         return function(**given)
 
     library.impl(op, fallback, "CompositeExplicitAutograd")

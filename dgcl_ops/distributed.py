@@ -1,7 +1,7 @@
 """A memory bank of several processes, over torch.distributed.
 
 Replicated: each process draws its share of a push; these rows with their counts travel in one collective of a
-fixed size, and every process writes the shares of all into its own bank, in the order of the ranks.
+fixed size, and every process writes the shares of all into its copy of the bank, in the order of the ranks.
 
 Sharded: see `sharding`.
 
@@ -113,16 +113,14 @@ def exchange(ranks: Ranks, bank, share: int, rows: Arrivals) -> tuple[Tensor, li
     # The operator that writes rows into the bank makes unit rows of the bank's dtype here, bit for bit the same.
     memory_push(*wire, *scratch, *rows, bank.metric == "cosine")
     parts = (bank.rng_state, row_counts, wire[2], wire[0], wire[1])  # by falling size of an element
+    sizes = [part.nbytes for part in parts]
     mine = torch.cat([part.contiguous().view(-1).view(torch.uint8) for part in parts])
     mine = torch.nn.functional.pad(mine, (0, -mine.numel() % 8))
-    arrivals = []
-    received = gather(ranks, mine)
-    for bytes_of_rank in received.unbind():
-        at, fields = 0, []
-        for part in parts:
-            size = part.numel() * part.element_size()
-            fields.append(bytes_of_rank[at : at + size].view(part.dtype).view(part.shape))
-            at += size
-        state, counts, rank_density, rank_features, rank_projections = fields
-        arrivals.append((state, Arrivals(rank_features, rank_projections, rank_density, counts)))
-    return arrivals[0][0], [rows for _, rows in arrivals]
+    states, arrivals = [], []
+    for bytes_of_rank in gather(ranks, mine).unbind():
+        pieces = zip(parts, bytes_of_rank[: sum(sizes)].split(sizes), strict=True)
+        fields = [piece.view(part.dtype).view(part.shape) for part, piece in pieces]
+        state, counts, density, features, projections = fields
+        states.append(state)
+        arrivals.append(Arrivals(features, projections, density, counts))
+    return states[0], arrivals

@@ -43,8 +43,9 @@ class DensityContrastLoss(FixedDtypeModule):
             "high_confidence", rows of the batch alone, since the bank stores no confidence.
         exclude_classes: classes without anchors, loss and bank rows. Their pixels still serve as negatives.
         ignore_index: label of pixels that take no part at all.
-        bank: a MemoryBank to use. What concerns the bank, from `bank_capacity` on, and the seed are then its own,
-            not those given here; its metric and scales must be the same.
+        bank: a MemoryBank to use. Its capacity, rows_per_push, min_rows, refresh_every, backfill, dtype, placement,
+            process_group and seed are then in force instead of those given here; its metric and scales must be
+            the same.
         bank_capacity: rows of each class's ring.
         rows_per_push: rows of each class pushed by a step, at most; not more than `max_candidates`.
         min_rows: bank rows from which on a class is ready; by default the largest scale.
@@ -282,8 +283,9 @@ class DensityContrastLoss(FixedDtypeModule):
         features = self._checked(projections, labels, features, confidence)
         wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
         with reference.no_autocast(projections):
-            zero = projections.to(wide).sum() if labels.numel() == 0 else None
-            if zero is not None:
+            zero = None
+            if labels.numel() == 0:
+                zero = projections.to(wide).sum()
                 if self.bank.ranks().size == 1:
                     return zero
                 # The other processes have pixels, and wait for this one.

@@ -382,15 +382,8 @@ class MemoryBank(FixedDtypeModule):
         # keeps in its place. The `where` is there because a clone would be optimised away.
         counts = torch.where(rows.row_counts >= 0, self.counts, 0)
         heads = torch.where(rows.row_counts >= 0, self.heads, 0)
-        memory_push(
-            self.features,
-            self.projections,
-            self.density,
-            counts,
-            heads,
-            *rows,
-            normalize,
-        )
+        rings = (self.features, self.projections, self.density)
+        memory_push(*rings, counts, heads, *rows, normalize)
         self.counts.copy_(counts)
         self.heads.copy_(heads)
 
@@ -426,12 +419,13 @@ class MemoryBank(FixedDtypeModule):
         if self.shard:
             _bank_state.as_windows(self, destination, prefix)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *lists):
-        absent = [prefix + name for name in _bank_state.NAMES if prefix + name not in state_dict]
-        missing += absent
-        unexpected, errors = lists
-        known = {prefix + name for name in _bank_state.NAMES}
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ):
+        known = [prefix + name for name in _bank_state.NAMES]
+        absent = [key for key in known if key not in state_dict]
         foreign = [key for key in state_dict if key.startswith(prefix) and key not in known]
+        missing += absent
         if strict:
             unexpected += foreign
         if absent or (foreign and strict):
@@ -439,5 +433,5 @@ class MemoryBank(FixedDtypeModule):
         fitted = _bank_state.fitting(self, state_dict, prefix, errors)
         if fitted is None:
             return
-        rest = {prefix + name: value for name, value in fitted.items()}
-        super()._load_from_state_dict(rest, prefix, metadata, strict, missing, *lists)
+        fitted = {prefix + name: value for name, value in fitted.items()}
+        super()._load_from_state_dict(fitted, prefix, metadata, strict, missing, unexpected, errors)

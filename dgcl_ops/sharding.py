@@ -23,7 +23,7 @@ class Shard(NamedTuple):
     """This process's window of slots: start to start + length of every ring. Windows follow the ranks."""
 
     ranks: Ranks
-    width: int  # slots of every window but the last ones
+    width: int  # slots of every window but the last, which may have fewer
     start: int
     length: int
 
@@ -54,9 +54,8 @@ def write_window(bank, rows: Arrivals) -> None:
     """
     shard, capacity, head = bank.shard, bank.capacity, bank.heads
     arriving = rows.row_counts
-    oldest = (arriving - capacity).clamp(
-        min=0
-    )  # of more rows than the ring holds, the last ones stay
+    # Of more rows than the ring holds, the last ones stay.
+    oldest = (arriving - capacity).clamp(min=0)
     class_index = torch.arange(bank.num_classes, device=head.device).unsqueeze(1)
     width = min(rows.density.shape[1], shard.length)
     place = torch.arange(width, device=head.device)
@@ -223,7 +222,7 @@ def densest_slots(bank, width: int) -> Tensor:
     density = torch.where(bank.held(), bank.density, -torch.inf)
     density, slots = torch.sort(density, dim=1, descending=True, stable=True)
     density, slots = density[:, :here], slots[:, :here] + shard.start
-    if density.shape[1] < here:  # a last window may be smaller
+    if density.shape[1] < here:  # the last window may be smaller
         missing = (0, here - density.shape[1])
         density = torch.nn.functional.pad(density, missing, value=-torch.inf)
         slots = torch.nn.functional.pad(slots, missing)

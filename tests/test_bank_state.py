@@ -11,12 +11,8 @@ from dgcl_ops import DensityContrastLoss, MemoryBank
 from dgcl_ops._bank_state import NAMES
 
 C, D, E = 3, 5, 4
-COUNTS = (
-    [2, 1, 0],
-    [4, 0, 0],
-    [3, 2, 0],
-    [5, 4, 0],
-)  # of each push: class 0 wraps at 12, class 2 is empty
+# Of each push: class 0 wraps at 12, class 2 is empty.
+COUNTS = ([2, 1, 0], [4, 0, 0], [3, 2, 0], [5, 4, 0])
 
 
 def bank_of(**changes) -> MemoryBank:

@@ -1,6 +1,7 @@
 """Banks that several processes share: equal to one bank in one process, bit for bit."""
 
 import copy
+import functools
 
 import pytest
 import shared_bank
@@ -23,28 +24,22 @@ if not dist.is_available() or not dist.is_gloo_available():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What `shared_bank.train` told: for a number of processes and a placement, of each rank."""
-    told = {}
 
+    @functools.cache
     def get(size, placement):
-        if (size, placement) not in told:
-            names = [n for n in SETTINGS if placement == "replicated" or n not in REPLICATED_ALONE]
-            folder = tmp_path_factory.mktemp(f"{placement}{size}")
-            told[size, placement] = on_ranks(size, folder, shared_bank.train, names, placement)
-        return told[size, placement]
+        folder = tmp_path_factory.mktemp(f"{placement}{size}")
+        return on_ranks(size, folder, shared_bank.train, names_for(placement), placement)
 
     return get
 
 
 @pytest.fixture(scope="module")
 def alone():
-    told = {}
+    return functools.cache(lambda size, name: shared_bank.train_alone(size, SETTINGS[name]))
 
-    def get(size, name):
-        if (size, name) not in told:
-            told[size, name] = shared_bank.train_alone(size, SETTINGS[name])
-        return told[size, name]
 
-    return get
+def names_for(placement):
+    return [n for n in SETTINGS if placement == "replicated" or n not in REPLICATED_ALONE]
 
 
 def cases(*sizes_of_placements):
@@ -52,8 +47,7 @@ def cases(*sizes_of_placements):
         (size, placement, name)
         for placement, sizes in sizes_of_placements
         for size in sizes
-        for name in SETTINGS
-        if placement == "replicated" or name not in REPLICATED_ALONE
+        for name in names_for(placement)
     ]
 
 

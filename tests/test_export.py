@@ -1,6 +1,7 @@
 """torch.export of the operators: exported, saved and loaded, a program gives what the call gives."""
 
 import io
+import json
 import subprocess
 import sys
 
@@ -139,7 +140,7 @@ def in_a_fresh_process(folder, first):
 def test_a_program_is_loaded_where_the_library_is_imported(tmp_path):
     done, arguments = in_a_fresh_process(tmp_path, "import dgcl_ops")
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.tensor(eval(done.stdout)), density(*arguments))
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), density(*arguments))
 
 
 def test_loading_says_what_is_missing(tmp_path):

@@ -191,9 +191,8 @@ def test_a_run_goes_on_after_a_rank_was_killed(folder, printed):
     run = folder / "faulty" / "weight-0.5-seed-0"
     command = arguments(folder / "faulty", "--resume", "auto")
     said = on_two_ranks(folder, [command], "--max-restarts=1", fault=FAULT)
-    assert (
-        said.count("step     6/8") == 2
-    )  # half of that checkpoint was written: the one before was whole
+    # Half of that step's checkpoint was written: the one before was whole.
+    assert said.count("step     6/8") == 2
     assert said.count("continues") == said.count(f"{run / 'checkpoint.pt'} at step 3") == 1
     whole, went_on = assert_same_end(folder, "faulty")
     assert whole == went_on

@@ -52,9 +52,8 @@ def resume(rank, folder, where):
             for name, loss in (("dcp", distributed), ("plain", plain)):
                 loaded = loss.bank.checksum()
                 value, gradient = run(loss, batch_for(rank, STEPS, {}))
-                told[f"{stored} {name} {placement}"] = [
-                    *(value, gradient, loss.bank.checksum(), loaded)
-                ]
+                after = loss.bank.checksum()
+                told[f"{stored} {name} {placement}"] = [value, gradient, after, loaded]
     return told
 
 

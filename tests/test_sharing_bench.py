@@ -1,16 +1,13 @@
 """What processes send each other is counted right, and a bank too large for one of them fits into four."""
 
-import csv
 from pathlib import Path
 
 import pytest
-from benchmark_runs import importable
+from benchmark_runs import BENCHMARKS, importable, read
 from torch import distributed as dist
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs gloo", allow_module_level=True)
-
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 @pytest.fixture
@@ -48,8 +45,7 @@ def test_four_processes_hold_what_one_cannot(bench):
 
 
 def test_committed_volumes():
-    with (RESULTS / "sharing_bench.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(BENCHMARKS / "results" / "sharing_bench.csv")
     voc = [
         row
         for row in rows

@@ -60,17 +60,17 @@ def test_resident_memory_and_objects_have_limits(soak):
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "told"),
+    ("spoil", "told"),
     [
-        ("heads", lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
-        ("counts", lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
-        ("pushes", lambda bank: bank.pushes.add_(1), "pushes"),
-        ("features", lambda bank: bank.features.mul_(1.001), "held features must be unit rows"),
-        ("projections", lambda bank: bank.projections.fill_(torch.nan), "held projections"),
-        ("density", lambda bank: bank.density.add_(0.001), "densities of"),
+        (lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
+        (lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
+        (lambda bank: bank.pushes.add_(1), "pushes"),
+        (lambda bank: bank.features.mul_(1.001), "held features must be unit rows"),
+        (lambda bank: bank.projections.fill_(torch.nan), "held projections"),
+        (lambda bank: bank.density.add_(0.001), "densities of"),
     ],
 )
-def test_a_wrong_push_is_seen(broken, monkeypatch, name, spoil, told):
+def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, told):
     from dgcl_ops import MemoryBank
 
     right = MemoryBank.push_rows

@@ -18,7 +18,7 @@ class _Refusing:
 
     @staticmethod
     def impl(op: str, kernel, key: str, **options) -> None:
-        names = [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
+        names = _extension.argument_names(op)
 
         def refusing(keyset, *args):
             given = [pair for pair in zip(names, args, strict=False) if isinstance(pair[1], Tensor)]
@@ -82,7 +82,7 @@ def knn_batch(op, info, in_dims, queries, bank, query_offsets, bank_counts, excl
 
 def refuse_vmap(op: str, instead: str) -> None:
     """Makes vmap over the operator an error that says what to do instead."""
-    names = [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
+    names = _extension.argument_names(op)
 
     def refuse(info, in_dims, *args):
         mapped = [name for name, dim in zip(names, in_dims, strict=False) if dim is not None]
