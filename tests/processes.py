@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ def _process(rank: int, size: int, folder: str, function, arguments) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     where = f"file://{folder}/group"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size)
+    # Of processes that wait for each other in vain, the error should come soon; others may be compiling meanwhile.
+    patience = timedelta(minutes=5)
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size, timeout=patience)
     told = function(rank, Path(folder), *arguments)
     torch.save(told, Path(folder) / TOLD.format(rank))
     # Modules that lie in reference cycles hold the group, whose threads must not outlive the interpreter.
