@@ -306,7 +306,8 @@ def test_rows_stored_as_unit_rows_score_as_if_normalised_now(device):
     side = [torch.zeros(1, 60, 1, device=device), torch.zeros(1, 60, device=device)]
     state = [integers([0], device), integers([0], device)]
     count = integers([60], device)
-    ops.memory_push(ring, *side, *state, rows, side[0], side[1], count, normalize=True)
+    given = [tensor.clone() for tensor in side]
+    ops.memory_push(ring, *side, *state, rows, *given, count, normalize=True)
     assert np.array_equal(ring[0].cpu().numpy(), unit_rows(as_numpy(rows[0])))
     stored = ops.knn_topk(queries, ring[0], 12, unit_bank=True)
     fresh = ops.knn_topk(queries, rows[0], 12)

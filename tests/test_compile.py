@@ -203,11 +203,11 @@ def images_of(seed):
     ("backend", "half", "steps"),
     [("aot_eager", False, 50), ("aot_eager", True, 12), ("inductor", False, 8)],
 )
-def test_a_step_with_model_tap_and_head(backend, half, steps, monkeypatch):
+@torch._inductor.config.patch({"cpp.simdlen": 1})  # half the time to compile
+def test_a_step_with_model_tap_and_head(backend, half, steps):
     """Each step begins where eager is. With "aot_eager" every number is eager's to the bit. Inductor rounds
     features in another way, once where eager rounds twice; what is drawn, counted and passed over stays the same."""
     # Inductor may put off reads: this saw values of the bank read after the push that changed them.
-    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 1)  # half the time to compile
     eager = Step()
     module = copy.deepcopy(eager)
     # A copied tap is closed.
