@@ -112,17 +112,25 @@ def _wrong_kind(bank, stored: dict) -> list[str]:
     if any(windows) and not (all(windows) and bank.shard and _own_windows(bank, stored)):
         wrong.append(
             f"the stored rows must be whole tensors, or windows of {bank.capacity} slots from the same processes, "
-            f"got DTensors of shape {list(stored['features'].shape)}; torch.distributed.checkpoint brings them to "
-            "other processes, and its full_state_dict=True makes whole tensors of them"
+            f"got DTensors of shape {list(stored['features'].shape)}, the window of rank {_owner(stored['features'])} "
+            f"on rank {bank.ranks().rank}; torch.distributed.checkpoint brings them to other processes, and its "
+            "full_state_dict=True makes whole tensors of them"
         )
     return wrong
+
+
+def _owner(tensor: Tensor) -> int | None:
+    """The rank that made a window, also where torch.load has read another rank's file."""
+    place = tensor.device_mesh.get_coordinate() if _is_window(tensor) else None
+    return place[0] if place else None
 
 
 def _own_windows(bank, stored: dict) -> bool:
     ours = [bank.features, bank.projections, bank.density]
     theirs = [stored[name] for name in ROWS]
     return stored["density"].shape[1] == bank.capacity and all(
-        t.to_local().shape == o.shape for t, o in zip(theirs, ours, strict=True)
+        t.to_local().shape == o.shape and _owner(t) == bank.shard.ranks.rank
+        for t, o in zip(theirs, ours, strict=True)
     )
 
 

@@ -134,7 +134,7 @@ def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
 
 
 def foreign_windows(rank, folder, where):
-    """A sharded state belongs to its processes: neither another capacity nor another placement takes it. A whole one
+    """A sharded state belongs to its processes: no other capacity, placement or rank takes it. A whole one
     fits windows of another capacity and dtype as it fits one bank."""
     state = torch.load(f"{where}/replicated.pt", weights_only=True)
     for changes in (
@@ -145,12 +145,15 @@ def foreign_windows(rank, folder, where):
         loss.load_state_dict(state)
         assert loss.bank.checksum() == loaded_alone(where, **changes).bank.checksum()
     state = loss_of(placement="sharded").state_dict()
+    torch.save(state, folder / f"window.{rank}.pt")
+    dist.barrier()
+    other = torch.load(folder / f"window.{1 - rank}.pt", weights_only=True)
     told = []
-    for changes in ({"bank_capacity": 20}, {"placement": "replicated"}):
+    for changes in ({"bank_capacity": 20}, {"placement": "replicated"}, {}):
         loss = loss_of(**{"placement": "sharded", "seed": 5, **changes})
         before = {name: tensor.clone() for name, tensor in loss.bank.named_buffers()}
         try:
-            loss.load_state_dict(state)
+            loss.load_state_dict(state if changes else other)
         except RuntimeError as error:
             told.append(str(error))
         assert all(torch.equal(t, before[n]) for n, t in loss.bank.named_buffers())
@@ -158,6 +161,8 @@ def foreign_windows(rank, folder, where):
 
 
 def test_windows_of_other_processes_are_refused(stored, tmp_path):
-    for told in on_ranks(2, tmp_path, foreign_windows, str(stored[0])):
-        assert len(told) == 2
+    of_ranks = on_ranks(2, tmp_path, foreign_windows, str(stored[0]))
+    for rank, told in enumerate(of_ranks):
+        assert len(told) == 3
         assert all("the stored rows must be whole tensors, or windows of" in text for text in told)
+        assert f"the window of rank {1 - rank} on rank {rank};" in told[2]
