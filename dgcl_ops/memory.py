@@ -162,7 +162,8 @@ class MemoryBank(FixedDtypeModule):
             if built[1:] != ranks[1:]:
                 raise RuntimeError(
                     f"MemoryBank: with placement 'sharded' the bank must be constructed by the process that "
-                    f"uses it, rank {ranks.rank} of {ranks.size}, got a bank of rank {built.rank} of {built.size}"
+                    f"uses it, after init_process_group, rank {ranks.rank} of {ranks.size}, got a bank of rank "
+                    f"{built.rank} of {built.size}"
                 )
         return ranks
 
