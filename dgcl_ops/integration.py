@@ -18,6 +18,7 @@ class ProjectionHead(nn.Module):
 
     The first layer has no bias, since the batch norm takes any constant away again. Give the
     head the learning rate of the decoder, and use it in every step (DDP counts on its gradients).
+    Outside of a model that DDP wraps it needs a DDP of its own, or each process trains another head.
 
     Args:
         in_channels: D, the channels of the features.
