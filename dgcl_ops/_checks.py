@@ -59,13 +59,12 @@ COUNTS = ("k", "num_classes")
 
 
 def check_basics(op: str, given: dict) -> None:
-    """Raises RuntimeError unless all tensors are dense and on one device, and counts in range.
+    """Raises RuntimeError unless all tensors are dense, on one device and have their dimensions, and counts are in
+    range.
 
     PyTorch asks the device that comes first in an order of its own, be it meta, or the one of sparse tensors.
     """
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise RuntimeError(f"{op}: {next(iter(given))} must be a tensor, got None")
     first = next(iter(tensors))
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
@@ -75,6 +74,10 @@ def check_basics(op: str, given: dict) -> None:
                 f"{op}: {name} must be on the same device as {first}, {tensors[first].device}, got "
                 f"{tensor.device}"
             )
+        letters = SHAPES.get(op, {}).get(name)
+        if letters and tensor.dim() not in {len(letters.split()), 3 if name == "bank" else None}:
+            rule = f"[{', '.join(letters.split())}]"
+            raise RuntimeError(f"{op}: {name} must have shape {rule}, got {list(tensor.shape)}")
     for name in COUNTS:
         if name in given and not 1 <= given[name] < 2**31:
             raise RuntimeError(f"{op}: {name} must lie in [1, 2^31), got {given[name]}")

@@ -72,7 +72,12 @@ def argument_names(op: str) -> list[str]:
 
 
 def _by_name(op: str, args: tuple, kwargs: dict) -> dict:
-    return dict(zip(argument_names(op), args, strict=False)) | kwargs
+    """The arguments by name. PyTorch lets None pass for a tensor that is not optional: here it is an error."""
+    given = dict(zip(argument_names(op), args, strict=False)) | kwargs
+    for argument in getattr(torch.ops.dgcl_ops, op).default._schema.arguments:
+        if str(argument.type) == "Tensor" and given.get(argument.name) is None:
+            raise RuntimeError(f"{op}: {argument.name} must be a tensor, got None")
+    return given
 
 
 def register_fake(name: str):

@@ -46,6 +46,29 @@ def test_none_for_a_tensor_is_an_error(op):
         told = rf"^{op}: {argument.name} must be a (torch\.Tensor|tensor), got None"
         with pytest.raises((RuntimeError, TypeError), match=told):
             getattr(torch.ops.dgcl_ops, op)(*arguments)
+        if any(isinstance(value, torch.Tensor) for value in arguments):
+            with pytest.raises((RuntimeError, TypeError), match=told):
+                getattr(torch.ops.dgcl_ops, op)(*on_meta(arguments))
+
+
+def on_meta(arguments):
+    return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op in _checks.SHAPES])
+def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
+    names = _extension.argument_names(op)
+    for change in (lambda t: t.flatten(), lambda t: t[(None,) * 4]):
+        for n, arguments in enumerate(replaced(op, change)):
+            kept = samples(op)[0]
+            changed = [i for i, a in enumerate(kept) if isinstance(a, torch.Tensor)][n]
+            if (
+                names[changed] in _checks.SHAPES[op]
+                and arguments[changed].dim() != kept[changed].dim()
+            ):
+                told = rf"^{op}: {names[changed]} must have shape \[.*\], got \["
+                with pytest.raises(RuntimeError, match=told):
+                    getattr(torch.ops.dgcl_ops, op)(*on_meta(arguments))
 
 
 # ---- numbers --------------------------------------------------------------------------------------------
