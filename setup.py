@@ -151,7 +151,8 @@ class BuildExtension(build_ext):
             self.compiler.src_extensions.append(".cu")
         ext.extra_compile_args += ["-isystem", str(torch / "include")]
         ext.library_dirs.append(str(torch / "lib"))
-        ext.libraries.append("torch_cpu")
+        # First the system's: libtorch_cpu has copies of some C++ library functions, which are no part of its ABI.
+        ext.libraries += ["stdc++", "torch_cpu"]
         compiler = " ".join(self.compiler.compiler_so[:1])
         flags = f"{compiler} {' '.join(FLAGS)}"
         info = (
