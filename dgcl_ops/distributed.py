@@ -114,8 +114,10 @@ def exchange(ranks: Ranks, bank, share: int, rows: Arrivals) -> tuple[Tensor, li
     memory_push(*wire, *scratch, *rows, bank.metric == "cosine")
     parts = (bank.rng_state, row_counts, wire[2], wire[0], wire[1])  # by falling size of an element
     sizes = [part.nbytes for part in parts]
-    mine = torch.cat([part.contiguous().view(-1).view(torch.uint8) for part in parts])
-    mine = torch.nn.functional.pad(mine, (0, -mine.numel() % 8))
+    gap = row_counts.new_zeros(
+        -sum(sizes) % 8, dtype=torch.uint8
+    )  # the next rank's words are aligned
+    mine = torch.cat([*(part.contiguous().view(-1).view(torch.uint8) for part in parts), gap])
     states, arrivals = [], []
     for bytes_of_rank in gather(ranks, mine).unbind():
         pieces = zip(parts, bytes_of_rank[: sum(sizes)].split(sizes), strict=True)
