@@ -24,7 +24,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-MINIMUM_TORCH = (2, 13)
+MINIMUM_TORCH = (2, 10)
+TORCH_NAME = ".".join(map(str, MINIMUM_TORCH))
+TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"  # of the stable ABI
 X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
 AVX512_FLAGS = [
@@ -131,7 +133,7 @@ class BuildExtension(build_ext):
         found = find_torch()
         if found is None:
             raise SystemExit(
-                "dgcl_ops: building needs PyTorch 2.13 or later in the environment; install torch first"
+                f"dgcl_ops: building needs PyTorch {TORCH_NAME} or later in the environment; install torch first"
             )
         torch, version = found
         toolkit = wanted_toolkit(torch)
@@ -155,9 +157,7 @@ class BuildExtension(build_ext):
         ext.libraries += ["stdc++", "torch_cpu"]
         compiler = " ".join(self.compiler.compiler_so[:1])
         flags = f"{compiler} {' '.join(FLAGS)}"
-        info = (
-            f"stable ABI 2.13, limited API 3.10, headers of torch {version}, {flags}, cuda {cuda}"
-        )
+        info = f"stable ABI {TORCH_NAME}, limited API 3.10, headers of torch {version}, {flags}, cuda {cuda}"
         ext.define_macros.append(("DGCL_BUILD_INFO", f'"{info}"'))
         compile_one = self.compiler._compile
 
@@ -202,7 +202,7 @@ FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden",
 
 setup(
     version=VERSION,
-    setup_requires=[] if find_torch() else ["torch>=2.13"],
+    setup_requires=[] if find_torch() else [f"torch>={TORCH_NAME}"],
     ext_modules=[
         Extension(
             "dgcl_ops._C",
@@ -211,7 +211,7 @@ setup(
             extra_compile_args=[*FLAGS],
             define_macros=[
                 ("Py_LIMITED_API", "0x030A0000"),
-                ("TORCH_TARGET_VERSION", "0x020d000000000000"),
+                ("TORCH_TARGET_VERSION", TORCH_TARGET),
             ],
             py_limited_api=True,
             language="c++",

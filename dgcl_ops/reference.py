@@ -32,7 +32,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 def no_autocast(tensor: Tensor):
     """A context in which operations on the tensor's device keep the dtypes they are given."""
     kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind):
+    # Dynamo traces is_autocast_available from PyTorch 2.12 on, so it is asked only where the answer is open.
+    if kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
 

@@ -1,5 +1,6 @@
 // What every CUDA binding does around its launch: current device and stream, plain arguments, errors.
 #pragma once
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -16,6 +17,21 @@ extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
 #endif
 
+// The device's current stream. The function is in libtorch_cuda, which a CPU build of PyTorch lacks, so it cannot be
+// linked; but a CUDA tensor proves that the library is loaded. (Stream::nativeHandle() needs PyTorch 2.13.)
+inline void* current_cuda_stream(int32_t device) {
+  static const auto get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* function = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<AOTITorchError (*)(int32_t, void**)>(function);
+  }();
+  if (!get)
+    fail("dgcl_ops", "libtorch_cuda must be loaded and have aoti_torch_get_current_cuda_stream, but it does not");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return stream;
+}
+
 // Makes the tensor's device current for its scope and names that device's current stream.
 class OnDeviceOf {
  public:
@@ -29,8 +45,7 @@ class OnDeviceOf {
   void* stream_;
 #else
   explicit OnDeviceOf(const Tensor& t)
-      : guard_(t.get_device_index()),
-        stream_(torch::stable::accelerator::getCurrentStream(t.get_device_index()).nativeHandle()) {}
+      : guard_(t.get_device_index()), stream_(current_cuda_stream(t.get_device_index())) {}
   void* stream() const { return stream_; }
 
  private:
