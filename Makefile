@@ -46,7 +46,7 @@ format: $(VENV)/installed
 
 wheel: $(VENV)/installed  ## one file for every Python and PyTorch, and the sdist that it is made of: dist/ (DIST="folder")
 	rm -rf build/wheel
-	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	DGCL_OPS_EXTENSION=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair_wheel build/wheel/*.whl "$(DIST)"
 	mv build/wheel/*.tar.gz "$(DIST)"
 
@@ -56,9 +56,9 @@ $(VENV)/torch:
 	$(BIN)/python -m pip install --progress-bar off "$(TORCH)"
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(CSRC)
+$(VENV)/installed: $(VENV)/torch setup.py setup_cuda.py pyproject.toml $(CSRC)
 	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
-	$(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
+	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
 	@touch $@
 
 clean:
