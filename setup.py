@@ -160,7 +160,7 @@ class BuildExtension(build_ext):
     def run_tool(self, command, **_):
         """Runs a compiler or linker. Its first error line is the exception's text."""
         paths = {"PATH": self.compiler._paths} if hasattr(self.compiler, "_paths") else {}  # MSVC's
-        print(*command, flush=True)
+        print(" ".join(map(str, command)), flush=True)
         code, output = run(*command, env=os.environ | paths)
         print(output, end="", flush=True)
         if code:
