@@ -1,0 +1,126 @@
+"""The programs that the GPU kit's steps run: they find what is wrong, and the tests' plugin keeps what ended."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import torch
+from gpu_kit import KIT, PATIENCE, kit_fixture, page, run_fixture  # noqa: F401
+
+
+def test_every_operator_is_among_the_small_ones(kit):
+    import small_ops
+
+    from dgcl_ops import _extension
+
+    assert set(small_ops.CHECKS) == set(_extension.FALLBACKS)
+
+
+def test_a_wrong_operator_is_found(kit, monkeypatch, capsys):
+    import small_ops
+
+    class Wrong(small_ops.Side):
+        def __call__(self, function, *arguments, **options):
+            result = super().__call__(function, *arguments, **options)
+            if result.dtype == torch.int64:
+                result[..., -1] += 1
+            return result
+
+    monkeypatch.setattr(
+        sys, "argv", ["small_ops.py", "--device", "cpu", "--quick", "--op", "class_counts"]
+    )
+    assert small_ops.main() == 0
+    monkeypatch.setattr(small_ops, "Side", Wrong)
+    assert small_ops.main() == 1
+    assert "WRONG: class_counts" in capsys.readouterr().out
+
+
+def test_a_sanitizer_s_count(kit, run):
+    faults = kit.sanitize.faults
+    assert faults("========= ERROR SUMMARY: 0 errors") == 0
+    assert faults("========= ERROR SUMMARY: 1 error") == 1
+    assert faults("========= RACECHECK SUMMARY: 12 hazards displayed (12 errors, 0 warnings)") == 12
+    assert faults("Error: Device not supported") is None
+    for count, status in (("0", "passed"), ("3", "failed")):
+        env = {
+            "PATH": f"{KIT / 'stand_ins' / 'bin'}:{os.environ['PATH']}",
+            "STAND_IN_FAULTS": count,
+        }
+        command = [sys.executable, KIT / "sanitize.py", "racecheck", "--", "true"]
+        run.go([kit.runner.Step(f"found{count}", "counts", command, PATIENCE, env=env)])
+        assert run.result(f"found{count}").status == status
+    assert "racecheck: 3 FAULTS in the library's kernels" in page(run)
+
+
+def test_the_doctor_s_failures_are_named(kit):
+    import run_doctor
+
+    lines = [
+        "  knn_topk, auto search        ok     0 of 9 unequal, error 0.00 of allowed  (0.10 s)",
+        "  knn_density, exact search    WRONG  3 of 9 unequal, error 0.00 of allowed  (0.10 s)",
+        "  density_contrast             FAILED: RuntimeError: out of luck",
+        "    density_contrast             WRONG",
+    ]
+    assert run_doctor.failed_checks(lines) == ["knn_density", "density_contrast"]
+
+
+SOME_TESTS = """
+import os, time
+import pytest
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    return request.param
+
+def test_right(device): pass
+def test_wrong(device): assert device == "cpu", "the device is wrong"
+def test_hangs(device):
+    if device == "cuda": time.sleep(600)
+def test_crashes(device):
+    if device == "cuda": os.kill(os.getpid(), 11)
+def test_loses_the_device(device):
+    if device == "cuda": raise RuntimeError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.skipif(False, reason="needs a GPU")
+def test_of_cuda_alone(): pass
+def test_of_the_cpu(): raise AssertionError("not to be run")
+@pytest.mark.parametrize("n", range(6))
+def test_afterwards(device, n): pass
+"""
+
+
+def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
+    """What ended is on file, with its outcome; tests of the CPU are not run."""
+    (tmp_path / "test_some.py").write_text(SOME_TESTS)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(KIT / "plugins"),
+        "DGCL_OPS_GPU_TESTS": str(tmp_path / "tests.csv"),
+        "DGCL_OPS_GPU_SECONDS": "10",
+    }
+    options = ["-p", "gpu_tests", "-p", "no:cacheprovider", "-q", "-n", "2", "--rootdir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "-c",
+        os.devnull,
+        tmp_path / "test_some.py",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=env, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    with (tmp_path / "tests.csv").open(newline="") as file:
+        told = {row[2].split("::")[1]: (row[0], row[3]) for row in csv.reader(file)}
+    assert told.pop("test_right[cuda]") == ("passed", "")
+    assert told.pop("test_of_cuda_alone") == ("passed", "")
+    assert told.pop("test_wrong[cuda]")[0] == "failed"
+    for name in ("test_hangs[cuda]", "test_crashes[cuda]"):
+        outcome, error = told.pop(name)
+        assert (outcome, "crashed" in error) == ("failed", True)
+    assert told.pop("test_loses_the_device[cuda]")[0] == "failed"
+    assert {name: outcome for name, (outcome, _) in told.items()} == {
+        f"test_afterwards[cuda-{n}]": "passed" for n in range(6)
+    }
