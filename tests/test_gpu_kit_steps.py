@@ -92,30 +92,26 @@ def test_afterwards(device, n): pass
 def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
     """What ended is on file, with its outcome; tests of the CPU are not run."""
     (tmp_path / "test_some.py").write_text(SOME_TESTS)
+    (tmp_path / "test_other.py").write_text("import a_package_that_is_not_there")
     env = {
         **os.environ,
         "PYTHONPATH": str(KIT / "plugins"),
         "DGCL_OPS_GPU_TESTS": str(tmp_path / "tests.csv"),
         "DGCL_OPS_GPU_SECONDS": "10",
     }
-    options = ["-p", "gpu_tests", "-p", "no:cacheprovider", "-q", "-n", "2", "--rootdir", tmp_path]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *options,
-        "-c",
-        os.devnull,
-        tmp_path / "test_some.py",
-    ]
+    options = ["-p", "gpu_tests", "-p", "no:cacheprovider", "-q", "-n", "2"]
+    options += ["--continue-on-collection-errors", "--rootdir", tmp_path, "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", *options, tmp_path]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=env, cwd=tmp_path, check=False
     )
     assert done.returncode == 1, done.stdout + done.stderr
     with (tmp_path / "tests.csv").open(newline="") as file:
-        told = {row[2].split("::")[1]: (row[0], row[3]) for row in csv.reader(file)}
+        told = {row[2].split("::")[-1]: (row[0], row[3]) for row in csv.reader(file)}
     assert told.pop("test_right[cuda]") == ("passed", "")
     assert told.pop("test_of_cuda_alone") == ("passed", "")
+    outcome, error = told.pop("test_other.py")
+    assert (outcome, "No module named" in error) == ("not collected", True)
     assert told.pop("test_wrong[cuda]")[0] == "failed"
     for name in ("test_hangs[cuda]", "test_crashes[cuda]"):
         outcome, error = told.pop(name)

@@ -19,7 +19,7 @@ def tests(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
             for row in csv.reader(file):
                 if len(row) == 4:
                     counts[row[0]] = counts.get(row[0], 0) + 1
-                    if row[0] == "failed":
+                    if row[0] in ("failed", "not collected"):
                         failed.append((row[2], row[3]))
     return counts, failed
 

@@ -82,20 +82,26 @@ class Told:
         self.file = open(path, "a", newline="")  # noqa: SIM115 (for as long as pytest runs)
         self.lines = csv.writer(self.file, lineterminator="\n")
 
+    def write(self, outcome: str, seconds: float, name: str, error: str = "") -> None:
+        self.lines.writerow([outcome, f"{seconds:.2f}", name, error[:300]])
+        self.file.flush()
+
+    def pytest_collectreport(self, report):
+        """A file that cannot be imported, for want of a package, say."""
+        if report.failed:
+            lines = str(report.longrepr).strip().splitlines() or ["?"]
+            self.write("not collected", 0.0, report.nodeid, lines[-1])
+
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.outcome == "passed":
             return
-        error = ""
+        told, error = report.longrepr, ""
         if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            error = (crash.message if crash else str(report.longrepr)).strip().splitlines()
-            error = error[0][:300] if error else "?"
+            crash = getattr(told, "reprcrash", None)
+            error = next(iter((crash.message if crash else str(told)).strip().splitlines()), "?")
         elif report.skipped:
-            error = str(
-                report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-            )[:300]
-        self.lines.writerow([report.outcome, f"{report.duration:.2f}", report.nodeid, error])
-        self.file.flush()
+            error = str(told[2] if isinstance(told, tuple) else told)
+        self.write(report.outcome, report.duration, report.nodeid, error)
 
 
 def pytest_configure(config):
