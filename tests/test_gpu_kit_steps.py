@@ -42,6 +42,19 @@ def test_a_sanitizer_s_count(kit, run):
     assert faults("========= ERROR SUMMARY: 1 error") == 1
     assert faults("========= RACECHECK SUMMARY: 12 hazards displayed (12 errors, 0 warnings)") == 12
     assert faults("Error: Device not supported") is None
+    judged = kit.sanitize.judged
+    of_pytorch = "========= Uninitialized read\n=========     at void at::native::fill()\n"
+    of_ours = of_pytorch.replace("at::native::fill", "dgcl::knn_topk_kernel")
+    one = "========= ERROR SUMMARY: 1 error"
+    assert judged("initcheck", False, of_pytorch + one, 66) == (
+        "initcheck: 1 FAULTS in all kernels. Uninitialized read (0 of those shown are in the library's)",
+        False,
+    )
+    assert judged("initcheck", False, of_ours + one, 66)[1]
+    assert judged("memcheck", False, of_pytorch + one, 66)[1]
+    assert judged("memcheck", True, "========= ERROR SUMMARY: 0 errors", 0)[1] is False
+    assert judged("memcheck", True, "========= ERROR SUMMARY: 0 errors", 1)[1] is True
+    assert judged("memcheck", True, "Error: Device not supported", 255)[1] is True
     for count, status in (("0", "passed"), ("3", "failed")):
         env = {
             "PATH": f"{KIT / 'stand_ins' / 'bin'}:{os.environ['PATH']}",

@@ -24,6 +24,36 @@ def tests(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return counts, failed
 
 
+def rows_of(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(out: Path) -> list[str]:
+    """The benchmarks' medians, a line for each case."""
+    lines = {}
+
+    def add(case: str, name: str, value: str) -> None:
+        if value:
+            lines.setdefault(case, {})[name] = value
+
+    for row in rows_of(out / "knn_bench_cuda.csv"):
+        classes = f", {row['classes']} classes" if row["classes"] != "0" else ""
+        case = f"{row['queries']} x {row['bank']} x {row['dim']}{classes}, {row['data']}"
+        add(case, row["contender"], row["median_ms"])
+    for row in rows_of(out / "loss_bench_cuda.csv"):
+        add(f"a step, {row['size']}, {row['present']} classes", row["contender"], row["total_ms"])
+    for row in rows_of(out / "parts_bench_cuda.csv"):
+        add(f"parts, {row['size']}", row["part"], row["median_ms"])
+    told = (
+        f"  {case}: {', '.join(f'{n} {v}' for n, v in found.items())}"
+        for case, found in lines.items()
+    )
+    return ["", "milliseconds, medians", *told] if lines else []
+
+
 def head(run, manifest: dict, rehearsal: str) -> list[str]:
     lines = ["dgcl_ops on a GPU", "================="]
     if rehearsal:
@@ -60,6 +90,7 @@ def text(run, manifest: dict, rehearsal: str = "") -> str:
         lines += [f"  FAILED {name}\n         {error[:200]}" for name, error in failed[:FAILURES]]
         if len(failed) > FAILURES:
             lines.append(f"  and {len(failed) - FAILURES} more, see tests.csv")
+    lines += figures(run.out)
     wrong = [result for result in run.results if result.status in PROBLEMS]
     for result in wrong:
         lines += [
