@@ -126,6 +126,16 @@ class Plan:
             self.step("build_here", "the library is built from source", 200, command, why_not=None)
         ]
 
+    def emulator(self) -> list[Step]:
+        """In a rehearsal alone: the kernels are compiled for the CPU, so that no other step's time has it in it."""
+        if not self.rehearsal:
+            return []
+        code = "from emulator import build; print(build.build('plain'))"
+        env = {"PYTHONPATH": str(self.folder / "tests")}
+        command = [self.python, "-c", code]
+        title = "stand-in: the kernels are compiled for the CPU"
+        return [Step("emulator", title, command, 1800, env=env)]
+
     # ---- right or wrong ------------------------------------------------------------------------------
 
     def checks(self) -> list[Step]:
@@ -280,6 +290,7 @@ def go(plan: Plan) -> None:
     run.go(plan.environment())
     run.go(plan.install())
     run.go(plan.build_here())
+    run.go(plan.emulator())
     run.go(plan.checks())
     run.go(plan.repeats())
     run.go(plan.sanitizers())
