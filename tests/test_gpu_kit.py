@@ -232,7 +232,7 @@ raise SystemExit(command.main())
     told = (tmp_path / "out" / "summary.txt").read_text()
     assert "passed         first" in told
     if number == signal.SIGTERM:
-        assert "THE RUN ENDED EARLY: by SIGTERM" in told
+        assert "THE RUN ENDED EARLY: by SIGTERM, during second" in told
         assert not is_alive(pid)
     else:
         os.kill(pid, signal.SIGKILL)

@@ -118,7 +118,7 @@ class Run:
         self.ended = ""  # why the run ended before its time, if it did
         self._write_summary = write_summary
         self._lock = threading.Lock()
-        self._active: dict[int, str] = {}  # process groups and their tokens
+        self._active: dict[int, tuple[str, str]] = {}  # process groups: their tokens and steps
 
     # ---- what is known ------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Run:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._active[process.pid] = token
+        self._active[process.pid] = token, step.name
         tail = collections.deque(maxlen=TAIL)
         reader = threading.Thread(
             target=self._read, args=(step.name, process.stdout, result, tail), daemon=True
@@ -274,9 +274,11 @@ class Run:
         result.note = note
 
     def stop(self, reason: str) -> None:
-        """Ends what is running; the summary says why."""
-        self.ended = reason
-        for pid, token in list(self._active.items()):
+        """Ends what is running; the summary says why, and what it was."""
+        running = list(self._active.items())
+        during = ", ".join(name for _, (_, name) in running)
+        self.ended = f"{reason}, during {during}" if during else reason
+        for pid, (token, _) in running:
             send(pid, signal.SIGKILL, group=True)
             for other in carriers(token):
                 send(other, signal.SIGKILL)
