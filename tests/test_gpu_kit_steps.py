@@ -96,6 +96,7 @@ def test_loses_the_device(device):
     if device == "cuda": raise RuntimeError("CUDA error: an illegal memory access was encountered")
 @pytest.mark.skipif(False, reason="needs a GPU")
 def test_of_cuda_alone(): pass
+def test_asks(): "torch.cuda.is_available()"
 def test_of_the_cpu(): raise AssertionError("not to be run")
 @pytest.mark.parametrize("n", range(6))
 def test_afterwards(device, n): pass
@@ -123,6 +124,7 @@ def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
         told = {row[2].split("::")[-1]: (row[0], row[3]) for row in csv.reader(file)}
     assert told.pop("test_right[cuda]") == ("passed", "")
     assert told.pop("test_of_cuda_alone") == ("passed", "")
+    assert told.pop("test_asks") == ("passed", "")
     outcome, error = told.pop("test_other.py")
     assert (outcome, "No module named" in error) == ("not collected", True)
     assert told.pop("test_wrong[cuda]")[0] == "failed"
