@@ -9,57 +9,27 @@ import gc
 import json
 import mmap
 import multiprocessing
-import os
 import sys
 import warnings
-from pathlib import Path
 
 import torch
+from benchmark_runs import BENCHMARKS
 
 from dgcl_ops import DensityContrastLoss, ops
+
+sys.path.append(str(BENCHMARKS))
+from process_memory import allocated_bytes, resident_bytes
 
 CALLS, STEPS = 20_000, 2_000
 RAW = torch.ops.dgcl_ops
 libc = ctypes.CDLL(None)
 
 
-class MallInfo(ctypes.Structure):
-    """struct mallinfo2 of glibc 2.33 and later."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    ]
-
-
-def allocated_bytes() -> int | None:
-    """In use, of malloc(), by glibc's own account; None with another C library."""
-    try:
-        ask = libc.mallinfo2
-    except AttributeError:
-        return None
-    ask.restype = MallInfo
-    info = ask()
-    return info.uordblks + info.hblkhd
-
-
-def resident_bytes() -> int | None:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def usage() -> dict[str, int | None]:
     gc.collect()
-    resident = resident_bytes()
     return {
         "allocated": allocated_bytes(),
-        "resident": resident,
+        "resident": resident_bytes(),
         "python": sys.getallocatedblocks(),
     }
 

@@ -8,7 +8,6 @@ pages that were mapped otherwise. Python's small objects have an allocator of th
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import leaks
 import pytest
@@ -17,7 +16,7 @@ import torch
 import dgcl_ops
 
 # Bytes a call. The smallest piece that malloc() hands out takes 32, so that a leak of one a call shows as 32 or more.
-# Seen: 0 for each operator, at most 3 for a step of the loss.
+# Seen: 0 with all but three operators, and for a step of the loss; up to 1,200 bytes in all with those.
 ALLOCATED_PER_CALL = 16
 # Bytes in all: stacks, page tables, arenas of Python. Seen: up to 0.5 MB where nothing leaks, 50 to 70 MB where 48 lost
 # bytes a call kept freed memory from being used again.
@@ -32,7 +31,7 @@ STRING_OBJECT = 48
 SERVED = dgcl_ops.backend_info()["devices"]["cpu"]["implementation"]
 pytestmark = [
     pytest.mark.skipif(
-        not Path("/proc/self/statm").exists() or leaks.allocated_bytes() is None,
+        None in (leaks.allocated_bytes(), leaks.resident_bytes()),
         reason="memory is counted by glibc's mallinfo2 and Linux's statm",
     ),
     pytest.mark.skipif(SERVED != "compiled", reason="counts the memory of the compiled operators"),
