@@ -45,9 +45,9 @@ def read_ptxas(text: str) -> dict[tuple[str, str], dict]:
             row.update(
                 zip(("stack", "spill_stores", "spill_loads"), map(int, m.groups()), strict=True)
             )
-        elif m := re.search(r"Used (\d+) registers, used (\d+) barriers", line):
+        elif m := re.search(r"Used (\d+) registers(?:, used (\d+) barriers)?", line):
             shared = re.search(r"(\d+) bytes smem", line)
-            row.update(registers=int(m[1]), barriers=int(m[2]))
+            row.update(registers=int(m[1]), barriers=int(m[2] or 0))
             row.update(static_shared=int(shared[1]) if shared else 0)
     return found
 

@@ -136,14 +136,17 @@ def check_case(case: Case) -> None:
 
 
 def check_refused_launch(emulator, case: Case) -> None:
-    """A launch that CUDA refuses is the operator's error."""
-    emulator.configure(refuse_launch=True)
-    said = ""
-    try:
-        run("dgcl_emulated", case, case.arguments())
-    except RuntimeError as error:
-        said = str(error)
-    assert "the CUDA launch must succeed, got error 719" in said, f"{case.op}: refused, but: {said}"
+    """A launch that CUDA refuses is the operator's error. Where driver and build do not fit, it names the doctor."""
+    for code, misfit in ((719, False), (35, True), (209, True), (222, True)):
+        emulator.configure(refuse_launch=code)
+        said = ""
+        try:
+            run("dgcl_emulated", case, case.arguments())
+        except RuntimeError as error:
+            said = str(error)
+        named = f"the CUDA launch must succeed, got error {code}: "
+        assert named in said, f"{case.op}: refused, but: {said}"
+        assert ("python -m dgcl_ops.doctor" in said) == misfit, f"{case.op}: {said}"
 
 
 def check(emulator, op: str, thread: bool = False, names: list[str] | None = None) -> None:
