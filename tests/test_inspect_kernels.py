@@ -160,6 +160,23 @@ def test_tensor_cores_stay_out_of_exact_sums(rules):
     assert any("forbidden HMMA" in fault for fault in faults)
 
 
+def test_what_inline_assembly_has_in_braces_is_read(rules):
+    (fault,) = ptx_faults(rules, "{add.f16 %h1, %h2, %h3", "row_norms_kernel<float>")
+    assert "forbidden add.f16" in fault
+
+
+@pytest.mark.parametrize("load", ["ld.volatile.global.f32", "ld.relaxed.gpu.global.f32"])
+def test_bounds_that_others_raise_need_relaxed_loads(rules, load):
+    def faults(opcode):
+        more = f"{opcode} %f1, [%rd1];\n\t{opcode} %f2, [%rd1+4]"
+        return ptx_faults(rules, more, "knn_bank_lengths_kernel")
+
+    assert faults(load) == []
+    (fault,) = faults("ld.global.f32")
+    assert "0 of at least 2 ld" in fault
+    assert fault.endswith("bounds that other warps raise meanwhile")
+
+
 def test_no_kernel_goes_without_a_rule_and_no_rule_without_a_kernel(rules):
     listing = {"sass": {("new_kernel<float>", "sm_80"): Counter()}}
     faults = rules.instruction_faults(listing)
@@ -214,6 +231,8 @@ def test_it_runs_on_one_file():
         "part = module.inspect(source, module.find_nvcc(), None)\n"
         "rows, listings, faults = module.merged([part], '13')\n"
         "faults += module.rules.memory_faults(rows)\n"
+        "flags = module.setup_value('NVCC_FLAGS')\n"
+        "faults += module.compat_probe.probe_faults(module.find_nvcc(), flags, source.parent)\n"
         "faults += [f for f in module.rules.instruction_faults(listings) if 'no kernel is' not in f]\n"
         "assert not faults, faults\n"
         "print(sorted({row['kernel'] for row in rows}))\n"
