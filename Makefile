@@ -1,4 +1,4 @@
-# Every target sets up what it needs in $(VENV). TORCH names the PyTorch that a new $(VENV) gets: 2.13 or later, any build.
+# Every target sets up what it needs in $(VENV). TORCH names the PyTorch that a new $(VENV) gets: 2.10 or later, any build.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0

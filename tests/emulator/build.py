@@ -81,7 +81,7 @@ def binding_command() -> str:
             *BASE_FLAGS,
             "-DDGCL_NAMESPACE=dgcl_emulated -DDGCL_CUDA_KEY=CPU -DDGCL_EMULATED_DEVICE",
             "-DTORCH_TARGET_VERSION=0x020a000000000000",
-            f"-isystem {pybind11.get_include()} -isystem {torch / 'include'}",  # in this order: PyTorch has an older copy
+            f"-isystem {pybind11.get_include()} -isystem {torch / 'include'}",  # PyTorch's is too old
             f"-isystem {sysconfig.get_path('include')}",
         ]
     )
