@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 DIST ?= dist
 BIN = $(VENV)/bin
 CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
-CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
 

@@ -1,5 +1,5 @@
-// The primitives of csrc/cuda/compat.cuh, one a kernel. The emulator replaces them, so it cannot check nvcc's half of that
-// file: compat_probe.py compares what nvcc makes of these kernels with what the PTX manual says.
+// A kernel for each primitive of csrc/cuda/compat.cuh. The emulator replaces the primitives, so it cannot check nvcc's
+// half of that file. compat_probe.py compares nvcc's PTX for these kernels with the PTX manual.
 #include "compat.cuh"
 
 namespace dgcl {
@@ -30,6 +30,13 @@ extern "C" __global__ void probe_copy(float* value, const void* from, int bytes,
   copied[0] = old;
   copy_async_16(copied, from, bytes);
   value[0] = copied[0];
+}
+
+extern "C" __global__ void probe_shared(float* value, float x) {
+  DGCL_SHARED(float, kept, [1]);
+  kept[0] = x;
+  __syncthreads();
+  value[0] = kept[0];
 }
 
 extern "C" __global__ void probe_dynamic(float* value) {

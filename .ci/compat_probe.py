@@ -1,4 +1,7 @@
-"""Whether nvcc makes of csrc/cuda/compat.cuh what the PTX manual asks for; by way of the kernels in compat_probe.cu."""
+"""Compares what nvcc makes of csrc/cuda/compat.cuh with the PTX manual.
+
+The kernels in compat_probe.cu use one primitive each, so that their PTX is short enough to be compared as a whole.
+"""
 
 import re
 import subprocess
@@ -11,7 +14,7 @@ PROBE = Path(__file__).with_suffix(".cu")
 ARCHS = ("80", "90")
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.32"
 
-# What each kernel does to memory (ptx_reader.effects), and why it has to be that.
+# The reason, and what each kernel has to do to memory (ptx_reader.effects).
 EXPECTED = {
     "probe_mma": (
         "A is 4 registers, B 2, C and D 4, each in the array's order",
@@ -45,8 +48,12 @@ EXPECTED = {
             "st.global.32 [p0], <3>",
         ],
     ),
+    "probe_shared": (
+        "an array of the block",
+        ["st.shared.32 [kept], p1", "bar.sync 0", "ld.shared.32 [kept]", "st.global.32 [p0], <3>"],
+    ),
     "probe_dynamic": (
-        "the launch's dynamic shared memory",
+        "the launch's dynamic shared memory, from its beginning",
         ["ld.shared.32 [dgcl_dynamic_smem]", "st.global.32 [p0], <1>"],
     ),
     "probe_vectors": (
@@ -58,7 +65,7 @@ EXPECTED = {
     ),
 }
 ALIGNED = {"copied": 16, "dgcl_dynamic_smem": 16}
-# nvcc makes this of <<<grid, block, shared memory, stream>>>
+# nvcc turns <<<grid, block, shared memory, stream>>> into this
 LAUNCH = (
     "(__cudaPushCallConfiguration(grid,block,smem,static_cast<cudaStream_t>(stream)))"
     "?(void)0:(probe_pack)(pair,low,high);"

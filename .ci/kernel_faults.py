@@ -1,7 +1,7 @@
-"""Plants edits in copies of csrc/cuda that the emulator cannot see, and looks whether the inspection finds each.
+"""Plants edits that the emulator cannot see in copies of csrc/cuda. The inspection must find each of them.
 
-They are in the half of compat.cuh that only nvcc compiles, and in the kernels' use of it. Each is compiled with the one
-source that shows it.
+The edits are in the half of compat.cuh that only nvcc compiles, and in the kernels that use it. Only the source that
+shows an edit is compiled.
 """
 
 import shutil
@@ -53,11 +53,17 @@ EDITS = (
          "static_cast<unsigned>(reinterpret_cast<uintptr_t>(to))", "probe_copy: "),
     Edit("static shared memory: alignment dropped", COMPAT, "  __shared__ __align__(align)  ", "  __shared__  ",
          "copied is aligned to 4 bytes"),
+    Edit("static shared memory: an array a thread", COMPAT, "#define DGCL_SHARED(type, name, dims) __shared__ type",
+         "#define DGCL_SHARED(type, name, dims) type", "probe_shared: "),
+    Edit("dynamic shared memory: not from its beginning", COMPAT, "<type*>(dgcl_dynamic_smem)",
+         "<type*>(dgcl_dynamic_smem + 16)", "probe_dynamic: "),
+    Edit("store_vector: byte by byte", COMPAT, "  *static_cast<Vector*>(p) = v;", "  memcpy(p, &v, sizeof v);",
+         "probe_vectors: "),
     Edit("load_vector: byte by byte", COMPAT, "  return *static_cast<const Vector*>(p);",
          "  Vector v;\n  memcpy(&v, p, sizeof v);\n  return v;", "probe_vectors: "),
     Edit("launch: no stream", COMPAT, "(smem), static_cast<cudaStream_t>(stream)>>>", "(smem)>>>", "DGCL_LAUNCH: "),
     Edit("launch: grid and block swapped", COMPAT, "<<<(grid), (block),", "<<<(block), (grid),", "DGCL_LAUNCH: "),
-    # ---- what kernels make of it
+    # ---- the kernels that use it
     Edit("a plain load of what others raise", "knn_filter_prepare.cuh", "value <= load_relaxed(bound)",
          "value <= *bound", "knn_bank_lengths_kernel", SEARCH),
     Edit("loss: stages not aligned", "density_contrast_kernel.cuh", "DGCL_SHARED_ALIGNED(16, T, stages,",
@@ -103,7 +109,7 @@ def look_for(edit: Edit, nvcc: str, flags: list[str], csrc: Path) -> list[str]:
 
 
 def run(nvcc: str, flags: list[str], csrc: Path, jobs: int) -> int:
-    """Prints what was found; 0 if that is every edit, and nothing where nothing was edited."""
+    """Prints what was found. Returns 0 if every edit was found, and nothing in sources without an edit."""
     began = time.monotonic()
     controls = [Edit("no edit", COMPAT, "#pragma once\n", "#pragma once\n", "", s)
                 for s in dict.fromkeys(edit.source for edit in EDITS)]  # fmt: skip

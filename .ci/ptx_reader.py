@@ -1,4 +1,4 @@
-"""Follows values through nvcc's PTX: what code without branches does, and how shared arrays are aligned."""
+"""Follows values through nvcc's PTX: what a kernel without branches does, and how shared arrays are aligned."""
 
 import re
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ REGISTER = re.compile(r"%\w+")
 SYMBOL = re.compile(r"[%\w$]+")
 ARRAY = re.compile(r"\.shared\b(?:\s+\.align (\d+))?\s+\.\w+ ([\w$]+)")
 SHARED_ACCESS = re.compile(r"(ld|st|atom|red)\.(\w+\.)*shared\b|cp\.async\.c[ag]\.shared\b")
-# Whether the address of an array can be in what these compute.
+# The result can be an address if an operand is one.
 COMPUTES_ADDRESSES = ("add", "and", "cvt", "cvta", "mad", "mov", "or", "selp", "shl", "sub", "xor")
 
 
 class UnreadablePtx(Exception):
-    """PTX that is not of the form that is expected here."""
+    """PTX that effects() cannot follow."""
 
 
 def functions(text: str) -> dict[str, list[str]]:
@@ -25,7 +25,7 @@ def functions(text: str) -> dict[str, list[str]]:
         if m := re.match(r"(?:\.\w+ )*\.(?:entry|func)\b.*?(\w+)\(?$", line):
             body = found[m[1]] = []
         elif body is not None:
-            # braces alone on a line, and those that inline assembly has around its statements
+            # inline assembly may have its statements in braces
             line = re.sub(r"^\{\s*(?=[a-z])|(?<=;)\s*\}$", "", line)
             body += [
                 s.strip() for s in line.split(";") if re.match(r"(@!?%p\d+\s+)?[a-z]", s.strip())
@@ -41,16 +41,16 @@ def parts(statement: str) -> tuple[str, list[str]]:
 
 
 def plain_name(symbol: str) -> str:
-    """A variable's own name: _ZZ10probe_copyE6copied -> copied."""
-    named = re.fullmatch(r"_Z.*\d([a-z_]+)E?", symbol)
+    """A variable's own name: _ZZ10probe_copyE6copied -> copied. nvcc splits small arrays; _$_0 is their first element."""
+    named = re.fullmatch(r"_Z.*\d([a-z_]*[a-z])E?(?:_\$_\d+)*", symbol)
     return named[1] if named else symbol
 
 
 def effects(kernel: str, statements: list[str]) -> list[str]:
     """What a kernel without branches does to memory, in order, in terms of its parameters p0, p1, ...
 
-    Plain loads of parameters' memory are values, [p0+4]. Other loads, and matrix products, are effects whose results
-    have names. Types are their sizes in bits.
+    A plain load is a value: [p0+4]. Other loads and matrix products are effects; <1> is the result of the first effect.
+    Types are written as their size in bits.
     """
     values: dict[str, str] = {}
     done: list[str] = []
@@ -83,8 +83,8 @@ def effects(kernel: str, statements: list[str]) -> list[str]:
             relaxed = re.sub(r"^ld\.(volatile|relaxed\.\w+)\.", "ld.relaxed.", sized)
             done.append(f"{relaxed} {rest}")
             results(target, f"<{len(done)}>")
-        elif operation in ("st", "cp"):
-            done.append(f"{sized} {value(target)}, {rest}")
+        elif operation in ("st", "cp", "bar"):
+            done.append(f"{sized} {', '.join(map(value, operands))}")
         else:
             values[target] = f"{opcode}({rest})"
     return done
@@ -107,7 +107,7 @@ def width(opcode: str, operands: list[str]) -> int:
 def arrays_in_registers(
     read: list[tuple[str, list[str]]], aligned: Iterable[str]
 ) -> dict[str, set[str]]:
-    """The shared arrays that a register's value may be an address in; the order of statements is not looked at."""
+    """The shared arrays that each register may point into. The order of statements is ignored."""
     arrays = {name: {name} for name in aligned}
     sums = []  # (what is computed, from what)
     for opcode, operands in read:
@@ -126,7 +126,7 @@ def arrays_in_registers(
 
 
 def alignment_faults(text: str) -> list[tuple[str, str]]:
-    """Mangled name, and which shared array is declared with less alignment than its accesses need."""
+    """Shared arrays with less alignment than their accesses need, as (mangled name of the kernel, text)."""
     aligned = array_alignments(text)
     found = []
     for name, statements in functions(text).items():

@@ -4,6 +4,7 @@ import csv
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -216,6 +217,41 @@ def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
     assert module.table_faults(changed, committed, "12.6.20") == []
     said = f"registers are not compared: the table is of nvcc {version}, this is 12.6.20"
     assert said in capsys.readouterr().out
+
+
+@pytest.fixture
+def edits(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    yield importlib.import_module("kernel_faults").EDITS
+    for name in ("kernel_faults", "compat_probe", "kernel_rules", "ptx_reader"):
+        sys.modules.pop(name, None)
+
+
+def test_each_edit_changes_one_place(edits):
+    """Those that `.ci/inspect_kernels --faults` plants."""
+    for edit in edits:
+        assert (TABLE.parent / edit.file).read_text().count(edit.old) == 1, edit
+        assert edit.old != edit.new
+        assert edit.says
+    assert len({edit.name for edit in edits}) == len(edits)
+
+
+def test_all_of_nvccs_half_of_compat_is_probed(edits):
+    """A new primitive needs a kernel that shows it and an edit that breaks it."""
+    text = (TABLE.parent / "compat.cuh").read_text()
+    half = text[text.index("#if defined(__CUDACC__)") : text.index("\n#else")]
+    names = re.findall(r"#define (\w+)\(|__forceinline__ \w+ (\w+)\(", half)
+    names = {macro or function for macro, function in names} | {
+        "pack_bfloat16"
+    }  # which has an #if of its own
+    assert len(names) == 10
+    assert text.count("defined(__CUDACC__)") == 2
+    probe = (SCRIPT.parent / "compat_probe.cu").read_text()
+    unused = [name for name in sorted(names) if not re.search(rf"\b{name}[<(]", probe)]
+    assert not unused
+    said = {edit.says.split()[0].rstrip(":") for edit in edits}
+    kernels = set(re.findall(r"__global__ void (\w+)\(", probe))
+    assert said >= kernels | {"DGCL_LAUNCH", "copied"}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

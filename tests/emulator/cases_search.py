@@ -189,6 +189,14 @@ def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+    # Three blocks run at a time: each takes a second class.
+    several = {"offsets": torch.arange(0, 14, 2)}
+    yield (
+        "exact, more classes than blocks",
+        (rows(12, 8, seed=1), rows(6, 20, 8)),
+        4,
+        several | EXACT,
+    )
     lost = rows(5, 7, seed=1)
     lost[2, 3] = NAN
     yield "exact, a NaN query", (lost, rows(40, 7, seed=2)), 5, EXACT
