@@ -41,7 +41,7 @@ def parts(statement: str) -> tuple[str, list[str]]:
 
 
 def plain_name(symbol: str) -> str:
-    """A variable's own name: _ZZ10probe_copyE6copied -> copied. nvcc splits small arrays; _$_0 is their first element."""
+    """A variable's own name: _ZZ10probe_copyE6copied -> copied. nvcc splits small arrays: _$_0 is a part."""
     named = re.fullmatch(r"_Z.*\d([a-z_]*[a-z])E?(?:_\$_\d+)*", symbol)
     return named[1] if named else symbol
 
