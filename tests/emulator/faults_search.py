@@ -174,8 +174,6 @@ FAULTS = [
     tile(PLACE, "fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y)", "fma(x.y, scale[n], -m.y), fma(x.x, scale[n], -m.x)"),
     tile(PLACE, "load_pair(mean + column + d", "load_pair(mean + d"),
     tile(PLACE, "a.mean + it.group * a.dim + depth;", "a.mean + it.group * a.dim;"),
-    tile(PLACE, "* kQueryPitch + column + d +", "* kQueryPitch + d +"),
-    filter_(PLACE, "block.load_queries(down * kFilterStep);", "block.load_queries(0);"),
     exact(TURN, "item < items; item += gridDim.x", "item < items; item += items"),
     # ---- what the filter needs to know. A wrong mean is no fault: any centre is valid
     prepare(READ, "  part[warp][threadIdx.x % kWarp] = sum;\n  __syncthreads();\n",
