@@ -6,7 +6,7 @@ DIST ?= dist
 BIN = $(VENV)/bin
 NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 CSRC = $(shell find csrc $(NATIVE))
-CPP = $(CSRC) $(shell find tests $(NATIVE))
+CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
 .PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
 
