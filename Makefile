@@ -4,8 +4,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 DIST ?= dist
 BIN = $(VENV)/bin
-CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
-CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+CSRC = $(shell find csrc $(NATIVE))
+CPP = $(CSRC) $(shell find tests $(NATIVE))
 
 .PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
 
@@ -46,7 +47,7 @@ format: $(VENV)/installed
 
 wheel: $(VENV)/installed  ## one file for every Python and PyTorch, and the sdist that it is made of: dist/ (DIST="folder")
 	rm -rf build/wheel
-	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	DGCL_OPS_EXTENSION=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair_wheel build/wheel/*.whl "$(DIST)"
 	mv build/wheel/*.tar.gz "$(DIST)"
 
@@ -56,9 +57,9 @@ $(VENV)/torch:
 	$(BIN)/python -m pip install --progress-bar off "$(TORCH)"
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(CSRC)
+$(VENV)/installed: $(VENV)/torch setup.py csrc/cuda/toolkit.py pyproject.toml $(CSRC)
 	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
-	$(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
+	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
 	@touch $@
 
 clean:

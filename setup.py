@@ -1,12 +1,18 @@
-"""Builds dgcl_ops._C: one extension on PyTorch's stable ABI and Python's limited API.
+"""Builds dgcl_ops: with the compiled extension dgcl_ops._C where that is possible, else as plain Python.
 
-Only PyTorch's headers and one library to link with are needed, never a particular build of it: a wheel made
-beside the CPU build also runs beside a CUDA build, and beside later releases. That holds with CUDA kernels in it
-too: they link the CUDA runtime statically, and need no driver to be loaded.
+The extension needs a C++20 compiler, PyTorch's headers and one library to link with, never a particular build of
+PyTorch: a wheel built with the CPU build also runs with a CUDA build, and with later releases. That holds with CUDA
+kernels in it too. They link the CUDA runtime statically, and need no driver to be loaded.
 
+    DGCL_OPS_EXTENSION   1: a failed build is an error; 0: plain Python; unset: plain Python where the build fails. The
+                         reason is printed, and kept in dgcl_ops/_build.py
     DGCL_OPS_CUDA        1: with CUDA kernels, 0: without; unset: with, if PyTorch is a CUDA build and nvcc is found
     DGCL_OPS_CUDA_ARCHS  compute capabilities, by default "80 86 89 90" (and PTX of the last one for later devices)
     CUDA_HOME            the CUDA toolkit, if not that of the nvcc in PATH or of the nvidia-cuda-nvcc package
+    CXX, CXXFLAGS        the compiler and flags, as setuptools reads them
+
+Run: g++ 12 and clang++ 14 on Linux. Never run, flags chosen by reading: Apple's clang and MSVC. The kernels use vector
+types that MSVC's cl does not have, so there a build is expected to end as plain Python.
 """
 
 import importlib.metadata
@@ -14,21 +20,32 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
-import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError, CCompilerError, CompileError, PlatformError
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+from toolkit import is_older, run, wanted_toolkit  # noqa: E402
+
 MINIMUM_TORCH = (2, 10)
 TORCH_NAME = ".".join(map(str, MINIMUM_TORCH))
 TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"  # of the stable ABI
 X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
+# Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CLANG_FLAGS = ["-Wno-unknown-pragmas", "-Wno-unknown-warning-option"]  # what is meant for GCC alone
+MSVC_FLAGS = ["/std:c++20", "/O2", "/fp:precise", "/EHsc", "/permissive-", "/Zc:__cplusplus"]
 AVX512_FLAGS = [
     *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
     *["-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
@@ -38,10 +55,29 @@ LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each; the choi
     "level_avx512.cpp": AVX512_FLAGS,
     "level_avx512_vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
 }
+DEFAULT_ARCHS = "80 86 89 90"
+NVCC_FLAGS = [
+    *["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"],
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+]
 FIND_TORCH = (
     "import importlib.util, importlib.metadata as m; s = importlib.util.find_spec('torch');"
     "print(s.submodule_search_locations[0] if s else ''); print(m.version('torch') if s else '')"
 )
+
+
+def choice(name: str) -> str:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"dgcl_ops: {name} must be 0, 1 or unset, got {value}")
+    return value
+
+
+EXTENSION, CUDA = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA")
+if EXTENSION == "0" and CUDA == "1":
+    raise SystemExit("dgcl_ops: DGCL_OPS_CUDA=1 needs the extension, got DGCL_OPS_EXTENSION=0")
+# Who asks for the extension or for CUDA kernels gets an error, and not plain Python.
+REQUIRED_BY = {EXTENSION: "DGCL_OPS_EXTENSION=1", CUDA: "DGCL_OPS_CUDA=1"}.get("1")
 
 
 def find_torch():
@@ -51,75 +87,54 @@ def find_torch():
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
     else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        found = subprocess.run(
-            [sys.executable, "-c", FIND_TORCH], capture_output=True, text=True, env=env, check=False
-        )
-        folder, _, version = found.stdout.strip().partition("\n")
-    if not folder or tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
-        return None
-    return Path(folder), version
+        told = run(sys.executable, "-c", FIND_TORCH, env=env)[1].strip()
+        folder, _, version = told.partition("\n")
+    return (Path(folder), version) if folder else None
 
 
-def is_cuda_build(torch: Path) -> bool:
-    """Whether this PyTorch was built with CUDA, without importing it."""
-    return bool(re.search(r"^cuda\b.*=\s*'", (torch / "version.py").read_text(), re.MULTILINE))
+def known_obstacle() -> str | None:
+    """What rules the extension out before anything is compiled."""
+    if EXTENSION == "0":
+        return "DGCL_OPS_EXTENSION=0"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "free-threaded Python has no limited API before 3.15, and its later one is untried"
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    if os.name == "posix" and not shutil.which(compiler):
+        return f"no C++ compiler found ({compiler}: not found)"
+    return None
 
 
-class Toolkit:
-    """nvcc and what belongs to it."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.nvcc = root / "bin" / "nvcc"
-        target = "x86_64-linux" if X86 else "sbsa-linux"
-        folders = [root / "lib64", root / "lib", root / "targets" / target / "lib"]
-        self.libraries = next((f for f in folders if (f / "libcudart_static.a").exists()), None)
-
-    @classmethod
-    def find(cls, torch: Path):
-        """The toolkit of CUDA_HOME, of nvcc in PATH (which may be a script elsewhere), or of a package; or None."""
-        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        roots = [Path(named)] if named else []
-        if not named and (nvcc := shutil.which("nvcc")):
-            told = subprocess.run(
-                [nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False
-            ).stderr
-            if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
-                roots.append(Path(top[1]).resolve())
-        if not named:
-            roots += [Path("/usr/local/cuda"), *sorted((torch.parent / "nvidia").glob("cu[0-9]*"))]
-        toolkits = [cls(root) for root in roots]
-        return next((t for t in toolkits if t.nvcc.exists() and t.libraries), None)
-
-    def version(self) -> str:
-        told = subprocess.run(
-            [self.nvcc, "--version"], capture_output=True, text=True, check=True
-        ).stdout
-        return re.search(r"release ([\d.]+)", told)[1]
-
-    def compile_command(self, archs) -> list[str]:
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        return [str(self.nvcc), *NVCC_FLAGS, *codes]
+OBSTACLE = known_obstacle()
 
 
-def wanted_toolkit(torch: Path):
-    """The toolkit to build CUDA kernels with, or None where none are wanted."""
-    asked = os.environ.get("DGCL_OPS_CUDA", "")
-    if asked not in ("", "0", "1"):
-        raise SystemExit(f"dgcl_ops: DGCL_OPS_CUDA must be 0, 1 or unset, got {asked}")
-    if asked == "0" or (asked == "" and not is_cuda_build(torch)):
-        return None
-    toolkit = Toolkit.find(torch)
-    if toolkit is None and asked == "1":
-        raise SystemExit(
-            "dgcl_ops: DGCL_OPS_CUDA=1 needs nvcc and libcudart_static.a; set CUDA_HOME to the CUDA toolkit"
-        )
-    if toolkit is None:
-        print(
-            "dgcl_ops: this PyTorch is a CUDA build, but no nvcc was found: building without CUDA kernels"
-        )
-    return toolkit
+def first_error(output: str) -> str:
+    """The line of a compiler's or linker's output that says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = r"\berror\b|undefined reference|undefined symbol|cannot find"
+    return next((line for line in lines if re.search(telling, line)), lines[-1] if lines else "")
+
+
+def record(package: Path, reason: str | None) -> None:
+    """Leaves in the built package the reason why it has no extension, and nothing of earlier builds."""
+    (package / "_build.py").unlink(missing_ok=True)
+    if reason:
+        for extension in package.glob("_C.*"):
+            extension.unlink()
+        text = f'"""Written by setup.py."""\n\nWITHOUT_EXTENSION = {reason!r}\n'
+        (package / "_build.py").write_text(text, encoding="utf-8")
+        print(f"dgcl_ops: built without the extension: {reason}")
+
+
+class BuildPython(build_py):
+    def built_package(self) -> Path:
+        return Path("" if self.editable_mode else self.build_lib, "dgcl_ops")
+
+    def run(self):
+        found = find_torch()
+        if EXTENSION != "0" and found and is_older(found[1], MINIMUM_TORCH):
+            raise SystemExit(f"dgcl_ops needs PyTorch {TORCH_NAME} or later, found {found[1]}.")
+        super().run()
+        record(self.built_package(), None if REQUIRED_BY else OBSTACLE)
 
 
 class BuildExtension(build_ext):
@@ -129,94 +144,129 @@ class BuildExtension(build_ext):
         super().finalize_options()
         self.force = True  # what an earlier build left may be of another PyTorch, or without CUDA
 
+    def run(self):
+        try:
+            if OBSTACLE:
+                raise PlatformError(OBSTACLE)
+            super().run()
+        except (BaseError, CCompilerError, OSError) as error:
+            if REQUIRED_BY:
+                raise SystemExit(
+                    f"dgcl_ops: the extension cannot be built, and {REQUIRED_BY} is set: {error}"
+                ) from None
+            self.extensions = self.distribution.ext_modules = []
+            record(self.get_finalized_command("build_py").built_package(), str(error))
+
+    def run_tool(self, command, **_):
+        """Runs a compiler or linker. Its first error line is the exception's text."""
+        paths = {"PATH": self.compiler._paths} if hasattr(self.compiler, "_paths") else {}  # MSVC's
+        print(" ".join(map(str, command)), flush=True)
+        code, output = run(*command, env=os.environ | paths)
+        print(output, end="", flush=True)
+        if code:
+            raise CompileError(first_error(output) or f"{command[0]} ended with exit code {code}")
+
+    def family(self) -> str:
+        if self.compiler.compiler_type == "msvc":
+            return "msvc"
+        told = run(*self.compiler.compiler_so_cxx, "--version")[1]
+        return "clang" if "clang" in told else "gcc"
+
+    def add_torch(self, ext, torch: Path, family: str) -> None:
+        ext.library_dirs.append(str(torch / "lib"))
+        ext.libraries.append("torch_cpu")
+        if family == "msvc":
+            ext.extra_compile_args += MSVC_FLAGS
+            ext.include_dirs.append(str(torch / "include"))
+            return
+        ext.extra_compile_args += [*FLAGS, *(CLANG_FLAGS if family == "clang" else [])]
+        ext.extra_compile_args += ["-isystem", str(torch / "include")]
+        if sys.platform == "linux":
+            # First the system's: libtorch_cpu has copies of C++ library functions, which are no part of its ABI.
+            libcxx = "-stdlib=libc++" in " ".join(self.compiler.compiler_so_cxx)
+            ext.libraries.insert(0, "c++" if libcxx else "stdc++")
+
     def build_extension(self, ext):
         found = find_torch()
         if found is None:
-            raise SystemExit(
-                f"dgcl_ops: building needs PyTorch {TORCH_NAME} or later in the environment; install torch first"
+            raise PlatformError(
+                f"PyTorch {TORCH_NAME} or later has to be installed before the build"
             )
         torch, version = found
-        toolkit = wanted_toolkit(torch)
+        family, toolkit, nvcc = self.family(), wanted_toolkit(torch, CUDA), []
+        self.add_torch(ext, torch, family)
         cuda = "no"
         if toolkit:
             archs = os.environ.get("DGCL_OPS_CUDA_ARCHS", DEFAULT_ARCHS).split()
             cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in archs)}"
-            nvcc = toolkit.compile_command(archs)
-            ext.sources += sources("csrc/cuda/*.cpp") + sources("csrc/cuda/*.cu")
-            ext.extra_link_args += [
-                f"-L{toolkit.libraries}",
-                "-l:libcudart_static.a",
-                "-ldl",
-                "-lrt",
-                "-lpthread",
+            nvcc = [
+                toolkit.nvcc,
+                *NVCC_FLAGS,
+                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs),
             ]
-            self.compiler.src_extensions.append(".cu")
-        ext.extra_compile_args += ["-isystem", str(torch / "include")]
-        ext.library_dirs.append(str(torch / "lib"))
-        # First the system's: libtorch_cpu has copies of some C++ library functions, which are no part of its ABI.
-        ext.libraries += ["stdc++", "torch_cpu"]
-        compiler = " ".join(self.compiler.compiler_so[:1])
-        flags = f"{compiler} {' '.join(FLAGS)}"
+            nvcc.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            ext.sources += sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+            ext.extra_link_args += [f"-L{toolkit.libraries}", "-l:libcudart_static.a"]
+            ext.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
+        compiler = "cl" if family == "msvc" else Path(self.compiler.compiler_so_cxx[0]).name
+        flags = " ".join([compiler, *(MSVC_FLAGS if family == "msvc" else FLAGS)])
         info = f"stable ABI {TORCH_NAME}, limited API 3.10, headers of torch {version}, {flags}, cuda {cuda}"
         ext.define_macros.append(("DGCL_BUILD_INFO", f'"{info}"'))
-        compile_one = self.compiler._compile
+        compile_one = self.compiler.compile
 
-        def compile_with_flags(obj, src, suffix, cc_args, extra, pp_opts):
-            if suffix == ".cu":
-                self.spawn([*nvcc, "-c", src, "-o", obj])
-                return
-            level = LEVEL_FLAGS.get(Path(src).name, []) if X86 else []
-            compile_one(obj, src, suffix, cc_args, [*extra, *level], pp_opts)
+        def compile_source(source, output_dir, extra_postargs, options):
+            if source.endswith(".cu"):
+                target = Path(output_dir, f"{source}.o")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.run_tool([*nvcc, "-c", source, "-o", target])
+                return [str(target)]
+            level = LEVEL_FLAGS.get(Path(source).name, []) if X86 and family != "msvc" else []
+            extra = [*extra_postargs, *level]
+            return compile_one([source], output_dir=output_dir, extra_postargs=extra, **options)
 
-        serial_compile = self.compiler.compile
-
-        def compile_parallel(sources, **options):
-            def one(source):
-                return serial_compile([source], **options)
-
-            self.compiler._compile = compile_with_flags
+        def compile_parallel(sources, output_dir=None, extra_postargs=(), **options):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [obj for objects in pool.map(one, sources) for obj in objects]
+                job = lambda source: compile_source(source, output_dir, extra_postargs, options)
+                return [obj for objects in pool.map(job, sources) for obj in objects]
 
+        if hasattr(self.compiler, "initialize"):
+            self.compiler.initialize()  # MSVC's, before there are threads
+        self.compiler.call = self.compiler.spawn = self.run_tool
         self.compiler.compile = compile_parallel
-        try:
-            super().build_extension(ext)
-        finally:
-            self.compiler._compile, self.compiler.compile = compile_one, serial_compile
+        super().build_extension(ext)
+
+
+class BuildWheel(bdist_wheel):
+    def finalize_options(self):
+        super().finalize_options()
+        if "editable_wheel" in self.distribution.commands:
+            self.root_is_pure = True  # it holds the path to the source tree, and no extension
+
+    def run(self):
+        self.run_command("build")  # first, since the tag depends on what comes of it
+        self.skip_build, self.root_is_pure = True, not self.distribution.has_ext_modules()
+        super().run()
 
 
 def sources(*patterns) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
 
 
-# Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
-DEFAULT_ARCHS = "80 86 89 90"
-NVCC_FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-fmad=false",
-    "--expt-relaxed-constexpr",
-    "-Xcompiler=-fPIC,-fvisibility=hidden",
-]
-FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+if sys.platform == "darwin":  # PyTorch is built for one architecture, Python often for two
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
+compiled = Extension(
+    "dgcl_ops._C",
+    sources=sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/**/*.cpp"),
+    depends=sources("csrc/**/*.h", "csrc/**/*.cuh", "csrc/**/*.cu"),
+    define_macros=[("Py_LIMITED_API", "0x030A0000"), ("TORCH_TARGET_VERSION", TORCH_TARGET)],
+    py_limited_api=True,
+    language="c++",
+)
 setup(
     version=VERSION,
-    setup_requires=[] if find_torch() else [f"torch>={TORCH_NAME}"],
-    ext_modules=[
-        Extension(
-            "dgcl_ops._C",
-            sources=sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/**/*.cpp"),
-            depends=sources("csrc/**/*.h", "csrc/**/*.cuh", "csrc/**/*.cu"),
-            extra_compile_args=[*FLAGS],
-            define_macros=[
-                ("Py_LIMITED_API", "0x030A0000"),
-                ("TORCH_TARGET_VERSION", TORCH_TARGET),
-            ],
-            py_limited_api=True,
-            language="c++",
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    setup_requires=[] if OBSTACLE or find_torch() else [f"torch>={TORCH_NAME}"],
+    ext_modules=[compiled] if REQUIRED_BY or not OBSTACLE else [],
+    cmdclass={"bdist_wheel": BuildWheel, "build_ext": BuildExtension, "build_py": BuildPython},
+    options={} if OBSTACLE else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

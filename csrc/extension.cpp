@@ -1,7 +1,8 @@
-// dgcl_ops._C: importing it registers the ops (each file of csrc/ops and csrc/cpu does so for itself).
+// dgcl_ops._C: importing it registers the kernels (each file of csrc/cpu and csrc/cuda does so for itself). The schemas
+// are defined in Python, in dgcl_ops/ops/, for the build without this extension has them too.
 #include <Python.h>
-#include <torch/csrc/stable/library.h>
 
+#include <exception>
 #include <string>
 
 #include "cpu/simd/primitives.h"
@@ -13,24 +14,26 @@
 namespace dgcl {
 namespace {
 
-std::string cpu_capability() { return cpu_level(); }
+PyObject* cpu_capability(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(std::string(cpu_level()).c_str());
+  } catch (const std::exception& error) {  // DGCL_OPS_CPU_CAPABILITY asks for what there is not
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
 
-std::string build_info() { return DGCL_BUILD_INFO; }
+PyObject* build_info(PyObject*, PyObject*) { return PyUnicode_FromString(DGCL_BUILD_INFO); }
 
 }  // namespace
 }  // namespace dgcl
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dgcl_ops, m) {
-  m.def("cpu_capability() -> str");
-  m.def("build_info() -> str");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(dgcl_ops, CompositeExplicitAutograd, m) {
-  m.impl("cpu_capability", TORCH_BOX(&dgcl::cpu_capability));
-  m.impl("build_info", TORCH_BOX(&dgcl::build_info));
-}
-
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyMethodDef functions[] = {
+      {"cpu_capability", dgcl::cpu_capability, METH_NOARGS, "The instruction set in use."},
+      {"build_info", dgcl::build_info, METH_NOARGS, "How the extension was built."},
+      {nullptr, nullptr, 0, nullptr},
+  };
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -1,46 +1,61 @@
-"""Loads the compiled operators and says which implementation serves which device.
+"""Defines the operators and says which implementation serves which device.
 
-The extension registers a kernel for each device it was built for. Every operator is registered a second
-time, from `reference.py`, under a key that PyTorch consults only where a device has no kernel of its own:
-so the library runs, slower, on any device. The first such call on a device type warns; with
-DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
+`define()` gives PyTorch an operator's schema and registers `reference.py`'s version of it under a key that PyTorch
+consults only where a device has no kernel of its own. The compiled extension adds such kernels, for each device it
+was built for. Without the extension plain PyTorch serves every device, slower. The first such call on a device type
+warns; with DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
 """
 
 import functools
+import importlib.util
 import os
+import re
 import warnings
+from collections.abc import Callable
 
 import torch
 
-from dgcl_ops import _checks, reference, reference_backward
+from dgcl_ops import _checks
 
 NAMESPACE = "dgcl_ops"
 REQUIRE_COMPILED = "DGCL_OPS_REQUIRE_COMPILED"
 DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
-FALLBACKS = {
-    "knn_topk": reference.knn_topk,
-    "knn_topk_backward": reference_backward.knn_topk_backward,
-    "knn_density": reference.knn_density,
-    "density_contrast": reference.density_contrast_with_lse,
-    "density_contrast_backward": reference_backward.density_contrast_backward,
-    "memory_push": reference.memory_push,
-    "class_counts": reference.class_counts,
-    "gather_rows": reference.gather_rows,
-    "silhouette_sums": reference.silhouette_sums,
-}
+OLDEST_TORCH = (2, 10)
+FALLBACKS: dict[str, Callable] = {}  # by operator
+SCHEMAS: dict[str, str] = {}
+
+
+def _refuse_old_torch(version: str) -> None:
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(f"dgcl_ops needs PyTorch {oldest} or later, found {version}.")
 
 
 def _load():
+    """The compiled extension, or None if this build has none. One that does not load is an error."""
+    if importlib.util.find_spec("dgcl_ops._C") is None:
+        return None
     try:
         from dgcl_ops import _C
     except ImportError as error:
         raise ImportError(
-            f"dgcl_ops: the compiled extension dgcl_ops._C could not be loaded ({error}); build it "
-            "from the source tree with `pip install --no-build-isolation -e .`"
+            f"dgcl_ops: the compiled extension dgcl_ops._C is installed but does not load ({error}); "
+            "reinstall dgcl_ops, or build it from the source tree with "
+            "`pip install --no-build-isolation -e .`"
         ) from error
     return _C
 
 
+def why_not_built() -> str:
+    """Why there is no extension, as the build recorded it."""
+    if importlib.util.find_spec("dgcl_ops._build") is None:
+        return "this is a source tree that was not installed"
+    from dgcl_ops import _build
+
+    return _build.WITHOUT_EXTENSION
+
+
+_refuse_old_torch(torch.__version__)
 _C = _load()
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _warned_devices: set[str] = set()
@@ -55,16 +70,26 @@ def _announce_fallback(op: str, device: str) -> None:
     if require_compiled():
         raise RuntimeError(
             f"{op}: device must have a compiled kernel because {REQUIRE_COMPILED} is set, got {device}"
+            + ("" if _C else f" and a build without the extension: {why_not_built()}")
         )
-    if device not in _warned_devices:
-        _warned_devices.add(device)
-        warnings.warn(
-            f"dgcl_ops: {op} has no compiled kernel for device type {device!r}; plain PyTorch runs "
-            f"instead, slower and with class offsets copied to the host. Set {REQUIRE_COMPILED}=1 to "
-            "make this an error. This is said once per device type.",
-            UserWarning,
-            stacklevel=3,
+    if device in _warned_devices:
+        return
+    _warned_devices.add(device)
+    if _C:
+        why = f"{op} has no compiled kernel for device type {device!r}"
+        remedy = ""
+    else:
+        why = f"this build has no compiled extension ({why_not_built()}) for device type {device!r}"
+        remedy = (
+            "With a C++20 compiler, reinstall dgcl_ops from source with DGCL_OPS_EXTENSION=1; the error then says "
+            "what is missing. "
         )
+    warnings.warn(
+        f"dgcl_ops: {why}; plain PyTorch runs instead, slower and with class offsets copied to the host. "
+        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This is said once per device type.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def argument_names(op: str) -> list[str]:
@@ -108,11 +133,24 @@ def _register_fallback(op: str, function) -> None:
     library.impl(op, fallback, "CompositeExplicitAutograd")
 
 
-for _op, _function in FALLBACKS.items():
-    _register_fallback(_op, _function)
+def define(schema: str, fallback: Callable) -> None:
+    """Defines an operator. `fallback` runs it on devices without a compiled kernel."""
+    op = schema.partition("(")[0]
+    SCHEMAS[op], FALLBACKS[op] = schema, fallback
+    library.define(schema)
+    _register_fallback(op, fallback)
+
+
+def define_in(namespace: str) -> torch.library.Library:
+    """Defines the same operators in another namespace, for kernels built for it. They live as long as the result."""
+    other = torch.library.Library(namespace, "FRAGMENT")
+    for schema in SCHEMAS.values():
+        other.define(schema)
+    return other
 
 
 def _serving(device: str, key: str) -> dict:
+    """Implementation and reason, for a device type and its dispatch key."""
     compiled = [
         op
         for op in FALLBACKS
@@ -129,6 +167,8 @@ def _serving(device: str, key: str) -> dict:
         return {"implementation": "compiled", "reason": reason}
     missing = ", ".join(sorted(set(FALLBACKS) - set(compiled))) if compiled else "any operator"
     reason = f"the extension has no kernel for {missing} on this device type"
+    if _C is None:
+        reason = f"built without the extension: {why_not_built()}"
     if require_compiled():
         return {"implementation": "error", "reason": f"{reason}, and {REQUIRE_COMPILED} is set"}
     return {"implementation": "reference" if not compiled else "mixed", "reason": reason}
@@ -141,10 +181,10 @@ def backend_info() -> dict:
         dict with
             version: of dgcl_ops.
             torch: version of PyTorch in use.
-            extension: path of the compiled extension.
-            build: how the extension was built.
+            extension: path of the compiled extension; None without one.
+            build: how the extension was built, or why it was not.
             cpu_capability: instruction set in use on this processor ("avx512_vnni", "avx512", "avx2",
-                "portable").
+                "portable"); None without the extension.
             devices: per device type, {"implementation": "compiled" | "mixed" | "reference" | "error",
                 "reason": why}.
             require_compiled: whether DGCL_OPS_REQUIRE_COMPILED forbids the plain PyTorch path.
@@ -158,9 +198,9 @@ def backend_info() -> dict:
     return {
         "version": __version__,
         "torch": torch.__version__,
-        "extension": _C.__file__,
-        "build": torch.ops.dgcl_ops.build_info(),
-        "cpu_capability": torch.ops.dgcl_ops.cpu_capability(),
+        "extension": _C.__file__ if _C else None,
+        "build": _C.build_info() if _C else f"without the extension: {why_not_built()}",
+        "cpu_capability": _C.cpu_capability() if _C else None,
         "devices": {device: _serving(device, key) for device, key in DEVICE_KEYS.items()},
         "require_compiled": require_compiled(),
     }

@@ -4,7 +4,8 @@
 
 Prints a report to paste into a bug report. Every operator, and a few steps of the loss, run on the device; what it
 selects, copies and counts must equal the compiled CPU operators' in every bit, and all numbers must be near those of
-`reference.py` in float64. On CUDA the search runs on both of its paths, and a step must not make the host wait.
+`reference.py` in float64. On CUDA the search runs on both of its paths, and a step must not make the host wait. Where
+plain PyTorch serves the device, equal bits are not promised.
 Exit status: 0 if all checks pass, 1 if one fails, 2 if the device cannot be used.
 """
 
@@ -41,16 +42,16 @@ def unusable(device: str) -> str | None:
 
 def installation() -> list[str]:
     info = dgcl_ops.backend_info()
-    cuda_build = re.search(r"\bcuda (.*)", info["build"])
+    cuda_build = info["extension"] and re.search(r"\bcuda (.*)", info["build"])
     lines = [
         f"dgcl_ops   {info['version']}",
         f"torch      {info['torch']}, {torch.get_num_threads()} threads",
         f"python     {platform.python_version()}, {platform.platform()}",
-        f"extension  {info['extension']}",
+        f"extension  {info['extension'] or 'none: plain PyTorch'}",
         f"build      {info['build']}",
         f"cuda code  {cuda_build[1] if cuda_build else 'no'}",
         *report_lines(info["build"]),
-        f"cpu code   {info['cpu_capability']} (DGCL_OPS_CPU_CAPABILITY caps it)",
+        f"cpu code   {info['cpu_capability'] or 'plain PyTorch'} (DGCL_OPS_CPU_CAPABILITY caps compiled code)",
         f"required   {'compiled kernels only' if info['require_compiled'] else 'plain PyTorch where no kernel exists'}"
         " (DGCL_OPS_REQUIRE_COMPILED)",
         "devices",

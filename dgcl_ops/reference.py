@@ -10,8 +10,9 @@ Numerics, as in the kernels:
     ties          lowest index first, by a stable sort. `torch.topk` leaves the order of equal scores open
                   and gives different indices on different devices. The scores themselves are those of
                   `matmul`, whose last bit may depend on its tiling; the kernels' canonical sum does not.
-Class offsets and counts are copied to the host. Queries are taken in chunks, so that no more than
-`CHUNK_ELEMENTS` scores exist at a time. The arguments are those of the raw operators, in their order.
+Class offsets and counts are copied to the host. Rows are taken in blocks, so that at most `CHUNK_ELEMENTS` scores,
+logits or distances exist at a time, or one row of them. No tensor is larger than 64 MiB, an input in float64, or k
+numbers for each query. The arguments are those of the raw operators, in their order.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-CHUNK_ELEMENTS = 1 << 23
+CHUNK_ELEMENTS = (
+    1 << 23
+)  # 64 MiB of int64 indices or float64 scores, the widest numbers a block has
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -116,7 +119,7 @@ def _select(
         return missing, missing.new_full(missing.shape, -1, dtype=torch.int64)
     with torch.no_grad():
         scores = _scores(queries, bank, metric)
-        scores = torch.where(scores.isnan(), -torch.inf, scores)
+        scores.masked_fill_(scores.isnan(), -torch.inf)
         if first_self is not None:
             own = torch.arange(queries.shape[0], device=queries.device) + first_self
             columns = torch.arange(bank.shape[0], device=queries.device)
@@ -150,10 +153,9 @@ def knn_topk(
     """The k best-scoring bank rows of each query: see `dgcl_ops.ops.knn_topk`."""
     dtype = compute_dtype(queries, bank)
     with no_autocast(queries):
-        wide_queries, wide_bank = queries.to(dtype), bank.to(dtype)
+        wide_queries = queries.to(dtype)
         if metric == "cosine":
             wide_queries = unit_rows(wide_queries)
-            wide_bank = wide_bank if unit_bank else unit_rows(wide_bank)
         values, indices, done = [], [], 0
         empty = wide_queries.new_zeros((0, bank.shape[-1]))
 
@@ -162,7 +164,10 @@ def knn_topk(
             values.append(chosen[0])
             indices.append(chosen[1])
 
-        for begin, end, rows in _segments(queries, wide_bank, query_offsets, bank_counts):
+        for begin, end, rows in _segments(queries, bank, query_offsets, bank_counts):
+            rows = rows.to(dtype)
+            if metric == "cosine" and not unit_bank:
+                rows = unit_rows(rows)
             select(done, begin, empty)
             chunk = max(1, CHUNK_ELEMENTS // max(1, rows.shape[0]))
             for at in range(begin, end, chunk):
@@ -206,6 +211,15 @@ def counted(rows: int, counts: Tensor | None, groups: int, device) -> Tensor:
     return position < (rows if counts is None else counts[:, None])
 
 
+def contrast_blocks(groups: int, rows: int, logits: int):
+    """Yields (groups, anchors) as slices; a block has at most CHUNK_ELEMENTS logits, or those of one anchor."""
+    together = max(1, CHUNK_ELEMENTS // max(1, rows * logits))
+    step = rows if rows * logits <= CHUNK_ELEMENTS else max(1, CHUNK_ELEMENTS // logits)
+    for group in range(0, groups, together):
+        for row in range(0, rows, max(1, step)):
+            yield slice(group, group + together), slice(row, row + step)
+
+
 def density_contrast_with_lse(
     anchors: Tensor,
     keys: Tensor,
@@ -225,12 +239,16 @@ def density_contrast_with_lse(
         unit_anchors = unit_rows(anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0))
         unit_negatives = unit_rows(negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0))
         unit_keys = unit_rows(keys.to(dtype)).unsqueeze(1)
-        to_key = (unit_anchors @ unit_keys.mT) / temperature  # [G, A, 1]
-        to_negatives = (unit_anchors @ unit_negatives.mT) / temperature  # [G, A, N]
-        to_negatives = to_negatives.masked_fill(~pushing.unsqueeze(1), -torch.inf)
-        logits = torch.cat([to_key, to_negatives], dim=2)
-        lse = logits.logsumexp(2)
-        surprise = lse - logits[..., 0]
+        lse = unit_anchors.new_empty((groups, rows))
+        surprise = torch.empty_like(lse)
+        for g, block in contrast_blocks(groups, rows, negatives.shape[1] + 1):
+            asking = unit_anchors[g, block]
+            to_key = (asking @ unit_keys[g].mT) / temperature  # [G, A, 1]
+            to_negatives = (asking @ unit_negatives[g].mT) / temperature  # [G, A, N]
+            to_negatives = to_negatives.masked_fill(~pushing[g].unsqueeze(1), -torch.inf)
+            logits = torch.cat([to_key, to_negatives], dim=2)
+            lse[g, block] = logits.logsumexp(2)
+            surprise[g, block] = lse[g, block] - logits[..., 0]
         if eps:
             surprise = -(torch.exp(-surprise) + eps).log()
         loss = torch.where(used, surprise, 0.0).sum(1) / used.sum(1).clamp(min=1)
@@ -298,6 +316,8 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
     wide = features.double()
     asking = wide if rows is None else rows.double()
     sums = wide.new_zeros((asking.shape[0], len(bounds) - 1))
+    if features.shape[1] == 0:  # all distances are 0, of however many rows
+        return sums
     chunk = max(1, CHUNK_ELEMENTS // max(1, features.shape[0]))
     for at in range(0, asking.shape[0], chunk):
         distances = torch.cdist(

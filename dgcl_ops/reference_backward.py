@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops.reference import CHUNK_ELEMENTS, compute_dtype, unit_rows
+from dgcl_ops.reference import compute_dtype, unit_rows
 
 
 def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ def knn_topk_backward(
         used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (grad_values != 0)
         if metric == "l2":
             used &= values != 0
-        chunk = max(1, CHUNK_ELEMENTS // max(1, indices.shape[1] * bank.shape[-1]))
+        gathered = max(1, indices.shape[1] * bank.shape[-1])  # numbers a query
+        chunk = max(1, reference.CHUNK_ELEMENTS // gathered)
         for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
             part = slice(at, at + chunk)
             found = used[part]
@@ -114,20 +115,29 @@ def density_contrast_backward(
         raw_keys = keys.to(dtype).unsqueeze(1)
         a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
         lse = torch.where(used, lse, 0.0)
-        p0 = torch.exp((a @ p.mT) / temperature - lse.unsqueeze(-1))
-        p0 = torch.where(used.unsqueeze(-1), p0, 0.0)  # a key without anchors may be NaN
-        pn = torch.exp((a @ n.mT) / temperature - lse.unsqueeze(-1))
-        pn = pn.masked_fill(~pushing.unsqueeze(1), 0.0)
-        share = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
-        share = torch.where(used, share.unsqueeze(1), 0.0).unsqueeze(-1)
-        if eps:  # without eps the factor is 1, also where p0 underflows
-            share = share * p0 / (p0 + eps)
-        dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
-        dL_danchors = _unit_rows_backward(dz0 * p + dzn @ n, raw_anchors).to(anchors.dtype)
+        shares = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
+        shares = torch.where(used, shares.unsqueeze(1), 0.0)
+        dL_da, dL_dp, dL_dn = torch.zeros_like(a), torch.zeros_like(p), torch.zeros_like(n)
+        for g, block in reference.contrast_blocks(groups, rows, negatives.shape[1] + 1):
+            asking, key, others = a[g, block], p[g], n[g]
+            log_sum, share = lse[g, block].unsqueeze(-1), shares[g, block].unsqueeze(-1)
+            p0 = torch.exp((asking @ key.mT) / temperature - log_sum)
+            # A key without anchors may be NaN.
+            p0 = torch.where(used[g, block].unsqueeze(-1), p0, 0.0)
+            pn = torch.exp((asking @ others.mT) / temperature - log_sum)
+            pn = pn.masked_fill(~pushing[g].unsqueeze(1), 0.0)
+            if eps:  # without eps the factor is 1, also where p0 underflows
+                share = share * p0 / (p0 + eps)
+            dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
+            dL_da[g, block] = dz0 * key + dzn @ others
+            if all_gradients:
+                dL_dp[g] += dz0.mT @ asking
+                dL_dn[g] += dzn.mT @ asking
+        dL_danchors = _unit_rows_backward(dL_da, raw_anchors).to(anchors.dtype)
         if not all_gradients:
             return dL_danchors, keys.new_empty(0), negatives.new_empty(0)
         return (
             dL_danchors,
-            _unit_rows_backward(dz0.mT @ a, raw_keys).squeeze(1).to(keys.dtype),
-            _unit_rows_backward(dzn.mT @ a, raw_negatives).to(negatives.dtype),
+            _unit_rows_backward(dL_dp, raw_keys).squeeze(1).to(keys.dtype),
+            _unit_rows_backward(dL_dn, raw_negatives).to(negatives.dtype),
         )

@@ -6,6 +6,7 @@ import functools
 import pytest
 import shared_bank
 import torch
+from builds import needs_equal_bits
 from loss_oracle import C, D, E, flat_rows, loss_of, run
 from oracles import integers, random_rows
 from processes import on_ranks
@@ -170,6 +171,7 @@ def groups(rank, folder):
     return told
 
 
+@needs_equal_bits  # the replicated and the sharded bank's losses are compared
 def test_groups_of_processes(tmp_path):
     of_ranks = on_ranks(4, tmp_path, groups)
     for placement in ("replicated", "sharded"):

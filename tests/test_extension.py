@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from builds import needs_extension
 
 from dgcl_ops import backend_info
 
 EXTENSION = backend_info()["extension"]
+pytestmark = needs_extension
 
 
 def symbols(*options: str) -> list[str]:

@@ -66,7 +66,7 @@ def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
                 names[changed] in _checks.SHAPES[op]
                 and arguments[changed].dim() != kept[changed].dim()
             ):
-                told = rf"^{op}: {names[changed]} must have shape \[.*\], got \["
+                told = rf"^{op}: {names[changed]} must have shape \[.*\].*, got \["
                 with pytest.raises(RuntimeError, match=told):
                     getattr(torch.ops.dgcl_ops, op)(*on_meta(arguments))
 
@@ -86,7 +86,7 @@ def test_huge_numbers_are_refused_before_memory_is_asked_for(k):
         ("class_counts", {"num_classes": k}),
     ):
         given = {"labels": labels, **given}
-        with pytest.raises(RuntimeError, match=rf"{op}: \w+ must lie in \[1, 2\^31\), got {k}"):
+        with pytest.raises(RuntimeError, match=rf"{op}: \w+ must be less than 2\^31, got {k}"):
             _checks.check_basics(op, given)  # for the fallback and the meta device
 
 

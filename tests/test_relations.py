@@ -3,12 +3,14 @@
 import oracles
 import pytest
 import torch
+from builds import needs_equal_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import integers
 
 from dgcl_ops import ops
 
+pytestmark = needs_equal_bits
 METRICS = ("cosine", "dot", "l2")
 
 

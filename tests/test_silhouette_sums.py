@@ -9,6 +9,7 @@ import sys
 import oracles
 import pytest
 import torch
+from builds import needs_extension
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_close, integers, random_rows
@@ -195,6 +196,7 @@ print(backend_info()["cpu_capability"], hash(tuple(bits)))
 """
 
 
+@needs_extension
 def test_instruction_sets_agree_bit_for_bit():
     from dgcl_ops import backend_info
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from builds import COMPILED, needs_extension
 from loss_oracle import C, D, E, assert_same_state, loss_of, run, snapshot
 from oracles import integers, random_rows
 
@@ -105,6 +106,7 @@ def failing_arguments(size: int):
     return rows, rows[:, 0], rows[:, :1].expand(1, size, 8), integers([2])
 
 
+@needs_extension
 @pytest.mark.parametrize("size", [2**45, 2**59])  # 2^59 x 8 x 4 bytes are 0 modulo 2^64
 def test_what_a_thread_throws_is_an_error_of_the_call(size):
     anchors, keys, negatives, counts = failing_arguments(size)
@@ -170,6 +172,9 @@ def fork_after_use() -> None:
     print("all equal")
 
 
+@pytest.mark.skipif(
+    not COMPILED, reason="PyTorch's own operators hang in a process forked after use"
+)
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_process_forked_after_use_works():
     """OpenMP's pool does not outlive a fork: PyTorch's own operators hang there when they use it."""

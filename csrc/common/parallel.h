@@ -1,13 +1,14 @@
 // Work queue over PyTorch's own thread pool: items may cost very different amounts, so threads fetch them one by one.
 #pragma once
 #include <torch/csrc/stable/ops.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <thread>
+
+#include "platform.h"
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -47,17 +48,15 @@ class PoolWork {
   char done_ = 0;
 };
 
-inline const pid_t loaded_in = getpid();
-
 // parallel_for over [0, workers), in a forked process too. There OpenMP's pool has lost all its threads, and who used it
 // before the fork waits for them for ever. A pool belongs to the thread that starts work: a new thread has a new one.
 template <typename Work>
 void in_parallel(int64_t workers, const Work& work) {
   const auto start = [&] { torch::stable::parallel_for(0, workers, 1, work); };
-  if (getpid() == loaded_in)
-    start();
-  else
+  if (in_forked_process())
     std::thread(start).join();
+  else
+    start();
 }
 
 // Calls work(next) on up to thread_count() threads; each thread calls next() until it returns -1, else an item in

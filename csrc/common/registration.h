@@ -1,5 +1,5 @@
-// Where the operators are registered. The tests build the CUDA side a second time, over a CPU stand-in for the device,
-// under a namespace of its own and for CPU tensors.
+// Where the CUDA kernels are registered; Python defines the schemas (dgcl_ops/ops/). The tests build the CUDA side a
+// second time, over a CPU stand-in for the device, under a namespace of its own and for CPU tensors.
 #pragma once
 #include <torch/csrc/stable/library.h>
 

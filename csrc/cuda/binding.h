@@ -1,12 +1,12 @@
 // What every CUDA binding does around its launch: current device and stream, plain arguments, errors.
 #pragma once
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
 
 #include "../common/check.h"
+#include "../common/platform.h"
 #include "../common/registration.h"
 #include "rows.h"
 
@@ -21,8 +21,7 @@ extern "C" void cuda_emulator_leave_device();
 // linked; but a CUDA tensor proves that the library is loaded. (Stream::nativeHandle() needs PyTorch 2.13.)
 inline void* current_cuda_stream(int32_t device) {
   static const auto get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* function = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    void* function = loaded_function("torch_cuda", "aoti_torch_get_current_cuda_stream");
     return reinterpret_cast<AOTITorchError (*)(int32_t, void**)>(function);
   }();
   if (!get)

@@ -1,7 +1,5 @@
 #include "class_counts.h"
 
-#include "../common/registration.h"
-
 namespace dgcl {
 
 void check_class_counts(const Tensor& labels, int64_t num_classes) {
@@ -22,7 +20,3 @@ void check_class_counts(const Tensor& labels, int64_t num_classes) {
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def("class_counts(Tensor labels, int num_classes, int ignore_index) -> Tensor");
-}

@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "../common/registration.h"
-
 namespace dgcl {
 namespace {
 
@@ -57,14 +55,3 @@ void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& ancho
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def(
-      "density_contrast(Tensor anchors, Tensor keys, Tensor negatives, float temperature, Tensor? anchor_counts, "
-      "Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)");
-  // The gradients of keys and negatives are empty unless `all_gradients`.
-  m.def(
-      "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, Tensor lse, "
-      "float temperature, Tensor? anchor_counts, Tensor? negative_counts, float eps, bool all_gradients) -> "
-      "(Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)");
-}

@@ -1,16 +1,21 @@
 #include "gather_rows.h"
 
-#include "../common/registration.h"
+#include <cstdint>
 
 namespace dgcl {
+namespace {
+
+// Whether the product of two sizes is 2^63 or more.
+bool overflows(int64_t a, int64_t b) { return b != 0 && a > INT64_MAX / b; }
+
+}  // namespace
 
 void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   const char* op = "gather_rows";
   check_float(op, "maps", maps);
   check_shape(op, "maps", maps, {-1, -1, -1, -1}, "[B, D, H, W]");
-  int64_t pixel_count;  // of maps without channels it may be anything
-  if (__builtin_mul_overflow(maps.size(2), maps.size(3), &pixel_count) ||
-      __builtin_mul_overflow(pixel_count, maps.size(0), &pixel_count))
+  // Of maps without channels it may be anything.
+  if (overflows(maps.size(2), maps.size(3)) || overflows(maps.size(2) * maps.size(3), maps.size(0)))
     fail(op, "maps must have fewer than 2^63 pixels, got ", shape_of(maps));
   check_given(op, "pixels", pixels);
   if (pixels.scalar_type() != ScalarType::Long)
@@ -19,5 +24,3 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) { m.def("gather_rows(Tensor maps, Tensor pixels) -> Tensor"); }

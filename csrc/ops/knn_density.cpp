@@ -1,7 +1,5 @@
 #include "knn_density.h"
 
-#include "../common/registration.h"
-
 namespace dgcl {
 
 void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vector<int64_t>& scales,
@@ -15,9 +13,3 @@ void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vec
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def(
-      "knn_density(Tensor queries, Tensor bank, int[] scales, str metric, Tensor? query_offsets, Tensor? bank_counts, "
-      "bool exclude_self, bool per_scale, bool unit_bank) -> Tensor");
-}

@@ -1,7 +1,5 @@
 #include "knn_topk.h"
 
-#include "../common/registration.h"
-
 namespace dgcl {
 
 void check_knn_topk(const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
@@ -32,12 +30,3 @@ void check_knn_topk_backward(const Tensor& grad_values, const Tensor& queries, c
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def(
-      "knn_topk(Tensor queries, Tensor bank, int k, str metric, Tensor? query_offsets, Tensor? bank_counts, "
-      "bool exclude_self, bool unit_bank) -> (Tensor values, Tensor indices)");
-  m.def(
-      "knn_topk_backward(Tensor grad_values, Tensor queries, Tensor bank, Tensor values, Tensor indices, str metric, "
-      "Tensor? query_offsets, bool unit_bank) -> (Tensor grad_queries, Tensor grad_bank)");
-}

@@ -4,8 +4,6 @@
 #include <iterator>
 #include <utility>
 
-#include "../common/registration.h"
-
 namespace dgcl {
 namespace {
 
@@ -70,10 +68,3 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def(
-      "memory_push(Tensor(a!) bank_features, Tensor(b!) bank_projections, Tensor(c!) bank_density, Tensor(d!) counts, "
-      "Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, Tensor row_counts, bool normalize) -> "
-      "()");
-}

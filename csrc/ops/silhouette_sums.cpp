@@ -1,7 +1,5 @@
 #include "silhouette_sums.h"
 
-#include "../common/registration.h"
-
 namespace dgcl {
 
 void check_silhouette_sums(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows) {
@@ -18,7 +16,3 @@ void check_silhouette_sums(const Tensor& features, const Tensor& offsets, const 
 }
 
 }  // namespace dgcl
-
-STABLE_TORCH_LIBRARY_FRAGMENT(DGCL_NAMESPACE, m) {
-  m.def("silhouette_sums(Tensor features, Tensor offsets, Tensor? rows) -> Tensor");
-}

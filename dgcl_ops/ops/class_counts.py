@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::class_counts"
+_extension.define(
+    "class_counts(Tensor labels, int num_classes, int ignore_index) -> Tensor",
+    reference.class_counts,
+)
 
 
 def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

@@ -3,11 +3,23 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference, reference_backward
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
 _OP = "dgcl_ops::density_contrast"
+_extension.define(
+    "density_contrast(Tensor anchors, Tensor keys, Tensor negatives, float temperature, "
+    "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)",
+    reference.density_contrast_with_lse,
+)
+# The gradients of keys and negatives are empty unless `all_gradients`.
+_extension.define(
+    "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, "
+    "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, float eps, "
+    "bool all_gradients) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)",
+    reference_backward.density_contrast_backward,
+)
 
 
 def density_contrast(

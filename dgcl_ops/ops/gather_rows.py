@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::gather_rows"
+_extension.define(
+    "gather_rows(Tensor maps, Tensor pixels) -> Tensor",
+    reference.gather_rows,
+)
 
 
 def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:

@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype, scale_weights
 
 _OP = "dgcl_ops::knn_density"
+_extension.define(
+    "knn_density(Tensor queries, Tensor bank, int[] scales, str metric, Tensor? query_offsets, "
+    "Tensor? bank_counts, bool exclude_self, bool per_scale, bool unit_bank) -> Tensor",
+    reference.knn_density,
+)
 
 
 def knn_density(

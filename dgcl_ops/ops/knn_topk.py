@@ -3,11 +3,22 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference, reference_backward
 from dgcl_ops.ops import _arguments, _transforms
 from dgcl_ops.reference import compute_dtype
 
 _OP = "dgcl_ops::knn_topk"
+_extension.define(
+    "knn_topk(Tensor queries, Tensor bank, int k, str metric, Tensor? query_offsets, "
+    "Tensor? bank_counts, bool exclude_self, bool unit_bank) -> (Tensor values, Tensor indices)",
+    reference.knn_topk,
+)
+_extension.define(
+    "knn_topk_backward(Tensor grad_values, Tensor queries, Tensor bank, Tensor values, "
+    "Tensor indices, str metric, Tensor? query_offsets, bool unit_bank) -> "
+    "(Tensor grad_queries, Tensor grad_bank)",
+    reference_backward.knn_topk_backward,
+)
 
 
 def knn_topk(

@@ -3,10 +3,16 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::memory_push"
+_extension.define(
+    "memory_push(Tensor(a!) bank_features, Tensor(b!) bank_projections, Tensor(c!) bank_density, "
+    "Tensor(d!) counts, Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, "
+    "Tensor row_counts, bool normalize) -> ()",
+    reference.memory_push,
+)
 
 
 def memory_push(

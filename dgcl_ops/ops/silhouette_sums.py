@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension
+from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
 
 _OP = "dgcl_ops::silhouette_sums"
+_extension.define(
+    "silhouette_sums(Tensor features, Tensor offsets, Tensor? rows) -> Tensor",
+    reference.silhouette_sums,
+)
 
 
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:

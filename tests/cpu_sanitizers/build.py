@@ -1,7 +1,7 @@
-"""Builds the CPU kernels with a sanitizer in them: a library that registers torch.ops.dgcl_ops when it is loaded.
+"""Builds the CPU kernels with a sanitizer in them: another dgcl_ops._C.
 
-The flags are setup.py's, but for optimisation and debugging. Nothing of the dgcl_ops package may be imported beside
-it: the operators would be registered twice.
+The flags are setup.py's, but for optimisation and debugging. No process can load both: the kernels would be registered
+twice.
 """
 
 import subprocess

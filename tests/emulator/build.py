@@ -24,6 +24,7 @@ CACHE = ROOT / "build" / "emulator"
 MODES = ("plain", "address", "thread")
 SCHEDULES = ("sequential", "reverse", "random")
 MODULE = "_emulated"
+NAMESPACE = "dgcl_emulated"  # its operators: torch.ops.dgcl_emulated
 COMPILER = os.environ.get("CXX", "g++")
 
 BASE_FLAGS = [
@@ -79,9 +80,10 @@ def binding_command() -> str:
         [
             f"{COMPILER} -O1",
             *BASE_FLAGS,
-            "-DDGCL_NAMESPACE=dgcl_emulated -DDGCL_CUDA_KEY=CPU -DDGCL_EMULATED_DEVICE",
+            f"-DDGCL_NAMESPACE={NAMESPACE} -DDGCL_CUDA_KEY=CPU -DDGCL_EMULATED_DEVICE",
             "-DTORCH_TARGET_VERSION=0x020a000000000000",
-            f"-isystem {pybind11.get_include()} -isystem {torch / 'include'}",  # PyTorch's is too old
+            # In this order: PyTorch has an older copy of pybind11.
+            f"-isystem {pybind11.get_include()} -isystem {torch / 'include'}",
             f"-isystem {sysconfig.get_path('include')}",
         ]
     )
@@ -185,12 +187,13 @@ def build(mode: str) -> Path:
 
 def load(mode: str = "plain", file: Path | None = None):
     """Imports the module, after building it unless `file` names one. One mode per process."""
-    import torch  # noqa: F401  (its libraries)
+    from dgcl_ops import _extension
 
     if MODULE in sys.modules:
         return sys.modules[MODULE]
     spec = importlib.util.spec_from_file_location(MODULE, file or build(mode))
     module = importlib.util.module_from_spec(spec)
+    module.library = _extension.define_in(NAMESPACE)
     spec.loader.exec_module(module)
     sys.modules[MODULE] = module
     return module

@@ -10,8 +10,6 @@ import torch
 
 from . import build
 
-NAMESPACE = "dgcl_emulated"
-
 
 @functools.cache
 def operators() -> dict:
@@ -21,7 +19,7 @@ def operators() -> dict:
     if not (build.ROOT / "csrc").exists():
         pytest.skip("the emulator needs csrc/, and these tests stand alone")
     build.load("plain")
-    return {op: getattr(getattr(torch.ops, NAMESPACE), op) for op in _extension.FALLBACKS}
+    return {op: getattr(getattr(torch.ops, build.NAMESPACE), op) for op in _extension.FALLBACKS}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
 // Chooses the level at run time.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -11,11 +15,18 @@ namespace {
 enum Level { kPortable, kAvx2, kAvx512, kAvx512Vnni };
 constexpr const char* kLevelNames[] = {"portable", "avx2", "avx512", "avx512_vnni"};
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know this one.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 Level widest_available() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
-    return kPortable;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return kPortable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return __builtin_cpu_supports("avx512vnni") ? kAvx512Vnni : kAvx512;
