@@ -18,6 +18,7 @@ Version = tuple[int, int]
 FIRST_DRIVER = {12: "525.60.13", 13: "580"}
 OLDEST_DEVICE = (8, 0)  # the kernels use asynchronous copies and bfloat16 tensor cores
 OLDEST_CUDA = 12  # that dgcl_ops can be built with, and that PyTorch 2.10 and later are built for
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR_ATTRIBUTE, MINOR_ATTRIBUTE = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -120,7 +121,7 @@ def built_with(build: str) -> tuple[Version | None, tuple[Version, ...]]:
 def load_driver() -> ctypes.CDLL | None:
     """NVIDIA's driver library; None where there is none."""
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
         return None
 

@@ -20,7 +20,7 @@ from dgcl_ops import DensityContrastLoss, ops
 sys.path.append(str(BENCHMARKS))
 from process_memory import allocated_bytes, resident_bytes
 
-CALLS, STEPS = 20_000, 2_000
+CALLS, STEPS, WARM_UP = 20_000, 2_000, 500
 RAW = torch.ops.dgcl_ops
 libc = ctypes.CDLL(None)
 
@@ -230,7 +230,7 @@ def measure(name: str, queue) -> None:
     torch.manual_seed(0)
     case, calls = CASES[name]
     call = case()
-    for _ in range(calls // 4):  # caches, and the bins of the allocator, fill
+    for _ in range(WARM_UP):  # caches, and the bins of the allocator, fill
         call()
     before = usage()
     for _ in range(calls):
