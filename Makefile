@@ -1,11 +1,12 @@
-# Every target sets up what it needs in $(VENV). TORCH names the PyTorch that a new $(VENV) gets: 2.13 or later, any build.
+# Every target sets up what it needs in $(VENV). TORCH names the PyTorch that a new $(VENV) gets: 2.10 or later, any build.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DIST ?= dist
 BIN = $(VENV)/bin
-CSRC = $(shell find csrc -type f ! -name '*.md' ! -name '*.csv')
-CPP = $(CSRC) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
+CSRC = $(shell find csrc $(NATIVE))
+CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
 .PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
 
@@ -56,7 +57,7 @@ $(VENV)/torch:
 	$(BIN)/python -m pip install --progress-bar off "$(TORCH)"
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch setup.py setup_cuda.py pyproject.toml $(CSRC)
+$(VENV)/installed: $(VENV)/torch setup.py csrc/cuda/toolkit.py pyproject.toml $(CSRC)
 	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
 	@touch $@

@@ -34,8 +34,8 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError, CompileError, PlatformError
 
 ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT))
-from setup_cuda import is_older, run, wanted_toolkit  # noqa: E402
+sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+from toolkit import is_older, run, wanted_toolkit  # noqa: E402
 
 MINIMUM_TORCH = (2, 10)
 TORCH_NAME = ".".join(map(str, MINIMUM_TORCH))

@@ -45,9 +45,9 @@ def read_ptxas(text: str) -> dict[tuple[str, str], dict]:
             row.update(
                 zip(("stack", "spill_stores", "spill_loads"), map(int, m.groups()), strict=True)
             )
-        elif m := re.search(r"Used (\d+) registers, used (\d+) barriers", line):
+        elif m := re.search(r"Used (\d+) registers(?:, used (\d+) barriers)?", line):
             shared = re.search(r"(\d+) bytes smem", line)
-            row.update(registers=int(m[1]), barriers=int(m[2]))
+            row.update(registers=int(m[1]), barriers=int(m[2] or 0))
             row.update(static_shared=int(shared[1]) if shared else 0)
     return found
 
@@ -113,7 +113,9 @@ def read_ptx(text: str, arch: str) -> tuple[Listing, dict[str, dict]]:
             bounds[name]["threads"] = int(m[1]) * int(m[2] or 1) * int(m[3] or 1)
         elif m := re.match(r"\s*\.minnctapersm (\d+)", line):
             bounds[name]["blocks"] = int(m[1])
-        elif name and (m := re.match(r"\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.[\w:]+)*)\s*[^:]*;", line)):
+        elif name and (
+            m := re.match(r"\s*\{?\s*(?:@!?%p\d+\s+)?([a-z]\w*(?:\.[\w:]+)*)\s*[^:]*;", line)
+        ):
             listing[name, arch][m[1]] += 1
     return listing, bounds
 
@@ -191,6 +193,8 @@ RULES = (
     Rule("knn_exact_kernel<double*", "sass", SHUFFLE[0], 62, "one tree for 32 pairs, of two words each"),
     Rule("knn_filter_kernel*", "sass", SHUFFLE[0], 20, "four candidates' canonical trees"),
     Rule("row_norms_kernel* knn_bank_lengths_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
+    Rule("knn_bank_lengths_kernel", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
+         "bounds that other warps raise meanwhile"),
     Rule("knn_mean_kernel", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("knn_density_kernel*", "ptx", r"fma\.rn\.f(32|64)", 1, "the weighted sum is fused"),
     Rule("knn_topk_kernel* knn_density_kernel*", "sass", r"SHFL\.\w+", 10, "parts are merged by shuffles"),

@@ -158,7 +158,12 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    """Short hash of the source tree, with + if the library's own sources differ from it."""
+    """Short hash of the source tree, with + if the library's own sources differ from it.
+
+    DGCL_OPS_COMMIT gives it where the benchmarks are away from the tree, as on a machine that they were carried to.
+    """
+    if given := os.environ.get("DGCL_OPS_COMMIT"):
+        return given
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()

@@ -6,10 +6,11 @@ The plain tellings come from `dgcl_ops.reference`; nothing is programmed a secon
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import on_cuda
 import torch
+from problem import Contender, Problem, density_of
 from torch import Tensor
 
 from dgcl_ops import knn_density, knn_topk, reference
@@ -25,58 +26,6 @@ PER_CLASS = "dgcl_ops, call per class"
 # scikit-learn holds float64 chunks of distances and its brute force is not made for millions of pairs.
 SKLEARN_PAIRS = 4_000_000
 MATRIX_BYTES = 4e9  # the largest matrix of scores that is built on the CPU
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Queries and the bank they are measured against; grouped by class if there are offsets."""
-
-    queries: Tensor  # [M, D]
-    bank: Tensor  # [N, D], or [C, N, D]
-    unit_bank: Tensor  # the bank's rows divided by their norms, as MemoryBank stores them
-    scales: tuple[int, ...]
-    metric: str
-    offsets: Tensor | None = None  # [C + 1] int64
-    cuts: tuple[
-        int, ...
-    ] = ()  # the same on the host: who calls class by class must not wait for them
-
-    def copy(self) -> "Problem":
-        """With rows of its own."""
-        copies = {n: getattr(self, n).clone() for n in ("queries", "bank", "unit_bank")}
-        return replace(self, **copies)
-
-    def input_bytes(self) -> int:
-        """Of what each contender reads."""
-        return sum(t.numel() * t.element_size() for t in (self.queries, self.bank))
-
-    def classes(self) -> list["Problem"]:
-        if self.offsets is None:
-            return [self]
-        cuts = self.cuts
-        return [
-            replace(
-                self,
-                queries=self.queries[cuts[c] : cuts[c + 1]],
-                bank=self.bank[c],
-                unit_bank=self.unit_bank[c],
-                offsets=None,
-                cuts=(),
-            )
-            for c in range(len(cuts) - 1)
-        ]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """`run` returns densities [M], or None if it computes none. `missing` says why it cannot take part.
-
-    `neighbours` returns scores and indices [M, max(scales)], if they can be asked for.
-    """
-
-    run: Callable[[Problem], Tensor | None]
-    missing: Callable[[Problem], str] = lambda problem: ""
-    neighbours: Callable[[Problem], tuple[Tensor, Tensor]] | None = None
 
 
 def _cosine_only(problem: Problem) -> str:
@@ -101,14 +50,6 @@ def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
         return ""
 
     return missing
-
-
-def density_of(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
-    """Scores [M, max(scales)], sorted downward, to densities [M]."""
-    ranks = max(scales)
-    found = torch.full((1,), ranks, device=sorted_scores.device)
-    weights = reference.scale_weights(scales, found, ranks)[0]
-    return sorted_scores @ weights.to(sorted_scores.dtype)
 
 
 def _plain_rows(rows: Tensor, metric: str) -> Tensor:
@@ -158,6 +99,10 @@ def _bare(problem: Problem) -> None:
 
 def _matmul_alone(problem: Problem) -> None:
     problem.queries.float() @ problem.bank.float().T
+
+
+def _matmul_alone_bf16(problem: Problem) -> None:
+    problem.queries.bfloat16() @ problem.bank.bfloat16().T
 
 
 def _faiss(problem: Problem) -> Tensor:
@@ -232,16 +177,30 @@ ON_REQUEST = {
 }
 
 
+def _float32_only(contender: Contender, what: str) -> Callable[[Problem], str]:
+    def missing(problem: Problem) -> str:
+        float32 = problem.queries.dtype == torch.float32
+        return contender.missing(problem) if float32 else f"{what} is for float32"
+
+    return missing
+
+
 def _with_tf32(contender: Contender) -> Contender:
     def run(problem: Problem) -> Tensor | None:
         with on_cuda.tf32(True):
             return contender.run(problem)
 
-    def missing(problem: Problem) -> str:
-        float32 = problem.queries.dtype == torch.float32
-        return contender.missing(problem) if float32 else "TF32 is for float32"
+    return Contender(run, _float32_only(contender, "TF32"))
 
-    return Contender(run, missing)
+
+def _with_bf16(contender: Contender) -> Contender:
+    """Rows are rounded to bfloat16 as part of the work, and so is the matrix of scores."""
+
+    def run(problem: Problem) -> Tensor | None:
+        rows = {name: getattr(problem, name).bfloat16() for name in ("queries", "bank")}
+        return contender.run(replace(problem, **rows))
+
+    return Contender(run, _float32_only(contender, "bf16"))
 
 
 def _searching(path: str) -> Contender:
@@ -280,7 +239,9 @@ WITH_TF32 = {
     "matmul + one top-k, TF32": PLAIN,
     "TF32 matmul alone": FLOOR,
 }
-FLOORS = (FLOOR, BARE, "TF32 matmul alone")
+BF16_FLOOR = "bf16 matmul alone"
+WITH_BF16 = {"authors' way, bf16": PUBLISHED, "matmul + one top-k, bf16": PLAIN}
+FLOORS = (FLOOR, BARE, "TF32 matmul alone", BF16_FLOOR)
 
 
 @functools.cache
@@ -289,5 +250,10 @@ def contenders_for(grouped: bool, device_type: str = "cpu") -> dict[str, Contend
     if device_type != "cuda":
         return offered
     searching = {name: _searching(path) for name, path in on_cuda.SEARCH_PATHS.items()}
+    floor = Contender(_matmul_alone_bf16, _matrix_too_large)
+    floor = _per_class(floor) if grouped else floor
+    with_bf16 = {name: _with_bf16(offered[plain]) for name, plain in WITH_BF16.items()}
+    with_bf16[BF16_FLOOR] = replace(floor, missing=_float32_only(floor, "bf16"))
     with_tf32 = {name: _with_tf32(offered[plain]) for name, plain in WITH_TF32.items()}
-    return {**searching, **{n: c for n, c in offered.items() if n != OURS}, **with_tf32}
+    others = {name: contender for name, contender in offered.items() if name != OURS}
+    return {**searching, **others, **with_tf32, **with_bf16}

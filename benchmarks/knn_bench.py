@@ -37,7 +37,7 @@ from common import (
 from contenders import FLOORS, OURS, Contender, Problem, contenders_for
 from peak_memory import MEGABYTE, extra_memory, memory_method, peak_beyond_inputs
 from plots import plot_sweep
-from workloads import DTYPES, SPREADS, TIES, build
+from workloads import DTYPES, SHARES, SPREADS, TIES, build
 
 COLUMNS = (
     *MACHINE_COLUMNS,
@@ -45,8 +45,9 @@ COLUMNS = (
     *("contender", "status", "repeats", "median_ms", "min_ms", "max_ms", "time_over_ours"),
     *("extra_mb", "memory_method", "max_error"),
 )
+CUDA_COLUMNS = (*COLUMNS, *on_cuda.COLUMNS, "shares")
 # Options that are the same for every size of a run.
-FIXED = ("classes", "scales", "metric", "dtype", "device", "threads")
+FIXED = ("classes", "shares", "scales", "metric", "dtype", "device", "threads")
 SWEEPS = {
     "n": (1_000, 2_000, 5_000, 10_000, 20_000, 50_000),
     "d": (16, 32, 64, 128, 256, 512, 1_024),
@@ -217,6 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--data", choices=("uniform", *SPREADS, *TIES), nargs="+", default=["clusters"]
     )
     parser.add_argument("--classes", type=int, default=0, help="grouped by that many classes")
+    parser.add_argument("--shares", choices=tuple(SHARES), default="unequal", help="of the classes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
@@ -252,16 +254,18 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"knn_bench: {reason}")
         return 2
     cuda = torch.device(options.device).type == "cuda"
-    columns, suffix = (COLUMNS + on_cuda.COLUMNS, "_cuda") if cuda else (COLUMNS, "")
+    columns, suffix = (CUDA_COLUMNS, "_cuda") if cuda else (COLUMNS, "")
     set_threads(options.threads)
     done = []
     for data in options.data:
         for m, n, dim in sizes_of(options):
             say(f"{m} x {n} x {dim}, {data}")
             fixed = {name: getattr(options, name) for name in FIXED}
+            if not options.classes:
+                del fixed["shares"]
             case = {"queries": m, "bank": n, "dim": dim, "data": data, **fixed}
             try:
-                rows = measure(case, options.repeats, not options.no_memory, options.calm)
+                rows = measure(case, options.repeats, not options.no_memory, options.calm, columns)
             except Disagreement as error:
                 say(f"DISAGREEMENT, nothing was recorded for this size: {error}")
                 return 1

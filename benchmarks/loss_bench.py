@@ -2,6 +2,7 @@
 
     python benchmarks/loss_bench.py              # PASCAL VOC size, 21 and 11 classes present; several minutes
     python benchmarks/loss_bench.py --small      # seconds
+    python benchmarks/loss_bench.py --compiled   # both steps also under torch.compile; compiling takes minutes
     python benchmarks/loss_bench.py --profile    # where our step spends its time
 
 Both get the same maps, labels and full banks, in the published setting (`DensityContrastLoss.paper`,
@@ -33,6 +34,7 @@ from common import (
     shared_with,
 )
 from loss_steps import (
+    COMPILED,
     OURS,
     PUBLISHED,
     SIZES,
@@ -97,8 +99,8 @@ def memory_of(name: str, size: Size, present: int, background: float, device: st
     """Extra memory of one whole step, the gradient of the projections included."""
     set_threads(threads)
     place = torch.device(device)
-    small, build = SIZES["small"], builders(place.type)[name]
-    build(small, place).whole(make_batch(small, 3, None, place))  # libraries and threads
+    tiny, build = SIZES["tiny"], builders(place.type)[name]
+    build(tiny, place).whole(make_batch(tiny, 3, None, place))  # libraries and threads
     step, batch = build(size, place), make_batch(size, present, background, place)
     return peak_beyond_inputs(lambda: step.whole(batch), place)
 
@@ -107,7 +109,8 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
     """A row for each contender."""
     device = torch.device(options.device)
     batch = make_batch(size, present, options.background, device)
-    steps = {name: build(size, device) for name, build in builders(device.type).items()}
+    offered = builders(device.type, options.compiled)
+    steps = {name: build(size, device) for name, build in offered.items()}
     say("  agreement")
     agreed = check_agreement(steps, batch, size)
 
@@ -122,6 +125,9 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
     facts = machine(device, others)
     extra = {}
     for name in steps:
+        if name in COMPILED:  # compiling again, for other shapes, would take minutes
+            extra[name] = None
+            continue
         say(f"  memory of {name}")
         extra[name] = extra_memory(
             memory_of,
@@ -219,6 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="to see that it runs")
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile, too")
     parser.add_argument("--present", type=int, nargs="+", help="classes present; default 21 and 11")
     parser.add_argument(
         "--background", type=float, help="share of class 0, which has no loss; default: equal"
@@ -235,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     cuda = torch.device(options.device).type == "cuda"
     columns, suffix = (COLUMNS + on_cuda.COLUMNS, "_cuda") if cuda else (COLUMNS, "")
-    size = SIZES["small" if options.small else "voc"]
+    size = SIZES["tiny" if options.tiny else "small" if options.small else "voc"]
     for present in options.present or size.usual_present:
         if not 2 <= present <= size.classes:
             parser.error(f"--present must lie in [2, {size.classes}], got {present}")

@@ -37,6 +37,7 @@ class Size:
 
 SIZES = {
     "voc": Size("voc", 8, 129, 21, 256, 10_000, 1_000, 10_000, 200, 50, 512, (21, 11)),
+    "tiny": Size("tiny", 1, 15, 3, 8, 60, 20, 300, 10, 5, 512, (3,)),
     "small": Size("small", 2, 33, 6, 32, 500, 50, 2_000, 40, 10, 512, (6, 3)),
 }
 
@@ -195,6 +196,23 @@ class Published:
         return parts_of_a_step(forward, backward, push)
 
 
+class OurStepCompiled(OurStep):
+    """The same under torch.compile, as one graph."""
+
+    def __init__(self, size: Size, device: torch.device):
+        super().__init__(size, device)
+        self.loss = torch.compile(self.loss, fullgraph=True)
+
+
+class PublishedCompiled(Published):
+    """The same under torch.compile, which breaks its graph wherever it reads a value."""
+
+    def __init__(self, size: Size, device: torch.device):
+        super().__init__(size, device)
+        self.step.forward = torch.compile(self.step.forward)
+        self.step.update = torch.compile(self.step.update)
+
+
 class Under:
     """A step that runs under a setting: `setting()` is a context."""
 
@@ -214,8 +232,13 @@ class Under:
             return self.step.timed(batches, device)
 
 
-def builders(device_type: str) -> dict[str, Callable]:
-    """How to build each contender, from a size and a device."""
+COMPILED = {f"{OURS}, compiled": OurStepCompiled, f"{PUBLISHED}, compiled": PublishedCompiled}
+
+
+def builders(device_type: str, compiled: bool = False) -> dict[str, Callable]:
+    """How to build each contender, from a size and a device; `compiled`: both steps, eager and compiled."""
+    if compiled:
+        return {OURS: OurStep, PUBLISHED: Published, **COMPILED}
     if device_type != "cuda":
         return {OURS: OurStep, PUBLISHED: Published}
 

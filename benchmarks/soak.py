@@ -54,6 +54,7 @@ COLUMNS = (
     *MACHINE_COLUMNS,
     *("steps", "seed", "settings", "rounds", *COUNTED, "seconds"),
     *("tensors_warm", "tensors_end", "objects_warm", "objects_end", "rss_mb_warm", "rss_mb_end"),
+    *("allocated_warm", "allocated_end"),
 )
 
 
@@ -177,6 +178,7 @@ def soak(steps: int, seed: int, rounds: int = ROUNDS) -> dict:
     for name, told in (("warm", warm), ("end", end)):
         figures |= {f"tensors_{name}": told["tensors"], f"objects_{name}": told["objects"]}
         figures[f"rss_mb_{name}"] = "" if told["rss"] is None else round(told["rss"] / 2**20, 2)
+        figures[f"allocated_{name}"] = "" if told["allocated"] is None else told["allocated"]
     return figures | {"seconds": round(time.perf_counter() - began, 1)}
 
 

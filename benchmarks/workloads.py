@@ -1,14 +1,15 @@
 """Inputs of the density benchmarks."""
 
 import torch
-from contenders import Problem
+from problem import Problem
 from torch import Tensor
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 CENTRES = 12
 # Noise around a centre, per unit of the centre's own spread: cosine 1 / (1 + spread^2) inside a cluster.
-# Cosine 0.55 in 12 clusters; 0.96 in one; 0.9999, where float32 sums hardly tell rows apart.
-SPREADS = {"clusters": 0.905, "tight": 0.204, "near_equal": 0.01}
+# Cosine 0.55 in 12 clusters; 0.96 in one; 0.999, which the loss can lead to; 0.9999, where float32 sums hardly tell
+# rows apart.
+SPREADS = {"clusters": 0.905, "tight": 0.204, "compact": 0.0316, "near_equal": 0.01}
 # Every row the same but for nothing, the last bit of each element, or noise of 1e-7: only ties and near-ties.
 TIES = ("equal", "one_ulp", "noise")
 SMALL_CLASS = 50  # queries of each class but the first, if the first has nearly all
@@ -45,7 +46,12 @@ def one_large_offsets(total: int, classes: int) -> Tensor:
     return torch.nn.functional.pad(ends, (1, 0))
 
 
-SHARES = {"unequal": unequal_offsets, "one_large": one_large_offsets}
+def equal_offsets(total: int, classes: int) -> Tensor:
+    """[C + 1]: every class gets the same share, but for one query."""
+    return torch.arange(classes + 1) * total // classes
+
+
+SHARES = {"equal": equal_offsets, "unequal": unequal_offsets, "one_large": one_large_offsets}
 
 
 def build(case: dict) -> Problem:

@@ -20,6 +20,7 @@ import torch
 
 import dgcl_ops
 from dgcl_ops._doctor_checks import BY_SEARCH, CHECKS
+from dgcl_ops._doctor_cuda import report_lines
 from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
 from dgcl_ops._doctor_step import CUDA_CHECKS
 
@@ -49,6 +50,7 @@ def installation() -> list[str]:
         f"extension  {info['extension'] or 'none: plain PyTorch'}",
         f"build      {info['build']}",
         f"cuda code  {cuda_build[1] if cuda_build else 'no'}",
+        *report_lines(info["build"]),
         f"cpu code   {info['cpu_capability'] or 'plain PyTorch'} (DGCL_OPS_CPU_CAPABILITY caps compiled code)",
         f"required   {'compiled kernels only' if info['require_compiled'] else 'plain PyTorch where no kernel exists'}"
         " (DGCL_OPS_REQUIRE_COMPILED)",

@@ -32,13 +32,15 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+# Asked here: Dynamo cannot trace the question in PyTorch 2.10 and 2.11.
+AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
+
+
 def no_autocast(tensor: Tensor):
     """A context in which operations on the tensor's device keep the dtypes they are given."""
     kind = tensor.device.type
-    # Dynamo traces is_autocast_available from PyTorch 2.12 on, so it is asked only where the answer is open.
-    if kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
+    has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
 
 
 def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,6 +186,7 @@ def test_settings_hold_while_their_contender_runs(benchmarks, monkeypatch):
         ("authors' way", (None, False)),
         ("authors' way, TF32", (None, True)),
         ("matmul + one top-k, TF32", (None, True)),
+        ("matmul + one top-k, bf16", (None, False)),
     ):
         seen.clear()
         assert offered[name].missing(problem) == ""
@@ -230,9 +231,10 @@ def test_what_runs_on_the_cpu_only_is_absent_and_says_so(benchmarks, monkeypatch
     offered = contenders.contenders_for(False, "cuda")
     for name in ("faiss IndexFlat", "scikit-learn brute"):
         assert "CPU" in offered[name].missing(problem)
-    assert "TF32 is for float32" in offered["authors' way, TF32"].missing(
-        contenders.Problem(wide, wide, wide, (2,), "cosine")
-    )
+    for kind in ("TF32", "bf16"):
+        assert f"{kind} is for float32" in offered[f"authors' way, {kind}"].missing(
+            contenders.Problem(wide, wide, wide, (2,), "cosine")
+        )
 
 
 @pytest.mark.skipif(
@@ -343,21 +345,18 @@ def test_knn_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatc
 
 def test_loss_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatch, capsys):
     import loss_bench
-    import loss_steps
 
     cpu, make_batch, builders = torch.device("cpu"), loss_bench.make_batch, loss_bench.builders
     monkeypatch.setattr(loss_bench, "make_batch", lambda *which: make_batch(*which[:-1], cpu))
     monkeypatch.setattr(
         loss_bench,
         "builders",
-        lambda kind: {
+        lambda *which: {
             name: lambda size, device, build=build: build(size, cpu)
-            for name, build in builders(kind).items()
+            for name, build in builders(*which).items()
         },
     )
-    tiny = loss_steps.Size("small", 1, 15, 3, 8, 60, 20, 300, 10, 5, 512, (3,))
-    monkeypatch.setitem(loss_bench.SIZES, "small", tiny)
-    arguments = ["--small", "--present", "3", "--threads", "1", "--repeats", "1"]
+    arguments = ["--tiny", "--present", "3", "--threads", "1", "--repeats", "1"]
     assert loss_bench.main([*arguments, "--device", "cuda", "--out", str(tmp_path)]) == 0
     rows = {row["contender"]: row for row in read(tmp_path / "loss_bench_cuda.csv")}
     assert set(rows) == {
@@ -372,3 +371,17 @@ def test_loss_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypat
         assert (row["extra_mb"], row["host"], row["allow_tf32"]) == ("2.5", "ahead", "False")
         assert int(row["input_sets"]) > 1
     assert "NVIDIA X1" in capsys.readouterr().out
+
+
+def test_parts_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatch):
+    import parts_bench
+
+    cpu, parts = torch.device("cpu"), parts_bench.parts
+    monkeypatch.setattr(parts_bench, "parts", lambda size, device: parts(size, cpu))
+    arguments = ["--tiny", "--repeats", "2", "--threads", "1", "--device", "cuda"]
+    assert parts_bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    rows = {row["part"]: row for row in read(tmp_path / "parts_bench_cuda.csv")}
+    assert set(rows) == set(parts("tiny", cpu))
+    for row in rows.values():
+        assert float(row["median_ms"]) > 0
+        assert (row["extra_mb"], row["host"]) == ("2.5", "ahead")

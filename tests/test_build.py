@@ -43,7 +43,7 @@ class Tree:
     def __init__(self, folder: Path):
         self.folder, self.log = folder / "tree", folder / "log"
         self.folder.mkdir()
-        for name in ("setup.py", "setup_cuda.py", "pyproject.toml", "MANIFEST.in", "README.md"):
+        for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):
             shutil.copy(ROOT / name, self.folder)
         shutil.copy(ROOT / "LICENSE", self.folder)
         left_out = shutil.ignore_patterns("*.so", "_build.py", "__pycache__")

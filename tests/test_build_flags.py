@@ -121,8 +121,8 @@ while [ $# -gt 0 ]; do if [ "$1" = -o ]; then : >"$2"; fi; shift; done
 
 @pytest.fixture
 def wanted_toolkit(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-    from setup_cuda import wanted_toolkit
+    monkeypatch.setattr(sys, "path", [str(ROOT / "csrc" / "cuda"), *sys.path])
+    from toolkit import wanted_toolkit
 
     return wanted_toolkit
 

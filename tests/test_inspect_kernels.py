@@ -4,6 +4,7 @@ import csv
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,23 @@ def test_tensor_cores_stay_out_of_exact_sums(rules):
     assert any("forbidden HMMA" in fault for fault in faults)
 
 
+def test_what_inline_assembly_has_in_braces_is_read(rules):
+    (fault,) = ptx_faults(rules, "{add.f16 %h1, %h2, %h3", "row_norms_kernel<float>")
+    assert "forbidden add.f16" in fault
+
+
+@pytest.mark.parametrize("load", ["ld.volatile.global.f32", "ld.relaxed.gpu.global.f32"])
+def test_bounds_that_others_raise_need_relaxed_loads(rules, load):
+    def faults(opcode):
+        more = f"{opcode} %f1, [%rd1];\n\t{opcode} %f2, [%rd1+4]"
+        return ptx_faults(rules, more, "knn_bank_lengths_kernel")
+
+    assert faults(load) == []
+    (fault,) = faults("ld.global.f32")
+    assert "0 of at least 2 ld" in fault
+    assert fault.endswith("bounds that other warps raise meanwhile")
+
+
 def test_no_kernel_goes_without_a_rule_and_no_rule_without_a_kernel(rules):
     listing = {"sass": {("new_kernel<float>", "sm_80"): Counter()}}
     faults = rules.instruction_faults(listing)
@@ -201,6 +219,41 @@ def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
     assert said in capsys.readouterr().out
 
 
+@pytest.fixture
+def edits(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    yield importlib.import_module("kernel_faults").EDITS
+    for name in ("kernel_faults", "compat_probe", "kernel_rules", "ptx_reader"):
+        sys.modules.pop(name, None)
+
+
+def test_each_edit_changes_one_place(edits):
+    """Those that `.ci/inspect_kernels --faults` plants."""
+    for edit in edits:
+        assert (TABLE.parent / edit.file).read_text().count(edit.old) == 1, edit
+        assert edit.old != edit.new
+        assert edit.says
+    assert len({edit.name for edit in edits}) == len(edits)
+
+
+def test_all_of_nvccs_half_of_compat_is_probed(edits):
+    """A new primitive needs a kernel that shows it and an edit that breaks it."""
+    text = (TABLE.parent / "compat.cuh").read_text()
+    half = text[text.index("#if defined(__CUDACC__)") : text.index("\n#else")]
+    names = re.findall(r"#define (\w+)\(|__forceinline__ \w+ (\w+)\(", half)
+    names = {macro or function for macro, function in names} | {
+        "pack_bfloat16"
+    }  # which has an #if of its own
+    assert len(names) == 10
+    assert text.count("defined(__CUDACC__)") == 2
+    probe = (SCRIPT.parent / "compat_probe.cu").read_text()
+    unused = [name for name in sorted(names) if not re.search(rf"\b{name}[<(]", probe)]
+    assert not unused
+    said = {edit.says.split()[0].rstrip(":") for edit in edits}
+    kernels = set(re.findall(r"__global__ void (\w+)\(", probe))
+    assert said >= kernels | {"DGCL_LAUNCH", "copied"}
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_it_runs_on_one_file():
     """The whole way, without SASS, which needs one more package; .ci/inspect_kernels does all files."""
@@ -214,6 +267,8 @@ def test_it_runs_on_one_file():
         "part = module.inspect(source, module.find_nvcc(), None)\n"
         "rows, listings, faults = module.merged([part], '13')\n"
         "faults += module.rules.memory_faults(rows)\n"
+        "flags = module.setup_value('NVCC_FLAGS')\n"
+        "faults += module.compat_probe.probe_faults(module.find_nvcc(), flags, source.parent)\n"
         "faults += [f for f in module.rules.instruction_faults(listings) if 'no kernel is' not in f]\n"
         "assert not faults, faults\n"
         "print(sorted({row['kernel'] for row in rows}))\n"

@@ -48,11 +48,33 @@ def test_a_leak_of_tensors_is_seen(soak, broken, monkeypatch):
     assert "tensors alive must stay" in broken()
 
 
-def test_resident_memory_and_objects_have_limits(soak):
+def test_a_leak_of_32_bytes_a_step_is_seen(soak, broken, monkeypatch):
+    """As of a C++ object that nobody frees: neither Python nor resident memory shows it."""
+    import ctypes
+
+    from process_memory import allocated_bytes
+
+    if allocated_bytes() is None:
+        pytest.skip("malloc() is asked by glibc's mallinfo2")
+    right, malloc = soak.checked_step, ctypes.CDLL(None).malloc
+
+    def checked_step(*arguments):
+        malloc(ctypes.c_size_t(32))
+        return right(*arguments)
+
+    monkeypatch.setattr(soak, "checked_step", checked_step)
+    assert "bytes of malloc() must stay below" in broken()
+
+
+def test_memory_and_objects_have_limits(soak):
     import soak_checks as checks
 
-    warm = {"tensors": 5, "objects": 1000, "rss": 300 << 20}
-    checks.check_memory(warm, {"tensors": 5, "objects": 1100, "rss": 301 << 20}, 16_000)
+    warm = {"tensors": 5, "objects": 1000, "rss": 300 << 20, "allocated": 100 << 20}
+    same = warm | {"objects": 1100, "rss": 301 << 20}
+    checks.check_memory(warm, same, 16_000)
+    checks.check_memory(warm, same | {"allocated": None}, 16_000)
+    with pytest.raises(checks.Broken, match="bytes of malloc"):
+        checks.check_memory(warm, same | {"allocated": (100 << 20) + 16_000 * 32}, 16_000)
     with pytest.raises(checks.Broken, match="resident bytes must stay below"):
         checks.check_memory(warm, warm | {"rss": (300 << 20) + 16_000 * 400}, 16_000)
     with pytest.raises(checks.Broken, match="objects alive must stay below"):
@@ -114,3 +136,4 @@ def test_the_committed_run_is_the_long_one(soak):
     assert int(row["steps"]) >= 20_000
     assert (int(row["settings"]), int(row["rounds"])) == (len(soak.SETTINGS), soak.ROUNDS)
     assert int(row["tensors_end"]) <= int(row["tensors_warm"])
+    assert int(row["allocated_end"]) - int(row["allocated_warm"]) < 16 * int(row["steps"])

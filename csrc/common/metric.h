@@ -1,5 +1,7 @@
 // Similarity of two rows: larger is nearer. l2 is minus the Euclidean distance.
 #pragma once
+#include <torch/csrc/stable/stableivalue_conversions.h>
+
 #include "check.h"
 
 namespace dgcl {
@@ -13,4 +15,26 @@ inline Metric parse_metric(const char* op, const std::string& name) {
   fail(op, "metric must be cosine, dot or l2, got ", name);
 }
 
+// An operator's `str metric` argument. Operators take this instead of std::string: in the headers of PyTorch 2.10 to
+// 2.13 the conversion to std::string leaks a copy of every argument.
+struct MetricName {
+  std::string text;
+  operator const std::string&() const { return text; }
+};
+
 }  // namespace dgcl
+
+// The handle of an argument is ours to free.
+template <>
+struct torch::stable::detail::ToImpl<dgcl::MetricName> {
+  static dgcl::MetricName call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    const char* data = nullptr;
+    size_t length = 0;
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    dgcl::MetricName name{std::string(data, length)};
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};

@@ -36,9 +36,9 @@ void density(const KnnProblem& problem, const std::vector<std::vector<int64_t>>&
   });
 }
 
-Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<int64_t> scales,
-                       const std::string& metric, std::optional<Tensor> query_offsets,
-                       std::optional<Tensor> bank_counts, bool exclude_self, bool per_scale, bool unit_bank) {
+Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<int64_t> scales, const MetricName& metric,
+                       std::optional<Tensor> query_offsets, std::optional<Tensor> bank_counts, bool exclude_self,
+                       bool per_scale, bool unit_bank) {
   check_knn_density(queries, bank, scales, metric, query_offsets, bank_counts);
   const int64_t largest = *std::max_element(scales.begin(), scales.end());
   // More than the bank holds is never found; the weights of a clamped scale are computed per query.

@@ -26,7 +26,7 @@ void topk(const KnnProblem& problem, Tensor& values, Tensor& indices) {
   });
 }
 
-std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
+std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& bank, int64_t k, const MetricName& metric,
                                         std::optional<Tensor> query_offsets, std::optional<Tensor> bank_counts,
                                         bool exclude_self, bool unit_bank) {
   check_knn_topk(queries, bank, k, metric, query_offsets, bank_counts);
@@ -161,7 +161,7 @@ void backward(const KnnProblem& problem, const Tensor& grad_values, const Tensor
 }
 
 std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,
-                                                 const Tensor& values, const Tensor& indices, const std::string& metric,
+                                                 const Tensor& values, const Tensor& indices, const MetricName& metric,
                                                  std::optional<Tensor> query_offsets, bool unit_bank) {
   check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
   const KnnTensors made = make_knn_problem("knn_topk_backward", queries, bank, values.size(1), metric, query_offsets,

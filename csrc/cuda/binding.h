@@ -53,8 +53,14 @@ class OnDeviceOf {
 #endif
 };
 
+// CUDA's codes for a driver or a device that the kernels were not built for: the driver is older than the runtime, there
+// is no code for the device, the driver does not know the PTX.
+constexpr bool is_misfit(int error) { return error == 35 || error == 209 || error == 222; }
+
 inline void check_launch(const char* op, int error) {
-  if (error != 0) fail(op, "the CUDA launch must succeed, got error ", error, ": ", cuda_error_text(error));
+  if (error == 0) return;
+  const char* advice = is_misfit(error) ? "; `python -m dgcl_ops.doctor` says what does not fit" : "";
+  fail(op, "the CUDA launch must succeed, got error ", error, ": ", cuda_error_text(error), advice);
 }
 
 inline Dtype dtype_of(const Tensor& t) {

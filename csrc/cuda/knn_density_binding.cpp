@@ -8,7 +8,7 @@ namespace dgcl {
 namespace {
 
 Tensor knn_density_cuda(const Tensor& queries, const Tensor& bank, std::vector<int64_t> scales,
-                        const std::string& metric, std::optional<Tensor> query_offsets,
+                        const MetricName& metric, std::optional<Tensor> query_offsets,
                         std::optional<Tensor> bank_counts, bool exclude_self, bool per_scale, bool unit_bank) {
   const char* op = "knn_density";
   check_knn_density(queries, bank, scales, metric, query_offsets, bank_counts);

@@ -17,9 +17,8 @@ std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
 }
 
 std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,
-                                                  const Tensor& values, const Tensor& indices,
-                                                  const std::string& metric, std::optional<Tensor> query_offsets,
-                                                  bool unit_bank) {
+                                                  const Tensor& values, const Tensor& indices, const MetricName& metric,
+                                                  std::optional<Tensor> query_offsets, bool unit_bank) {
   const char* op = "knn_topk_backward";
   check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
   const OnDeviceOf device(queries);

@@ -5,9 +5,9 @@
 namespace dgcl {
 namespace {
 
-std::tuple<Tensor, Tensor> knn_topk_cuda(const Tensor& queries, const Tensor& bank, int64_t k,
-                                         const std::string& metric, std::optional<Tensor> query_offsets,
-                                         std::optional<Tensor> bank_counts, bool exclude_self, bool unit_bank) {
+std::tuple<Tensor, Tensor> knn_topk_cuda(const Tensor& queries, const Tensor& bank, int64_t k, const MetricName& metric,
+                                         std::optional<Tensor> query_offsets, std::optional<Tensor> bank_counts,
+                                         bool exclude_self, bool unit_bank) {
   const char* op = "knn_topk";
   check_knn_topk(queries, bank, k, metric, query_offsets, bank_counts);
   const OnDeviceOf device(queries);

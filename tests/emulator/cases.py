@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
+LONG_UNDER = "random"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Case:
     name: str
     arguments: Callable[[], tuple]  # of the raw operator
     thread: bool = False
+    long: bool = False  # many blocks: under the schedule LONG_UNDER only
     # What the CPU's operator gets instead, where it would refuse a value that CUDA clamps or skips.
     repaired: Callable[[], tuple] | None = None
     # The answer itself, where there is no such thing.
@@ -49,16 +51,21 @@ def whole_rows(*shape: int, dtype=torch.float32, seed: int = 0) -> Tensor:
     return rows(*shape, seed=seed).clamp(-1, 1).round().to(dtype)
 
 
+def subnormal(t: Tensor) -> Tensor:
+    """The same rows, so short that every element is a subnormal number."""
+    return t * 2.0 ** (-1060 if t.dtype == torch.float64 else -138)
+
+
 def integers(values) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
 @functools.cache
 def all_cases() -> dict[str, list[Case]]:
-    from . import cases_contrast, cases_copies, cases_search
+    from . import cases_contrast, cases_copies, cases_gradient, cases_search
 
     found: dict[str, list[Case]] = {}
-    for module in (cases_copies, cases_search, cases_contrast):
+    for module in (cases_copies, cases_search, cases_gradient, cases_contrast):
         for case in module.cases():
             found.setdefault(case.op, []).append(case)
     for op, cases in found.items():
@@ -136,20 +143,31 @@ def check_case(case: Case) -> None:
 
 
 def check_refused_launch(emulator, case: Case) -> None:
-    """A launch that CUDA refuses is the operator's error."""
-    emulator.configure(refuse_launch=True)
-    said = ""
-    try:
-        run("dgcl_emulated", case, case.arguments())
-    except RuntimeError as error:
-        said = str(error)
-    assert "the CUDA launch must succeed, got error 719" in said, f"{case.op}: refused, but: {said}"
+    """A launch that CUDA refuses is the operator's error. Where driver and build do not fit, it names the doctor."""
+    for code, misfit in ((719, False), (35, True), (209, True), (222, True)):
+        emulator.configure(refuse_launch=code)
+        said = ""
+        try:
+            run("dgcl_emulated", case, case.arguments())
+        except RuntimeError as error:
+            said = str(error)
+        named = f"the CUDA launch must succeed, got error {code}: "
+        assert named in said, f"{case.op}: refused, but: {said}"
+        assert ("python -m dgcl_ops.doctor" in said) == misfit, f"{case.op}: {said}"
 
 
-def check(emulator, op: str, thread: bool = False, names: list[str] | None = None) -> None:
-    """All cases of the operator, or those that ThreadSanitizer can do, or those named."""
+def chosen(case: Case, schedule: str, thread: bool, names: list[str] | None) -> bool:
+    if names is not None:
+        return case.name in names
+    return case.thread if thread else not case.long or schedule == LONG_UNDER
+
+
+def check(
+    emulator, op: str, schedule: str, thread: bool = False, names: list[str] | None = None
+) -> None:
+    """The cases named, or those that ThreadSanitizer can do, or all: the long ones under one schedule only."""
     for case in all_cases()[op]:
-        if (names is None or case.name in names) and (case.thread or not thread):
+        if chosen(case, schedule, thread, names):
             emulator.reset()  # each sets up its kernels anew
             print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
             check_case(case)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .cases import NAN, Case, integers, rows
+from .cases import NAN, Case, integers, rows, subnormal
 from .cases_search import four_thousand_million
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -27,6 +27,9 @@ def class_counts() -> Iterator[Case]:
     for classes in (1, 255, 256, 257, 8192, 8193):  # the last do not fit shared memory
         many = labels(700, classes)
         yield case(f"{classes} classes", many, classes, 3, thread=classes in (257, 8193))
+    # The grid has at most 512 blocks of 256 threads: some threads take a second label.
+    many = labels(512 * 256 + 300, 5, torch.uint8)
+    yield case("more labels than threads", many, 5, 255, long=True)
     yield case("every second label", labels(600, 5)[::2], 5, 255)
     few = integers([0, 0, 1, 2])
     yield case("ignored inside the range", few, 3, 0)
@@ -74,13 +77,23 @@ def gather_rows() -> Iterator[Case]:
     far = four_thousand_million().as_strided((2, 4, 1, 2), (2**31, 2**29, 2, 1), 128)
     far.copy_(rows(2, 4, 1, 2))
     yield Case("gather_rows", "maps far apart", lambda: (far, labels(9, 4)))
-    maps, pixels = rows(2, 5, 3, 4), integers([3, -1, 24, 23, 2**60])
+    # Words of every size: 40 channels are whole vectors in each dtype, 37 in none, a single one is neither.
+    for dtype in FLOATS:
+        for layout in ("channel first", "channel last"):
+            for channels in (1, 37, 40):
+                maps = layouts[layout](rows(2, channels, 3, 4, dtype=dtype))
+                yield stray_pixels(f"stray pixels, {layout}, {channels} of {dtype}", maps)
+
+
+def stray_pixels(name: str, maps) -> Case:
+    """Some pixels are outside of the maps, which are [2, dim, 3, 4]."""
+    pixels = integers([3, -1, 24, 23, 2**60, 0])
 
     def answer():
         good = torch.ops.dgcl_ops.gather_rows(maps, pixels.clamp(0, 23))
         return [torch.where(((pixels >= 0) & (pixels < 24))[:, None], good, NAN)]
 
-    yield Case("gather_rows", "stray pixels", lambda: (maps, pixels), answer=answer)
+    return Case("gather_rows", name, lambda: (maps, pixels), answer=answer)
 
 
 def push(classes, capacity, number, columns, projected, ring, new, counts, heads, arriving):
@@ -144,6 +157,10 @@ def memory_push() -> Iterator[Case]:
     odd[5] = odd[5].clone()
     odd[5][0, 0], odd[5][0, 1, 2], odd[5][1, 0] = 0, NAN, odd[5][1, 0] * 2.0**-100
     yield case("zero, NaN and tiny unit rows", odd, True)
+    for dtype in FLOATS[:2]:
+        small = list(push(2, 6, 4, 5, 3, dtype, dtype, [0, 0], [0, 0], [4, 4]))
+        small[5] = subnormal(small[5])
+        yield case(f"subnormal unit rows of {dtype}", small, True)
 
 
 def silhouette_sums() -> Iterator[Case]:
@@ -162,6 +179,9 @@ def silhouette_sums() -> Iterator[Case]:
         asking = rows(20, 9, dtype=dtype, seed=1)
         some = (rows(40, 9, dtype=dtype), integers([3, 20, 37]), asking)
         yield case(f"rows of {dtype}", some)
+    # With one tile of rows the grid has 1024 blocks: six of them take a second class. Most classes are empty.
+    offsets = torch.arange(1031).sub(1000).clamp(min=0)
+    yield case("more classes than blocks", (rows(30, 3), offsets, None), long=True)
     inside, outside = integers([0, 20, 40]), integers([-5, 20, 99])
     yield Case(
         "silhouette_sums",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .cases import INF, NAN, Case, integers, rows, whole_rows
+from .cases import INF, NAN, Case, integers, rows, subnormal, whole_rows
 
 METRICS = ("cosine", "dot", "l2")
 EXACT = {"environment": ("DGCL_OPS_CUDA_SEARCH", "exact")}
@@ -80,6 +80,15 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
         mean = rows(1, 32, seed=3)
         tight = mean + spread * rows(9, 32, seed=1), mean + spread * rows(500, 32, seed=2)
         yield f"tight class, {spread}", tight, 32, {}
+    # The same with a far query, where the filter can tell the rows apart: in bfloat16 it must have the right centre at
+    # every column, in each 32 that are multiplied together and in each 256 that are in shared memory.
+    for columns in (70, 300):
+        mean = 2 * rows(1, columns, seed=3)
+        tight = rows(5, columns, seed=1), mean + 4e-3 * rows(500, columns, seed=2)
+        yield f"tight class, {columns} columns", tight, 8, {"metric": "dot"}
+    yield "subnormal rows", (subnormal(rows(5, 9, seed=1)), subnormal(rows(40, 9, seed=2))), 6, {}
+    double = rows(5, 9, dtype=F64, seed=1), rows(40, 9, dtype=F64, seed=2)
+    yield "subnormal rows, double", (subnormal(double[0]), subnormal(double[1])), 6, {}
     yield from far_apart()
     yield from searches_on_the_bound()
     yield from grouped_searches()
@@ -180,6 +189,14 @@ def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+    # Three blocks run at a time: each takes a second class.
+    several = {"offsets": torch.arange(0, 14, 2)}
+    yield (
+        "exact, more classes than blocks",
+        (rows(12, 8, seed=1), rows(6, 20, 8)),
+        4,
+        several | EXACT,
+    )
     lost = rows(5, 7, seed=1)
     lost[2, 3] = NAN
     yield "exact, a NaN query", (lost, rows(40, 7, seed=2)), 5, EXACT
@@ -191,7 +208,7 @@ def density_scales(k: int) -> list[int]:
     return sorted({max(1, k // 3), max(1, k // 2), k})
 
 
-def forward() -> Iterator[Case]:
+def cases() -> Iterator[Case]:
     for name, (queries, bank), k, options in searches():
         thread, repaired = options.get("thread", False), options.get("repaired")
 
@@ -209,60 +226,3 @@ def forward() -> Iterator[Case]:
             other = functools.partial(arguments, op, instead=repaired) if repaired else None
             more = {key: options[key] for key in ("anything", "environment") if key in options}
             yield Case(op, name, make, thread=thread, repaired=other, **more)
-
-
-# Relative to the largest gradient. At most 70 terms are added, in the same order; the CPU fuses a product and a sum
-# only where columns fill a vector, so the last ones may round 70 products. Then the output's own dtype.
-GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7}
-
-
-def backward() -> Iterator[Case]:
-    """From what knn_topk found on the CPU; the upstream gradient has zeros."""
-
-    def case(
-        name, queries, bank, k, metric="cosine", offsets=None, unit=False, thread=False, stray=False
-    ):
-        def arguments():
-            # stray: neighbours of all queries, also of those that belong to no class
-            found_in = (
-                (queries, bank[0], k, metric, None)
-                if stray
-                else (queries, bank, k, metric, offsets)
-            )
-            found = torch.ops.dgcl_ops.knn_topk(*found_in, None, False, unit)
-            upstream = whole_rows(*found[0].shape, dtype=found[0].dtype, seed=9) * 0.75
-            return (upstream, queries, bank, *found, metric, offsets, unit)
-
-        tolerance = GRADIENT[queries.dtype]
-        return Case("knn_topk_backward", name, arguments, thread=thread, tolerance=tolerance)
-
-    for metric in METRICS:
-        for queries, bank, columns, k in (
-            (1, 1, 1, 1),
-            (9, 5, 31, 7),
-            (33, 40, 33, 4),
-            (6, 9, 129, 9),
-        ):
-            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
-            name = f"{metric} {queries} x {bank} x {columns}, k {k}"
-            yield case(name, *pair, k, metric, thread=queries == 9)
-        grouped = rows(30, 10, seed=1), rows(3, 12, 10, seed=2)
-        yield case(f"{metric} classes", *grouped, 5, metric, integers([1, 14, 14, 28]))
-        outside = integers([1, 14, 14, 28])
-        yield case(f"{metric} queries of no class", *grouped, 5, metric, outside, stray=True)
-        few = rows(70, 6, seed=1), rows(2, 6, seed=2)
-        yield case(f"{metric} rows that are everybody's", *few, 2, metric)
-    for dtype in (F64, F16, BF16):
-        pair = rows(9, 40, dtype=dtype, seed=1), rows(12, 40, dtype=dtype, seed=2)
-        yield case(f"{dtype}", *pair, 5)
-    yield case("unit bank", rows(9, 5, seed=1), rows(12, 5, seed=2), 4, unit=True)
-    zeros = rows(6, 4, seed=1), rows(12, 4, seed=2)
-    zeros[0][2], zeros[1][3], zeros[1][5, 1] = 0, 0, NAN
-    yield case("zero and NaN rows", *zeros, 12)
-    equal = rows(8, 4, seed=1)
-    yield case("distances of zero", equal, equal.clone(), 3, "l2")
-
-
-def cases() -> Iterator[Case]:
-    yield from forward()
-    yield from backward()

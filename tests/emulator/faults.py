@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import build, worker
-from .cases import all_cases
+from .cases import LONG_UNDER, all_cases
 
 # Kinds of faults. Those up to WAIT are about the execution model and those after it about the values.
 READ = "missing barrier, read too early"
@@ -46,6 +46,8 @@ MERGE = "part of a merge dropped"
 TIE = "ties and comparisons"
 BOUND = "filter's bound"
 OFFSET = "offset in 32 bits"
+TURN = "loop over the grid left after one turn"
+RANGE = "rows outside the normal range"
 BINDING = "stream, guard or error lost"
 CONTROL = "control: no fault"
 
@@ -58,15 +60,9 @@ REPORTS = {
 }
 
 # Kernels whose launchers and bindings an operator needs.
-STEMS = {
-    "knn_topk": ("knn_search", "knn_topk"),
-    "knn_density": ("knn_search", "knn_density"),
-}
-SCHEDULES = (
-    ("reverse", 1),
-    ("random", 2),
-    ("sequential", 3),
-)  # of the plain mode; others take the second
+STEMS = {op: ("knn_search", op) for op in ("knn_topk", "knn_density")}
+# Of the plain mode; the others take the second.
+SCHEDULES = (("reverse", 1), ("random", 2), ("sequential", 3))
 
 
 @dataclass(frozen=True)
@@ -258,10 +254,9 @@ def table(found: list[Found]) -> str:
 def clean_runs(op: str) -> str:
     cases = all_cases()[op]
     schedules = ", ".join(schedule for schedule, _ in SCHEDULES)
-    threads = sum(case.thread for case in cases)
-    return (
-        f"{len(cases)} cases clean in plain ({schedules}) and address, {threads} of them in thread"
-    )
+    threads, long = sum(case.thread for case in cases), sum(case.long for case in cases)
+    once = f"; {long} under {LONG_UNDER} only" if long else ""
+    return f"{len(cases)} cases clean in plain ({schedules}) and address, {threads} of them in thread{once}"
 
 
 def main() -> int:

@@ -10,9 +10,12 @@ from .faults import (
     OFFSET,
     PLACE,
     RACE,
+    RANGE,
     READ,
     SHARED,
     TAIL,
+    TIE,
+    TURN,
     UNSET,
     VECTOR,
     WRITE,
@@ -26,6 +29,7 @@ gather_launch = planted("gather_rows", "gather_rows_launch.cu")
 push = planted("memory_push", "memory_push_kernel.cuh")
 push_launch = planted("memory_push", "memory_push_launch.cu")
 rows = planted("memory_push", "rows.cuh")
+unit = planted("memory_push", "../math/unit_row.h")
 sums = planted("silhouette_sums", "silhouette_sums_kernel.cuh")
 
 counts_binding = planted("class_counts", "class_counts_binding.cpp")
@@ -77,6 +81,7 @@ FAULTS = [
     counts(TAIL, "c < 0 || ", ""),
     counts(PLACE, " || c == a.ignore_index", ""),
     counts(PLACE, "static_cast<int64_t>(gridDim.x) * blockDim.x", "int64_t(blockDim.x)"),
+    counts(TURN, "i < a.num_labels; i += step)", "i < a.num_labels && i < step; i += step)"),
     counts_launch(
         LAUNCH,
         "? a.num_classes * sizeof(unsigned)",
@@ -106,6 +111,19 @@ FAULTS = [
     gather(PLACE, "image * a.image_stride", "image * a.area"),
     gather(PLACE, "(p - image * a.area) * a.pixel_stride", "(p - image * a.area)"),
     gather(PLACE, "blockIdx.x % channel_tiles * kGatherTile", "0"),
+    # each word size has a direct kernel of its own
+    gather_launch(
+        PLACE,
+        "a.dim == 1) return launch_direct<Word>(a, stream);",
+        "a.dim == 1) return launch_direct<uint32_t>(a, stream);",
+    ),
+    gather(
+        TAIL,
+        "row[d] = from < 0 ? all_ones<Word>() : maps[from + d];",
+        "row[d] = maps[from + d];",
+    ),
+    gather(PLACE, "static_cast<Word>(~Word{0})", "static_cast<Word>(~0u)"),
+    gather(PLACE, "make_uint4(~0u, ~0u, ~0u, ~0u)", "make_uint4(~0u, ~0u, ~0u, 0u)"),
     gather_launch(
         VECTOR,
         "  if (a.channel_stride != 1 || bytes % sizeof(uint4) != 0) return false;\n",
@@ -161,6 +179,18 @@ FAULTS = [
         "d = threadIdx.x % kWarp; d < dim; d += kWarp) sum",
         "d = threadIdx.x % kWarp; d <= dim; d += kWarp) sum",
     ),
+    rows(
+        TIE,
+        "  if (largest == 0) return {};",
+        "  if (largest < std::numeric_limits<T>::min()) return {};",
+    ),
+    rows(
+        RANGE,
+        "const int exponent = ilogb(largest);",
+        "const int exponent = largest < std::numeric_limits<T>::min() ? 0 : ilogb(largest);",
+    ),
+    rows(RANGE, "scalbn(x(d), -exponent)", "x(d) * scalbn(T(1), -exponent)"),
+    unit(RANGE, "? std::scalbn(x, -norm.exponent)", "? x * std::scalbn(T(1), -norm.exponent)"),
     # ---- silhouette_sums
     sums(READ, "        __syncthreads();\n#pragma", "#pragma"),
     sums(WRITE, "        }\n        __syncthreads();\n", "        }\n"),
@@ -194,6 +224,7 @@ FAULTS = [
         "    for (int i = 0; i < kPairsPerSide; ++i) {\n#pragma unroll\n      for (int step",
         "    for (int i = 0; i < kPairsPerSide && x < 8; ++i) {\n#pragma unroll\n      for (int step",
     ),
+    sums(TURN, "c < a.num_classes; c += gridDim.y", "c < a.num_classes; c += a.num_classes"),
     # the same values, written by two blocks
     sums(RACE, "c < a.num_classes; c += gridDim.y", "c < a.num_classes; ++c", "thread"),
 ]

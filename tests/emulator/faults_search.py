@@ -12,11 +12,13 @@ from .faults import (
     OFFSET,
     PLACE,
     RACE,
+    RANGE,
     READ,
     SHARED,
     SYNCWARP,
     TAIL,
     TIE,
+    TURN,
     UNSET,
     VECTOR,
     WAIT,
@@ -39,6 +41,7 @@ norms = planted("knn_topk", "rows.cuh")
 gradient_norms = planted("knn_topk_backward", "rows.cuh")
 prepare = planted("knn_topk", "knn_filter_prepare.cuh")
 tile = planted("knn_topk", "knn_filter_tile.cuh")
+unit = planted("knn_topk_backward", "../math/unit_row.h")
 topk = planted("knn_topk", "knn_topk_kernel.cuh")
 
 rows = planted("knn_topk", "rows.cuh")
@@ -169,6 +172,9 @@ FAULTS = [
     tile(PLACE, "(t * 16 + group + i % 2 * 8) * kQueryPitch", "(t * 16 + group + i / 2 * 8) * kQueryPitch"),
     tile(PLACE, "kBankPitch + d + i * 8)", "kBankPitch + d)"),
     tile(PLACE, "fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y)", "fma(x.y, scale[n], -m.y), fma(x.x, scale[n], -m.x)"),
+    tile(PLACE, "load_pair(mean + column + d", "load_pair(mean + d"),
+    tile(PLACE, "a.mean + it.group * a.dim + depth;", "a.mean + it.group * a.dim;"),
+    exact(TURN, "item < items; item += gridDim.x", "item < items; item += items"),
     # ---- what the filter needs to know. A wrong mean is no fault: any centre is valid
     prepare(READ, "  part[warp][threadIdx.x % kWarp] = sum;\n  __syncthreads();\n",
             "  part[warp][threadIdx.x % kWarp] = sum;\n", "thread"),
@@ -187,6 +193,8 @@ FAULTS = [
     items(GLOBAL, "return clamped(a.offsets[c], a.num_queries);", "return a.offsets[c];", "address"),
     items(GLOBAL, "? clamped(a.counts[c], a.bank_rows) :", "? a.counts[c] :", "address"),
     norms(GLOBAL, "  if (row >= groups * per_group) return;\n", "", "address"),
+    norms(RANGE, "const int exponent = ilogb(largest);",
+          "const int exponent = largest < std::numeric_limits<T>::min() ? 0 : ilogb(largest);"),
     norms(RACE, "  if (threadIdx.x % kWarp == 0) norms[row] = norm;", "  norms[row] = norm;", "thread"),
     items(TAIL, "split_end < rows ? split_end : rows", "split_end"),
     items(TAIL, "  if (a.exclude_self && end > begin + rows) end = begin + rows;", "  "),
@@ -244,6 +252,11 @@ FAULTS = [
     gradient(PLACE, " || query >= a.offsets[a.num_classes]", ""),
     gradient(PLACE, "a.offsets[c + 1] <= query;", "a.offsets[c + 1] < query;"),
     gradient(PLACE, "a.sorted_keys[pair] < key;", "a.sorted_keys[pair] <= key;"),
+    gradient(TURN, "query < a.num_queries; query += static_cast<int64_t>(gridDim.x) * kGradientWarps",
+             "query < a.num_queries; query += a.num_queries"),
+    gradient(TURN, "row < rows; row += static_cast<int64_t>(gridDim.x) * kGradientWarps", "row < rows; row += rows"),
+    unit(RANGE, "? std::scalbn(x, -norm.exponent)", "? x * std::scalbn(T(1), -norm.exponent)"),
+    unit(RANGE, "? std::scalbn(gradient, -norm.exponent)", "? gradient * std::scalbn(T(1), -norm.exponent)"),
     gradient_launch(LAUNCH, "blocks_for(groups * per_group, kRowsPerBlock)", "blocks_for(per_group, kRowsPerBlock)"),
     gradient_launch(LAUNCH, "blocks_for(a.num_queries * a.k, kGradientThreads)", "blocks_for(a.num_queries, kGradientThreads)"),
 ]  # fmt: skip

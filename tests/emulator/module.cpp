@@ -21,7 +21,7 @@ struct Device {
   ~Device() { cuda_emulator_leave_device(); }
 };
 
-void configure(const std::string& schedule, uint64_t seed, int multiprocessors, bool refuse_launch) {
+void configure(const std::string& schedule, uint64_t seed, int multiprocessors, int refuse_launch) {
   Options chosen;
   if (schedule == "sequential")
     chosen.schedule = Schedule::sequential;
@@ -74,7 +74,7 @@ std::vector<int> narrow(const std::string& type, const std::vector<float>& value
 PYBIND11_MODULE(_emulated, m) {
   using pybind11::arg;
   m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3,
-        arg("refuse_launch") = false);
+        arg("refuse_launch") = 0);
   m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed.");
   m.def("self_tests", &self_test_names);
   m.def("self_test", &self_test, arg("name"), pybind11::call_guard<Device>());

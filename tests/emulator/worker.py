@@ -104,24 +104,23 @@ class Worker:
         return Result(**json.loads(answer))
 
 
-def self_test(emulator, name: str) -> None:
+def self_test(emulator, name: str, schedule: str) -> None:
     if not emulator.self_test(name):
         raise AssertionError(f"{name}: wrong values")
 
 
-def operator_cases(emulator, op: str, thread: bool = False, names: list[str] | None = None) -> None:
+def operator_cases(emulator, **arguments) -> None:
     from . import cases
 
-    cases.check(emulator, op, thread, names)
+    cases.check(emulator, **arguments)
 
 
 JOBS = {"self_test": self_test, "cases": operator_cases}
 
 
 def emulated(job: str, file: str, arguments: dict) -> None:
-    schedule = {k: arguments.pop(k) for k in ("schedule", "seed") if k in arguments}
     emulator = build.load(file=Path(file))
-    emulator.configure(**schedule)
+    emulator.configure(arguments["schedule"], arguments.pop("seed"))
     JOBS[job](emulator, **arguments)
 
 

@@ -29,15 +29,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 namespace {
 
-bool launch_was_refused = false;
+int refusal = cudaSuccess;
 int guards = 0;
 char stream_of_device;
 
 }  // namespace
 
-cudaError_t cudaGetLastError() {
-  return std::exchange(launch_was_refused, false) ? cudaErrorLaunchFailure : cudaSuccess;
-}
+cudaError_t cudaGetLastError() { return static_cast<cudaError_t>(std::exchange(refusal, cudaSuccess)); }
 
 void* cuda_emulator_enter_device() {
   ++guards;
@@ -53,9 +51,9 @@ cudaStream_t current_stream() {
 }
 
 bool refuse_launch() {
-  const bool refused = std::exchange(options().refuse_launch, false);
-  launch_was_refused |= refused;
-  return refused;
+  const int error = std::exchange(options().refuse_launch, cudaSuccess);
+  if (error != cudaSuccess) refusal = error;
+  return error != cudaSuccess;
 }
 
 int blocks_per_multiprocessor(int threads, size_t dynamic_bytes) {

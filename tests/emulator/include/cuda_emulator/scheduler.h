@@ -18,8 +18,8 @@ enum class Schedule { sequential, reverse, random };
 struct Options {
   Schedule schedule = Schedule::sequential;
   uint64_t seed = 1;
-  int multiprocessors = 3;     // of the device that launchers see: small, so that loops over the grid go round
-  bool refuse_launch = false;  // the next kernel does not run, and cudaGetLastError() says so
+  int multiprocessors = 3;  // of the device that launchers see: small, so that loops over the grid go round
+  int refuse_launch = 0;    // an error: the next kernel does not run, and cudaGetLastError() returns it once
 };
 Options& options();
 

@@ -1,0 +1,26 @@
+"""Repeats one of the doctor's checks alone, after it failed: one_check.py NAME [--device cuda]."""
+
+import argparse
+import json
+import sys
+
+from dgcl_ops import doctor
+from dgcl_ops._doctor_checks import CHECKS
+from dgcl_ops._doctor_side import Side
+from dgcl_ops._doctor_step import CUDA_CHECKS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    every = {**CHECKS, **CUDA_CHECKS}
+    parser.add_argument("name", choices=list(every))
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    lines, good = doctor.verdict(options.name, every[options.name], Side(options.device))
+    print(*lines, sep="\n")
+    print("RESULT " + json.dumps({"note": lines[0].strip()}), flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

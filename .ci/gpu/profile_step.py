@@ -1,0 +1,115 @@
+"""Step 7: one training step of the loss as kernels: how many, how long by name, host time, graph replay, peak memory.
+
+python profile_step.py [--tiny]
+"""
+
+import collections
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import on_cuda
+import torch
+from loss_steps import SIZES, OurStep, copy_batch, make_batch
+from peak_memory import MEGABYTE, peak_beyond_inputs
+
+from dgcl_ops._doctor_step import captured
+
+STEPS, REPEATS, NAMES = 3, 10, 40
+
+
+def kernels(record, steps: int) -> tuple[float, float, dict[str, dict]]:
+    """Of one step: device events, their milliseconds, and both by name, longest first."""
+    count, spent = collections.Counter(), collections.Counter()
+    for event in record.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            count[event.name] += 1
+            spent[event.name] += event.device_time
+    by_name = {
+        name: {"count": round(count[name] / steps, 2), "ms": round(us / 1e3 / steps, 4)}
+        for name, us in spent.most_common()
+    }
+    return sum(count.values()) / steps, sum(spent.values()) / 1e3 / steps, by_name
+
+
+def profiled(function, steps: int):
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as record:
+        for _ in range(steps):
+            function()
+        torch.cuda.synchronize()
+    return kernels(record, steps)
+
+
+def show(title: str, found) -> None:
+    count, ms, by_name = found
+    print(f"\n{title}: {count:.0f} device events a step, {ms:.3f} ms")
+    for name, told in list(by_name.items())[:NAMES]:
+        print(f"  {told['ms']:9.4f} ms  {told['count']:7.2f}x  {name[:120]}")
+
+
+def say(figures: dict) -> None:
+    """As soon as it is known: what comes later may fail."""
+    print("RESULT " + json.dumps(figures), flush=True)
+
+
+def host_seconds(step) -> float:
+    """Of enqueuing a step, while the device is busy with something else."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(on_cuda.HOLD_CYCLES)
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    size = SIZES["tiny" if "--tiny" in sys.argv else "voc"]
+    device = torch.device("cuda")
+    batch = make_batch(size, size.usual_present[0], None, device)
+    step = OurStep(size, device)
+
+    def whole():
+        batch[0].grad = None  # a second gradient would be added to the first
+        step.whole(batch)
+
+    peak = peak_beyond_inputs(whole, device) / MEGABYTE
+    say({"peak_mb": round(peak, 1)})
+    for _ in range(3):
+        whole()
+    host = [1e3 * host_seconds(whole) for _ in range(REPEATS)]
+    torch.cuda.synchronize()
+    eager = profiled(whole, STEPS)
+    show("eager", eager)
+    figures = {"host_ms": round(statistics.median(host), 3), "nodes": round(eager[0], 1)}
+    say(
+        {**figures, "eager_ms": round(eager[1], 3), "kernels": dict(list(eager[2].items())[:NAMES])}
+    )
+    given = copy_batch(batch)
+
+    def one():
+        value = step.loss(*given)
+        return value.detach(), *torch.autograd.grad(value, given[0])
+
+    replay = captured(one, "cuda")
+    replay()
+    times = [1e3 * on_cuda.device_seconds(replay, device).seconds for _ in range(REPEATS)]
+    graph = profiled(replay, STEPS)
+    show("graph replay", graph)
+    note = f"{eager[0]:.0f} device events, {eager[1]:.2f} ms of kernels, host {figures['host_ms']:.2f} ms; "
+    note += f"graph replay {statistics.median(times):.2f} ms; peak {peak:.0f} MB"
+    say(
+        {
+            "graph_ms": round(statistics.median(times), 3),
+            "graph_nodes": round(graph[0], 1),
+            "note": note,
+        }
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

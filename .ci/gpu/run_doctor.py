@@ -1,0 +1,44 @@
+"""Step 2: the doctor on the device; names the checks that failed, so that they can be repeated alone.
+
+python run_doctor.py cuda [CHECK ...]      by default all checks
+"""
+
+import json
+import re
+import sys
+
+from dgcl_ops import doctor
+from dgcl_ops._doctor_checks import CHECKS
+from dgcl_ops._doctor_step import CUDA_CHECKS
+
+FAILED = re.compile(r"^  (\S.*?)(?:, \w+ search)?\s+(?:WRONG|FAILED: .*)")
+
+
+def failed_checks(lines: list[str]) -> list[str]:
+    found = (match[1] for line in lines if (match := FAILED.match(line)))
+    return list(dict.fromkeys(name for name in found if name in {**CHECKS, **CUDA_CHECKS}))
+
+
+def main() -> int:
+    device, *chosen = sys.argv[1:]
+    lines = []
+    for name in set(CHECKS) - set(chosen or CHECKS):
+        del CHECKS[name]
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    if reason := doctor.unusable(device):
+        print("RESULT " + json.dumps({"note": reason}), flush=True)
+        return 2
+    _, passed = doctor.report(device, say=say)
+    failed = failed_checks(lines)
+    good = sum(bool(re.match(r"  \S.* ok ", line)) for line in lines)
+    note = f"{good} checks ok" + (f"; FAILED: {', '.join(failed)}" if failed else "")
+    print("RESULT " + json.dumps({"note": note, "failed": failed}), flush=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

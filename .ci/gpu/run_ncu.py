@@ -1,0 +1,86 @@
+"""Step 6: Nsight Compute over four kernels, one launch each; the report file, and its details as text.
+
+    python run_ncu.py OUT/kernels.ncu-rep -- python profiled_kernels.py
+
+Clocks are left alone. Skipped where the kernel is gVisor, which shows no counters, and where ncu is missing.
+"""
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from environment import is_gvisor
+
+SKIP = 77
+WANTED = (
+    "knn_filter_kernel",
+    "knn_exact_kernel",
+    "contrast_gradient_kernel",
+    "gather_rows_transposed_kernel",
+)
+OPTIONS = ["--clock-control", "none", "--set", "full", "--launch-count", "12", "--force-overwrite"]
+FIGURES = (
+    "Duration",
+    "Compute (SM) Throughput",
+    "Memory Throughput",
+    "L2 Hit Rate",
+    "Achieved Occupancy",
+)
+
+
+def why_not(release: str, program: str | None) -> str | None:
+    if is_gvisor(release):
+        return f"the kernel is gVisor ({release}): ncu finds no counters there"
+    return None if program else "ncu is not on PATH"
+
+
+def seen(details: str) -> list[str]:
+    """Which of the kernels the details are of."""
+    return [name for name in WANTED if name in details]
+
+
+def short(details: str) -> list[str]:
+    """A kernel's name and the figures to look at first, from the text of the details page."""
+    lines = []
+    for line in details.splitlines():
+        if re.match(r"  \S.*\bContext\b", line):
+            lines.append(line.strip()[:150])
+        elif line.strip().startswith(FIGURES):
+            lines.append("    " + " ".join(line.split()))
+    return lines
+
+
+def main() -> int:
+    report, _, *program = sys.argv[1:]
+    if reason := why_not(platform.release(), shutil.which("ncu")):
+        print(f"SKIPPED: {reason}")
+        return SKIP
+    names = "regex:" + "|".join(WANTED)
+    command = ["ncu", *OPTIONS, "--kernel-name", names, "--export", report, *program]
+    code = subprocess.run(command, check=False).returncode
+    if not Path(report).exists():
+        print("RESULT " + json.dumps({"note": f"ncu wrote no report, exit status {code}"}))
+        return 1
+    done = subprocess.run(
+        ["ncu", "--import", report, "--page", "details"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(*short(done.stdout), sep="\n")
+    print(done.stdout, flush=True)
+    kernels = seen(done.stdout)
+    missing = [name for name in WANTED if name not in kernels]
+    note = f"{len(kernels)} of {len(WANTED)} kernels" + (
+        f", NOT {', '.join(missing)}" if missing else ""
+    )
+    print("RESULT " + json.dumps({"note": note, "kernels": kernels}), flush=True)
+    return 1 if missing or code else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Step 4: one of compute-sanitizer's tools over a program, most of the time small_ops.py.
+
+    python sanitize.py memcheck -- python small_ops.py --quick
+
+Skipped where the kernel is gVisor, which has no debugger interface, and where the tool is missing.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+from environment import is_gvisor
+
+SKIP = 77
+TOOL = "compute-sanitizer"
+FAULTY = 66
+COMMON = ["--launch-timeout", "0", "--error-exitcode", str(FAULTY), "--print-limit", "500"]
+# Only the library's kernels are instrumented. initcheck has to see PyTorch's as well: what they write is initialised.
+FILTER = ["--kernel-regex", "kns=dgcl"]
+UNKNOWN = re.compile(r"(unknown|invalid|unrecogni[sz]ed) (option|argument|value)", re.IGNORECASE)
+FIRST = re.compile(r"=+ (Invalid|Error|Uninit|Barrier|Race)")
+OURS = re.compile(r"^=+ +at .*dgcl", re.MULTILINE)  # the kernel of a reported fault
+SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+
+
+def why_not(release: str, program: str | None) -> str | None:
+    if is_gvisor(release):
+        return f"the kernel is gVisor ({release}): {TOOL} cannot work there"
+    return None if program else f"{TOOL} is not on PATH"
+
+
+def faults(text: str) -> int | None:
+    """What the tool counted; None if it did not come to its summary."""
+    found = [int(a or b) for a, b in SUMMARY.findall(text)]
+    return sum(found) if found else None
+
+
+def run(command: list[str]) -> tuple[str, int]:
+    """Shows the output as it comes, and returns it."""
+    # Caching would put many tensors into one allocation, and hide where each ends.
+    env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    lines = []
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    return "".join(lines), process.wait()
+
+
+def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
+    """What the run found, in a line, and whether something is wrong."""
+    kernels = "the library's kernels" if filtered else "all kernels"
+    count = faults(text)
+    if count is None:
+        return f"{tool} did not come to its summary, exit status {code}", True
+    if not count:
+        told = f", but the program failed with {code}" if code else ""
+        return f"{tool}: no fault in {kernels}{told}", bool(code)
+    first = next((line for line in text.splitlines() if FIRST.match(line)), "").strip("= ")
+    note = f"{tool}: {count} FAULTS in {kernels}. {first}"
+    if tool != "initcheck":
+        return note, True
+    # PyTorch's kernels may read what they do not use.
+    ours = len(OURS.findall(text))
+    return f"{note} ({ours} of those shown are in the library's)", ours > 0 or code not in (
+        0,
+        FAULTY,
+    )
+
+
+def main() -> int:
+    tool, _, *program = sys.argv[1:]
+    if reason := why_not(platform.release(), shutil.which(TOOL)):
+        print(f"SKIPPED: {reason}")
+        return SKIP
+    for options in ([],) if tool == "initcheck" else (FILTER, []):
+        text, code = run([TOOL, "--tool", tool, *COMMON, *options, *program])
+        if faults(text) is not None or not UNKNOWN.search(text):
+            break
+    note, wrong = judged(tool, bool(options), text, code)
+    print("RESULT " + json.dumps({"note": note, "faults": faults(text)}), flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Step 1: every operator, small, on the device and by the compiled CPU operator.
+
+    python small_ops.py [--device cuda] [--quick] [--op knn_topk]
+
+What is promised equal (search, push, gather, counts) is compared bit by bit; sums that are added in another order, with
+the doctor's tolerance. --quick leaves out cases: for a sanitizer, which slows kernels 10 to 50 times.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import ops
+from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
+
+QUERIES, BANK, DIM = 230, 700, 67  # beyond a tile in each direction, and odd
+FLOAT64 = 1e-12  # sums of a few hundred float64 numbers
+METRICS = ("cosine", "dot", "l2")
+
+
+class Draw:
+    """The same numbers each time."""
+
+    def __init__(self, seed: int = 0):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def rows(self, *shape: int, dtype=torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=self.generator).to(dtype)
+
+    def integers(self, low: int, high: int, shape: tuple, dtype=torch.int64) -> Tensor:
+        return torch.randint(low, high, shape, generator=self.generator).to(dtype)
+
+
+def tolerance(result: Tensor) -> float:
+    """Both sides round; narrow dtypes once more."""
+    narrow = result.dtype in (torch.float16, torch.bfloat16)
+    return 2 * TOLERANCE + (torch.finfo(result.dtype).eps if narrow else 0.0)
+
+
+def offset(rows: Tensor) -> Tensor:
+    """The same rows, at an address that no 16-byte load can take."""
+    wider = torch.cat([rows.flatten()[:1], rows.flatten()])
+    return wider[1:].view(rows.shape)
+
+
+def strided(rows: Tensor) -> Tensor:
+    """The same rows, each element apart from the next."""
+    return rows.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+# ---- searches ---------------------------------------------------------------------------------------
+
+
+def search_cases(quick: bool) -> Iterator[tuple[str, dict]]:
+    draw = Draw()
+    queries, bank = draw.rows(QUERIES, DIM), draw.rows(BANK, DIM)
+    banks = draw.rows(3, BANK, DIM)
+    grouped = {
+        "query_offsets": torch.tensor([0, 100, 100, QUERIES]),
+        "bank_counts": torch.tensor([BANK, 5, 33]),
+    }
+    for metric in METRICS[:1] if quick else METRICS:
+        yield metric, {"queries": queries, "bank": bank, "metric": metric}
+        yield f"{metric}, grouped", {"queries": queries, "bank": banks, "metric": metric, **grouped}
+    pairs = [(torch.bfloat16, torch.float16), (torch.float64, torch.float64)]
+    for one, other in pairs[:1] if quick else pairs:
+        yield f"{one} in {other}", {"queries": queries.to(one), "bank": bank.to(other)}
+    holes = queries.clone()
+    holes[5], holes[70, 3] = 0, torch.nan
+    yield "zero and NaN rows", {"queries": holes, "bank": bank}
+    yield "misaligned bank", {"queries": queries, "bank": bank, "misaligned": True}
+    if quick:
+        return
+    yield "strided", {"queries": strided(queries), "bank": strided(bank)}
+    yield "one centre", {"queries": queries + 30, "bank": bank + 30}
+    yield "unit bank", {"queries": queries, "bank": bank, "unit_bank": True}
+    for dim in (1, 8, 129, 300):
+        wide = {"queries": draw.rows(33, dim), "bank": draw.rows(257, dim)}
+        yield f"{dim} columns", wide
+
+
+def search(op, bank, misaligned: bool = False, **case):
+    """Moving a tensor to a device aligns it: what is to be misaligned there becomes so there."""
+    return op(bank=offset(bank) if misaligned else bank, **case)
+
+
+def check_knn_topk(side: Side, tally: Tally, quick: bool) -> None:
+    for name, case in search_cases(quick):
+        for k in (32,) if quick else (1, 32, 300):
+            for path in side.search_paths:
+                with environment(SEARCH, path):
+                    ours = side(search, ops.knn_topk, k=k, **case)
+                told = f"{name}, k {k}, {path} search"
+                tally.same(told, ours, side.twin(search, ops.knn_topk, k=k, **case))
+
+
+def check_knn_density(side: Side, tally: Tally, quick: bool) -> None:
+    for name, case in search_cases(quick):
+        for path in side.search_paths:
+            with environment(SEARCH, path):
+                ours = side(search, ops.knn_density, scales=(8, 16, 32), **case)
+            theirs = side.twin(search, ops.knn_density, scales=(8, 16, 32), **case)
+            tally.same(f"{name}, {path} search", ours, theirs)
+
+
+def topk_gradients(queries, bank, **options):
+    queries.requires_grad_()
+    bank.requires_grad_()
+    values, indices = search(ops.knn_topk, bank, queries=queries, k=9, **options)
+    return torch.autograd.grad(torch.where(indices >= 0, values, 0.0).sum(), (queries, bank))
+
+
+def check_knn_topk_backward(side: Side, tally: Tally, quick: bool) -> None:
+    for name, case in search_cases(quick):
+        if "NaN" in name:
+            continue
+        ours, again = (side(topk_gradients, **case) for _ in range(2))
+        tally.same(f"{name}, repeated", again, ours)
+        theirs = side.twin(topk_gradients, **{n: detached(v) for n, v in case.items()})
+        for what, one, other in zip(("queries", "bank"), ours, theirs, strict=True):
+            tally.near(f"{name}, of {what}", one, other, tolerance(one))
+
+
+def detached(value):
+    """Strides are kept: `clone` keeps those of dense tensors."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+# ---- contrast -----------------------------------------------------------------------------------------
+
+
+def contrast(with_gradients: bool, anchors, keys, negatives, **options):
+    rows = [part.detach().requires_grad_(with_gradients) for part in (anchors, keys, negatives)]
+    loss = ops.density_contrast(*rows, 0.5, **options)
+    return torch.autograd.grad(loss.sum(), rows) if with_gradients else (loss,)
+
+
+def check_contrast(side: Side, tally: Tally, quick: bool, with_gradients: bool) -> None:
+    draw = Draw()
+    counts = {
+        "anchor_counts": torch.tensor([37, 0, 17]),
+        "negative_counts": torch.tensor([201, 5, 64]),
+    }
+    for dtype in (torch.float32,) if quick else (torch.float32, torch.float64, torch.bfloat16):
+        shapes = (3, 37, DIM), (3, DIM), (3, 201, DIM)
+        rows = [draw.rows(*shape, dtype=dtype) for shape in shapes]
+        for name, options in (("all rows", {}), ("counts", {**counts, "eps": 1e-6})):
+            ours, again = (side(contrast, with_gradients, *rows, **options) for _ in range(2))
+            tally.same(f"{dtype}, {name}, repeated", again, ours)
+            theirs = side.twin(contrast, with_gradients, *rows, **options)
+            for part, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+                tally.near(f"{dtype}, {name}, result {part}", one, other, tolerance(one))
+
+
+def check_density_contrast(side: Side, tally: Tally, quick: bool) -> None:
+    check_contrast(side, tally, quick, False)
+
+
+def check_density_contrast_backward(side: Side, tally: Tally, quick: bool) -> None:
+    check_contrast(side, tally, quick, True)
+
+
+# ---- rows and labels --------------------------------------------------------------------------------
+
+
+def pushed(state, arriving, normalize):
+    state = [part.clone() for part in state]
+    ops.memory_push(*state, *arriving, normalize=normalize)
+    return state
+
+
+def check_memory_push(side: Side, tally: Tally, quick: bool) -> None:
+    draw = Draw()
+    for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16, torch.float16):
+        state = [
+            draw.rows(4, 70, DIM, dtype=dtype),
+            draw.rows(4, 70, 40, dtype=dtype),
+            draw.rows(4, 70),
+        ]
+        state += [torch.tensor([70, 20, 0, 68]), torch.tensor([66, 20, 0, 68])]
+        arriving = [draw.rows(4, 150, DIM), draw.rows(4, 150, 40), draw.rows(4, 150)]
+        arriving.append(torch.tensor([30, 150, 0, 1]))
+        for normalize in (False, True):
+            ours = side(pushed, state, arriving, normalize)
+            tally.same(
+                f"{dtype}, normalize {normalize}",
+                ours,
+                side.twin(pushed, state, arriving, normalize),
+            )
+
+
+def check_gather_rows(side: Side, tally: Tally, quick: bool) -> None:
+    draw = Draw()
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for dtype in dtypes[:1] if quick else dtypes:
+        for dim in (40, DIM) if quick else (1, 40, DIM):  # 40: whole 16-byte words
+            maps = draw.rows(3, dim, 13, 11, dtype=dtype)
+            pixels = draw.integers(0, 3 * 13 * 11, (5, 50))
+            for layout in (torch.contiguous_format, torch.channels_last):
+                laid = maps.contiguous(memory_format=layout)
+                ours, theirs = (
+                    side(ops.gather_rows, laid, pixels),
+                    side.twin(ops.gather_rows, laid, pixels),
+                )
+                tally.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
+
+
+def check_class_counts(side: Side, tally: Tally, quick: bool) -> None:
+    draw = Draw()
+    kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
+    for dtype, classes, ignored in kinds[:1] if quick else kinds:
+        labels = draw.integers(0, classes, (3, 150, 170), dtype)
+        labels[0, :7] = ignored
+        arguments = labels, classes, ignored
+        tally.same(
+            f"{dtype}", side(ops.class_counts, *arguments), side.twin(ops.class_counts, *arguments)
+        )
+
+
+def check_silhouette_sums(side: Side, tally: Tally, quick: bool) -> None:
+    draw = Draw()
+    offsets = torch.tensor([0, 130, 130, 131, 290])
+    for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
+        arguments = draw.rows(300, 33, dtype=dtype), offsets, None
+        ours, again = (side(ops.silhouette_sums, *arguments) for _ in range(2))
+        tally.same(f"{dtype}, repeated", again, ours)
+        tally.near(f"{dtype}", ours, side.twin(ops.silhouette_sums, *arguments), FLOAT64)
+
+
+CHECKS = {
+    "knn_topk": check_knn_topk,
+    "knn_density": check_knn_density,
+    "density_contrast": check_density_contrast,
+    "memory_push": check_memory_push,
+    "gather_rows": check_gather_rows,
+    "class_counts": check_class_counts,
+    "silhouette_sums": check_silhouette_sums,
+    "knn_topk_backward": check_knn_topk_backward,
+    "density_contrast_backward": check_density_contrast_backward,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--op", choices=list(CHECKS), action="append")
+    options = parser.parse_args()
+    side, wrong, elements = Side(options.device), [], 0
+    if not side.compiled:
+        print("RESULT " + json.dumps({"note": f"no compiled kernels for {options.device}"}))
+        return 1
+    for name in options.op or CHECKS:
+        tally, began = Tally(exact=True), time.perf_counter()
+        try:
+            CHECKS[name](side, tally, options.quick)
+        except Exception as error:  # the other operators' results count as well
+            told = " ".join(str(error).split())[:300]
+            tally.notes.append(f"{type(error).__name__}: {told}")
+            tally.unequal += 1
+        word = "ok" if tally.good else "WRONG"
+        print(f"{name:<28} {word:<6} {tally.summary()}  ({time.perf_counter() - began:.2f} s)")
+        for note in tally.notes[:4]:
+            print(f"    {note}")
+        sys.stdout.flush()
+        elements += tally.elements
+        wrong += [] if tally.good else [name]
+    count = len(options.op or CHECKS)
+    note = f"{count} operators, {elements:,} elements compared for equality"
+    if wrong:
+        note = f"WRONG: {', '.join(wrong)}; {note}"
+    blocking = os.environ.get("CUDA_LAUNCH_BLOCKING", "0")
+    print("RESULT " + json.dumps({"note": note, "wrong": wrong, "blocking": blocking}), flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The page that says what a run found. Written again after each step, it is there even if the run is killed."""
+
+import csv
+import json
+from pathlib import Path
+
+MOST = 10_000  # characters: of a long output the end alone may be seen
+PROBLEMS = ("failed", "crashed", "over its limit")
+TAIL = 8  # last lines of a step that went wrong
+FAILURES = 15  # tests named
+
+
+def tests(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Counts by outcome, and the failing tests with the first lines of their errors."""
+    counts, failed = {}, []
+    path = out / "tests.csv"
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.reader(file):
+                if len(row) == 4:
+                    counts[row[0]] = counts.get(row[0], 0) + 1
+                    if row[0] in ("failed", "not collected"):
+                        failed.append((row[2], row[3]))
+    return counts, failed
+
+
+def rows_of(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(out: Path) -> list[str]:
+    """The benchmarks' medians, a line for each case."""
+    lines = {}
+
+    def add(case: str, name: str, value: str) -> None:
+        if value:
+            lines.setdefault(case, {})[name] = value
+
+    for row in rows_of(out / "knn_bench_cuda.csv"):
+        classes = f", {row['classes']} classes" if row["classes"] != "0" else ""
+        case = f"{row['queries']} x {row['bank']} x {row['dim']}{classes}, {row['data']}"
+        add(case, row["contender"], row["median_ms"])
+    for row in rows_of(out / "loss_bench_cuda.csv"):
+        add(f"a step, {row['size']}, {row['present']} classes", row["contender"], row["total_ms"])
+    for row in rows_of(out / "parts_bench_cuda.csv"):
+        add(f"parts, {row['size']}", row["part"], row["median_ms"])
+    told = (
+        f"  {case}: {', '.join(f'{n} {v}' for n, v in found.items())}"
+        for case, found in lines.items()
+    )
+    return ["", "milliseconds, medians", *told] if lines else []
+
+
+def head(run, manifest: dict, rehearsal: str) -> list[str]:
+    lines = ["dgcl_ops on a GPU", "================="]
+    if rehearsal:
+        lines.append(f"REHEARSAL: {rehearsal}. No GPU: every figure below is meaningless.")
+    lines.append(
+        f"commit {manifest.get('commit', 'unknown')}, wheel {manifest.get('wheel', 'none')}"
+    )
+    counts = {}
+    for result in run.results:
+        counts[result.status] = counts.get(result.status, 0) + 1
+    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none yet"
+    lines.append(f"{run.seconds():.0f} s of {run.budget:.0f} s; steps: {told}")
+    if run.ended:
+        lines.append(f"THE RUN ENDED EARLY: {run.ended}")
+    if run.result("build_here"):
+        lines.append(
+            "THE PACKED WHEEL DID NOT LOAD; the library was built here, from the packed source."
+        )
+    return [*lines, ""]
+
+
+def text(run, manifest: dict, rehearsal: str = "") -> str:
+    lines = head(run, manifest, rehearsal)
+    for result in run.results:
+        lines.append(
+            f"{result.status:<14} {result.step:<16} {result.seconds:6.1f} s  {result.title}"
+        )
+        if result.note:
+            lines += [f"               {part[:300]}" for part in result.note.splitlines()[:3]]
+    counts, failed = tests(run.out)
+    if counts:
+        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+        lines += ["", f"tests that ended: {told}"]
+        lines += [f"  FAILED {name}\n         {error[:200]}" for name, error in failed[:FAILURES]]
+        if len(failed) > FAILURES:
+            lines.append(f"  and {len(failed) - FAILURES} more, see tests.csv")
+    lines += figures(run.out)
+    wrong = [result for result in run.results if result.status in PROBLEMS]
+    for result in wrong:
+        lines += [
+            "",
+            f"last lines of {result.step}:",
+            *(f"  {t[:200]}" for t in result.tail[-TAIL:]),
+        ]
+    lines += [
+        "",
+        "no step went wrong" if not wrong else f"WENT WRONG: {', '.join(r.step for r in wrong)}",
+    ]
+    written = "\n".join(lines) + "\n"
+    if len(written) > MOST:
+        end = f"\n(cut; the rest is in results.jsonl and steps.log)\n{lines[-1]}\n"
+        written = written[: MOST - len(end)] + end
+    return written
+
+
+def writer(manifest: dict, rehearsal: str = ""):
+    def write(run) -> None:
+        (run.out / "summary.txt").write_text(text(run, manifest, rehearsal), encoding="utf-8")
+
+    return write
+
+
+def manifest_of(folder: Path) -> dict:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,128 @@
+"""NVRTC, CUDA's run-time compiler, by ctypes: device code to a cubin, without nvcc, a driver or a GPU.
+
+NVRTC knows no host code. csrc/cuda keeps that apart: kernels are in .cuh files, launches in .cu files.
+"""
+
+import ctypes
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# NVRTC has no standard library and none of nvcc's own headers. Limits and integers come from libcu++, and mathematical
+# functions are CUDA's own, which std:: means with nvcc too. (libcu++'s differ between releases of CUDA 12.)
+STANDARD = (
+    "#pragma once\n#include <cuda/std/{name}>\nnamespace std {{ using namespace cuda::std; }}\n"
+)
+ONE_ARGUMENT = ("exp", "log", "sqrt", "fabs")
+MATHEMATICS = "".join(
+    f"template <typename T> __device__ T {name}(T x) {{ return ::{name}(x); }}\n"
+    for name in ONE_ARGUMENT
+)
+MATHEMATICS += """
+template <typename T> __device__ T fma(T a, T b, T c) { return ::fma(a, b, c); }
+template <typename T> __device__ int ilogb(T x) { return ::ilogb(x); }
+template <typename T> __device__ T scalbn(T x, int n) { return ::scalbn(x, n); }
+"""
+HEADERS = {
+    "cuda_runtime.h": "",
+    "stdint.h": "#include <cuda/std/cstdint>\n",
+    "climits": "#include <cuda/std/climits>\n",
+    "cstdint": STANDARD.format(name="cstdint"),
+    "limits": STANDARD.format(name="limits"),
+    "cmath": f"#pragma once\nnamespace std {{\n{MATHEMATICS}}}\n",
+}
+# For host code, or for nothing here: NVRTC always optimizes, and -default-device gives every function to the device.
+NVCC_ONLY = re.compile(r"-O\d|--expt-relaxed-constexpr|-Xcompiler=.*")
+
+
+class Failed(Exception):
+    """Something that the check is there to find."""
+
+
+@dataclass
+class Compiled:
+    entries: dict[str, str]  # mangled names of the kernels that were asked for
+    log: str  # of the compiler, and of ptxas -v
+    ptx: str
+    cubin_bytes: int
+
+
+def device_flags(nvcc_flags: list[str]) -> list[str]:
+    """Those of setup.py's flags that concern device code."""
+    kept = [flag for flag in nvcc_flags if not NVCC_ONLY.fullmatch(flag)]
+    return [*kept, "-default-device", "--ptxas-options=-v"]
+
+
+def install(folder: Path, requirements: Path) -> None:
+    """The packages of a requirements file in a folder of their own; no work where they already are."""
+    done = folder / requirements.name
+    if done.exists() and done.read_text() == requirements.read_text():
+        return
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--upgrade", "--target"]
+    subprocess.run([*command, folder, "-r", requirements], check=True)
+    done.write_text(requirements.read_text())
+
+
+class Nvrtc:
+    """The library in a folder of packages, and their headers."""
+
+    def __init__(self, packages: Path):
+        nvidia = packages / "nvidia"
+        self.includes = [nvidia / "cuda_runtime" / "include", nvidia / "cuda_cccl" / "include"]
+        (library,) = (nvidia / "cuda_nvrtc" / "lib").glob("libnvrtc.so.*")
+        self.library = ctypes.CDLL(str(library))
+        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def _call(self, function: str, *arguments) -> None:
+        if error := getattr(self.library, function)(*arguments):
+            raise Failed(f"{function}: {self.library.nvrtcGetErrorString(error).decode()}")
+
+    def _text(self, what: str, program) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{what}", program, text)
+        return text.raw
+
+    def version(self) -> str:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        return f"{major.value}.{minor.value}"
+
+    def compile(self, header: Path, kernels: list[str], arch: str, options: list[str]) -> Compiled:
+        """A header's kernels, named with their template arguments, as machine code for the architecture."""
+        program = ctypes.c_void_p()
+        texts = strings(HEADERS.values())
+        source, name = f'#include "{header.name}"\n'.encode(), f"{header.stem}.cu".encode()
+        self._call(
+            "nvrtcCreateProgram",
+            *(ctypes.byref(program), source, name, len(HEADERS), texts, strings(HEADERS)),
+        )
+        try:
+            expressions = [f"dgcl::{kernel}".encode() for kernel in kernels]
+            for expression in expressions:
+                self._call("nvrtcAddNameExpression", program, expression)
+            paths = [f"-I{path}" for path in (*self.includes, header.parent)]
+            given = [f"--gpu-architecture=sm_{arch}", *options, *paths]
+            try:
+                self._call("nvrtcCompileProgram", program, len(given), strings(given))
+            except Failed as error:
+                log = self._text("ProgramLog", program).rstrip(b"\0").decode().strip()
+                raise Failed(f"{header.name}, sm_{arch}: {error}\n{log}") from None
+            entries = {}
+            for kernel, expression in zip(kernels, expressions, strict=True):
+                lowered = ctypes.c_char_p()
+                self._call("nvrtcGetLoweredName", program, expression, ctypes.byref(lowered))
+                entries[kernel] = lowered.value.decode()
+            log = self._text("ProgramLog", program).rstrip(b"\0").decode()
+            ptx = self._text("PTX", program).rstrip(b"\0").decode()
+            return Compiled(entries, log, ptx, len(self._text("CUBIN", program)))
+        finally:
+            self.library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def strings(values) -> ctypes.Array:
+    values = [value.encode() for value in values]
+    return (ctypes.c_char_p * len(values))(*values)

@@ -1,0 +1,40 @@
+"""What this process holds, by two accounts."""
+
+import ctypes
+import os
+from pathlib import Path
+
+
+class MallInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc 2.33 and later."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated_bytes() -> int | None:
+    """In use, of malloc(): exact, whatever the system does with its pages. None with another C library than glibc.
+
+    Tensors and all C++ objects are in it, Python's small objects are not.
+    """
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, TypeError):  # another C library; Windows
+        return None
+    ask.restype = MallInfo
+    info = ask()
+    return info.uordblks + info.hblkhd
+
+
+def resident_bytes() -> int | None:
+    """In memory: whole pages, and with what malloc() keeps for later. None without Linux's /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

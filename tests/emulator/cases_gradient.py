@@ -1,0 +1,68 @@
+"""Cases of the gradient of the nearest-neighbour scores."""
+
+from collections.abc import Iterator
+
+import torch
+
+from .cases import NAN, Case, integers, rows, subnormal, whole_rows
+from .cases_search import BF16, F16, F32, F64, METRICS
+
+# Relative to the largest gradient. At most 70 terms are added, in the same order; the CPU fuses a product and a sum
+# only where columns fill a vector, so the last ones may round 70 products. Then the output's own dtype.
+GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7}
+
+
+def cases() -> Iterator[Case]:
+    """From what knn_topk found on the CPU; the upstream gradient has zeros."""
+
+    def case(
+        name, queries, bank, k, metric="cosine", offsets=None, unit=False, scale=0.75, **options
+    ):
+        stray = options.pop("stray", False)
+
+        def arguments():
+            # stray: neighbours of all queries, also of those that belong to no class
+            found_in = (
+                (queries, bank[0], k, metric, None)
+                if stray
+                else (queries, bank, k, metric, offsets)
+            )
+            found = torch.ops.dgcl_ops.knn_topk(*found_in, None, False, unit)
+            upstream = whole_rows(*found[0].shape, dtype=found[0].dtype, seed=9) * scale
+            return (upstream, queries, bank, *found, metric, offsets, unit)
+
+        tolerance = GRADIENT[queries.dtype]
+        return Case("knn_topk_backward", name, arguments, tolerance=tolerance, **options)
+
+    for metric in METRICS:
+        for queries, bank, columns, k in (
+            (1, 1, 1, 1),
+            (9, 5, 31, 7),
+            (33, 40, 33, 4),
+            (6, 9, 129, 9),
+        ):
+            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
+            name = f"{metric} {queries} x {bank} x {columns}, k {k}"
+            yield case(name, *pair, k, metric, thread=queries == 9)
+        grouped = rows(30, 10, seed=1), rows(3, 12, 10, seed=2)
+        yield case(f"{metric} classes", *grouped, 5, metric, integers([1, 14, 14, 28]))
+        outside = integers([1, 14, 14, 28])
+        yield case(f"{metric} queries of no class", *grouped, 5, metric, outside, stray=True)
+        few = rows(70, 6, seed=1), rows(2, 6, seed=2)
+        yield case(f"{metric} rows that are everybody's", *few, 2, metric)
+    for dtype in (F64, F16, BF16):
+        pair = rows(9, 40, dtype=dtype, seed=1), rows(12, 40, dtype=dtype, seed=2)
+        yield case(f"{dtype}", *pair, 5)
+    yield case("unit bank", rows(9, 5, seed=1), rows(12, 5, seed=2), 4, unit=True)
+    zeros = rows(6, 4, seed=1), rows(12, 4, seed=2)
+    zeros[0][2], zeros[1][3], zeros[1][5, 1] = 0, 0, NAN
+    yield case("zero and NaN rows", *zeros, 12)
+    equal = rows(8, 4, seed=1)
+    yield case("distances of zero", equal, equal.clone(), 3, "l2")
+    # The gradient for a row is that of its unit row over its length: finite here.
+    yield case(
+        "subnormal queries", subnormal(rows(9, 5, seed=1)), rows(12, 5, seed=2), 4, scale=2.0**-40
+    )
+    # More than kMostGradientWarps queries, and bank rows: some warps take two.
+    many = rows(8192 + 9, 2, seed=1), rows(8192 + 9, 2, seed=2)
+    yield case("more rows than warps", *many, 1, "l2", long=True)
