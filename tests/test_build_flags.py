@@ -179,8 +179,8 @@ def test_a_build_with_cuda_kernels(tmp_path):
 def test_nvcc_that_fails(tmp_path):
     """Without being asked for, CUDA kernels cost the CPU's: the reason says how to have these alone."""
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
-    torch = "import setup_cuda; setup_cuda.is_cuda_build = lambda torch: True\n"
-    before = f"import sys; sys.path.insert(0, {str(tree.folder)!r}); {torch}"
+    torch = "import toolkit; toolkit.is_cuda_build = lambda torch: True\n"
+    before = f"import sys; sys.path.insert(0, {str(tree.folder / 'csrc' / 'cuda')!r}); {torch}"
     variables = {"CUDA_HOME": str(cuda), "NVCC_FAULT": "gather_rows"}
     why = tree.build(before=before, **variables).why_pure()
     hint = "DGCL_OPS_CUDA=0 builds without CUDA kernels"
