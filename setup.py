@@ -218,7 +218,11 @@ class BuildExtension(build_ext):
             if source.endswith(".cu"):
                 target = Path(output_dir, f"{source}.o")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self.run_tool([*nvcc, "-c", source, "-o", target])
+                try:
+                    self.run_tool([*nvcc, "-c", source, "-o", target])
+                except CompileError as error:
+                    hint = "DGCL_OPS_CUDA=0 builds without CUDA kernels"
+                    raise CompileError(f"{error} ({hint})") from None
                 return [str(target)]
             level = LEVEL_FLAGS.get(Path(source).name, []) if X86 and family != "msvc" else []
             extra = [*extra_postargs, *level]

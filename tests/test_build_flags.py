@@ -111,6 +111,7 @@ def toolkit(folder: Path, version: str) -> Path:
     text = f"""#!/bin/sh
 echo "$@" >>"$0.log"
 case "$*" in *--version*) echo "Cuda compilation tools, release {version}, V{version}.1";; esac
+case "$*" in *"${{NVCC_FAULT:-no fault}}"*) echo "error: unsupported GNU version"; exit 1;; esac
 while [ $# -gt 0 ]; do if [ "$1" = -o ]; then : >"$2"; fi; shift; done
 """
     script(folder / "bin" / "nvcc", text)
@@ -173,6 +174,18 @@ def test_a_build_with_cuda_kernels(tmp_path):
     assert "-l:libcudart_static.a" in linked
     assert "gather_rows_launch.cu.o" in linked
     assert "cuda 12.8 for sm_80, sm_90" in tree.calls(" -c ")[0]
+
+
+def test_nvcc_that_fails(tmp_path):
+    """Without being asked for, CUDA kernels cost the CPU's: the reason says how to have these alone."""
+    tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
+    torch = "import toolkit; toolkit.is_cuda_build = lambda torch: True\n"
+    before = f"import sys; sys.path.insert(0, {str(tree.folder / 'csrc' / 'cuda')!r}); {torch}"
+    variables = {"CUDA_HOME": str(cuda), "NVCC_FAULT": "gather_rows"}
+    why = tree.build(before=before, **variables).why_pure()
+    hint = "DGCL_OPS_CUDA=0 builds without CUDA kernels"
+    assert why == f"error: unsupported GNU version ({hint})"
+    assert "cp310-abi3" in tree.build(before=before, **variables, DGCL_OPS_CUDA="0").name
 
 
 def test_cuda_kernels_that_cannot_be_had_are_an_error(tmp_path):

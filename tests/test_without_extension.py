@@ -85,6 +85,13 @@ def test_an_older_pytorch_is_refused(version):
     assert str(caught.value) == f"dgcl_ops needs PyTorch 2.10 or later, found {version}."
 
 
+def test_the_import_is_refused_beside_an_older_pytorch():
+    output = child("import torch; torch.__version__ = '2.9.1'; import dgcl_ops")
+    assert (
+        output.splitlines()[-1] == "ImportError: dgcl_ops needs PyTorch 2.10 or later, found 2.9.1."
+    )
+
+
 @pytest.mark.parametrize("version", ["2.10.0", "2.10.0a0+git1234", "2.15.1+cpu", "3.0.0"])
 def test_a_later_pytorch_is_not(version):
     _extension._refuse_old_torch(version)
