@@ -99,17 +99,9 @@ def silhouette_sums():
     return lambda: RAW.silhouette_sums(features, integers(0, 4, 9), rows)
 
 
-def build_info():
-    return RAW.build_info
-
-
-def cpu_capability():
-    return RAW.cpu_capability
-
-
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
-    *(memory_push, class_counts, gather_rows, silhouette_sums, build_info, cpu_capability),
+    *(memory_push, class_counts, gather_rows, silhouette_sums),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

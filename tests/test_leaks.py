@@ -23,10 +23,6 @@ ALLOCATED_PER_CALL = 16
 RESIDENT = 2 << 20
 # Blocks a call: a leak has at least one. Seen: up to 0.2 in a step of the loss, whose caches still fill.
 PYTHON_PER_CALL = 0.5
-# libtorch before 2.14 never frees a string that an operator returns: its object and its text. No step calls such an
-# operator, and no build of ours can help it.
-STRINGS_LEAK = torch.__version__ < torch.torch_version.TorchVersion("2.14")
-STRING_OBJECT = 48
 
 SERVED = dgcl_ops.backend_info()["devices"]["cpu"]["implementation"]
 pytestmark = [
@@ -52,24 +48,12 @@ def grown() -> dict[str, dict]:
     return {told["case"]: told for told in map(json.loads, lines)}
 
 
-def returned_text(case: str) -> str | None:
-    """What an operator without arguments returns, if it is a string."""
-    op = getattr(torch.ops.dgcl_ops, case, None) if case in leaks.OPERATORS else None
-    if op is None or [str(r.type) for r in op.default._schema.returns] != ["str"]:
-        return None
-    return op()
-
-
 def faults(told: dict) -> list[str]:
     """What has grown by more than it may."""
-    calls, allowed = told["calls"], ALLOCATED_PER_CALL
-    text = returned_text(told["case"])
-    if text is not None and STRINGS_LEAK:
-        allowed += STRING_OBJECT + len(text)
     most = {
-        "allocated": allowed * calls,
-        "resident": RESIDENT + (allowed - ALLOCATED_PER_CALL) * calls,
-        "python": PYTHON_PER_CALL * calls,
+        "allocated": ALLOCATED_PER_CALL * told["calls"],
+        "resident": RESIDENT,
+        "python": PYTHON_PER_CALL * told["calls"],
     }
     return [what for what, limit in most.items() if told[what] > limit]
 

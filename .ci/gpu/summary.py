@@ -48,7 +48,7 @@ def figures(out: Path) -> list[str]:
     for row in rows_of(out / "parts_bench_cuda.csv"):
         add(f"parts, {row['size']}", row["part"], row["median_ms"])
     told = (
-        f"  {case}: {', '.join(f'{n} {v}' for n, v in found.items())}"
+        f"  {case}: {'; '.join(f'{n} {v}' for n, v in found.items())}"
         for case, found in lines.items()
     )
     return ["", "milliseconds, medians", *told] if lines else []

@@ -26,7 +26,6 @@ class Case:
     name: str
     arguments: Callable[[], tuple]  # of the raw operator
     thread: bool = False
-    long: bool = False  # many blocks: under the schedule LONG_UNDER only
     # What the CPU's operator gets instead, where it would refuse a value that CUDA clamps or skips.
     repaired: Callable[[], tuple] | None = None
     # The answer itself, where there is no such thing.
@@ -38,6 +37,7 @@ class Case:
     tolerance: float = 0.0
     environment: tuple[str, str] | None = None  # a variable that is set meanwhile
     changes: int = 0  # so many leading arguments are changed in place, and are the results
+    long: bool = False  # many blocks: under the schedule LONG_UNDER only
 
 
 def rows(*shape: int, dtype=torch.float32, seed: int = 0) -> Tensor:
