@@ -126,7 +126,7 @@ def load_driver() -> ctypes.CDLL | None:
         return None
 
 
-def driver_version(driver) -> Version | None:
+def supported_cuda(driver) -> Version | None:
     """The newest CUDA that the driver supports. It need not be initialised for that."""
     number = ctypes.c_int()
     if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)) or not number.value:
@@ -153,7 +153,7 @@ def capabilities(driver) -> list[Version]:
 def report_lines(build: str, driver=None) -> list[str]:
     """For the doctor: the versions, and a sentence for each thing that does not fit."""
     driver = driver or load_driver()
-    version = driver_version(driver)
+    version = supported_cuda(driver)
     extension, archs = built_with(build)
     devices = capabilities(driver) if version and extension else []
     torch_version = parsed(torch.version.cuda)

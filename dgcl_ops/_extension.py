@@ -20,14 +20,14 @@ from dgcl_ops import _checks
 NAMESPACE = "dgcl_ops"
 REQUIRE_COMPILED = "DGCL_OPS_REQUIRE_COMPILED"
 DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
-OLDEST_TORCH = (2, 10)
+MINIMUM_TORCH = (2, 10)
 FALLBACKS: dict[str, Callable] = {}  # by operator
 SCHEMAS: dict[str, str] = {}
 
 
 def _refuse_old_torch(version: str) -> None:
-    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
+        oldest = ".".join(map(str, MINIMUM_TORCH))
         raise ImportError(f"dgcl_ops needs PyTorch {oldest} or later, found {version}.")
 
 

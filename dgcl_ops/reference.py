@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-CHUNK_ELEMENTS = (
-    1 << 23
-)  # 64 MiB of int64 indices or float64 scores, the widest numbers a block has
+# 64 MiB of int64 indices or float64 scores, the widest numbers of a block.
+CHUNK_ELEMENTS = 1 << 23
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -140,13 +140,13 @@ class Driver:
 
 def test_the_driver_is_asked():
     driver = Driver(12080, (8, 6), (9, 0))
-    assert _doctor_cuda.driver_version(driver) == (12, 8)
+    assert _doctor_cuda.supported_cuda(driver) == (12, 8)
     assert _doctor_cuda.capabilities(driver) == [(8, 6), (9, 0)]
 
 
 @pytest.mark.parametrize("driver", [None, Driver(0), Driver(13000, fails="version")])
 def test_a_driver_that_does_not_answer_is_none(driver):
-    assert _doctor_cuda.driver_version(driver) is None
+    assert _doctor_cuda.supported_cuda(driver) is None
 
 
 @pytest.mark.parametrize("fails", ["init", "attribute"])

@@ -133,7 +133,7 @@ def test_predictions_are_of_figures_that_exist(monkeypatch):
             },
             "parts_bench_cuda.csv": set(parts_bench.parts("tiny", torch.device("cpu"))),
         }
-    predictions = collected.read_csv(collected.PREDICTIONS)
+    predictions = collected.summary.rows_of(collected.PREDICTIONS)
     figures = {p["figure"] for p in predictions}
     assert len(figures) == len(predictions) > 20
     for prediction in predictions:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import report
+
 TOOLS = ("nvcc", "ncu", "compute-sanitizer", "g++", "ninja")
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,compute_mode"
 
@@ -76,7 +78,7 @@ def main() -> int:
         if found["device"]
         else f"NO CUDA DEVICE ({found.get('error', 'torch.cuda.is_available() is False')}); {versions}"
     )
-    print("RESULT " + json.dumps(facts), flush=True)
+    report.result(**facts)
     return 0 if found["device"] else 1
 
 

@@ -10,6 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import report
+
 CHECK = """
 import json, torch, dgcl_ops
 info = dgcl_ops.backend_info()
@@ -109,10 +111,10 @@ def main() -> int:
             raise RuntimeError(f"no kernel of {', '.join(found['missing'])}")
     except Exception as error:  # whatever it is, the summary has to say it in a line
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print("RESULT " + json.dumps({"note": told[:400]}), flush=True)
+        report.result(note=told[:400])
         return 1
     origin = "BUILT HERE FROM SOURCE, " if options.from_source else ""
-    print("RESULT " + json.dumps({**found, "note": origin + found["build"]}), flush=True)
+    report.result(**found, note=origin + found["build"])
     return 0
 
 

@@ -3,8 +3,7 @@
 A step's output goes line by line to `steps.log`, its result to `results.jsonl` as soon as it ends, and the summary is
 written again after each. So whatever happens to a later step, or to the run, what was known by then is there.
 
-A step reports figures by printing lines `RESULT {...}`. It skips itself by exiting with SKIP, the reason in its last
-line.
+A step reports by report.py.
 """
 
 import collections
@@ -20,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-SKIP = 77  # as automake's
-MARK = "RESULT "
+from report import MARK, SKIP
+
 TOKEN = "DGCL_OPS_GPU_STEP"  # in the environment of a step and of all that it starts
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 RESERVE = 6.0  # kept at the end of the run for killing a step and writing the summary
@@ -262,7 +261,7 @@ class Run:
         if over:
             result.status, note = "over its limit", f"killed after {limit:.0f} s. {note}".strip()
         elif result.code == SKIP:
-            result.status, note = "skipped", last.removeprefix("SKIPPED: ")
+            result.status, note = "skipped", last
         elif result.code < 0:
             result.status = "crashed"
             names = {number.value: number.name for number in signal.Signals}

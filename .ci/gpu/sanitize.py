@@ -5,7 +5,6 @@
 Skipped where the kernel is gVisor, which has no debugger interface, and where the tool is missing.
 """
 
-import json
 import os
 import platform
 import re
@@ -13,9 +12,9 @@ import shutil
 import subprocess
 import sys
 
+import report
 from environment import is_gvisor
 
-SKIP = 77
 TOOL = "compute-sanitizer"
 FAULTY = 66
 COMMON = ["--launch-timeout", "0", "--error-exitcode", str(FAULTY), "--print-limit", "500"]
@@ -77,14 +76,13 @@ def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
 def main() -> int:
     tool, _, *program = sys.argv[1:]
     if reason := why_not(platform.release(), shutil.which(TOOL)):
-        print(f"SKIPPED: {reason}")
-        return SKIP
+        return report.skip(reason)
     for options in ([],) if tool == "initcheck" else (FILTER, []):
         text, code = run([TOOL, "--tool", tool, *COMMON, *options, *program])
         if faults(text) is not None or not UNKNOWN.search(text):
             break
     note, wrong = judged(tool, bool(options), text, code)
-    print("RESULT " + json.dumps({"note": note, "faults": faults(text)}), flush=True)
+    report.result(note=note, faults=faults(text))
     return 1 if wrong else 0
 
 

@@ -7,12 +7,12 @@ the doctor's tolerance. --quick leaves out cases: for a sanitizer, which slows k
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 
+import report
 import torch
 from torch import Tensor
 
@@ -254,7 +254,7 @@ def main() -> int:
     options = parser.parse_args()
     side, wrong, elements = Side(options.device), [], 0
     if not side.compiled:
-        print("RESULT " + json.dumps({"note": f"no compiled kernels for {options.device}"}))
+        report.result(note=f"no compiled kernels for {options.device}")
         return 1
     for name in options.op or CHECKS:
         tally, began = Tally(exact=True), time.perf_counter()
@@ -276,7 +276,7 @@ def main() -> int:
     if wrong:
         note = f"WRONG: {', '.join(wrong)}; {note}"
     blocking = os.environ.get("CUDA_LAUNCH_BLOCKING", "0")
-    print("RESULT " + json.dumps({"note": note, "wrong": wrong, "blocking": blocking}), flush=True)
+    report.result(note=note, wrong=wrong, blocking=blocking)
     return 1 if wrong else 0
 
 

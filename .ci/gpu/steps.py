@@ -265,9 +265,8 @@ class Plan:
 
 def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> dict:
     """Variables of every step."""
-    library = (
-        work / "site" if (folder / "wheel").is_dir() else folder
-    )  # a rehearsal in the source tree
+    packed = (folder / "wheel").is_dir()  # a rehearsal may run in the source tree
+    library = work / "site" if packed else folder
     paths = [library, HERE / "plugins", *([STAND_INS] if rehearsal else [])]
     env = {
         **os.environ,
