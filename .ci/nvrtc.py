@@ -1,6 +1,6 @@
-"""NVRTC, CUDA's run-time compiler, by ctypes: device code to a cubin, without nvcc, a driver or a GPU.
+"""NVRTC, CUDA's run-time compiler, through ctypes: device code to a cubin, without nvcc, a driver or a GPU.
 
-NVRTC knows no host code. csrc/cuda keeps that apart: kernels are in .cuh files, launches in .cu files.
+NVRTC does not compile host code. csrc/cuda keeps it apart: kernels are in .cuh files, launches in .cu files.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ NVCC_ONLY = re.compile(r"-O\d|--expt-relaxed-constexpr|-Xcompiler=.*")
 
 
 class Failed(Exception):
-    """Something that the check is there to find."""
+    """A fault that the check looks for."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ def device_flags(nvcc_flags: list[str]) -> list[str]:
 
 
 def install(folder: Path, requirements: Path) -> None:
-    """The packages of a requirements file in a folder of their own; no work where they already are."""
+    """The packages of a requirements file in a folder of their own; a no-op if they are there."""
     done = folder / requirements.name
     if done.exists() and done.read_text() == requirements.read_text():
         return

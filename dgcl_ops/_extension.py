@@ -49,7 +49,7 @@ def _load():
 def why_not_built() -> str:
     """Why there is no extension, as the build recorded it."""
     if importlib.util.find_spec("dgcl_ops._build") is None:
-        return "this is a source tree that was not installed"
+        return "this source tree was not installed"
     from dgcl_ops import _build
 
     return _build.WITHOUT_EXTENSION
@@ -70,7 +70,7 @@ def _announce_fallback(op: str, device: str) -> None:
     if require_compiled():
         raise RuntimeError(
             f"{op}: device must have a compiled kernel because {REQUIRE_COMPILED} is set, got {device}"
-            + ("" if _C else f" and a build without the extension: {why_not_built()}")
+            + ("" if _C else f" (built without the extension: {why_not_built()})")
         )
     if device in _warned_devices:
         return
@@ -86,7 +86,7 @@ def _announce_fallback(op: str, device: str) -> None:
         )
     warnings.warn(
         f"dgcl_ops: {why}; plain PyTorch runs instead, slower and with class offsets copied to the host. "
-        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This is said once per device type.",
+        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device type.",
         UserWarning,
         stacklevel=3,
     )

@@ -46,12 +46,12 @@ def test_a_single_release_has_its_turn_every_time(script):
 
 
 def test_counts_and_reasons(script):
-    told = """
+    output = """
 SKIPPED [1233] needs a GPU
 SKIPPED [2] needs /proc: Linux only
 2034 passed, 1235 skipped, 1 failed, 3 warnings in 63.10s (0:01:03)
 """
-    counts, reasons = script.tally(told)
+    counts, reasons = script.tally(output)
     assert (counts["passed"], counts["skipped"]) == (2034, 1235)
     assert counts["failed"] == 1
     assert reasons == {"needs a GPU": 1233, "needs /proc: Linux only": 2}

@@ -21,7 +21,7 @@ EVERY = [
 
 
 def runs(v: Versions) -> bool:
-    """Whether a kernel of the extension runs, told the other way round: by what the driver can load."""
+    """Whether a kernel of the extension runs, computed the other way round: from what the driver can load."""
     if v.torch is None or v.torch[0] > v.driver[0] or v.extension[0] > v.driver[0]:
         return False
     if v.device is None:

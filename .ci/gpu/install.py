@@ -26,7 +26,7 @@ print(json.dumps({"extension": info["extension"], "build": info["build"], "missi
 
 
 def unpack(wheel: Path, site: Path) -> None:
-    """By pip; by hand if pip will not. An unreadable wheel is an error either way."""
+    """With pip, or as a zip file if pip refuses. An unreadable wheel is an error either way."""
     command = [
         sys.executable,
         "-m",
@@ -109,9 +109,9 @@ def main() -> int:
         found = imported(None if options.installed else options.site)
         if found["missing"] and not options.installed:
             raise RuntimeError(f"no kernel of {', '.join(found['missing'])}")
-    except Exception as error:  # whatever it is, the summary has to say it in a line
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        report.result(note=told[:400])
+    except Exception as error:  # the summary reports any error in one line
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        report.result(note=fault[:400])
         return 1
     origin = "BUILT HERE FROM SOURCE, " if options.from_source else ""
     report.result(**found, note=origin + found["build"])

@@ -48,8 +48,8 @@ def profiled(function, steps: int):
 def show(title: str, found) -> None:
     count, ms, by_name = found
     print(f"\n{title}: {count:.0f} device events a step, {ms:.3f} ms")
-    for name, told in list(by_name.items())[:NAMES]:
-        print(f"  {told['ms']:9.4f} ms  {told['count']:7.2f}x  {name[:120]}")
+    for name, spent in list(by_name.items())[:NAMES]:
+        print(f"  {spent['ms']:9.4f} ms  {spent['count']:7.2f}x  {name[:120]}")
 
 
 def host_seconds(step) -> float:

@@ -38,7 +38,7 @@ def why_not(release: str, program: str | None) -> str | None:
 
 
 def seen(details: str) -> list[str]:
-    """Which of the kernels the details are of."""
+    """The kernels that the details cover."""
     return [name for name in WANTED if name in details]
 
 
