@@ -7,11 +7,12 @@ warns; with DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
 """
 
 import functools
-import importlib.util
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 
 import torch
 
@@ -31,9 +32,17 @@ def _refuse_old_torch(version: str) -> None:
         raise ImportError(f"dgcl_ops needs PyTorch {oldest} or later, found {version}.")
 
 
+def _has(module: str) -> bool:
+    """Whether this very package has it. An editable install's finder would add what another source tree has."""
+    name = f"{NAMESPACE}.{module}"
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return PathFinder.find_spec(name, [os.path.dirname(__file__)]) is not None
+
+
 def _load():
     """The compiled extension, or None if this build has none. One that does not load is an error."""
-    if importlib.util.find_spec("dgcl_ops._C") is None:
+    if not _has("_C"):
         return None
     try:
         from dgcl_ops import _C
@@ -48,7 +57,7 @@ def _load():
 
 def why_not_built() -> str:
     """Why there is no extension, as the build recorded it."""
-    if importlib.util.find_spec("dgcl_ops._build") is None:
+    if not _has("_build"):
         return "this source tree was not installed"
     from dgcl_ops import _build
 
