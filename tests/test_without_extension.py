@@ -58,7 +58,7 @@ def test_the_first_call_warns_once():
 def test_compiled_kernels_can_be_required():
     output = child(HIDDEN + SEARCH, DGCL_OPS_REQUIRE_COMPILED="1")
     assert "RuntimeError: knn_topk: device must have a compiled kernel" in output
-    assert "got cpu and a build without the extension: " in output
+    assert "got cpu (built without the extension: " in output
 
 
 def test_another_tree_s_extension_is_not_taken(tmp_path):
@@ -105,7 +105,7 @@ def test_an_older_pytorch_is_refused(version):
     assert str(caught.value) == f"dgcl_ops needs PyTorch 2.10 or later, found {version}."
 
 
-def test_the_import_is_refused_beside_an_older_pytorch():
+def test_the_import_is_refused_with_an_older_pytorch():
     output = child("import torch; torch.__version__ = '2.9.1'; import dgcl_ops")
     assert (
         output.splitlines()[-1] == "ImportError: dgcl_ops needs PyTorch 2.10 or later, found 2.9.1."
