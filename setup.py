@@ -73,7 +73,18 @@ def choice(name: str) -> str:
     return value
 
 
-EXTENSION, CUDA = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA")
+def architectures() -> list[str]:
+    """Upward, since PTX of the last one serves later devices."""
+    value = os.environ.get("DGCL_OPS_CUDA_ARCHS", "")
+    archs = value.split() or DEFAULT_ARCHS.split()
+    if not all(re.fullmatch(r"\d{2,3}", arch) for arch in archs):
+        raise SystemExit(
+            f'dgcl_ops: DGCL_OPS_CUDA_ARCHS must be numbers as in "{DEFAULT_ARCHS}", got {value}'
+        )
+    return sorted(set(archs), key=int)
+
+
+EXTENSION, CUDA, ARCHS = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA"), architectures()
 if EXTENSION == "0" and CUDA == "1":
     raise SystemExit("dgcl_ops: DGCL_OPS_CUDA=1 needs the extension, got DGCL_OPS_EXTENSION=0")
 # Who asks for the extension or for CUDA kernels gets an error, and not plain Python.
@@ -87,8 +98,9 @@ def find_torch():
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
     else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        told = run(sys.executable, "-c", FIND_TORCH, env=env)[1].strip()
-        folder, _, version = told.partition("\n")
+        code, told = run(sys.executable, "-c", FIND_TORCH, env=env)
+        # Last, since warnings may come before.
+        folder, version = ["", "", *told.splitlines()][-2:] if code == 0 else ("", "")
     return (Path(folder), version) if folder else None
 
 
@@ -98,13 +110,23 @@ def known_obstacle() -> str | None:
         return "DGCL_OPS_EXTENSION=0"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "free-threaded Python has no limited API before 3.15, and its later one is untried"
-    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    try:
+        compiler = shlex.split(named)[0]
+    except (ValueError, IndexError):
+        return f"CXX must name a compiler, got {named!r}"
     if os.name == "posix" and not shutil.which(compiler):
         return f"no C++ compiler found ({compiler}: not found)"
     return None
 
 
 OBSTACLE = known_obstacle()
+
+
+def say(text: str) -> None:
+    """Prints what a tool told, whose letters the terminal may lack."""
+    code = sys.stdout.encoding or "utf-8"
+    print(text.encode(code, "backslashreplace").decode(code), flush=True)
 
 
 def first_error(output: str) -> str:
@@ -122,7 +144,7 @@ def record(package: Path, reason: str | None) -> None:
             extension.unlink()
         text = f'"""Written by setup.py."""\n\nWITHOUT_EXTENSION = {reason!r}\n'
         (package / "_build.py").write_text(text, encoding="utf-8")
-        print(f"dgcl_ops: built without the extension: {reason}")
+        say(f"dgcl_ops: built without the extension: {reason}")
 
 
 class BuildPython(build_py):
@@ -145,6 +167,7 @@ class BuildExtension(build_ext):
         self.force = True  # what an earlier build left may be of another PyTorch, or without CUDA
 
     def run(self):
+        inplace = self.inplace  # setuptools clears it meanwhile
         try:
             if OBSTACLE:
                 raise PlatformError(OBSTACLE)
@@ -155,14 +178,15 @@ class BuildExtension(build_ext):
                     f"dgcl_ops: the extension cannot be built, and {REQUIRED_BY} is set: {error}"
                 ) from None
             self.extensions = self.distribution.ext_modules = []
-            record(self.get_finalized_command("build_py").built_package(), str(error))
+            built = self.get_finalized_command("build_py").built_package()
+            record(Path("dgcl_ops") if inplace else built, str(error))
 
     def run_tool(self, command, **_):
         """Runs a compiler or linker. Its first error line is the exception's text."""
         paths = {"PATH": self.compiler._paths} if hasattr(self.compiler, "_paths") else {}  # MSVC's
-        print(" ".join(map(str, command)), flush=True)
+        say(" ".join(map(str, command)))
         code, output = run(*command, env=os.environ | paths)
-        print(output, end="", flush=True)
+        say(output.rstrip())
         if code:
             raise CompileError(first_error(output) or f"{command[0]} ended with exit code {code}")
 
@@ -197,14 +221,13 @@ class BuildExtension(build_ext):
         self.add_torch(ext, torch, family)
         cuda = "no"
         if toolkit:
-            archs = os.environ.get("DGCL_OPS_CUDA_ARCHS", DEFAULT_ARCHS).split()
-            cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in archs)}"
+            cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in ARCHS)}"
             nvcc = [
                 toolkit.nvcc,
                 *NVCC_FLAGS,
-                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs),
+                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
             ]
-            nvcc.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            nvcc.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")
             ext.sources += sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
             ext.extra_link_args += [f"-L{toolkit.libraries}", "-l:libcudart_static.a"]
             ext.extra_link_args += ["-ldl", "-lrt", "-lpthread"]

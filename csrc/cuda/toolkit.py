@@ -53,7 +53,8 @@ class Toolkit:
         return next((t for t in toolkits if t.nvcc.exists() and t.libraries), None)
 
     def version(self) -> str:
-        return re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])[1]
+        told = re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])
+        return told[1] if told else "unknown"
 
 
 def wanted_toolkit(torch: Path, asked: str):
