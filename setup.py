@@ -35,7 +35,7 @@ from setuptools.errors import BaseError, CCompilerError, CompileError, PlatformE
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
-from toolkit import is_older, run, wanted_toolkit  # noqa: E402
+from toolkit import architectures, is_older, run, wanted_toolkit  # noqa: E402
 
 MINIMUM_TORCH = (2, 10)
 TORCH_NAME = ".".join(map(str, MINIMUM_TORCH))
@@ -58,7 +58,6 @@ LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each; the choi
     "level_avx512.cpp": AVX512_FLAGS,
     "level_avx512_vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
 }
-DEFAULT_ARCHS = "80 86 89 90"
 NVCC_FLAGS = [
     *["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"],
     "-Xcompiler=-fPIC,-fvisibility=hidden",
@@ -76,7 +75,7 @@ def choice(name: str) -> str:
     return value
 
 
-EXTENSION, CUDA = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA")
+EXTENSION, CUDA, ARCHS = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA"), architectures()
 if EXTENSION == "0" and CUDA == "1":
     raise SystemExit("dgcl_ops: DGCL_OPS_CUDA=1 needs the extension, got DGCL_OPS_EXTENSION=0")
 # If the extension or CUDA kernels were requested, a failed build is an error.
@@ -90,8 +89,9 @@ def find_torch():
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
     else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        output = run(sys.executable, "-c", FIND_TORCH, env=env)[1].strip()
-        folder, _, version = output.partition("\n")
+        code, output = run(sys.executable, "-c", FIND_TORCH, env=env)
+        # The last two lines: warnings may come first.
+        folder, version = ["", "", *output.splitlines()][-2:] if code == 0 else ("", "")
     return (Path(folder), version) if folder else None
 
 
@@ -101,13 +101,23 @@ def known_obstacle() -> str | None:
         return "DGCL_OPS_EXTENSION=0"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "free-threaded Python has no limited API before 3.15, and the later one is untested"
-    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    try:
+        compiler = shlex.split(named)[0]
+    except (ValueError, IndexError):
+        return f"CXX must name a compiler, got {named!r}"
     if os.name == "posix" and not shutil.which(compiler):
         return f"no C++ compiler found ({compiler}: not found)"
     return None
 
 
 OBSTACLE = known_obstacle()
+
+
+def say(text: str) -> None:
+    """Prints what a tool told, whose letters the terminal may lack."""
+    code = sys.stdout.encoding or "utf-8"
+    print(text.encode(code, "backslashreplace").decode(code), flush=True)
 
 
 def first_error(output: str) -> str:
@@ -125,7 +135,7 @@ def record(package: Path, reason: str | None) -> None:
             extension.unlink()
         text = f'"""Written by setup.py."""\n\nWITHOUT_EXTENSION = {reason!r}\n'
         (package / "_build.py").write_text(text, encoding="utf-8")
-        print(f"dgcl_ops: built without the extension: {reason}")
+        say(f"dgcl_ops: built without the extension: {reason}")
 
 
 class BuildPython(build_py):
@@ -148,6 +158,7 @@ class BuildExtension(build_ext):
         self.force = True  # objects of an earlier build may be for another PyTorch, or without CUDA
 
     def run(self):
+        inplace = self.inplace  # setuptools clears it meanwhile
         try:
             if OBSTACLE:
                 raise PlatformError(OBSTACLE)
@@ -158,14 +169,15 @@ class BuildExtension(build_ext):
                     f"dgcl_ops: the extension cannot be built, and {REQUIRED_BY} is set: {error}"
                 ) from None
             self.extensions = self.distribution.ext_modules = []
-            record(self.get_finalized_command("build_py").built_package(), str(error))
+            built = self.get_finalized_command("build_py").built_package()
+            record(Path("dgcl_ops") if inplace else built, str(error))
 
     def run_tool(self, command, **_):
         """Runs a compiler or linker. Its first error line is the exception's text."""
         paths = {"PATH": self.compiler._paths} if hasattr(self.compiler, "_paths") else {}  # MSVC's
-        print(" ".join(map(str, command)), flush=True)
+        say(" ".join(map(str, command)))
         code, output = run(*command, env=os.environ | paths)
-        print(output, end="", flush=True)
+        say(output.rstrip())
         if code:
             raise CompileError(first_error(output) or f"{command[0]} ended with exit code {code}")
 
@@ -198,14 +210,13 @@ class BuildExtension(build_ext):
         self.add_torch(ext, torch, family)
         cuda = "no"
         if toolkit:
-            archs = os.environ.get("DGCL_OPS_CUDA_ARCHS", DEFAULT_ARCHS).split()
-            cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in archs)}"
+            cuda = f"{toolkit.version()} for {', '.join('sm_' + a for a in ARCHS)}"
             nvcc = [
                 toolkit.nvcc,
                 *NVCC_FLAGS,
-                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs),
+                *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
             ]
-            nvcc.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            nvcc.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")
             ext.sources += sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
             ext.extra_link_args += [f"-L{toolkit.libraries}", "-l:libcudart_static.a"]
             ext.extra_link_args += ["-ldl", "-lrt", "-lpthread"]

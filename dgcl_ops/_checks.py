@@ -158,9 +158,9 @@ def _check_search(op: str, given: dict) -> None:
 def _check_contrast_numbers(op: str, given: dict) -> None:
     temperature, eps = given["temperature"], given["eps"]
     if not 0 < temperature < math.inf:
-        raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature}")
+        raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature:g}")
     if not 0 <= eps < math.inf:
-        raise RuntimeError(f"{op}: eps must be 0 or positive, got {eps}")
+        raise RuntimeError(f"{op}: eps must be 0 or positive, got {eps:g}")
 
 
 def _check_floats(op: str, tensors: dict) -> None:

@@ -44,7 +44,10 @@ def no_autocast(tensor: Tensor):
 
 def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The largest magnitude of each row, and the power of two that keeps its squares in range."""
-    size = rows.detach().abs().amax(-1, keepdim=True)
+    size = rows.detach().abs()
+    if rows.shape[-1] == 0:  # a row without numbers is a zero row
+        size = pad(size, (0, 1))
+    size = size.amax(-1, keepdim=True)
     bound, shift = (2.0**400, 2.0**800) if rows.dtype == torch.float64 else (2.0**48, 2.0**96)
     one = torch.ones_like(size)
     scale = torch.where(size > bound, one / shift, torch.where(size < 1 / bound, one * shift, one))

@@ -182,6 +182,41 @@ def test_a_compile_error(tree, fault, error):
     )
 
 
+def test_an_error_that_cannot_be_printed(tree):
+    """A compiler's quotes on a terminal without them."""
+    error = "a.cpp:1: error: \u2018x\u2019 was not declared"
+    fault = {"FAKE_FAULT": "rows.cpp", "FAKE_ERROR": error, "PYTHONIOENCODING": "ascii"}
+    assert "built without the extension: a.cpp:1: error: " in tree.build(**fault).output
+
+
+@pytest.mark.parametrize("named", ["  ", '"g++'])
+def test_cxx_that_names_no_compiler(tree, named):
+    assert tree.build(CXX=named).why_pure() == f"CXX must name a compiler, got {named!r}"
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", None])
+def test_a_build_in_place_leaves_no_older_extension(tree, compiler):
+    plant_leftovers(tree)
+    shutil.rmtree(tree.folder / "build")
+    fake = {"CXX": compiler or str(tree.compiler), "FAKE_LOG": str(tree.log), "FAKE_VERSION": "g++"}
+    fake |= {"FAKE_FAULT": "rows.cpp", "FAKE_ERROR": "a.cpp:1: error: no"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree.folder, env=os.environ | fake, check=True)
+    assert not list((tree.folder / "dgcl_ops").glob("_C.*"))
+    assert "WITHOUT_EXTENSION" in (tree.folder / "dgcl_ops" / "_build.py").read_text()
+
+
+def test_a_warning_does_not_hide_pytorch(tree, tmp_path):
+    """pip's build isolation: another process looks for PyTorch."""
+    talking = script(
+        tmp_path / "python", f'#!/bin/sh\necho Warning >&2\nexec {sys.executable} "$@"\n'
+    )
+    isolated = "import importlib.util as u, sys; find = u.find_spec\n"
+    isolated += "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+    isolated += f"sys.executable = {str(talking)!r}\n"
+    assert COMPILED in tree.build(before=isolated).name
+
+
 def test_free_threaded_python(tree):
     why = tree.build(before=FREE_THREADED).why_pure()
     assert why.startswith("free-threaded Python has no limited API")
@@ -249,6 +284,10 @@ def test_an_sdist_builds_both_ways(tree, tmp_path):
         (
             {"DGCL_OPS_EXTENSION": "yes"},
             "dgcl_ops: DGCL_OPS_EXTENSION must be 0, 1 or unset, got yes",
+        ),
+        (
+            {"DGCL_OPS_CUDA_ARCHS": "80;sm_90"},
+            'dgcl_ops: DGCL_OPS_CUDA_ARCHS must be numbers as in "80 86 89 90", got 80;sm_90',
         ),
         ({"DGCL_OPS_CUDA": "2"}, "dgcl_ops: DGCL_OPS_CUDA must be 0, 1 or unset, got 2"),
         (

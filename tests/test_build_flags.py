@@ -153,6 +153,13 @@ def test_an_older_nvcc(wanted_toolkit, monkeypatch, tmp_path, capsys, version):
     )
 
 
+def test_a_program_that_is_no_nvcc(wanted_toolkit, monkeypatch, tmp_path):
+    script(toolkit(tmp_path / "cuda", "13.0") / "bin" / "nvcc", "#!/bin/sh\necho hello\n")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    with pytest.raises(PlatformError, match=r"nvcc must be 12\.4 or later, got unknown"):
+        wanted_toolkit(torch_folder(tmp_path, "None"), "1")
+
+
 def test_no_nvcc(wanted_toolkit, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     with pytest.raises(PlatformError, match=r"need nvcc and libcudart_static\.a; set CUDA_HOME"):
@@ -163,7 +170,7 @@ def test_no_nvcc(wanted_toolkit, monkeypatch, tmp_path, capsys):
 
 def test_a_build_with_cuda_kernels(tmp_path):
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
-    variables = {"DGCL_OPS_CUDA": "1", "CUDA_HOME": str(cuda), "DGCL_OPS_CUDA_ARCHS": "80 90"}
+    variables = {"DGCL_OPS_CUDA": "1", "CUDA_HOME": str(cuda), "DGCL_OPS_CUDA_ARCHS": "90 80"}
     assert "cp310-abi3-linux_" in tree.build(**variables).name
     calls = [
         line for line in (cuda / "bin" / "nvcc.log").read_text().splitlines() if " -c " in line

@@ -6,6 +6,7 @@ Steps here are small programs that crash, hang or lie, run by the kit's own runn
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def test_a_full_deadline(kit, run):
     run.go([good(kit, "after")])
     assert statuses(run) == {"before": "passed", "cut": "passed", "after": "not run"}
     assert "limit cut from 500 to" in page(run)
+    cut = float(re.search(r"limit cut from 500 to (\d+) s", page(run))[1])
+    assert cut <= 300 - kit.runner.RESERVE, "no time is kept for the summary"
     assert "no time left of the run's 1000 s" in page(run)
 
 

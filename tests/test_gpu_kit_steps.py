@@ -2,12 +2,24 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from gpu_kit import KIT, PATIENCE, kit_fixture, page, run_fixture  # noqa: F401
+from gpu_kit import (  # noqa: F401
+    KIT,
+    PATIENCE,
+    ROOT,
+    command_of,
+    good,
+    kit_fixture,
+    page,
+    python,
+    run_fixture,
+    statuses,
+)
 
 from dgcl_ops import _extension
 
@@ -135,3 +147,41 @@ def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
     assert {name: outcome for name, (outcome, _) in ended.items()} == {
         f"test_afterwards[cuda-{n}]": "passed" for n in range(6)
     }
+
+
+# ---- the run itself -----------------------------------------------------------------------------------
+
+
+def test_steps_that_run_together_overlap(kit, run):
+    """Each waits for what the other leaves."""
+    code = (
+        "import os, time; open('{}', 'w').close()\nwhile not os.path.exists('{}'): time.sleep(0.02)"
+    )
+    pairs = (("one", "other"), ("other", "one"))
+    run.go([python(kit, names[0], code.format(*names), together="group") for names in pairs])
+    assert statuses(run) == {"one": "passed", "other": "passed"}
+
+
+def test_a_library_built_here_counts_and_one_that_was_not_does_not(kit, run, tmp_path):
+    plan = kit.steps.Plan(ROOT, run, sys.executable, kit.steps.ON_GPU, False, tmp_path)
+    assert "not installed" in plan.why_not()
+    run.add(kit.runner.Result("install", "", "failed"))
+    assert "not installed" in plan.why_not()
+    run.add(kit.runner.Result("build_here", "", "passed"))
+    assert plan.why_not() is None
+
+
+def test_a_mistake_of_the_kit_ends_the_run_with_a_summary(kit, tmp_path, monkeypatch):
+    command = command_of("gpu_run")
+
+    def go(plan):
+        plan.run.go([good(kit, "first")])
+        raise KeyError("no such step")
+
+    monkeypatch.setattr(command, "go", go)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's stay
+    monkeypatch.setattr(sys, "argv", ["gpu_run", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert command.main() == 1
+    told = (tmp_path / "out" / "summary.txt").read_text()
+    assert "THE RUN ENDED EARLY: KeyError: 'no such step'" in told
+    assert "passed         first" in told

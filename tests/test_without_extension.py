@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dgcl_ops
-from dgcl_ops import _extension, reference, reference_backward
+from dgcl_ops import _checks, _extension, reference, reference_backward
 
 HIDDEN = "import sys, warnings; sys.modules['dgcl_ops._C'] = None\n"
 SEARCH = "import torch, dgcl_ops; dgcl_ops.knn_topk(torch.ones(2, 3), torch.ones(4, 3), 2)\n"
@@ -117,6 +117,32 @@ def test_a_later_pytorch_is_not(version):
     _extension._refuse_old_torch(version)
 
 
+def test_rows_without_numbers_are_zero_rows():
+    """As in the compiled kernels: all logits are 0."""
+    given = torch.ones(2, 3, 0), torch.ones(2, 0), torch.ones(2, 4, 0)
+    loss, lse = reference.density_contrast_with_lse(*given)
+    torch.testing.assert_close(lse, torch.full((2, 3), 5.0).log())
+    gradients = reference_backward.density_contrast_backward(loss, *given, lse, 0.5)
+    assert [g.shape for g in gradients] == [part.shape for part in given]
+    ring = torch.zeros(2, 4, 0), torch.zeros(2, 4, 3), torch.zeros(2, 4)
+    counts = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    arriving = torch.ones(2, 2, 0), torch.ones(2, 2, 3), torch.ones(2, 2), torch.tensor([1, 2])
+    reference.memory_push(*ring, *counts, *arriving, normalize=True)
+    assert counts[0].tolist() == [1, 2]
+
+
+def test_numbers_in_errors_are_the_kernels_own():
+    anchors, keys, negatives = torch.ones(2, 3, 4), torch.ones(2, 4), torch.ones(2, 5, 4)
+    names = _extension.argument_names("density_contrast")
+    for temperature, eps in ((-1.0, 0.0), (0.5, -1.0), (0.5, -1e-30)):
+        call = (anchors, keys, negatives, temperature, None, None, eps)
+        with pytest.raises(RuntimeError) as plain:
+            _checks.check("density_contrast", dict(zip(names, call, strict=True)))
+        with pytest.raises(RuntimeError) as served:
+            torch.ops.dgcl_ops.density_contrast(*call)
+        assert str(plain.value) == str(served.value).splitlines()[0]
+
+
 # ---- memory -----------------------------------------------------------------------------------------
 
 
@@ -156,7 +182,7 @@ def grouped():
 
 def topk_and_gradients(metric="cosine"):
     queries, bank = rows(300, 4), rows(2, 200, 4)
-    values, indices = reference.knn_topk(queries, bank, 3, metric, **grouped(), exclude_self=True)
+    values, indices = reference.knn_topk(queries, bank, 5, metric, **grouped(), exclude_self=True)
     offsets = grouped()["query_offsets"]
     return (
         values,

@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools.errors import PlatformError
 
 MINIMUM_NVCC = (12, 4)
+DEFAULT_ARCHS = "80 86 89 90"
 
 
 def run(*command, **options) -> tuple[int, str]:
@@ -21,6 +22,17 @@ def run(*command, **options) -> tuple[int, str]:
 
 def is_older(version: str, oldest: tuple[int, int]) -> bool:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < oldest
+
+
+def architectures() -> list[str]:
+    """Upward, since PTX of the last one serves later devices."""
+    value = os.environ.get("DGCL_OPS_CUDA_ARCHS", "")
+    archs = value.split() or DEFAULT_ARCHS.split()
+    if not all(re.fullmatch(r"\d{2,3}", arch) for arch in archs):
+        raise SystemExit(
+            f'dgcl_ops: DGCL_OPS_CUDA_ARCHS must be numbers as in "{DEFAULT_ARCHS}", got {value}'
+        )
+    return sorted(set(archs), key=int)
 
 
 def is_cuda_build(torch: Path) -> bool:
@@ -53,7 +65,8 @@ class Toolkit:
         return next((t for t in toolkits if t.nvcc.exists() and t.libraries), None)
 
     def version(self) -> str:
-        return re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])[1]
+        told = re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])
+        return told[1] if told else "unknown"
 
 
 def wanted_toolkit(torch: Path, asked: str):
