@@ -195,6 +195,7 @@ def test_no_device(tmp_path):
     assert "NO CUDA DEVICE" in told
     assert "skipped        tests" in told
     assert told.count("no CUDA device: PyTorch sees none") > 10
+    assert "must hold one *.whl, as .ci/gpu_pack leaves it, got 0" in told
     assert "WENT WRONG: environment, install" in told
 
 
