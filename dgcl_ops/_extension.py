@@ -84,18 +84,13 @@ def _announce_fallback(op: str, device: str) -> None:
     if device in _warned_devices:
         return
     _warned_devices.add(device)
-    if _C:
-        why = f"{op} has no compiled kernel for device type {device!r}"
-        remedy = ""
-    else:
-        why = f"this build has no compiled extension ({why_not_built()}) for device type {device!r}"
-        remedy = (
-            "With a C++20 compiler, reinstall dgcl_ops from source with DGCL_OPS_EXTENSION=1; the error then says "
-            "what is missing. "
-        )
+    why, remedy = f"{op} has no compiled kernel for device type {device!r}", ""
+    if _C is None:
+        why = f"this build has no compiled extension ({why_not_built()})"
+        remedy = "DGCL_OPS_EXTENSION=1 makes a build with the extension, or says what is missing. "
     warnings.warn(
-        f"dgcl_ops: {why}; plain PyTorch runs instead, slower and with class offsets copied to the host. "
-        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device type.",
+        f"dgcl_ops: {why}; plain PyTorch runs on device type {device!r}, slower and with class offsets copied to the "
+        f"host. {remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device type.",
         UserWarning,
         stacklevel=3,
     )

@@ -107,6 +107,18 @@ def test_a_rehearsal_never_becomes_results(monkeypatch, tmp_path, gpu, rehearsal
     assert "every figure is meaningless" in (out / "collected" / "gpu_run.md").read_text()
 
 
+def test_a_run_without_a_gpu_is_refused(monkeypatch, tmp_path):
+    out, results = came_back(tmp_path / "out", ""), tmp_path / "results"
+    (out / "parts_bench_cuda.csv").unlink()
+    told = "NO CUDA DEVICE; torch 2.11.0"
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    lines[1] |= {"status": "failed", "note": told}
+    (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=f"must be of a run that found a GPU, got {told}"):
+        collect(monkeypatch, out, "--results", results)
+    assert not results.exists()
+
+
 def test_predictions_are_of_figures_that_exist(monkeypatch):
     """Each column and contender that a prediction names is one that the benchmarks write."""
     from benchmark_runs import importable

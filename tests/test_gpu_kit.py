@@ -198,6 +198,7 @@ def test_no_device(tmp_path):
     assert "NO CUDA DEVICE" in text
     assert "skipped        tests" in text
     assert text.count("no CUDA device: PyTorch sees none") > 10
+    assert "must hold one *.whl, as .ci/gpu_pack leaves it, got 0" in text
     assert "WENT WRONG: environment, install" in text
 
 

@@ -25,6 +25,16 @@ print(json.dumps({"extension": info["extension"], "build": info["build"], "missi
 """
 
 
+def packed(folder: Path, name: str, pattern: str) -> Path:
+    found = list((folder / name).glob(pattern))
+    if len(found) != 1:
+        told = (
+            f"{folder / name} must hold one {pattern}, as .ci/gpu_pack leaves it, got {len(found)}"
+        )
+        raise RuntimeError(told)
+    return found[0]
+
+
 def unpack(wheel: Path, site: Path) -> None:
     """With pip, or as a zip file if pip refuses. An unreadable wheel is an error either way."""
     command = [
@@ -48,7 +58,7 @@ def unpack(wheel: Path, site: Path) -> None:
 
 def built(folder: Path, architecture: str, work: Path) -> Path:
     """The wheel of the packed sdist, made with this Python's PyTorch."""
-    (sdist,) = (folder / "sdist").glob("*.tar.gz")
+    sdist = packed(folder, "sdist", "*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(work, filter="data")
     (source,) = (path for path in work.iterdir() if path.is_dir())
@@ -102,7 +112,7 @@ def main() -> int:
                 if options.from_source:
                     wheel = built(options.folder, options.architecture, Path(work))
                 else:
-                    (wheel,) = (options.folder / "wheel").glob("*.whl")
+                    wheel = packed(options.folder, "wheel", "*.whl")
                 unpack(wheel, options.site)
         for extension in options.site.glob("dgcl_ops/_C*.so"):
             ldd(str(extension))
