@@ -127,11 +127,14 @@ def test_a_build_with_the_extension(tree):
     assert len(compiled) == len(
         list(ROOT.glob("csrc/*.cpp")) + list(ROOT.glob("csrc/[oc]p*/**/*.cpp"))
     )
-    for flag in ("-std=c++20", "-ffp-contract=off", "-DPy_LIMITED_API=0x030A0000", "-isystem"):
+    macros = ("-DPy_LIMITED_API=0x030A0000", "-DTORCH_TARGET_VERSION=0x020a000000000000")
+    for flag in ("-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", *macros, "-isystem"):
         assert all(flag in call for call in compiled)
     assert not [call for call in compiled if "-ffast-math" in call or "-march" in call]
     (wide,) = (call for call in compiled if "level_avx2.cpp" in call)
     assert ("-mavx2" in wide) == (os.uname().machine == "x86_64")
+    (widest,) = (call for call in compiled if "level_avx512_vnni.cpp" in call)
+    assert ("-mavx512vnni" in widest) == (os.uname().machine == "x86_64")
     assert not [call for call in compiled if "-mavx" in call and "level_avx" not in call]
     (linked,) = tree.calls("-shared")
     assert re.search(r"-lstdc\+\+ -ltorch_cpu", linked)

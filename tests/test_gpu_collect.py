@@ -107,6 +107,18 @@ def test_a_rehearsal_never_becomes_results(monkeypatch, tmp_path, gpu, rehearsal
     assert "every figure is meaningless" in (out / "collected" / "gpu_run.md").read_text()
 
 
+@pytest.mark.parametrize(("outcome", "said"), [("passed", True), ("skipped", False)])
+def test_tests_that_were_all_skipped_did_not_pass(monkeypatch, tmp_path, capsys, outcome, said):
+    out = came_back(tmp_path / "out", "NVIDIA H200")
+    passed = {"title": "t", "status": "passed", "seconds": 1.0, "note": "", "figures": {}}
+    with (out / "results.jsonl").open("a") as file:
+        for step in ("small_ops", "doctor", "tests"):
+            file.write(json.dumps({"step": step, **passed}) + "\n")
+    (out / "tests.csv").write_text(f"{outcome},0.1,tests/test_a.py::test_b,\n")
+    assert collect(monkeypatch, out, "--results", tmp_path / "results") == 0
+    assert ("1 tests and the doctor pass" in capsys.readouterr().out) == said
+
+
 def test_predictions_are_of_figures_that_exist(monkeypatch):
     """Each column and contender that a prediction names is one that the benchmarks write."""
     from benchmark_runs import importable
