@@ -2,7 +2,7 @@
 
 The extension needs a C++20 compiler, PyTorch's headers and one library to link with, never a particular build of
 PyTorch: a wheel built with the CPU build also runs with a CUDA build, and with later releases. That holds with CUDA
-kernels in it too. They link the CUDA runtime statically, and need no driver to be loaded.
+kernels in it too. They link the CUDA runtime statically, and load without a driver.
 
     DGCL_OPS_EXTENSION   1: a failed build is an error; 0: plain Python; unset: plain Python where the build fails. The
                          reason is printed, and kept in dgcl_ops/_build.py
@@ -11,8 +11,8 @@ kernels in it too. They link the CUDA runtime statically, and need no driver to 
     CUDA_HOME            the CUDA toolkit, if not that of the nvcc in PATH or of the nvidia-cuda-nvcc package
     CXX, CXXFLAGS        the compiler and flags, as setuptools reads them
 
-Run: g++ 12 and clang++ 14 on Linux. Never run, flags chosen by reading: Apple's clang and MSVC. The kernels use vector
-types that MSVC's cl does not have, so there a build is expected to end as plain Python.
+Tested with g++ 12 and clang++ 14 on Linux. Untested: Apple's clang and MSVC, whose flags come from their documentation.
+The kernels use vector types that MSVC's cl does not have, so that build is expected to end as plain Python.
 """
 
 import importlib.metadata
@@ -44,7 +44,10 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
 # Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-CLANG_FLAGS = ["-Wno-unknown-pragmas", "-Wno-unknown-warning-option"]  # what is meant for GCC alone
+CLANG_FLAGS = [
+    "-Wno-unknown-pragmas",
+    "-Wno-unknown-warning-option",
+]  # pragmas and warnings that only GCC knows
 MSVC_FLAGS = ["/std:c++20", "/O2", "/fp:precise", "/EHsc", "/permissive-", "/Zc:__cplusplus"]
 AVX512_FLAGS = [
     *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
@@ -87,7 +90,7 @@ def architectures() -> list[str]:
 EXTENSION, CUDA, ARCHS = choice("DGCL_OPS_EXTENSION"), choice("DGCL_OPS_CUDA"), architectures()
 if EXTENSION == "0" and CUDA == "1":
     raise SystemExit("dgcl_ops: DGCL_OPS_CUDA=1 needs the extension, got DGCL_OPS_EXTENSION=0")
-# Who asks for the extension or for CUDA kernels gets an error, and not plain Python.
+# If the extension or CUDA kernels were requested, a failed build is an error.
 REQUIRED_BY = {EXTENSION: "DGCL_OPS_EXTENSION=1", CUDA: "DGCL_OPS_CUDA=1"}.get("1")
 
 
@@ -98,9 +101,8 @@ def find_torch():
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
     else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        code, told = run(sys.executable, "-c", FIND_TORCH, env=env)
-        # Last, since warnings may come before.
-        folder, version = ["", "", *told.splitlines()][-2:] if code == 0 else ("", "")
+        code, output = run(sys.executable, "-c", FIND_TORCH, env=env)
+        folder, version = ["", "", *output.splitlines()][-2:] if code == 0 else ("", "")
     return (Path(folder), version) if folder else None
 
 
@@ -109,7 +111,7 @@ def known_obstacle() -> str | None:
     if EXTENSION == "0":
         return "DGCL_OPS_EXTENSION=0"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return "free-threaded Python has no limited API before 3.15, and its later one is untried"
+        return "free-threaded Python has no limited API before 3.15, and the later one is untested"
     named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     try:
         compiler = shlex.split(named)[0]
@@ -124,7 +126,7 @@ OBSTACLE = known_obstacle()
 
 
 def say(text: str) -> None:
-    """Prints what a tool told, whose letters the terminal may lack."""
+    """Prints a tool's output; the terminal may lack its letters."""
     code = sys.stdout.encoding or "utf-8"
     print(text.encode(code, "backslashreplace").decode(code), flush=True)
 
@@ -132,12 +134,12 @@ def say(text: str) -> None:
 def first_error(output: str) -> str:
     """The line of a compiler's or linker's output that says what is wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = r"\berror\b|undefined reference|undefined symbol|cannot find"
-    return next((line for line in lines if re.search(telling, line)), lines[-1] if lines else "")
+    marks = r"\berror\b|undefined reference|undefined symbol|cannot find"
+    return next((line for line in lines if re.search(marks, line)), lines[-1] if lines else "")
 
 
 def record(package: Path, reason: str | None) -> None:
-    """Leaves in the built package the reason why it has no extension, and nothing of earlier builds."""
+    """Keeps in the built package why it has no extension, and removes what earlier builds left there."""
     (package / "_build.py").unlink(missing_ok=True)
     if reason:
         for extension in package.glob("_C.*"):
@@ -160,11 +162,11 @@ class BuildPython(build_py):
 
 
 class BuildExtension(build_ext):
-    """Adds PyTorch's paths, compiles files side by side, and gives each instruction set its own flags."""
+    """Adds PyTorch's paths, compiles files in parallel, and gives each instruction set its own flags."""
 
     def finalize_options(self):
         super().finalize_options()
-        self.force = True  # what an earlier build left may be of another PyTorch, or without CUDA
+        self.force = True  # objects of an earlier build may be for another PyTorch, or without CUDA
 
     def run(self):
         inplace = self.inplace  # setuptools clears it meanwhile
@@ -193,8 +195,8 @@ class BuildExtension(build_ext):
     def family(self) -> str:
         if self.compiler.compiler_type == "msvc":
             return "msvc"
-        told = run(*self.compiler.compiler_so_cxx, "--version")[1]
-        return "clang" if "clang" in told else "gcc"
+        output = run(*self.compiler.compiler_so_cxx, "--version")[1]
+        return "clang" if "clang" in output else "gcc"
 
     def add_torch(self, ext, torch: Path, family: str) -> None:
         ext.library_dirs.append(str(torch / "lib"))
@@ -206,16 +208,14 @@ class BuildExtension(build_ext):
         ext.extra_compile_args += [*FLAGS, *(CLANG_FLAGS if family == "clang" else [])]
         ext.extra_compile_args += ["-isystem", str(torch / "include")]
         if sys.platform == "linux":
-            # First the system's: libtorch_cpu has copies of C++ library functions, which are no part of its ABI.
+            # The system's C++ library comes first: libtorch_cpu has copies of its functions, outside any stable ABI.
             libcxx = "-stdlib=libc++" in " ".join(self.compiler.compiler_so_cxx)
             ext.libraries.insert(0, "c++" if libcxx else "stdc++")
 
     def build_extension(self, ext):
         found = find_torch()
         if found is None:
-            raise PlatformError(
-                f"PyTorch {TORCH_NAME} or later has to be installed before the build"
-            )
+            raise PlatformError(f"PyTorch {TORCH_NAME} or later must be installed before the build")
         torch, version = found
         family, toolkit, nvcc = self.family(), wanted_toolkit(torch, CUDA), []
         self.add_torch(ext, torch, family)
@@ -257,7 +257,7 @@ class BuildExtension(build_ext):
                 return [obj for objects in pool.map(job, sources) for obj in objects]
 
         if hasattr(self.compiler, "initialize"):
-            self.compiler.initialize()  # MSVC's, before there are threads
+            self.compiler.initialize()  # MSVC's, before the threads start
         self.compiler.call = self.compiler.spawn = self.run_tool
         self.compiler.compile = compile_parallel
         super().build_extension(ext)
@@ -270,7 +270,7 @@ class BuildWheel(bdist_wheel):
             self.root_is_pure = True  # it holds the path to the source tree, and no extension
 
     def run(self):
-        self.run_command("build")  # first, since the tag depends on what comes of it
+        self.run_command("build")  # first: the tag depends on whether the extension was built
         self.skip_build, self.root_is_pure = True, not self.distribution.has_ext_modules()
         super().run()
 

@@ -14,7 +14,7 @@ PROBE = Path(__file__).with_suffix(".cu")
 ARCHS = ("80", "90")
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.32"
 
-# The reason, and what each kernel has to do to memory (ptx_reader.effects).
+# The reason, and what each kernel must do to memory (ptx_reader.effects).
 EXPECTED = {
     "probe_mma": (
         "A is 4 registers, B 2, C and D 4, each in the array's order",
@@ -83,8 +83,8 @@ def ptx_faults(text: str) -> list[str]:
             got = [str(unreadable)]
         if got != wanted:
             first = next(i for i in range(len(got) + 1) if got[: i + 1] != wanted[: i + 1])
-            told = [lines[first] if first < len(lines) else "nothing" for lines in (got, wanted)]
-            found.append(f"{kernel}: {told[0]} instead of {told[1]}: {why}")
+            differ = [lines[first] if first < len(lines) else "nothing" for lines in (got, wanted)]
+            found.append(f"{kernel}: {differ[0]} instead of {differ[1]}: {why}")
     aligned = {plain_name(array): by for array, by in array_alignments(text).items()}
     for array, by in ALIGNED.items():
         if aligned.get(array) != by:

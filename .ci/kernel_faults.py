@@ -29,7 +29,7 @@ class Edit:
     file: str  # in csrc/cuda
     old: str  # occurs once
     new: str
-    says: str  # part of what the inspection has to say
+    says: str  # part of what the inspection must report
     source: str = PROBE  # what is compiled
 
 
@@ -100,7 +100,7 @@ def look_for(edit: Edit, nvcc: str, flags: list[str], csrc: Path) -> list[str]:
         text = changed.read_text()
         if text.count(edit.old) != 1:
             raise SystemExit(
-                f"{edit.file} has {text.count(edit.old)} times, not once: {edit.old!r}"
+                f"{edit.file} must contain {edit.old!r} once, got {text.count(edit.old)} times"
             )
         changed.write_text(text.replace(edit.old, edit.new))
         if edit.source == PROBE:
@@ -120,13 +120,13 @@ def run(nvcc: str, flags: list[str], csrc: Path, jobs: int) -> int:
         for edit, said in zip(
             order, pool.map(lambda e: look_for(e, nvcc, flags, csrc), order), strict=True
         ):
-            telling = [fault for fault in said if edit.says in fault]
-            good = bool(telling) if edit in EDITS else not said
+            matching = [fault for fault in said if edit.says in fault]
+            good = bool(matching) if edit in EDITS else not said
             missed += not good
             where = edit.source or "probe"
-            result = (telling or said or ["nothing is said"])[0]
+            result = (matching or said or ["no fault reported"])[0]
             print(f"{'' if good else 'FAILED '}{edit.name} ({where}): {result[:200]}", flush=True)
     print(
-        f"{len(EDITS)} edits, {missed} not found or found where there is none; {time.monotonic() - began:.0f} s"
+        f"{len(EDITS)} edits planted, {missed} missed or reported without an edit; {time.monotonic() - began:.0f} s"
     )
     return 1 if missed else 0

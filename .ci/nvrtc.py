@@ -1,6 +1,6 @@
-"""NVRTC, CUDA's run-time compiler, by ctypes: device code to a cubin, without nvcc, a driver or a GPU.
+"""NVRTC, CUDA's run-time compiler, through ctypes: device code to a cubin, without nvcc, a driver or a GPU.
 
-NVRTC knows no host code. csrc/cuda keeps that apart: kernels are in .cuh files, launches in .cu files.
+NVRTC does not compile host code. csrc/cuda keeps it apart: kernels are in .cuh files, launches in .cu files.
 """
 
 import ctypes
@@ -38,12 +38,11 @@ NVCC_ONLY = re.compile(r"-O\d|--expt-relaxed-constexpr|-Xcompiler=.*")
 
 
 class Failed(Exception):
-    """Something that the check is there to find."""
+    """A fault that the check looks for."""
 
 
 @dataclass
 class Compiled:
-    entries: dict[str, str]  # mangled names of the kernels that were asked for
     log: str  # of the compiler, and of ptxas -v
     ptx: str
     cubin_bytes: int
@@ -56,7 +55,7 @@ def device_flags(nvcc_flags: list[str]) -> list[str]:
 
 
 def install(folder: Path, requirements: Path) -> None:
-    """The packages of a requirements file in a folder of their own; no work where they already are."""
+    """The packages of a requirements file in a folder of their own; a no-op if they are there."""
     done = folder / requirements.name
     if done.exists() and done.read_text() == requirements.read_text():
         return
@@ -101,9 +100,8 @@ class Nvrtc:
             *(ctypes.byref(program), source, name, len(HEADERS), texts, strings(HEADERS)),
         )
         try:
-            expressions = [f"dgcl::{kernel}".encode() for kernel in kernels]
-            for expression in expressions:
-                self._call("nvrtcAddNameExpression", program, expression)
+            for kernel in kernels:
+                self._call("nvrtcAddNameExpression", program, f"dgcl::{kernel}".encode())
             paths = [f"-I{path}" for path in (*self.includes, header.parent)]
             given = [f"--gpu-architecture=sm_{arch}", *options, *paths]
             try:
@@ -111,14 +109,9 @@ class Nvrtc:
             except Failed as error:
                 log = self._text("ProgramLog", program).rstrip(b"\0").decode().strip()
                 raise Failed(f"{header.name}, sm_{arch}: {error}\n{log}") from None
-            entries = {}
-            for kernel, expression in zip(kernels, expressions, strict=True):
-                lowered = ctypes.c_char_p()
-                self._call("nvrtcGetLoweredName", program, expression, ctypes.byref(lowered))
-                entries[kernel] = lowered.value.decode()
             log = self._text("ProgramLog", program).rstrip(b"\0").decode()
             ptx = self._text("PTX", program).rstrip(b"\0").decode()
-            return Compiled(entries, log, ptx, len(self._text("CUBIN", program)))
+            return Compiled(log, ptx, len(self._text("CUBIN", program)))
         finally:
             self.library.nvrtcDestroyProgram(ctypes.byref(program))
 

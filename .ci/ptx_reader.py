@@ -142,6 +142,6 @@ def alignment_faults(text: str) -> list[tuple[str, str]]:
             needed = width(opcode, operands)
             for array in used:
                 if aligned[array] < needed:
-                    told = f"{plain_name(array)} is aligned to {aligned[array]} bytes, {opcode} needs {needed}"
-                    found.append((name, told))
+                    fault = f"{plain_name(array)} is aligned to {aligned[array]} bytes, {opcode} needs {needed}"
+                    found.append((name, fault))
     return sorted(set(found))

@@ -160,7 +160,7 @@ def _cpu_model() -> str:
 def _commit() -> str:
     """Short hash of the source tree, with + if the library's own sources differ from it.
 
-    DGCL_OPS_COMMIT gives it where the benchmarks are away from the tree, as on a machine that they were carried to.
+    DGCL_OPS_COMMIT gives it where the benchmarks were copied without the repository.
     """
     if given := os.environ.get("DGCL_OPS_COMMIT"):
         return given

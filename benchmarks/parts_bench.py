@@ -1,10 +1,10 @@
-"""Parts of a step of the loss, and what plain PyTorch needs beside a matrix product, each alone.
+"""Parts of a step of the loss, and the top-k that plain PyTorch needs after a matrix product, each alone.
 
     python benchmarks/parts_bench.py --device cuda    # PASCAL VOC size
     python benchmarks/parts_bench.py --tiny           # to see that it runs
 
-The parts are not rivals: they share one run so that they are measured in turn, under the same conditions. Each part's
-result is compared with plain PyTorch's first. How time and memory are taken: common.py, on_cuda.py, peak_memory.py.
+The parts do not compete. One run measures them in turn, so all have the same conditions. Each part's result is compared
+with plain PyTorch's first. How time and memory are taken: common.py, on_cuda.py, peak_memory.py.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SIZES = {  # batch, side, channels, classes, anchors a class, candidates, rows o
 
 @dataclass(frozen=True)
 class Part:
-    """`run` takes one set of inputs; `copy` makes another; `expected` computes the same plainly."""
+    """`run` takes one set of inputs; `copy` makes another; `expected` computes the same in plain PyTorch."""
 
     inputs: tuple
     run: Callable
@@ -66,7 +66,7 @@ def copied(part: Tensor) -> Tensor:
 
 
 def gathered_gradient(maps: Tensor, pixels: Tensor, dL_drows: Tensor) -> Tensor:
-    """The gradient of gather_rows: forward costs little beside it, and autograd wants it."""
+    """The gradient of gather_rows, with the forward pass, which autograd needs and which costs little."""
     return torch.autograd.grad(gather_rows(maps, pixels), maps, dL_drows)[0]
 
 
@@ -91,7 +91,7 @@ def parts(size: str, device: torch.device) -> dict[str, Part]:
     maps = torch.randn(batch, dim, side, side, generator=generator).to(device)
     order = torch.randperm(batch * side * side, generator=generator)
     few = order[: classes * anchors].view(classes, -1).to(device)
-    # by class, and in no order inside of it, as the loss takes them
+    # in no order, as the loss takes them within a class
     many = order[:candidates].to(device)
     gradient = torch.randn(*few.shape, dim, generator=generator).to(device)
     scores = torch.randn(rows, rows, generator=generator).to(device)

@@ -19,9 +19,8 @@ class Problem:
     scales: tuple[int, ...]
     metric: str
     offsets: Tensor | None = None  # [C + 1] int64
-    cuts: tuple[
-        int, ...
-    ] = ()  # the same on the host: who calls class by class must not wait for them
+    # The offsets on the host: code that goes class by class must not wait for the device.
+    cuts: tuple[int, ...] = ()
 
     def copy(self) -> "Problem":
         """With rows of its own."""

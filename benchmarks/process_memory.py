@@ -1,4 +1,4 @@
-"""What this process holds, by two accounts."""
+"""The memory of this process, counted in two ways."""
 
 import ctypes
 import os
@@ -18,9 +18,9 @@ class MallInfo(ctypes.Structure):
 
 
 def allocated_bytes() -> int | None:
-    """In use, of malloc(): exact, whatever the system does with its pages. None with another C library than glibc.
+    """Bytes of malloc() in use: exact, whatever the system does with its pages. None without glibc.
 
-    Tensors and all C++ objects are in it, Python's small objects are not.
+    They include tensors and all C++ objects, but not Python's small objects.
     """
     try:
         ask = ctypes.CDLL(None).mallinfo2
@@ -32,7 +32,7 @@ def allocated_bytes() -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """In memory: whole pages, and with what malloc() keeps for later. None without Linux's /proc."""
+    """Whole pages, with what malloc() keeps for reuse. None without Linux's /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -14,9 +14,10 @@ DENSITY_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
 # Of a unit row's length: the rounding of each of its elements.
 LENGTH_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
 # Bytes of malloc() a step after the warm-up. Its smallest piece takes 32, so a leak of one a step shows as 32 or more.
-# Where nothing leaks, the number is the same to the byte after each round. The unrest is for what grows once: a cache.
+# Where nothing leaks, the number is the same to the byte after each round. The unrest allows for what grows once, such
+# as a cache.
 ALLOCATED_PER_STEP, ALLOCATED_UNREST = 16, 2 << 10
-# Resident bytes see what malloc() does not count, but coarsely. A leak of 96 bytes a step once went by unseen: it took
+# Resident bytes see what malloc() does not count, but coarsely. A leak of 96 bytes a step once went unnoticed: it took
 # 1.5 MB of the 5 allowed, and the holes in the heap were filled by the step's other tensors.
 RSS_PER_STEP, RSS_UNREST = 200, 2 << 20
 # Python's objects, after the warm-up: caches of PyTorch and Python fill slowly, a leak has at least one a step.

@@ -1,5 +1,5 @@
 // dgcl_ops._C: importing it registers the kernels (each file of csrc/cpu and csrc/cuda does so for itself). The schemas
-// are defined in Python, in dgcl_ops/ops/, for the build without this extension has them too.
+// are defined in Python, in dgcl_ops/ops/, because a build without this extension needs them too.
 #include <Python.h>
 
 #include <exception>
@@ -17,7 +17,7 @@ namespace {
 PyObject* cpu_capability(PyObject*, PyObject*) {
   try {
     return PyUnicode_FromString(std::string(cpu_level()).c_str());
-  } catch (const std::exception& error) {  // DGCL_OPS_CPU_CAPABILITY asks for what there is not
+  } catch (const std::exception& error) {  // DGCL_OPS_CPU_CAPABILITY names no level of this processor
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }

@@ -1,8 +1,8 @@
 """Whether the NVIDIA driver, PyTorch's CUDA, the extension's CUDA and the device fit together, and what to do if not.
 
 The extension contains the CUDA runtime of the toolkit that compiled it. A runtime works with every driver of its major
-version or a later one. Machine code runs on devices of its compute capability and of later minor ones. PTX of the last
-architecture serves later devices; the driver compiles it, and must be at least as new as the toolkit.
+version or a later one. Machine code runs on its compute capability and on later minor versions. PTX of the last
+architecture serves later devices. The driver compiles it, and must be at least as new as the toolkit.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ MAJOR_ATTRIBUTE, MINOR_ATTRIBUTE = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABIL
 
 @dataclass(frozen=True)
 class Versions:
-    """What has to fit. None: there is no such thing here.
+    """The versions that must fit together. None: not there.
 
     Attributes:
         driver: the newest CUDA that the driver supports.
@@ -42,7 +42,7 @@ class Versions:
 
 
 def misfit(v: Versions) -> str | None:
-    """What does not fit, and what to do: one sentence, or None. Nothing is said where CUDA is not in use."""
+    """What does not fit, and what to do: one sentence, or None. Also None where CUDA is not in use."""
     if v.driver is None or v.extension is None:
         return None
     if v.torch is None:
@@ -126,8 +126,8 @@ def load_driver() -> ctypes.CDLL | None:
         return None
 
 
-def driver_version(driver) -> Version | None:
-    """The newest CUDA that the driver supports. It need not be initialised for that."""
+def supported_cuda(driver) -> Version | None:
+    """The newest CUDA that the driver supports. Works without cuInit()."""
     number = ctypes.c_int()
     if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)) or not number.value:
         return None
@@ -135,7 +135,7 @@ def driver_version(driver) -> Version | None:
 
 
 def capabilities(driver) -> list[Version]:
-    """Compute capabilities of the visible devices. No context is made on any of them."""
+    """Compute capabilities of the visible devices. Creates no context on them."""
     count = ctypes.c_int()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return []
@@ -153,7 +153,7 @@ def capabilities(driver) -> list[Version]:
 def report_lines(build: str, driver=None) -> list[str]:
     """For the doctor: the versions, and a sentence for each thing that does not fit."""
     driver = driver or load_driver()
-    version = driver_version(driver)
+    version = supported_cuda(driver)
     extension, archs = built_with(build)
     devices = capabilities(driver) if version and extension else []
     torch_version = parsed(torch.version.cuda)
@@ -161,7 +161,7 @@ def report_lines(build: str, driver=None) -> list[str]:
         f"driver {f'supports {name(version)}' if version else 'not found'}",
         f"torch built for {name(torch_version) if torch_version else 'none'}",
         f"extension built for {name(extension) if extension else 'none'}",
-        f"devices {', '.join(map(name, devices)) or 'none asked'}",
+        f"devices {', '.join(map(name, devices)) or 'not queried'}",
     ]
     sentences = {
         misfit(Versions(version, extension, torch_version, device, archs))

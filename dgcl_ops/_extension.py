@@ -7,11 +7,12 @@ warns; with DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
 """
 
 import functools
-import importlib.util
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 
 import torch
 
@@ -20,20 +21,28 @@ from dgcl_ops import _checks
 NAMESPACE = "dgcl_ops"
 REQUIRE_COMPILED = "DGCL_OPS_REQUIRE_COMPILED"
 DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
-OLDEST_TORCH = (2, 10)
+MINIMUM_TORCH = (2, 10)
 FALLBACKS: dict[str, Callable] = {}  # by operator
 SCHEMAS: dict[str, str] = {}
 
 
 def _refuse_old_torch(version: str) -> None:
-    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
+        oldest = ".".join(map(str, MINIMUM_TORCH))
         raise ImportError(f"dgcl_ops needs PyTorch {oldest} or later, found {version}.")
+
+
+def _has(module: str) -> bool:
+    """Whether this very package has it. An editable install's finder would add what another source tree has."""
+    name = f"{NAMESPACE}.{module}"
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return PathFinder.find_spec(name, [os.path.dirname(__file__)]) is not None
 
 
 def _load():
     """The compiled extension, or None if this build has none. One that does not load is an error."""
-    if importlib.util.find_spec("dgcl_ops._C") is None:
+    if not _has("_C"):
         return None
     try:
         from dgcl_ops import _C
@@ -48,8 +57,8 @@ def _load():
 
 def why_not_built() -> str:
     """Why there is no extension, as the build recorded it."""
-    if importlib.util.find_spec("dgcl_ops._build") is None:
-        return "this is a source tree that was not installed"
+    if not _has("_build"):
+        return "this source tree was not installed"
     from dgcl_ops import _build
 
     return _build.WITHOUT_EXTENSION
@@ -70,7 +79,7 @@ def _announce_fallback(op: str, device: str) -> None:
     if require_compiled():
         raise RuntimeError(
             f"{op}: device must have a compiled kernel because {REQUIRE_COMPILED} is set, got {device}"
-            + ("" if _C else f" and a build without the extension: {why_not_built()}")
+            + ("" if _C else f" (built without the extension: {why_not_built()})")
         )
     if device in _warned_devices:
         return
@@ -86,7 +95,7 @@ def _announce_fallback(op: str, device: str) -> None:
         )
     warnings.warn(
         f"dgcl_ops: {why}; plain PyTorch runs instead, slower and with class offsets copied to the host. "
-        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This is said once per device type.",
+        f"{remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device type.",
         UserWarning,
         stacklevel=3,
     )

@@ -10,9 +10,9 @@ Numerics, as in the kernels:
     ties          lowest index first, by a stable sort. `torch.topk` leaves the order of equal scores open
                   and gives different indices on different devices. The scores themselves are those of
                   `matmul`, whose last bit may depend on its tiling; the kernels' canonical sum does not.
-Class offsets and counts are copied to the host. Rows are taken in blocks, so that at most `CHUNK_ELEMENTS` scores,
-logits or distances exist at a time, or one row of them. No tensor is larger than 64 MiB, an input in float64, or k
-numbers for each query. The arguments are those of the raw operators, in their order.
+Class offsets and counts are copied to the host. Work is done in blocks: at most `CHUNK_ELEMENTS` scores, logits or
+distances exist at a time, or a single row if that has more. So the largest tensor is 64 MiB, an input in float64, or k
+numbers for each query, whichever is more. The arguments are those of the raw operators, in their order.
 """
 
 import contextlib
@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-CHUNK_ELEMENTS = (
-    1 << 23
-)  # 64 MiB of int64 indices or float64 scores, the widest numbers a block has
+# 64 MiB of int64 indices or float64 scores, the widest numbers of a block.
+CHUNK_ELEMENTS = 1 << 23
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -32,7 +31,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-# Asked here: Dynamo cannot trace the question in PyTorch 2.10 and 2.11.
+# Looked up at import: Dynamo cannot trace the call in PyTorch 2.10 and 2.11.
 AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
 
 
@@ -319,7 +318,7 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
     wide = features.double()
     asking = wide if rows is None else rows.double()
     sums = wide.new_zeros((asking.shape[0], len(bounds) - 1))
-    if features.shape[1] == 0:  # all distances are 0, of however many rows
+    if features.shape[1] == 0:  # all distances are 0
         return sums
     chunk = max(1, CHUNK_ELEMENTS // max(1, features.shape[0]))
     for at in range(0, asking.shape[0], chunk):

@@ -59,7 +59,7 @@ def knn_topk_backward(
         used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (grad_values != 0)
         if metric == "l2":
             used &= values != 0
-        gathered = max(1, indices.shape[1] * bank.shape[-1])  # numbers a query
+        gathered = max(1, indices.shape[1] * bank.shape[-1])  # numbers per query
         chunk = max(1, reference.CHUNK_ELEMENTS // gathered)
         for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
             part = slice(at, at + chunk)

@@ -68,9 +68,10 @@ def is_alive(pid: int) -> bool:
 def command_of(name: str):
     loader = SourceFileLoader(name, str(CI / name))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    before, path = sys.dont_write_bytecode, sys.path[:]
+    sys.dont_write_bytecode = True
     try:
         loader.exec_module(module)
     finally:
-        sys.dont_write_bytecode = before
+        sys.dont_write_bytecode, sys.path[:] = before, path
     return module

@@ -1,6 +1,6 @@
 """What setup.py decides: extension or plain Python, flags, tags, errors.
 
-A stand-in takes the compiler's place. It writes down its arguments, and succeeds or fails as it is told.
+A stand-in takes the compiler's place. It records its arguments, and fails where a test asks for that.
 """
 
 import os
@@ -104,7 +104,7 @@ def tree(tmp_path) -> Tree:
 
 
 def plant_leftovers(tree: Tree) -> None:
-    """Of earlier builds: an extension, and the reason why there was none."""
+    """What earlier builds left: an extension, and the reason why there was none."""
     machine = os.uname().machine
     version = f"{sys.implementation.cache_tag}"
     for folder in ("lib", f"lib.linux-{machine}-{version}"):
@@ -176,7 +176,7 @@ def test_not_wanted(tree):
     ],
 )
 def test_a_compile_error(tree, fault, error):
-    """Ends as plain Python; where the extension is asked for, as an error."""
+    """The build ends as plain Python, or as an error if the extension was requested."""
     plant_leftovers(tree)
     variables = {"FAKE_FAULT": fault, "FAKE_ERROR": error}
     assert tree.build(**variables).why_pure() == error
@@ -206,7 +206,7 @@ def test_free_threaded_python(tree):
 
 def test_no_pytorch(tree):
     why = tree.build(before=WITHOUT_TORCH).why_pure()
-    assert why == "PyTorch 2.10 or later has to be installed before the build"
+    assert why == "PyTorch 2.10 or later must be installed before the build"
 
 
 def test_pip_is_asked_for_pytorch_only_where_a_compiler_can_use_it(tree):
@@ -286,5 +286,5 @@ def test_an_sdist_builds_both_ways(tree, tmp_path):
         ),
     ],
 )
-def test_what_is_asked_for_and_cannot_be_had_is_an_error(tree, variables, error):
+def test_a_request_that_cannot_be_met_is_an_error(tree, variables, error):
     assert tree.error(**variables) == error

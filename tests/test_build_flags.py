@@ -1,4 +1,4 @@
-"""Flags that setup.py gives compilers that are not at hand, odd environments, and which CUDA toolkits it takes."""
+"""The flags for compilers that are not installed here, odd environments, and the CUDA toolkits that are accepted."""
 
 import os
 import runpy
@@ -22,7 +22,7 @@ from test_build import COMPILED, Tree, plant_leftovers, script  # noqa: E402
 
 
 class Compiler(CCompiler):
-    """Writes down what setuptools asks of it."""
+    """Records what setuptools asks of it."""
 
     executables: ClassVar = {}
 
@@ -92,9 +92,8 @@ def test_apple_s_clang(build, monkeypatch, tmp_path):
     options = compiler.compiled["csrc/cpu/rows.cpp"]
     assert "-ffp-contract=off" in options["flags"]
     assert "-Wno-unknown-pragmas" in options["flags"]
-    assert compiler.linked["libraries"] == [
-        "torch_cpu"
-    ]  # Python's own flags leave the rest to be looked up
+    # Nothing else: Python's own linker flags allow undefined symbols.
+    assert compiler.linked["libraries"] == ["torch_cpu"]
     assert not compiler.linked["extra_postargs"]
 
 
@@ -204,10 +203,12 @@ def test_a_build_with_cuda_kernels(tmp_path):
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
     variables = {"DGCL_OPS_CUDA": "1", "CUDA_HOME": str(cuda), "DGCL_OPS_CUDA_ARCHS": "90 80"}
     assert "cp310-abi3-linux_" in tree.build(**variables).name
-    told = [line for line in (cuda / "bin" / "nvcc.log").read_text().splitlines() if " -c " in line]
-    assert len(told) == len(list(ROOT.glob("csrc/cuda/*.cu")))
-    assert all("-fmad=false" in line and "code=sm_90" in line for line in told)
-    assert "-gencode=arch=compute_90,code=compute_90" in told[0]
+    calls = [
+        line for line in (cuda / "bin" / "nvcc.log").read_text().splitlines() if " -c " in line
+    ]
+    assert len(calls) == len(list(ROOT.glob("csrc/cuda/*.cu")))
+    assert all("-fmad=false" in line and "code=sm_90" in line for line in calls)
+    assert "-gencode=arch=compute_90,code=compute_90" in calls[0]
     (linked,) = tree.calls("-shared")
     assert "-l:libcudart_static.a" in linked
     assert "gather_rows_launch.cu.o" in linked
@@ -215,7 +216,7 @@ def test_a_build_with_cuda_kernels(tmp_path):
 
 
 def test_nvcc_that_fails(tmp_path):
-    """Without being asked for, CUDA kernels cost the CPU's: the reason says how to have these alone."""
+    """The CPU kernels are lost too if nobody requested CUDA kernels. The reason says how to build only those."""
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
     torch = "import toolkit; toolkit.is_cuda_build = lambda torch: True\n"
     before = f"import sys; sys.path.insert(0, {str(tree.folder / 'csrc' / 'cuda')!r}); {torch}"
@@ -226,7 +227,7 @@ def test_nvcc_that_fails(tmp_path):
     assert "cp310-abi3" in tree.build(before=before, **variables, DGCL_OPS_CUDA="0").name
 
 
-def test_cuda_kernels_that_cannot_be_had_are_an_error(tmp_path):
+def test_requested_cuda_kernels_that_cannot_be_built_are_an_error(tmp_path):
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.3")
     error = tree.error(DGCL_OPS_CUDA="1", CUDA_HOME=str(cuda))
     assert error == (

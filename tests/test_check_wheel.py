@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dgcl_ops import _extension
+
 SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "check_wheel"
 if not SCRIPT.exists():
     pytest.skip("needs .ci/", allow_module_level=True)
@@ -44,24 +46,37 @@ def test_a_single_release_has_its_turn_every_time(script):
 
 
 def test_counts_and_reasons(script):
-    told = """
+    output = """
 SKIPPED [1233] needs a GPU
 SKIPPED [2] needs /proc: Linux only
 2034 passed, 1235 skipped, 1 failed, 3 warnings in 63.10s (0:01:03)
 """
-    counts, reasons = script.tally(told)
+    counts, reasons = script.tally(output)
     assert (counts["passed"], counts["skipped"]) == (2034, 1235)
     assert counts["failed"] == 1
     assert reasons == {"needs a GPU": 1233, "needs /proc: Linux only": 2}
 
 
 def test_the_range_of_releases_is_the_same_everywhere(script):
-    """setup.py (and the stable ABI's version), the metadata, the first release that is tested."""
+    """In setup.py (with the stable ABI's version), the metadata, the check at import, the tests, README."""
     root = SCRIPT.parent.parent
     setup = re.search(r"MINIMUM_TORCH = \((\d+), (\d+)\)", (root / "setup.py").read_text())
+    assert tuple(map(int, setup.groups())) == _extension.MINIMUM_TORCH
     lowest = ".".join(setup.groups())
     assert f'"torch>={lowest}"' in (root / "pyproject.toml").read_text()
     assert script.TORCHES[0].startswith(f"{lowest}.")
     readme = (root / "README.md").read_text()
     highest = script.TORCHES[-1].rsplit(".", 1)[0]
     assert f"PyTorch {lowest} to {highest}" in readme
+
+
+def test_wheels_are_built_with_the_same_headers_everywhere():
+    root = SCRIPT.parent.parent
+    built = re.search(
+        r"CUDA_TORCH:-torch==([\d.]+)", (SCRIPT.parent / "check_cuda_builds").read_text()
+    )
+    released = re.search(r"torch==([\d.]+) -r \.ci/nvcc", (root / "pyproject.toml").read_text())
+    documented = re.search(
+        r"headers of PyTorch ([\d.]+\d)", (root / "docs" / "compatibility.md").read_text()
+    )
+    assert built[1] == released[1] == documented[1]

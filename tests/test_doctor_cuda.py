@@ -21,7 +21,7 @@ EVERY = [
 
 
 def runs(v: Versions) -> bool:
-    """Whether a kernel of the extension runs, told the other way round: by what the driver can load."""
+    """Whether a kernel of the extension runs, computed the other way round: from what the driver can load."""
     if v.torch is None or v.torch[0] > v.driver[0] or v.extension[0] > v.driver[0]:
         return False
     if v.device is None:
@@ -140,13 +140,13 @@ class Driver:
 
 def test_the_driver_is_asked():
     driver = Driver(12080, (8, 6), (9, 0))
-    assert _doctor_cuda.driver_version(driver) == (12, 8)
+    assert _doctor_cuda.supported_cuda(driver) == (12, 8)
     assert _doctor_cuda.capabilities(driver) == [(8, 6), (9, 0)]
 
 
 @pytest.mark.parametrize("driver", [None, Driver(0), Driver(13000, fails="version")])
 def test_a_driver_that_does_not_answer_is_none(driver):
-    assert _doctor_cuda.driver_version(driver) is None
+    assert _doctor_cuda.supported_cuda(driver) is None
 
 
 @pytest.mark.parametrize("fails", ["init", "attribute"])

@@ -81,13 +81,13 @@ def test_what_came_back_becomes_results(monkeypatch, tmp_path, capsys):
     for _ in range(2):  # a second time adds nothing
         assert collect(monkeypatch, out, "--results", results) == 0
     assert len((results / "parts_bench_cuda.csv").read_text().splitlines()) == 2
-    told = (results / "gpu_run.md").read_text()
-    assert "| VOC step, ours, host time | 3 ms | 1.8 to 4.2 | 2.5 ms | as predicted |" in told
+    report = (results / "gpu_run.md").read_text()
+    assert "| VOC step, ours, host time | 3 ms | 1.8 to 4.2 | 2.5 ms | as predicted |" in report
     assert (
         "| knn_bank_lengths in a VOC step | 0.2 ms | 0.12 to 0.28 | 0.3 ms | more than predicted |"
-        in told
+        in report
     )
-    assert "| VOC step, published, eager | 85 ms | 51 to 119 | - | not measured |" in told
+    assert "| VOC step, published, eager | 85 ms | 51 to 119 | - | not measured |" in report
     printed = capsys.readouterr().out
     assert "Enqueuing a step takes the host 2.5 ms; a CUDA graph replays it in 8 ms." in printed
     assert "take {a}" not in printed
@@ -100,7 +100,7 @@ def test_what_came_back_becomes_results(monkeypatch, tmp_path, capsys):
 )
 def test_a_rehearsal_never_becomes_results(monkeypatch, tmp_path, gpu, rehearsal):
     out, results = came_back(tmp_path / "out", gpu, rehearsal), tmp_path / "results"
-    with pytest.raises(SystemExit, match="is of a rehearsal, whose figures mean nothing"):
+    with pytest.raises(SystemExit, match="is from a rehearsal, whose figures mean nothing"):
         collect(monkeypatch, out, "--results", results)
     assert not results.exists()
     assert collect(monkeypatch, out, "--rehearsal") == 0
@@ -145,7 +145,7 @@ def test_predictions_are_of_figures_that_exist(monkeypatch):
             },
             "parts_bench_cuda.csv": set(parts_bench.parts("tiny", torch.device("cpu"))),
         }
-    predictions = collected.read_csv(collected.PREDICTIONS)
+    predictions = collected.summary.rows_of(collected.PREDICTIONS)
     figures = {p["figure"] for p in predictions}
     assert len(figures) == len(predictions) > 20
     for prediction in predictions:

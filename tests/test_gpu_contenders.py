@@ -11,7 +11,7 @@ def benchmarks(monkeypatch):
         yield
 
 
-def test_bf16_contenders_are_told_from_a_wrong_one(benchmarks):
+def test_bf16_contenders_agree_and_a_wrong_one_does_not(benchmarks):
     """They round to 8 bits: within that they agree, and what is off by more does not."""
     import agreement
     import contenders
@@ -29,8 +29,8 @@ def test_bf16_contenders_are_told_from_a_wrong_one(benchmarks):
         agreement.check_agreement(name, density + 0.05, problem, exact, "float32")
 
 
-def test_compiled_steps_beside_eager_ones(benchmarks, monkeypatch):
-    """Both are compiled as a user would, and their memory, which would compile again, is left out."""
+def test_compiled_and_eager_steps(benchmarks, monkeypatch):
+    """Both are compiled as a user would. Their memory is not measured, since that would compile again."""
     import loss_bench
     import loss_steps
 

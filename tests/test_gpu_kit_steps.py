@@ -133,18 +133,18 @@ def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
     )
     assert done.returncode == 1, done.stdout + done.stderr
     with (tmp_path / "tests.csv").open(newline="") as file:
-        told = {row[2].split("::")[-1]: (row[0], row[3]) for row in csv.reader(file)}
-    assert told.pop("test_right[cuda]") == ("passed", "")
-    assert told.pop("test_of_cuda_alone") == ("passed", "")
-    assert told.pop("test_asks") == ("passed", "")
-    outcome, error = told.pop("test_other.py")
+        ended = {row[2].split("::")[-1]: (row[0], row[3]) for row in csv.reader(file)}
+    assert ended.pop("test_right[cuda]") == ("passed", "")
+    assert ended.pop("test_of_cuda_alone") == ("passed", "")
+    assert ended.pop("test_asks") == ("passed", "")
+    outcome, error = ended.pop("test_other.py")
     assert (outcome, "No module named" in error) == ("not collected", True)
-    assert told.pop("test_wrong[cuda]")[0] == "failed"
+    assert ended.pop("test_wrong[cuda]")[0] == "failed"
     for name in ("test_hangs[cuda]", "test_crashes[cuda]"):
-        outcome, error = told.pop(name)
+        outcome, error = ended.pop(name)
         assert (outcome, "crashed" in error) == ("failed", True)
-    assert told.pop("test_loses_the_device[cuda]")[0] == "failed"
-    assert {name: outcome for name, (outcome, _) in told.items()} == {
+    assert ended.pop("test_loses_the_device[cuda]")[0] == "failed"
+    assert {name: outcome for name, (outcome, _) in ended.items()} == {
         f"test_afterwards[cuda-{n}]": "passed" for n in range(6)
     }
 

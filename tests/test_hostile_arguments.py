@@ -66,8 +66,8 @@ def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
                 names[changed] in _checks.SHAPES[op]
                 and arguments[changed].dim() != kept[changed].dim()
             ):
-                told = rf"^{op}: {names[changed]} must have shape \[.*\].*, got \["
-                with pytest.raises(RuntimeError, match=told):
+                error = rf"^{op}: {names[changed]} must have shape \[.*\].*, got \["
+                with pytest.raises(RuntimeError, match=error):
                     getattr(torch.ops.dgcl_ops, op)(*on_meta(arguments))
 
 

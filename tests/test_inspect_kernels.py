@@ -241,9 +241,8 @@ def test_all_of_nvccs_half_of_compat_is_probed(edits):
     text = (TABLE.parent / "compat.cuh").read_text()
     half = text[text.index("#if defined(__CUDACC__)") : text.index("\n#else")]
     names = re.findall(r"#define (\w+)\(|__forceinline__ \w+ (\w+)\(", half)
-    names = {macro or function for macro, function in names} | {
-        "pack_bfloat16"
-    }  # which has an #if of its own
+    names = {macro or function for macro, function in names}
+    names.add("pack_bfloat16")  # it has an #if of its own
     assert len(names) == 10
     assert text.count("defined(__CUDACC__)") == 2
     probe = (SCRIPT.parent / "compat_probe.cu").read_text()

@@ -3,6 +3,7 @@
 `.ci/check_pure` builds such a wheel and runs the operators' tests with it. Here a child process hides the extension.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def child(code: str, **variables) -> str:
     """What a new process prints, errors last."""
     env = {"PATH": "", "PYTHONPATH": str(Path(dgcl_ops.__file__).parent.parent), **variables}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
@@ -57,7 +58,26 @@ def test_the_first_call_warns_once():
 def test_compiled_kernels_can_be_required():
     output = child(HIDDEN + SEARCH, DGCL_OPS_REQUIRE_COMPILED="1")
     assert "RuntimeError: knn_topk: device must have a compiled kernel" in output
-    assert "got cpu and a build without the extension: " in output
+    assert "got cpu (built without the extension: " in output
+
+
+def test_another_tree_s_extension_is_not_taken(tmp_path):
+    """As with a pure package in PYTHONPATH before an editable install, whose finder knows an extension."""
+    package = Path(dgcl_ops.__file__).parent
+    leave = shutil.ignore_patterns("_C.*", "_build.py", "__pycache__")
+    shutil.copytree(package, tmp_path / "dgcl_ops", ignore=leave)
+    (extension,) = package.glob("_C.*")
+    finder = f"""
+import importlib.abc, importlib.util, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "dgcl_ops._C":
+            return importlib.util.spec_from_file_location(name, {str(extension)!r})
+sys.meta_path.append(Finder())
+import dgcl_ops
+print(dgcl_ops.backend_info()["extension"])
+"""
+    assert child(finder, PYTHONPATH=str(tmp_path)) == "None\n"
 
 
 def test_an_extension_that_does_not_load_is_an_error(tmp_path):
@@ -85,7 +105,7 @@ def test_an_older_pytorch_is_refused(version):
     assert str(caught.value) == f"dgcl_ops needs PyTorch 2.10 or later, found {version}."
 
 
-def test_the_import_is_refused_beside_an_older_pytorch():
+def test_the_import_is_refused_with_an_older_pytorch():
     output = child("import torch; torch.__version__ = '2.9.1'; import dgcl_ops")
     assert (
         output.splitlines()[-1] == "ImportError: dgcl_ops needs PyTorch 2.10 or later, found 2.9.1."

@@ -1,4 +1,4 @@
-"""Step 0: what machine this is. Nothing here needs the library; each question has its own time limit."""
+"""Step 0: what machine this is. Nothing here needs the library, and each command has a time limit."""
 
 import json
 import os
@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 
+import report
+
 TOOLS = ("nvcc", "ncu", "compute-sanitizer", "g++", "ninja")
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,compute_mode"
 
 
-def told(*command: str, limit: float = 20) -> str:
+def output_of(*command: str, limit: float = 20) -> str:
     """What the command prints, or why it prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -28,7 +30,7 @@ def is_gvisor(release: str) -> bool:
 
 
 def gpu() -> dict:
-    """What PyTorch sees, by a process that may die."""
+    """What PyTorch sees. Asked in a child process, which may crash."""
     code = """
 import json, torch
 there = torch.cuda.is_available()
@@ -41,7 +43,7 @@ if there:
 print(json.dumps(found))
 """
     prefix = json.loads(os.environ.get("DGCL_OPS_GPU_PYTHON", "null")) or [sys.executable]
-    answer = told(*prefix, "-c", code, limit=60)
+    answer = output_of(*prefix, "-c", code, limit=60)
     try:
         return json.loads(answer.splitlines()[-1])
     except (ValueError, IndexError):
@@ -60,12 +62,12 @@ def main() -> int:
         "tools": {tool: shutil.which(tool) for tool in TOOLS},
     }
     print(json.dumps(facts, indent=1))
-    print(told("nvidia-smi"))
-    driver = told("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader")
+    print(output_of("nvidia-smi"))
+    driver = output_of("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader")
     print(QUERY, driver, sep="\n")
-    print(told("nvcc", "--version"))
+    print(output_of("nvcc", "--version"))
     listed = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.version}' for d in m.distributions()))"
-    print(told(sys.executable, "-c", listed))
+    print(output_of(sys.executable, "-c", listed))
     found = gpu()
     facts |= found
     facts["smi"] = driver.splitlines()[0] if driver else "nothing"
@@ -76,7 +78,7 @@ def main() -> int:
         if found["device"]
         else f"NO CUDA DEVICE ({found.get('error', 'torch.cuda.is_available() is False')}); {versions}"
     )
-    print("RESULT " + json.dumps(facts), flush=True)
+    report.result(**facts)
     return 0 if found["device"] else 1
 
 

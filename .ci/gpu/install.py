@@ -10,6 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import report
+
 CHECK = """
 import json, torch, dgcl_ops
 info = dgcl_ops.backend_info()
@@ -24,7 +26,7 @@ print(json.dumps({"extension": info["extension"], "build": info["build"], "missi
 
 
 def unpack(wheel: Path, site: Path) -> None:
-    """By pip; by hand if pip will not. An unreadable wheel is an error either way."""
+    """With pip, or as a zip file if pip refuses. An unreadable wheel is an error either way."""
     command = [
         sys.executable,
         "-m",
@@ -107,12 +109,12 @@ def main() -> int:
         found = imported(None if options.installed else options.site)
         if found["missing"] and not options.installed:
             raise RuntimeError(f"no kernel of {', '.join(found['missing'])}")
-    except Exception as error:  # whatever it is, the summary has to say it in a line
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print("RESULT " + json.dumps({"note": told[:400]}), flush=True)
+    except Exception as error:  # the summary reports any error in one line
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        report.result(note=fault[:400])
         return 1
     origin = "BUILT HERE FROM SOURCE, " if options.from_source else ""
-    print("RESULT " + json.dumps({**found, "note": origin + found["build"]}), flush=True)
+    report.result(**found, note=origin + found["build"])
     return 0
 
 

@@ -1,8 +1,9 @@
 """Repeats one of the doctor's checks alone, after it failed: one_check.py NAME [--device cuda]."""
 
 import argparse
-import json
 import sys
+
+import report
 
 from dgcl_ops import doctor
 from dgcl_ops._doctor_checks import CHECKS
@@ -18,7 +19,7 @@ def main() -> int:
     options = parser.parse_args()
     lines, good = doctor.verdict(options.name, every[options.name], Side(options.device))
     print(*lines, sep="\n")
-    print("RESULT " + json.dumps({"note": lines[0].strip()}), flush=True)
+    report.result(note=lines[0].strip())
     return 0 if good else 1
 
 

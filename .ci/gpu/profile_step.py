@@ -4,7 +4,6 @@ python profile_step.py [--tiny]
 """
 
 import collections
-import json
 import statistics
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import on_cuda
+import report
 import torch
 from loss_steps import SIZES, OurStep, copy_batch, make_batch
 from peak_memory import MEGABYTE, peak_beyond_inputs
@@ -48,13 +48,8 @@ def profiled(function, steps: int):
 def show(title: str, found) -> None:
     count, ms, by_name = found
     print(f"\n{title}: {count:.0f} device events a step, {ms:.3f} ms")
-    for name, told in list(by_name.items())[:NAMES]:
-        print(f"  {told['ms']:9.4f} ms  {told['count']:7.2f}x  {name[:120]}")
-
-
-def say(figures: dict) -> None:
-    """As soon as it is known: what comes later may fail."""
-    print("RESULT " + json.dumps(figures), flush=True)
+    for name, spent in list(by_name.items())[:NAMES]:
+        print(f"  {spent['ms']:9.4f} ms  {spent['count']:7.2f}x  {name[:120]}")
 
 
 def host_seconds(step) -> float:
@@ -77,7 +72,7 @@ def main() -> int:
         step.whole(batch)
 
     peak = peak_beyond_inputs(whole, device) / MEGABYTE
-    say({"peak_mb": round(peak, 1)})
+    report.result(peak_mb=round(peak, 1))
     for _ in range(3):
         whole()
     host = [1e3 * host_seconds(whole) for _ in range(REPEATS)]
@@ -85,9 +80,8 @@ def main() -> int:
     eager = profiled(whole, STEPS)
     show("eager", eager)
     figures = {"host_ms": round(statistics.median(host), 3), "nodes": round(eager[0], 1)}
-    say(
-        {**figures, "eager_ms": round(eager[1], 3), "kernels": dict(list(eager[2].items())[:NAMES])}
-    )
+    longest = dict(list(eager[2].items())[:NAMES])
+    report.result(**figures, eager_ms=round(eager[1], 3), kernels=longest)
     given = copy_batch(batch)
 
     def one():
@@ -101,13 +95,8 @@ def main() -> int:
     show("graph replay", graph)
     note = f"{eager[0]:.0f} device events, {eager[1]:.2f} ms of kernels, host {figures['host_ms']:.2f} ms; "
     note += f"graph replay {statistics.median(times):.2f} ms; peak {peak:.0f} MB"
-    say(
-        {
-            "graph_ms": round(statistics.median(times), 3),
-            "graph_nodes": round(graph[0], 1),
-            "note": note,
-        }
-    )
+    median = round(statistics.median(times), 3)
+    report.result(graph_ms=median, graph_nodes=round(graph[0], 1), note=note)
     return 0
 
 

@@ -28,25 +28,26 @@ def candidates(root: Path) -> list[Path]:
     return [Path(path) for path in found if path and Path(path).exists()]
 
 
-def told(python: Path, code: str) -> str:
+def output_of(python: Path, code: str) -> str:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() if not done.returncode else ""
 
 
 def find_python(root: Path) -> str:
     for python in candidates(root):
-        if told(python, CODE).startswith(f"{VERSION} {TORCH}"):
+        if output_of(python, CODE).startswith(f"{VERSION} {TORCH}"):
             return str(python)
     for python in candidates(root):
-        if told(python, "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])") == VERSION:
+        if (
+            output_of(python, "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])")
+            == VERSION
+        ):
             return make(python, root / "build" / "rehearsal")
     sys.exit(f"gpu_run: a rehearsal needs Python {VERSION}, found none; --python names another")
 
 
 def make(python: Path, env: Path) -> str:
-    print(
-        f"making {env} with torch {TORCH}: gigabytes; --python names an environment that is there"
-    )
+    print(f"making {env} with torch {TORCH}: gigabytes; --python takes an existing environment")
     subprocess.run([python, "-m", "venv", env], check=True)
     command = [env / "bin" / "python", "-m", "pip", "install", "-q", f"torch=={TORCH}"]
     subprocess.run([*command, *PACKAGES, *EMULATOR], check=True)

@@ -3,9 +3,10 @@
 python run_doctor.py cuda [CHECK ...]      by default all checks
 """
 
-import json
 import re
 import sys
+
+import report
 
 from dgcl_ops import doctor
 from dgcl_ops._doctor_checks import CHECKS
@@ -30,13 +31,13 @@ def main() -> int:
         print(line, flush=True)
 
     if reason := doctor.unusable(device):
-        print("RESULT " + json.dumps({"note": reason}), flush=True)
+        report.result(note=reason)
         return 2
     _, passed = doctor.report(device, say=say)
     failed = failed_checks(lines)
     good = sum(bool(re.match(r"  \S.* ok ", line)) for line in lines)
     note = f"{good} checks ok" + (f"; FAILED: {', '.join(failed)}" if failed else "")
-    print("RESULT " + json.dumps({"note": note, "failed": failed}), flush=True)
+    report.result(note=note, failed=failed)
     return 0 if passed else 1
 
 

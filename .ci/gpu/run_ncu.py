@@ -5,7 +5,6 @@
 Clocks are left alone. Skipped where the kernel is gVisor, which shows no counters, and where ncu is missing.
 """
 
-import json
 import platform
 import re
 import shutil
@@ -13,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import report
 from environment import is_gvisor
 
-SKIP = 77
 WANTED = (
     "knn_filter_kernel",
     "knn_exact_kernel",
@@ -39,7 +38,7 @@ def why_not(release: str, program: str | None) -> str | None:
 
 
 def seen(details: str) -> list[str]:
-    """Which of the kernels the details are of."""
+    """The kernels that the details cover."""
     return [name for name in WANTED if name in details]
 
 
@@ -55,18 +54,17 @@ def short(details: str) -> list[str]:
 
 
 def main() -> int:
-    report, _, *program = sys.argv[1:]
+    file, _, *program = sys.argv[1:]
     if reason := why_not(platform.release(), shutil.which("ncu")):
-        print(f"SKIPPED: {reason}")
-        return SKIP
+        return report.skip(reason)
     names = "regex:" + "|".join(WANTED)
-    command = ["ncu", *OPTIONS, "--kernel-name", names, "--export", report, *program]
+    command = ["ncu", *OPTIONS, "--kernel-name", names, "--export", file, *program]
     code = subprocess.run(command, check=False).returncode
-    if not Path(report).exists():
-        print("RESULT " + json.dumps({"note": f"ncu wrote no report, exit status {code}"}))
+    if not Path(file).exists():
+        report.result(note=f"ncu wrote no report, exit status {code}")
         return 1
     done = subprocess.run(
-        ["ncu", "--import", report, "--page", "details"],
+        ["ncu", "--import", file, "--page", "details"],
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +76,7 @@ def main() -> int:
     note = f"{len(kernels)} of {len(WANTED)} kernels" + (
         f", NOT {', '.join(missing)}" if missing else ""
     )
-    print("RESULT " + json.dumps({"note": note, "kernels": kernels}), flush=True)
+    report.result(note=note, kernels=kernels)
     return 1 if missing or code else 0
 
 

@@ -1,10 +1,9 @@
-"""Runs steps: each a process group of its own, with a time limit, and a result that no other step can take away.
+"""Runs steps. Each is a process group with its own time limit and its own result.
 
 A step's output goes line by line to `steps.log`, its result to `results.jsonl` as soon as it ends, and the summary is
-written again after each. So whatever happens to a later step, or to the run, what was known by then is there.
+rewritten after each. So nothing that happens later can lose it.
 
-A step reports figures by printing lines `RESULT {...}`. It skips itself by exiting with SKIP, the reason in its last
-line.
+A step reports by report.py.
 """
 
 import collections
@@ -20,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-SKIP = 77  # as automake's
-MARK = "RESULT "
+from report import MARK, SKIP
+
 TOKEN = "DGCL_OPS_GPU_STEP"  # in the environment of a step and of all that it starts
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 RESERVE = 6.0  # kept at the end of the run for killing a step and writing the summary
@@ -39,9 +38,9 @@ class Step:
         title: what it proves or records.
         command: the program and its arguments.
         limit: seconds.
-        env: variables beside the run's own.
-        together: neighbours with the same word here run at the same time.
-        why_not: called when its turn comes; a reason skips it.
+        env: variables that are added to the run's own.
+        together: adjacent steps with the same value run in parallel.
+        why_not: called before the step starts; if it returns a reason, the step is skipped.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Log:
 
 
 def carriers(token: str) -> list[int]:
-    """Processes with the token in their environment: what a step started, in whatever group or session."""
+    """Processes with the token in their environment: what a step started, in any group or session."""
     wanted, found = f"{TOKEN}={token}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -186,7 +185,7 @@ class Run:
         )
         try:
             self._process(step, limit, result)
-        except OSError as error:  # the program is not there, say
+        except OSError as error:  # for example, there is no such program
             result.status, result.note = "failed", f"could not be started: {error}"
         if cut:
             self.log.write(step.name, cut, always=True)
@@ -238,7 +237,7 @@ class Run:
         return process.returncode is not None
 
     def _end(self, process: subprocess.Popen, token: str) -> None:
-        """Nothing that the step started is left: its group, and what left the group."""
+        """Kills all that the step started: its group, and what left the group."""
         send(process.pid, signal.SIGKILL, group=True)
         for pid in carriers(token):
             send(pid, signal.SIGKILL)
@@ -262,7 +261,7 @@ class Run:
         if over:
             result.status, note = "over its limit", f"killed after {limit:.0f} s. {note}".strip()
         elif result.code == SKIP:
-            result.status, note = "skipped", last.removeprefix("SKIPPED: ")
+            result.status, note = "skipped", last
         elif result.code < 0:
             result.status = "crashed"
             names = {number.value: number.name for number in signal.Signals}

@@ -1,11 +1,10 @@
-"""Step 4: one of compute-sanitizer's tools over a program, most of the time small_ops.py.
+"""Step 4: one of compute-sanitizer's tools over a program, usually small_ops.py.
 
     python sanitize.py memcheck -- python small_ops.py --quick
 
 Skipped where the kernel is gVisor, which has no debugger interface, and where the tool is missing.
 """
 
-import json
 import os
 import platform
 import re
@@ -13,13 +12,13 @@ import shutil
 import subprocess
 import sys
 
+import report
 from environment import is_gvisor
 
-SKIP = 77
 TOOL = "compute-sanitizer"
 FAULTY = 66
 COMMON = ["--launch-timeout", "0", "--error-exitcode", str(FAULTY), "--print-limit", "500"]
-# Only the library's kernels are instrumented. initcheck has to see PyTorch's as well: what they write is initialised.
+# Only the library's kernels are instrumented. initcheck must see PyTorch's too: what they write is initialised.
 FILTER = ["--kernel-regex", "kns=dgcl"]
 UNKNOWN = re.compile(r"(unknown|invalid|unrecogni[sz]ed) (option|argument|value)", re.IGNORECASE)
 FIRST = re.compile(r"=+ (Invalid|Error|Uninit|Barrier|Race)")
@@ -34,7 +33,7 @@ def why_not(release: str, program: str | None) -> str | None:
 
 
 def faults(text: str) -> int | None:
-    """What the tool counted; None if it did not come to its summary."""
+    """What the tool counted; None if it printed no summary."""
     found = [int(a or b) for a, b in SUMMARY.findall(text)]
     return sum(found) if found else None
 
@@ -58,10 +57,10 @@ def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
     kernels = "the library's kernels" if filtered else "all kernels"
     count = faults(text)
     if count is None:
-        return f"{tool} did not come to its summary, exit status {code}", True
+        return f"{tool} printed no summary, exit status {code}", True
     if not count:
-        told = f", but the program failed with {code}" if code else ""
-        return f"{tool}: no fault in {kernels}{told}", bool(code)
+        end = f", but the program failed with {code}" if code else ""
+        return f"{tool}: no fault in {kernels}{end}", bool(code)
     first = next((line for line in text.splitlines() if FIRST.match(line)), "").strip("= ")
     note = f"{tool}: {count} FAULTS in {kernels}. {first}"
     if tool != "initcheck":
@@ -77,14 +76,13 @@ def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
 def main() -> int:
     tool, _, *program = sys.argv[1:]
     if reason := why_not(platform.release(), shutil.which(TOOL)):
-        print(f"SKIPPED: {reason}")
-        return SKIP
+        return report.skip(reason)
     for options in ([],) if tool == "initcheck" else (FILTER, []):
         text, code = run([TOOL, "--tool", tool, *COMMON, *options, *program])
         if faults(text) is not None or not UNKNOWN.search(text):
             break
     note, wrong = judged(tool, bool(options), text, code)
-    print("RESULT " + json.dumps({"note": note, "faults": faults(text)}), flush=True)
+    report.result(note=note, faults=faults(text))
     return 1 if wrong else 0
 
 

@@ -2,17 +2,17 @@
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-What is promised equal (search, push, gather, counts) is compared bit by bit; sums that are added in another order, with
-the doctor's tolerance. --quick leaves out cases: for a sanitizer, which slows kernels 10 to 50 times.
+Results that must be equal (search, push, gather, counts) are compared bit by bit. Sums that are added in another order
+have the doctor's tolerance. --quick runs fewer cases: a sanitizer slows kernels 10 to 50 times.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 
+import report
 import torch
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def search_cases(quick: bool) -> Iterator[tuple[str, dict]]:
 
 
 def search(op, bank, misaligned: bool = False, **case):
-    """Moving a tensor to a device aligns it: what is to be misaligned there becomes so there."""
+    """Moving a tensor to a device aligns it, so a misaligned bank is made on the device."""
     return op(bank=offset(bank) if misaligned else bank, **case)
 
 
@@ -96,8 +96,8 @@ def check_knn_topk(side: Side, tally: Tally, quick: bool) -> None:
             for path in side.search_paths:
                 with environment(SEARCH, path):
                     ours = side(search, ops.knn_topk, k=k, **case)
-                told = f"{name}, k {k}, {path} search"
-                tally.same(told, ours, side.twin(search, ops.knn_topk, k=k, **case))
+                title = f"{name}, k {k}, {path} search"
+                tally.same(title, ours, side.twin(search, ops.knn_topk, k=k, **case))
 
 
 def check_knn_density(side: Side, tally: Tally, quick: bool) -> None:
@@ -254,15 +254,15 @@ def main() -> int:
     options = parser.parse_args()
     side, wrong, elements = Side(options.device), [], 0
     if not side.compiled:
-        print("RESULT " + json.dumps({"note": f"no compiled kernels for {options.device}"}))
+        report.result(note=f"no compiled kernels for {options.device}")
         return 1
     for name in options.op or CHECKS:
         tally, began = Tally(exact=True), time.perf_counter()
         try:
             CHECKS[name](side, tally, options.quick)
-        except Exception as error:  # the other operators' results count as well
-            told = " ".join(str(error).split())[:300]
-            tally.notes.append(f"{type(error).__name__}: {told}")
+        except Exception as error:  # the other operators still run
+            text = " ".join(str(error).split())[:300]
+            tally.notes.append(f"{type(error).__name__}: {text}")
             tally.unequal += 1
         word = "ok" if tally.good else "WRONG"
         print(f"{name:<28} {word:<6} {tally.summary()}  ({time.perf_counter() - began:.2f} s)")
@@ -276,7 +276,7 @@ def main() -> int:
     if wrong:
         note = f"WRONG: {', '.join(wrong)}; {note}"
     blocking = os.environ.get("CUDA_LAUNCH_BLOCKING", "0")
-    print("RESULT " + json.dumps({"note": note, "wrong": wrong, "blocking": blocking}), flush=True)
+    report.result(note=note, wrong=wrong, blocking=blocking)
     return 1 if wrong else 0
 
 

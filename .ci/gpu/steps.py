@@ -1,4 +1,4 @@
-"""The steps of a run on a GPU, most telling first. runner.py runs them, summary.py tells them."""
+"""The steps of a run on a GPU, most valuable first. runner.py runs them, summary.py writes the page about them."""
 
 import json
 import os
@@ -127,7 +127,7 @@ class Plan:
         ]
 
     def emulator(self) -> list[Step]:
-        """In a rehearsal alone: the kernels are compiled for the CPU, so that no other step's time has it in it."""
+        """Only in a rehearsal: compiles the kernels for the CPU, so that no other step's time includes it."""
         if not self.rehearsal:
             return []
         code = "from emulator import build; print(build.build('plain'))"
@@ -150,11 +150,11 @@ class Plan:
                 "all tests that need a GPU",
                 150,
                 self.pytest(*self.sizes.tests),
-                env=self.told("tests"),
+                env=self.test_settings("tests"),
             ),
         ]
 
-    def told(self, name: str) -> dict:
+    def test_settings(self, name: str) -> dict:
         return {
             "DGCL_OPS_GPU_TESTS": str(self.run.out / "tests.csv") if name == "tests" else "",
             "DGCL_OPS_GPU_SECONDS": str(self.sizes.seconds_a_test),
@@ -189,7 +189,9 @@ class Plan:
             command = self.pytest("-n", "0", *failed[:REPEATED])
             title = f"the first {min(REPEATED, len(failed))} failing tests, alone, exact search"
             steps.append(
-                self.step("again_tests", title, 45, command, env={**exact, **self.told("again")})
+                self.step(
+                    "again_tests", title, 45, command, env={**exact, **self.test_settings("again")}
+                )
             )
             checked = self.sanitized("memcheck", self.pytest("-n", "0", failed[0]))
             steps.append(
@@ -265,9 +267,8 @@ class Plan:
 
 def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> dict:
     """Variables of every step."""
-    library = (
-        work / "site" if (folder / "wheel").is_dir() else folder
-    )  # a rehearsal in the source tree
+    packed = (folder / "wheel").is_dir()  # a rehearsal may run in the source tree
+    library = work / "site" if packed else folder
     paths = [library, HERE / "plugins", *([STAND_INS] if rehearsal else [])]
     env = {
         **os.environ,

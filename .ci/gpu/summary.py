@@ -1,10 +1,10 @@
-"""The page that says what a run found. Written again after each step, it is there even if the run is killed."""
+"""The page that says what a run found. It is rewritten after each step, so a killed run has one too."""
 
 import csv
 import json
 from pathlib import Path
 
-MOST = 10_000  # characters: of a long output the end alone may be seen
+MOST = 10_000  # characters: only the end of a long output may be shown
 PROBLEMS = ("failed", "crashed", "over its limit")
 TAIL = 8  # last lines of a step that went wrong
 FAILURES = 15  # tests named
@@ -47,11 +47,11 @@ def figures(out: Path) -> list[str]:
         add(f"a step, {row['size']}, {row['present']} classes", row["contender"], row["total_ms"])
     for row in rows_of(out / "parts_bench_cuda.csv"):
         add(f"parts, {row['size']}", row["part"], row["median_ms"])
-    told = (
+    medians = (
         f"  {case}: {'; '.join(f'{n} {v}' for n, v in found.items())}"
         for case, found in lines.items()
     )
-    return ["", "milliseconds, medians", *told] if lines else []
+    return ["", "milliseconds, medians", *medians] if lines else []
 
 
 def head(run, manifest: dict, rehearsal: str) -> list[str]:
@@ -64,8 +64,8 @@ def head(run, manifest: dict, rehearsal: str) -> list[str]:
     counts = {}
     for result in run.results:
         counts[result.status] = counts.get(result.status, 0) + 1
-    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none yet"
-    lines.append(f"{run.seconds():.0f} s of {run.budget:.0f} s; steps: {told}")
+    states = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none yet"
+    lines.append(f"{run.seconds():.0f} s of {run.budget:.0f} s; steps: {states}")
     if run.ended:
         lines.append(f"THE RUN ENDED EARLY: {run.ended}")
     if run.result("build_here"):
@@ -85,8 +85,8 @@ def text(run, manifest: dict, rehearsal: str = "") -> str:
             lines += [f"               {part[:300]}" for part in result.note.splitlines()[:3]]
     counts, failed = tests(run.out)
     if counts:
-        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        lines += ["", f"tests that ended: {told}"]
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+        lines += ["", f"tests that ended: {outcomes}"]
         lines += [f"  FAILED {name}\n         {error[:200]}" for name, error in failed[:FAILURES]]
         if len(failed) > FAILURES:
             lines.append(f"  and {len(failed) - FAILURES} more, see tests.csv")

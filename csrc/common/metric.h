@@ -24,7 +24,7 @@ struct MetricName {
 
 }  // namespace dgcl
 
-// The handle of an argument is ours to free.
+// The callee owns the handle and must free it.
 template <>
 struct torch::stable::detail::ToImpl<dgcl::MetricName> {
   static dgcl::MetricName call(StableIValue value, uint64_t, bool) {

@@ -26,7 +26,7 @@ inline const pid_t loaded_in = getpid();
 // Whether this process was forked after the library was loaded.
 inline bool in_forked_process() { return getpid() != loaded_in; }
 
-// A function of a library that somebody else has loaded; null if nobody has.
+// A function of a library that is already loaded, or null.
 inline void* loaded_function(const std::string& library, const char* name) {
   void* loaded = dlopen(("lib" + library + ".so").c_str(), RTLD_NOW | RTLD_NOLOAD);
   return loaded ? dlsym(loaded, name) : nullptr;

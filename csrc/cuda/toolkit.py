@@ -44,8 +44,8 @@ class Toolkit:
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         roots = [Path(named)] if named else []
         if not named and (nvcc := shutil.which("nvcc")):
-            told = run(nvcc, "--dryrun", "x.cu")[1]
-            if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
+            output = run(nvcc, "--dryrun", "x.cu")[1]
+            if top := re.search(r"^#\$ TOP=(.+)$", output, re.MULTILINE):
                 roots.append(Path(top[1]).resolve())
         if not named:
             roots += [Path("/usr/local/cuda"), *sorted((torch.parent / "nvidia").glob("cu[0-9]*"))]
@@ -58,7 +58,7 @@ class Toolkit:
 
 
 def wanted_toolkit(torch: Path, asked: str):
-    """The toolkit to build CUDA kernels with, or None where none are wanted. `asked`: DGCL_OPS_CUDA."""
+    """The toolkit to build CUDA kernels with, or None for a build without them. `asked`: DGCL_OPS_CUDA."""
     if asked == "0" or (asked == "" and not is_cuda_build(torch)):
         return None
     toolkit = Toolkit.find(torch)

@@ -14,7 +14,7 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   const char* op = "gather_rows";
   check_float(op, "maps", maps);
   check_shape(op, "maps", maps, {-1, -1, -1, -1}, "[B, D, H, W]");
-  // Of maps without channels it may be anything.
+  // Maps without channels take no memory, so any number of pixels is possible.
   if (overflows(maps.size(2), maps.size(3)) || overflows(maps.size(2) * maps.size(3), maps.size(0)))
     fail(op, "maps must have fewer than 2^63 pixels, got ", shape_of(maps));
   check_given(op, "pixels", pixels);

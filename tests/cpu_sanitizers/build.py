@@ -1,7 +1,7 @@
 """Builds the CPU kernels with a sanitizer in them: another dgcl_ops._C.
 
-The flags are setup.py's, but for optimisation and debugging. No process can load both: the kernels would be registered
-twice.
+The flags are setup.py's, except for optimisation and debugging. No process can load both extensions: the kernels
+would be registered twice.
 """
 
 import subprocess

@@ -40,7 +40,7 @@ def do(job: str, file: str, arguments: dict) -> None:
 
 
 def main() -> None:
-    sys.modules["dgcl_ops._C"] = None  # the operators without their kernels, which each job brings
+    sys.modules["dgcl_ops._C"] = None  # the operators without kernels: each job loads its own
     import dgcl_ops  # noqa: F401
 
     from . import cases

@@ -75,13 +75,16 @@ def kernel_command(mode: str, flags: str = "") -> str:
 def binding_command() -> str:
     import pybind11
 
+    sys.path.append(str(ROOT / ".ci"))
+    from build_values import setup_value
+
     torch = torch_folder()
     return " ".join(
         [
             f"{COMPILER} -O1",
             *BASE_FLAGS,
             f"-DDGCL_NAMESPACE={NAMESPACE} -DDGCL_CUDA_KEY=CPU -DDGCL_EMULATED_DEVICE",
-            "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            f"-DTORCH_TARGET_VERSION={setup_value('TORCH_TARGET')}",
             # In this order: PyTorch has an older copy of pybind11.
             f"-isystem {pybind11.get_include()} -isystem {torch / 'include'}",
             f"-isystem {sysconfig.get_path('include')}",

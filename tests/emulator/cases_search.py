@@ -84,7 +84,7 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
     # every column, in each 32 that are multiplied together and in each 256 that are in shared memory.
     for columns in (70, 300):
         mean = 2 * rows(1, columns, seed=3)
-        tight = rows(5, columns, seed=1), mean + 4e-3 * rows(500, columns, seed=2)
+        tight = rows(5, columns, seed=1), mean + 4e-3 * rows(200, columns, seed=2)
         yield f"tight class, {columns} columns", tight, 8, {"metric": "dot"}
     yield "subnormal rows", (subnormal(rows(5, 9, seed=1)), subnormal(rows(40, 9, seed=2))), 6, {}
     double = rows(5, 9, dtype=F64, seed=1), rows(40, 9, dtype=F64, seed=2)

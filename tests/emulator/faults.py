@@ -188,7 +188,7 @@ class Bench:
         workers = self._own.__dict__.setdefault("workers", {})
         if mode not in workers:
             with self._lock:
-                workers[mode] = self._stack.enter_context(worker.Worker(mode, seconds=60))
+                workers[mode] = self._stack.enter_context(worker.Worker(mode, seconds=600))
         return workers[mode]
 
     def runs(self, fault: Fault, mode: str, module: Path) -> Iterable[worker.Result]:

@@ -1,4 +1,4 @@
-"""A pytest plugin, `-p gpu_tests`: the tests that need a GPU, most telling first, each with a time limit.
+"""A pytest plugin, `-p gpu_tests`: the tests that need a GPU, most valuable first, each with a time limit.
 
 DGCL_OPS_GPU_TESTS     a file that gets a line for each test as soon as it ends: outcome, seconds, test, error
 DGCL_OPS_GPU_SECONDS   of one test; a test that takes longer ends its process, and pytest-xdist starts another
@@ -16,7 +16,7 @@ import sys
 import pytest
 
 NEEDED = "needs a GPU"  # the reason of every skip that this plugin looks for
-ASKS = "torch.cuda.is_available()"  # in a test that does something else where there is one
+ASKS = "torch.cuda.is_available()"  # a test that does something else on a machine with a GPU
 FIRST = (  # search, contrast, copies, gradients
     *("knn_topk", "knn_density", "density_contrast", "gather_rows", "memory_push", "class_counts"),
     *("silhouette_sums", "gradients"),
@@ -76,7 +76,7 @@ class Limit:
             self.lost = True
 
 
-class Told:
+class Outcomes:
     """A line for each test that has ended, flushed."""
 
     def __init__(self, path: str):
@@ -88,7 +88,7 @@ class Told:
         self.file.flush()
 
     def pytest_collectreport(self, report):
-        """A file that cannot be imported, for want of a package, say."""
+        """A file that cannot be imported, for example because a package is missing."""
         if report.failed:
             lines = str(report.longrepr).strip().splitlines() or ["?"]
             self.write("not collected", 0.0, report.nodeid, lines[-1])
@@ -96,12 +96,12 @@ class Told:
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.outcome == "passed":
             return
-        told, error = report.longrepr, ""
+        details, error = report.longrepr, ""
         if report.failed:
-            crash = getattr(told, "reprcrash", None)
-            error = next(iter((crash.message if crash else str(told)).strip().splitlines()), "?")
+            crash = getattr(details, "reprcrash", None)
+            error = next(iter((crash.message if crash else str(details)).strip().splitlines()), "?")
         elif report.skipped:
-            error = str(told[2] if isinstance(told, tuple) else told)
+            error = str(details[2] if isinstance(details, tuple) else details)
         self.write(report.outcome, report.duration, report.nodeid, error)
 
 
@@ -112,4 +112,4 @@ def pytest_configure(config):
         seconds = float(os.environ.get("DGCL_OPS_GPU_SECONDS", "0"))
         config.pluginmanager.register(Limit(seconds, alone=controls), "gpu-limit")
     if controls and (path := os.environ.get("DGCL_OPS_GPU_TESTS")):
-        config.pluginmanager.register(Told(path), "gpu-told")
+        config.pluginmanager.register(Outcomes(path), "gpu-outcomes")

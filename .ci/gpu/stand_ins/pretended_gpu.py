@@ -1,4 +1,4 @@
-"""A GPU that is not there, for the rehearsal: everything that a rehearsal replaces in a step's Python is in this file.
+"""A stand-in for the GPU. Everything that a rehearsal replaces in a step's Python is in this file.
 
 Tensors asked for on "cuda" are the CPU's. The library's kernels on them are the CUDA kernels, run by the emulator.
 Events read this process's clock, a CUDA graph is a recording of operations, and torch.compile does nothing. So a
@@ -30,7 +30,7 @@ class OnTheCpu(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.cuda:
             return args[0]
-        if function is torch.device:  # who asks what kind of device it is gets the truth
+        if function is torch.device:  # code that asks for a device's type gets the true one
             return function(*args, **(kwargs or {}))
         args = tuple("cpu" if is_cuda(a) else a for a in args)
         kwargs = {k: "cpu" if is_cuda(v) else v for k, v in (kwargs or {}).items()}
@@ -52,7 +52,7 @@ class Event:
 
 
 class Profile(torch.profiler.profile):
-    """The library's and PyTorch's operations pass for kernels."""
+    """The library's and PyTorch's operations count as kernels."""
 
     def __init__(self, activities=None, **options):
         super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **options)

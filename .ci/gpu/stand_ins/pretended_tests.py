@@ -1,7 +1,7 @@
 """A pytest plugin for the rehearsal, `-p pretended_tests`: the pretended GPU in every process that runs tests.
 
 A test of device "cuda" runs on the CPU's tensors, and where the compiled operators are under test, on the emulated CUDA
-kernels. Tests of what only a driver does are left out by name.
+kernels. Tests of what only a driver does are skipped by name.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import pytest
 pretended_gpu.install("none")
 
 NOT_REHEARSED = {
-    "test_pytorch_sees_a_step_that_waits": "nothing here sees the host wait",
-    "test_no_step_needs_values": "it asks tensors on which device they are",
+    "test_pytorch_sees_a_step_that_waits": "no stand-in detects a sync",
+    "test_no_step_needs_values": "it reads the tensors' device",
 }
 
 
