@@ -115,7 +115,7 @@ OBSTACLE = known_obstacle()
 
 
 def say(text: str) -> None:
-    """Prints what a tool told, whose letters the terminal may lack."""
+    """Prints a tool's output; the terminal may lack its letters."""
     code = sys.stdout.encoding or "utf-8"
     print(text.encode(code, "backslashreplace").decode(code), flush=True)
 

@@ -1,6 +1,9 @@
-"""The flags for compilers that are not installed here, and the CUDA toolkits that setup.py accepts."""
+"""The flags for compilers that are not installed here, odd environments, and the CUDA toolkits that are accepted."""
 
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +18,7 @@ if not (ROOT / "dgcl_ops").exists():
 from distutils.ccompiler import CCompiler  # setuptools has it  # noqa: E402
 
 from setuptools.errors import PlatformError  # noqa: E402
-from test_build import Tree, script  # noqa: E402
+from test_build import COMPILED, Tree, plant_leftovers, script  # noqa: E402
 
 
 class Compiler(CCompiler):
@@ -101,6 +104,34 @@ def test_arm_has_no_flags_of_x86(build, monkeypatch, tmp_path):
     compiler = build(Compiler("unix", "true"))
     flags = [flag for each in compiler.compiled.values() for flag in each["flags"]]
     assert not [flag for flag in flags if flag.startswith("-m")]
+
+
+# ---- environments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", None])
+def test_a_build_in_place_leaves_no_older_extension(tmp_path, compiler):
+    tree = Tree(tmp_path)
+    plant_leftovers(tree)
+    shutil.rmtree(tree.folder / "build")
+    fake = {"CXX": compiler or str(tree.compiler), "FAKE_LOG": str(tree.log), "FAKE_VERSION": "g++"}
+    fake |= {"FAKE_FAULT": "rows.cpp", "FAKE_ERROR": "a.cpp:1: error: no"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree.folder, env=os.environ | fake, check=True)
+    assert not list((tree.folder / "dgcl_ops").glob("_C.*"))
+    assert "WITHOUT_EXTENSION" in (tree.folder / "dgcl_ops" / "_build.py").read_text()
+
+
+def test_a_warning_does_not_hide_pytorch(tmp_path):
+    """pip's build isolation: another process looks for PyTorch."""
+    tree = Tree(tmp_path)
+    talking = script(
+        tmp_path / "python", f'#!/bin/sh\necho Warning >&2\nexec {sys.executable} "$@"\n'
+    )
+    isolated = "import importlib.util as u, sys; find = u.find_spec\n"
+    isolated += "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+    isolated += f"sys.executable = {str(talking)!r}\n"
+    assert COMPILED in tree.build(before=isolated).name
 
 
 # ---- CUDA -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ TORCHES = (None, (12, 6), (12, 8), (13, 0), (13, 2))
 DEVICES = (None, (7, 5), (8, 0), (8, 6), (8, 7), (9, 0), (10, 0), (12, 0))
 EVERY = [
     Versions(*of, archs) for of in itertools.product(DRIVERS, TOOLKITS, TORCHES, DEVICES)
-    for archs in (ARCHS, ((9, 0),))
+    for archs in (ARCHS, ((8, 9),), ((9, 0),))
 ]  # fmt: skip
 
 

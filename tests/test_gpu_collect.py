@@ -114,9 +114,21 @@ def test_a_run_without_a_gpu_is_refused(monkeypatch, tmp_path):
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     lines[1] |= {"status": "failed", "note": told}
     (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(SystemExit, match=f"must be of a run that found a GPU, got {told}"):
+    with pytest.raises(SystemExit, match=f"must come from a run that found a GPU, got {told}"):
         collect(monkeypatch, out, "--results", results)
     assert not results.exists()
+
+
+@pytest.mark.parametrize(("outcome", "said"), [("passed", True), ("skipped", False)])
+def test_tests_that_were_all_skipped_did_not_pass(monkeypatch, tmp_path, capsys, outcome, said):
+    out = came_back(tmp_path / "out", "NVIDIA H200")
+    passed = {"title": "t", "status": "passed", "seconds": 1.0, "note": "", "figures": {}}
+    with (out / "results.jsonl").open("a") as file:
+        for step in ("small_ops", "doctor", "tests"):
+            file.write(json.dumps({"step": step, **passed}) + "\n")
+    (out / "tests.csv").write_text(f"{outcome},0.1,tests/test_a.py::test_b,\n")
+    assert collect(monkeypatch, out, "--results", tmp_path / "results") == 0
+    assert ("1 tests and the doctor pass" in capsys.readouterr().out) == said
 
 
 def test_predictions_are_of_figures_that_exist(monkeypatch):
