@@ -40,8 +40,7 @@ class Ranks(NamedTuple):
 
 ALONE = Ranks(None, 0, 1)
 # all_gather_single is PyTorch 2.13's name for it. A build without torch.distributed has neither.
-_NAMES = ("all_gather_single", "all_gather_into_tensor")
-_all_gather = next((getattr(dist, name) for name in _NAMES if hasattr(dist, name)), None)
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 def ranks_of(process_group) -> Ranks:
@@ -69,7 +68,7 @@ def gather(ranks: Ranks, tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0)
     mine = tensor.contiguous().view(-1).view(torch.uint8)  # a backend may lack the dtype
     received = mine.new_empty(ranks.size * mine.numel())
-    _all_gather(received, mine, group=ranks.group)
+    getattr(dist, ALL_GATHER)(received, mine, group=ranks.group)
     return received.view(tensor.dtype).view(ranks.size, *tensor.shape)
 
 
