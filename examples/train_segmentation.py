@@ -31,8 +31,6 @@ from semi_supervised.logs import Log
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
 
-from dgcl_ops import viz
-
 CONFIGS = Path(__file__).resolve().parent / "configs"
 AUTO = Path("auto")  # --resume: from the run's own checkpoint, where there is one
 
@@ -152,7 +150,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     if trainer.step < settings.steps:
         say(f"stopped at step {trainer.step}; continue with --resume {checkpoint}")
         return None
-    return report(trainer, method_of(weight), out, started)
+    return report(trainer, method_of(weight), out, started, config.run.evaluate_window)
 
 
 def run_training(trainer, out, options, every):
@@ -173,7 +171,8 @@ def run_training(trainer, out, options, every):
             losses = "  ".join(f"{name} {value:.3f}" for name, value in record.items())
             say(f"step {step:5d}/{settings.steps}  {losses}")
         if step % every.evaluate_every == 0 and step < settings.steps:
-            miou = evaluate.mean_iou(confusion_matrix(trainer, data.val))
+            matrix = confusion_matrix(trainer, data.val, every.evaluate_window)
+            miou = evaluate.mean_iou(matrix)
             trainer.history.append({"step": step, "validation": miou})
             say(f"{len(data.val)} validation images: mIoU {miou:.2f} %")
         if first and trainer.history and trainer.history[-1]["step"] == step:
@@ -187,24 +186,32 @@ def run_training(trainer, out, options, every):
         log.close()
 
 
-def confusion_matrix(trainer, samples):
+def confusion_matrix(trainer, samples, window):
     """Of the teacher; each rank predicts its share of the images."""
     sizes = trainer.data.num_classes, trainer.data.ignore_index
     share = batches(samples[trainer.rank :: trainer.ranks])
-    return evaluate.confusion_matrix(trainer.teacher.module, share, *sizes)
+    return evaluate.confusion_matrix(teacher(trainer, window), share, *sizes)
 
 
-def report(trainer, method, out, started) -> summary.Run | None:
-    """Measures the teacher on the test images; writes metrics, IoU by class and overlays."""
+def teacher(trainer, window):
+    return evaluate.as_evaluated(trainer.teacher.module, window, trainer.data.border_colour)
+
+
+def report(trainer, method, out, started, window) -> summary.Run | None:
+    """Measures the teacher on the test images; writes metrics, IoU by class and overlays.
+
+    Features and densities are of whole images, with a `window` too.
+    """
     data = trainer.data
     if trainer.rank == 0:
         print(f"measures {len(data.test)} test images", flush=True)
-    matrix = confusion_matrix(trainer, data.test)
+    matrix = confusion_matrix(trainer, data.test, window)
     # On all ranks, which of a sharded bank hold a part each.
     errors = evaluate.error_by_density(
         trainer.student, trainer.contrast, batches(data.test), data.ignore_index
     )
-    strips = overlays(trainer)
+    network = teacher(trainer, window)
+    strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
     if trainer.rank > 0:
         return None
     features, classes = evaluate.sample_features(
@@ -229,6 +236,7 @@ def report(trainer, method, out, started) -> summary.Run | None:
             table.writerow([c, f"{iou:.2f}", trained, tested])
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
+    measured["evaluate_window"] = window
     (out / "metrics.json").write_text(json.dumps(measured | {"history": run.history}, indent=1))
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")
@@ -241,25 +249,6 @@ def report(trainer, method, out, started) -> summary.Run | None:
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
         print(f"wrong pixels in %, by fifths from the sparsest features to the densest: {fifths}")
     return run
-
-
-@torch.no_grad()
-def overlays(trainer, count=6) -> dict[str, np.ndarray]:
-    """Strips of image, label, prediction and density, for images spread over the test, by their names."""
-    test, num_classes, strips = trainer.data.test, trainer.data.num_classes, {}
-    for i in np.linspace(0, len(test) - 1, min(count, len(test))).astype(int):
-        [(images, labels)] = batches([test[i]])
-        predicted = evaluate.predict(trainer.teacher.eval(), images).cpu()
-        _, [density] = evaluate.predict_with_density(trainer.student, trainer.contrast, images)
-        image = images[0].numpy()
-        strip = (
-            image.transpose(1, 2, 0),
-            viz.class_image(labels[0], num_classes),
-            viz.class_image(predicted[0], num_classes),
-            viz.density_image(image, density),
-        )
-        strips[test[i].name] = (np.concatenate(strip, axis=1).clip(0, 1) * 255).astype(np.uint8)
-    return strips
 
 
 def build_parser():

@@ -1,4 +1,4 @@
-"""The data sets of the published runs, from miniature trees; the labelled shares; borders around small images."""
+"""The data sets of the published runs, from miniature trees; the labelled shares."""
 
 import sys
 from pathlib import Path
@@ -15,10 +15,8 @@ Image = pytest.importorskip("PIL.Image")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import data_trees  # noqa: E402
-from semi_supervised import augment, images, splits  # noqa: E402
+from semi_supervised import images, splits  # noqa: E402
 from semi_supervised.cityscapes import CityscapesData  # noqa: E402
-from semi_supervised.folder import FolderData  # noqa: E402
-from semi_supervised.scenes import DigitScenes  # noqa: E402
 from semi_supervised.voc import VocData  # noqa: E402
 
 OPTIONS = {"labelled": "1/4", "crop": (32, 32), "seed": 0}
@@ -291,46 +289,3 @@ def test_a_list_must_fit(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         VocData(home, **{**OPTIONS, "labelled": path})
-
-
-# ---- what a step gets -----------------------------------------------------------------------------
-
-
-def test_a_border_has_no_label_and_is_not_inside(tmp_path):
-    home, _ = data_trees.voc(tmp_path, sbd=False)
-    data = VocData(home, **{**OPTIONS, "crop": (64, 64)}, scale=(1.0, 1.0), pad=True, mirror=False)
-    pictures, labels = data.labelled(3, np.random.default_rng(0))
-    assert pictures.shape == (3, 3, 64, 64)
-    grey = (pictures == augment.GREY).all(1)
-    assert (grey.sum((1, 2)) == 64 * 64 - 50 * 38).all()
-    assert (labels[grey] == 255).all()
-    weak, inside = data.unlabelled(3, np.random.default_rng(0))
-    assert (inside.sum((1, 2)) == 50 * 38).all()
-    assert torch.equal((weak == augment.GREY).all(1), ~inside)
-
-
-def test_without_a_border_the_window_shrinks():
-    image = torch.rand(3, 20, 30)
-    label = torch.zeros(20, 30, dtype=torch.int64)
-    crop, cut = augment.random_crop(image, label, (40, 40), np.random.default_rng(0))
-    assert crop.shape == (3, 40, 40)
-    assert not cut.any()
-
-
-def test_scenes_have_what_a_folder_has():
-    data = DigitScenes(3, 5, seed=0, evaluated=2)
-    assert data.pixels.sum() == 3 * 64 * 64
-    for samples in (data.val, data.test):
-        assert [sample.name for sample in samples] == ["000", "001"]
-        for image, label in images.batches(samples):
-            assert image.shape == (1, 3, 64, 64)
-            assert label.shape == (1, 64, 64)
-    assert not torch.equal(data.val[0].image, data.test[0].image)
-    weak, inside = data.unlabelled(2, np.random.default_rng(0))
-    assert weak.shape[-2:] == inside.shape[-2:]
-    assert inside.all()
-
-
-def test_folder_refuses_a_scale_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"scale must be two limits .*, got \[2\.0, 0\.5\]"):
-        FolderData(tmp_path, **OPTIONS, scale=(2.0, 0.5))

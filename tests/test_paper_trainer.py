@@ -42,8 +42,8 @@ class TwoHeads(SegmentationNetwork):
         return (logits, self.auxiliary(images)) if auxiliary else logits
 
 
-# What DeepLabV3Plus takes, so that the files are read with all their keys.
-TwoHeads.__init__.__signature__ = config.inspect.signature(config.DeepLabV3Plus.__init__)
+# What PublishedDeepLab takes, so that the files are read with all their keys.
+TwoHeads.__init__.__signature__ = config.inspect.signature(config.PublishedDeepLab.__init__)
 
 SHORT = [
     "epochs=null",
@@ -64,7 +64,7 @@ SHORT = [
 
 @pytest.fixture
 def small_network(monkeypatch):
-    monkeypatch.setitem(config.NETWORKS, "deeplabv3plus", TwoHeads)
+    monkeypatch.setitem(config.NETWORKS, "deeplab_published", TwoHeads)
 
 
 def tree_of(name, root):
@@ -72,7 +72,7 @@ def tree_of(name, root):
     if name.startswith("voc"):
         home, sbd = data_trees.voc(root)
         return [f"data={home}", f"sbd={sbd}"]
-    return [f"data={data_trees.cityscapes(root)}"]
+    return [f"data={data_trees.cityscapes(root)}", "evaluate_window=[24,24]"]
 
 
 def run(name, out, *overrides, options=()):
@@ -283,7 +283,7 @@ def test_a_weight_is_finite(weight, tmp_path, capsys):
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    voc = config.Config(CONFIGS / "voc_1_16.yaml", data="x")
+    voc = config.Config(CONFIGS / "voc_1_16.yaml", ["network=deeplabv3plus"], data="x")
     with pytest.raises(ImportError, match="pip install segmentation-models-pytorch torchvision"):
         voc.make_network(21)
 

@@ -5,7 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GREY = 0.45  # of a border: about the mean of ImageNet's images
+from semi_supervised.images import MEAN
+
+# A border is grey, about ImageNet's mean, or exactly that mean, which networks that subtract it see as 0.
+BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
+SCALE_LAWS = ("uniform", "balanced")
 
 
 def random_crop(
@@ -15,8 +19,10 @@ def random_crop(
     rng: np.random.Generator,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
+    scale_law: str = "uniform",
     mirror: bool = False,
     border: int | None = None,
+    border_colour: str = "grey",
 ) -> tuple[Tensor, Tensor]:
     """The weak view: a window somewhere in the image, resized to `size`, mirrored half the time if `mirror`.
 
@@ -26,25 +32,65 @@ def random_crop(
         size: (height, width) of the result.
         rng: source of the random numbers.
         scale: limits of the magnification; the window has the size `size / scale`.
+        scale_law: how it is drawn, see `draw_scale`.
         mirror: whether left and right may be swapped.
         border: label of a border around an image that is smaller than the window; None: the window shrinks, each
             side by itself, until it fits.
+        border_colour: one of BORDER_COLOURS.
     """
-    magnification = rng.uniform(*scale)
+    magnification = draw_scale(rng, scale, scale_law)
     height, width = (round(side / magnification) for side in size)
     if border is not None:
-        missing = max(0, height - image.shape[-2]), max(0, width - image.shape[-1])
-        sides = (missing[1] // 2, -(-missing[1] // 2), missing[0] // 2, -(-missing[0] // 2))
-        image, label = F.pad(image, sides, value=GREY), F.pad(label, sides, value=border)
+        sides = border_sides(image, (height, width))
+        image, label = with_border(image, sides, border_colour), F.pad(label, sides, value=border)
     limits = image.shape[-2:]
     height, width = min(height, limits[0]), min(width, limits[1])
     top, left = rng.integers(limits[0] - height + 1), rng.integers(limits[1] - width + 1)
     box = np.s_[..., top : top + height, left : left + width]
     swap = mirror and rng.random() < 0.5
 
-    image = F.interpolate(image[box][None], size, mode="bilinear", align_corners=False)[0]
+    # Resizing a border of 0 gives exactly 0; resizing the mean would round it.
+    shift = colour_of_border("mean", image) if border_colour == "mean" else 0.0
+    image = image[box] - shift
+    image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0] + shift
     label = F.interpolate(label[box][None, None].float(), size, mode="nearest")[0, 0].long()
     return (image.flip(-1), label.flip(-1)) if swap else (image, label)
+
+
+def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -> float:
+    """A number in the limits `scale`.
+
+    Args:
+        law: "uniform"; or "balanced", the published one: below 1 half the time, above 1 half the time, uniform in each.
+    """
+    low, high = scale
+    if law == "balanced":
+        low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+    return rng.uniform(low, high)
+
+
+def border_sides(image: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The border that brings [..., H, W] to `size` at least, in the middle: left, right, top, bottom."""
+    down, across = (
+        max(0, side - given) for side, given in zip(size, image.shape[-2:], strict=True)
+    )
+    return across // 2, across - across // 2, down // 2, down - down // 2
+
+
+def with_border(image: Tensor, sides: tuple[int, int, int, int], colour: str) -> Tensor:
+    """[..., 3, H, W] -> [..., 3, top + H + bottom, left + W + right]."""
+    if not any(sides):
+        return image
+    left, right, top, bottom = sides
+    height, width = image.shape[-2:]
+    shape = (*image.shape[:-2], top + height + bottom, left + width + right)
+    framed = colour_of_border(colour, image).expand(shape).clone()
+    framed[..., top : top + height, left : left + width] = image
+    return framed
+
+
+def colour_of_border(colour: str, like: Tensor) -> Tensor:
+    return like.new_tensor(BORDER_COLOURS[colour])[:, None, None]
 
 
 def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from dgcl_ops import DensityContrastLoss
 from semi_supervised.cityscapes import CityscapesData
 from semi_supervised.deeplab import DeepLabV3Plus
+from semi_supervised.deeplab_published import PublishedDeepLab
 from semi_supervised.folder import FolderData
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.pretrained import PretrainedNetwork
@@ -29,6 +30,7 @@ NETWORKS = {
     "small": SegmentationNetwork,
     "efficientnet_lite0": PretrainedNetwork,
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplab_published": PublishedDeepLab,
 }
 
 
@@ -43,6 +45,8 @@ class RunKeys:
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
+    # [800, 800]: mIoU and overlays are of overlapping windows of this height and width, not of whole images
+    evaluate_window: tuple[int, int] | None = None
     save_every: int = 100
     workers: int = 0  # processes that read ahead
 
@@ -52,6 +56,11 @@ class RunKeys:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        window = self.evaluate_window
+        if window is not None and (len(window) != 2 or min(window) < 2):
+            raise ValueError(
+                f"evaluate_window must be a height and a width from 2 on, got {list(window)}"
+            )
 
 
 class Config:

@@ -1,4 +1,4 @@
-"""The network of the published runs: DeepLabV3+ on ResNet-101, its parts taken from segmentation_models.pytorch.
+"""DeepLabV3+ from segmentation_models.pytorch, near the published network; `deeplab_published.py` has that one.
 
 pip install segmentation-models-pytorch
 """
@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from semi_supervised.network import resize
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the backbone has seen
+from semi_supervised.images import MEAN, STD
+from semi_supervised.network import repr_of, resize
 
 
 class DeepLabV3Plus(nn.Module):
@@ -27,6 +26,7 @@ class DeepLabV3Plus(nn.Module):
         output_stride: of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
+        align_corners: how logits and the coarse map are enlarged, see torch.nn.functional.interpolate.
 
     Raises:
         ValueError: the file holds no weights of this backbone.
@@ -44,8 +44,10 @@ class DeepLabV3Plus(nn.Module):
         output_stride: int = 16,
         atrous_rates: tuple[int, ...] = (6, 12, 18),
         auxiliary: bool = False,
+        align_corners: bool = False,
     ):
         super().__init__()
+        self.align_corners = align_corners
         try:
             import segmentation_models_pytorch as smp
         except ImportError as error:
@@ -75,12 +77,15 @@ class DeepLabV3Plus(nn.Module):
         size = images.shape[-2:]
         maps = self.backbone((images - self.mean) / self.std)
         fine = self.decoder.block1(maps[2])
-        coarse = resize(self.decoder.aspp(maps[-1]), fine.shape[-2:])
+        coarse = resize(self.decoder.aspp(maps[-1]), fine.shape[-2:], self.align_corners)
         features = self.decoder.block2(torch.cat((coarse, fine), 1))  # [B, 256, H / 4, W / 4]
-        logits = resize(self.classifier(features), size)
+        logits = resize(self.classifier(features), size, self.align_corners)
         if not auxiliary:
             return logits
-        return logits, resize(self.auxiliary(maps[-2]), size)
+        return logits, resize(self.auxiliary(maps[-2]), size, self.align_corners)
+
+    def extra_repr(self) -> str:
+        return repr_of(self.align_corners)
 
 
 def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
@@ -94,10 +99,23 @@ def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
+    try:
+        backbone.load_state_dict(read_weights(path))
+    except (RuntimeError, AttributeError) as error:
+        raise unfit(path, str(error).splitlines()[0]) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
     try:
-        backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"weights: {path} must hold the backbone's state_dict: {reason}") from None
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise unfit(path, str(error).splitlines()[0]) from None
+    if not isinstance(weights, dict):
+        raise unfit(path, f"got {type(weights).__name__}")
+    return weights
+
+
+def unfit(path: Path, reason: str) -> ValueError:
+    return ValueError(f"weights: {path} must hold the backbone's state_dict: {reason}")

@@ -1,6 +1,7 @@
 """What a trained network is measured by: IoU of its predictions, cluster scores and densities of its features."""
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from dgcl_ops import (
     silhouette_score,
     viz,
 )
+from semi_supervised.augment import border_sides, with_border
+from semi_supervised.images import batches
 
 SCORES = {
     "silhouette": silhouette_score,
@@ -50,6 +53,54 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     """The class of each pixel, [B, H, W], on the network's device."""
     device = next(network.parameters()).device
     return network(images.to(device, memory_format=torch.channels_last)).argmax(1)
+
+
+class Windows(nn.Module):
+    """A network that predicts an image in overlapping windows: its logits are the mean over those at each pixel.
+
+    A window starts two thirds of its side after the one before; the last one ends at the image's edge. An image smaller
+    than the window gets a border, whose logits are cut off. One window is in memory at a time.
+
+    Args:
+        network: logits [B, C, h, w] of images [B, 3, h, w].
+        window: its height and width.
+        border_colour: one of augment.BORDER_COLOURS.
+
+    Shape:
+        images [B, 3, H, W] -> logits [B, C, H, W]
+    """
+
+    def __init__(self, network: nn.Module, window: tuple[int, int], border_colour: str):
+        super().__init__()
+        self.network, self.window, self.border_colour = network, tuple(window), border_colour
+
+    def forward(self, images: Tensor) -> Tensor:
+        sides = left, right, top, bottom = border_sides(images, self.window)
+        images = with_border(images, sides, self.border_colour)
+        height, width = images.shape[-2:]
+        total, count = None, images.new_zeros(height, width)
+        for y, x in product(*map(starts, (height, width), self.window)):
+            box = np.s_[..., y : y + self.window[0], x : x + self.window[1]]
+            logits = self.network(images[box])
+            if total is None:
+                dtype = torch.promote_types(logits.dtype, torch.float32)
+                total = logits.new_zeros(*logits.shape[:2], height, width, dtype=dtype)
+            total[box] += logits
+            count[box] += 1
+        return total.div_(count)[..., top : height - bottom, left : width - right]
+
+
+def starts(side: int, window: int) -> list[int]:
+    """Where the windows along one side of an image start."""
+    step = -(-2 * window // 3)
+    return [*range(0, side - window, step), side - window]
+
+
+def as_evaluated(
+    network: nn.Module, window: tuple[int, int] | None, border_colour: str
+) -> nn.Module:
+    """The network itself without a window, which predicts whole images."""
+    return network if window is None else Windows(network, window, border_colour)
 
 
 def class_iou(matrix: Tensor) -> Tensor:
@@ -152,3 +203,30 @@ def error_by_density(
         errors.append((predicted != labels).flatten()[chosen])
     errors = torch.cat(errors)[torch.cat(densities).argsort()].double()
     return [100 * fifth.mean().item() for fifth in errors.chunk(5)] if len(errors) >= 5 else []
+
+
+@torch.no_grad()
+def overlays(
+    network: nn.Module, student: nn.Module, contrast: DensityContrastLoss, data, count: int = 6
+) -> dict[str, np.ndarray]:
+    """Strips of image, label, the network's prediction and the student's density, for images spread over the test.
+
+    Returns:
+        [H, 4 W, 3] uint8 of each image, by its name.
+    """
+    network.eval()
+    strips = {}
+    for i in np.linspace(0, len(data.test) - 1, min(count, len(data.test))).astype(int):
+        [(images, labels)] = batches([data.test[i]])
+        predicted = predict(network, images).cpu()
+        _, [density] = predict_with_density(student, contrast, images)
+        image = images[0].numpy()
+        strip = (
+            image.transpose(1, 2, 0),
+            viz.class_image(labels[0], data.num_classes),
+            viz.class_image(predicted[0], data.num_classes),
+            viz.density_image(image, density),
+        )
+        pixels = np.concatenate(strip, axis=1).clip(0, 1) * 255
+        strips[data.test[i].name] = pixels.astype(np.uint8)
+    return strips

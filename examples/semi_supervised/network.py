@@ -15,6 +15,7 @@ class SegmentationNetwork(nn.Module):
         widths: channels at stride 2, 4, 8, ...
         feature_dim: channels of the features that the classifier reads.
         feature_stride: stride of these features: 2, 4, ...
+        align_corners: how maps are enlarged, see torch.nn.functional.interpolate.
 
     Shape:
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
@@ -27,8 +28,10 @@ class SegmentationNetwork(nn.Module):
         widths: tuple[int, ...] = (24, 48, 96),
         feature_dim: int = 48,
         feature_stride: int = 2,
+        align_corners: bool = False,
     ):
         super().__init__()
+        self.align_corners = align_corners
         strides = [2 ** (i + 1) for i in range(len(widths))]
         if feature_stride not in strides:
             raise ValueError(
@@ -54,19 +57,35 @@ class SegmentationNetwork(nn.Module):
         maps = [f(stage) for f, stage in zip(self.lateral, stages[self.finest :], strict=True)]
         x = maps.pop()
         for finer in reversed(maps):
-            x = finer + resize(x, finer.shape[-2:])
-        return resize(self.classifier(self.smooth(x)), images.shape[-2:])
+            x = finer + resize(x, finer.shape[-2:], self.align_corners)
+        return resize(self.classifier(self.smooth(x)), images.shape[-2:], self.align_corners)
+
+    def extra_repr(self) -> str:
+        return repr_of(self.align_corners)
 
 
-def convolution(inputs: int, outputs: int, *, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+def convolution(
+    inputs: int,
+    outputs: int,
+    *,
+    kernel_size: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+) -> nn.Sequential:
     """With batch norm and ReLU."""
-    padding = kernel_size // 2
+    options = {"stride": stride, "padding": kernel_size // 2 * dilation, "dilation": dilation}
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size, stride=stride, padding=padding, bias=False),
+        nn.Conv2d(inputs, outputs, kernel_size, **options, bias=bias),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
 
-def resize(x: Tensor, size) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+def resize(x: Tensor, size, align_corners: bool = False) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def repr_of(align_corners: bool) -> str:
+    """Part of a network's repr, which a checkpoint compares; nothing for the default, as in older checkpoints."""
+    return "align_corners=True" if align_corners else ""

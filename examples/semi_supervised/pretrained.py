@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from semi_supervised.network import convolution, resize
+from semi_supervised.network import convolution, repr_of, resize
 
 TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: channels of its output, at strides 4, 8, 16, 32
 
@@ -21,13 +21,22 @@ class PretrainedNetwork(nn.Module):
         num_classes: C.
         feature_dim: channels of the features that the classifier reads.
         frozen: whether the backbone stays as ImageNet left it.
+        align_corners: how maps are enlarged, see torch.nn.functional.interpolate.
 
     Shape:
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
     """
 
-    def __init__(self, num_classes: int, *, feature_dim: int = 64, frozen: bool = False):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        feature_dim: int = 64,
+        frozen: bool = False,
+        align_corners: bool = False,
+    ):
         super().__init__()
+        self.align_corners = align_corners
         self.backbone = Backbone().requires_grad_(not frozen)
         self.lateral = nn.ModuleList(
             convolution(width, feature_dim, kernel_size=1) for width in TAPPED.values()
@@ -39,8 +48,11 @@ class PretrainedNetwork(nn.Module):
         maps = [f(x) for f, x in zip(self.lateral, self.backbone(images), strict=True)]
         x = self.smooth[-1](maps.pop())
         for smooth, finer in zip(reversed(self.smooth[:-1]), reversed(maps), strict=True):
-            x = smooth(finer + resize(x, finer.shape[-2:]))
-        return resize(self.classifier(x), images.shape[-2:])
+            x = smooth(finer + resize(x, finer.shape[-2:], self.align_corners))
+        return resize(self.classifier(x), images.shape[-2:], self.align_corners)
+
+    def extra_repr(self) -> str:
+        return repr_of(self.align_corners)
 
 
 class Backbone(nn.Module):

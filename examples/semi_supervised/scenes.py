@@ -39,6 +39,7 @@ class DigitScenes:
     num_classes = len(CLASS_NAMES)
     class_names = CLASS_NAMES
     ignore_index = 255
+    border_colour = "grey"  # around a scene smaller than an `evaluate_window`
 
     def __init__(self, labelled: int, unlabelled: int, seed: int, evaluated: int = 100):
         images, labels = draw_scenes(labelled + unlabelled, "train", seed)
