@@ -111,7 +111,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise unfit(path, str(error).splitlines()[0]) from None
+        raise unfit(path, f"{type(error).__name__} {error}".splitlines()[0]) from None
     if not isinstance(weights, dict):
         raise unfit(path, f"got {type(weights).__name__}")
     return weights
