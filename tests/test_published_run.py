@@ -19,8 +19,8 @@ from semi_supervised import settings  # noqa: E402
 from semi_supervised.config import Config  # noqa: E402
 
 SHORT = (
-    "encoder=resnet50 epochs=null warm_up_epochs=null steps=2 warm_up=1 batch=2 labelled=1/4 workers=0 "
-    "evaluate_every=9 contrast.bank_capacity=32 contrast.rows_per_push=32 crop=[65,65]"
+    "encoder=resnet50 epochs=null warm_up_epochs=null steps=3 warm_up=1 batch=2 labelled=1/4 workers=0 "
+    "evaluate_every=9 contrast.bank_capacity=32 contrast.rows_per_push=32 contrast.start=per_class crop=[65,65]"
 )
 
 
@@ -46,6 +46,7 @@ def test_a_published_configuration_trains_the_published_network(name, tmp_path, 
     assert "test images: mIoU" in capsys.readouterr().out
     [path] = (tmp_path / "out").glob("*/metrics.json")
     measured = json.loads(path.read_text())
+    assert measured["history"][-1]["contrast"] > 0
     assert measured["evaluate_window"] == ([65, 65] if city else None)
     laws = {"scale_law": "balanced", "border_colour": "mean"}
     assert laws.items() <= measured["data"].items()
