@@ -19,7 +19,8 @@ class DensityContrastLoss(FixedDtypeModule):
         anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
                       of them at most
         key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes, drawn at random
+        negatives n_j pixels of other classes: all of them where there are `num_negatives` or fewer, else that
+                      many, drawn with replacement
         L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
 
     and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
@@ -36,7 +37,7 @@ class DensityContrastLoss(FixedDtypeModule):
         temperature: T.
         num_anchors: anchors of a class, at most.
         num_keys: rows of the batch, and again rows of the bank, that the key is the mean of, at most.
-        num_negatives: negatives of a class.
+        num_negatives: negatives of a class, at most.
         max_candidates: pixels of a class looked at, at most.
         anchors: "low_density", "random" or "low_confidence".
         keys: "high_density"; "average", the mean over all candidates and all bank rows; or
@@ -55,7 +56,7 @@ class DensityContrastLoss(FixedDtypeModule):
         disjoint: a class too small for all its anchors and keys shares its pixels out between them in
             proportion, instead of letting some be both.
         normalize_keys: take the mean of unit rows; else long projections weigh more.
-        eps: added inside the log, see `density_contrast`.
+        eps: added to the sum of exponentials, see `density_contrast`.
         grad_scale: factor of the gradient; the loss's value is not changed by it.
         seed: of the draws; by default drawn from torch's global generator. Part of the bank's state.
         device: of the buffers.
@@ -217,12 +218,24 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> "DensityContrastLoss":
         """The published setting, with the traits of the authors' program that change its numbers.
 
+        The loss starts when the ring of every class is full. Rows that arrive while their class holds at most
+        1,000 rows keep density 0. The sum of exponentials gets 1e-6. The gradient is divided by `world_size`.
+
+        What still differs from the program:
+
+        - Cityscapes: the program leaves class 0, road, without a loss, as it does for every data set. This
+          setting includes it. `exclude_classes=(0,)` leaves it out.
+        - An excluded class has no ring, so the start does not wait for it.
+        - Above `num_negatives` other pixels, negatives are drawn with replacement.
+        - With several processes, each brings at most rows_per_push / W rows of a class. A class that few
+          processes see fills its ring later, and delays the start.
+
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
             num_classes: by default the data set's.
             feature_dim: D.
             projection_dim: E.
-            world_size: number of processes W; the program's gradient is 1/W of the loss's.
+            world_size: number of processes W.
             changes: further keyword arguments of the loss, taking precedence.
         """
         one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))

@@ -92,7 +92,6 @@ def test_one_input_of_another_dtype(implementation, device, wide, dtype):
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1.0, 10.0])
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 0.1])
 def test_temperature_and_eps(implementation, device, temperature, eps):
-    """Double precision, since -log(p + eps) loses digits of small p that no float32 logit has."""
     check(implementation, case(dtype=torch.float64, device=device), temperature, eps=eps)
 
 
@@ -134,11 +133,37 @@ def test_rows_beyond_the_counts_may_hold_anything(implementation, device):
     assert got[1].item() == 0.0
 
 
-def test_without_negatives_the_loss_is_zero(implementation, device):
+# Of 512 negatives with one cosine each, at temperature 0.5, with 1e-6 in the sum. From the formula by `math.fsum`.
+PUBLISHED_LOSSES = {  # (cosine of the key, of the negatives): loss
+    (0.9, 0.0): 4.450071093870321,
+    (0.3, 0.2): 6.040707338768817,
+    (0.0, 0.0): 6.240275847120087,
+    (-0.5, 0.5): 8.238588918789034,
+    (-1.0, 1.0): 10.23836039908494,
+}
+
+
+@pytest.mark.parametrize(("cosines", "loss"), PUBLISHED_LOSSES.items())
+def test_published_losses(implementation, device, cosines, loss):
+    """The published eps raises the loss by 1e-6 / (sum of shifted exponentials), at most."""
+    key, negative = ([c, math.sqrt(1 - c * c)] for c in cosines)
+    wide = {"dtype": torch.float64, "device": device}
+    rows = [
+        torch.tensor([[[2.0, 0.0]]], **wide),
+        torch.tensor([key], **wide),
+        torch.tensor([[negative]], **wide).repeat(1, 512, 1),
+    ]
+    got = implementation.density_contrast(*rows, eps=1e-6).item()
+    assert abs(got - loss) <= 1e-14 * loss  # of double, a few roundings
+    plain = implementation.density_contrast(*rows).item()
+    assert -1e-14 * loss <= got - plain <= 1e-6 * (1 + 1e-6)
+
+
+def test_without_negatives_the_loss_is_that_of_eps_alone(implementation, device):
     loss = implementation.density_contrast(*case(negatives=0, device=device))
     assert_close(loss, torch.zeros(3).double())
     published = implementation.density_contrast(*case(negatives=0, device=device), eps=1e-6)
-    assert_close(published, torch.full((3,), -math.log1p(1e-6)).double())
+    assert_close(published, torch.full((3,), math.log1p(1e-6)).double())
 
 
 def test_no_groups_and_no_anchors(implementation, device):
@@ -299,7 +324,7 @@ def test_backward_computes_only_the_gradients_that_are_wanted():
         torch.ops.dgcl_ops.density_contrast_backward,
         reference_backward.density_contrast_backward,
     ):
-        arguments = (torch.ones_like(loss), *rows, lse, 0.5, None, None, 0.0)
+        arguments = (torch.ones_like(loss), *rows, lse, 0.5, None, None)
         anchors_only, *empty = backward(*arguments, False)
         assert torch.equal(anchors_only, backward(*arguments, True)[0])
         assert [t.shape for t in empty] == [(0,), (0,)]
