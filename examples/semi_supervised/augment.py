@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from semi_supervised.images import MEAN
 
-# A border is grey, about ImageNet's mean, or exactly that mean, which networks that subtract it see as 0.
+# Of a border. A network that subtracts ImageNet's mean sees "mean" as exactly 0, as in the published runs.
 BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
 SCALE_LAWS = ("uniform", "balanced")
 
@@ -61,7 +61,7 @@ def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -
     """A number in the limits `scale`.
 
     Args:
-        law: "uniform"; or "balanced", the published one: below 1 half the time, above 1 half the time, uniform in each.
+        law: "uniform"; or "balanced", the published law: below 1 half the time, above 1 half the time, uniform in each.
     """
     low, high = scale
     if law == "balanced":

@@ -45,7 +45,8 @@ class RunKeys:
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
-    # [800, 800]: mIoU and overlays are of overlapping windows of this height and width, not of whole images
+    # [800, 800]: mIoU and overlays come from overlapping windows of this height and width. Features and densities are
+    # still measured on whole images, as everything is with null.
     evaluate_window: tuple[int, int] | None = None
     save_every: int = 100
     workers: int = 0  # processes that read ahead

@@ -99,8 +99,15 @@ def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
+    weights = read_weights(path)
+    if "conv1.0.weight" in weights:
+        raise unfit(
+            path,
+            "its stem is three 3x3 convolutions (conv1.0.weight, ...), as in network deeplab_published, but network "
+            "deeplabv3plus has one 7x7 convolution (conv1.weight)",
+        )
     try:
-        backbone.load_state_dict(read_weights(path))
+        backbone.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
         raise unfit(path, str(error).splitlines()[0]) from None
 

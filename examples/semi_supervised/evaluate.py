@@ -58,8 +58,8 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 class Windows(nn.Module):
     """A network that predicts an image in overlapping windows: its logits are the mean over those at each pixel.
 
-    A window starts two thirds of its side after the one before; the last one ends at the image's edge. An image smaller
-    than the window gets a border, whose logits are cut off. One window is in memory at a time.
+    Windows are two thirds of their side apart, rounded up. The last one ends at the image's edge. An image smaller than
+    the window gets a border, whose logits are cut off. The network sees one window at a time.
 
     Args:
         network: logits [B, C, h, w] of images [B, 3, h, w].
@@ -99,7 +99,7 @@ def starts(side: int, window: int) -> list[int]:
 def as_evaluated(
     network: nn.Module, window: tuple[int, int] | None, border_colour: str
 ) -> nn.Module:
-    """The network itself without a window, which predicts whole images."""
+    """`Windows` of the network, or with window None the network itself, which predicts whole images."""
     return network if window is None else Windows(network, window, border_colour)
 
 
