@@ -23,9 +23,23 @@ sys.path.insert(0, str(EXAMPLES))
 import demo  # noqa: E402
 from semi_supervised import augment, checkpoint, evaluate, runs, scenes, summary  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.settings import SMALL, Settings, class_weights, optimizer  # noqa: E402
+from semi_supervised.settings import LAWS, SMALL, Settings, class_weights, optimizer  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
 
+PUBLISHED = {
+    "contrast_view": "weak",
+    "cutmix_law": "batch",
+    "ema_from": "warm_up",
+    "teacher_averages": "own",
+    "schedule_by": "epoch",
+    "epoch_steps": 3,
+    "precision": "float16",
+}
+VIEWS = pytest.mark.parametrize(
+    "laws",
+    [{"contrast_view": "weak"}, {"contrast_view": "strong"}, PUBLISHED],
+    ids=["weak", "strong", "published"],
+)
 TINY = "--seeds 0 3 --steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluated 8"
 TINY_DEMO = TINY.split(" ")
 CONTRAST = {**SMALL, "bank_capacity": 64, "exclude_classes": (0,)}
@@ -168,8 +182,9 @@ def assert_same(state, other):
         assert torch.equal(tensor, other[name]), name
 
 
-def test_control_and_method_differ_in_nothing_but_the_weight():
-    control, method = make_trainer(contrast_weight=0.0), make_trainer(contrast_weight=0.5)
+@VIEWS
+def test_control_and_method_differ_in_nothing_but_the_weight(laws):
+    control, method = (make_trainer(contrast_weight=weight, **laws) for weight in (0.0, 0.5))
     for trainer in (control, method):
         trainer.run(record_every=1)
     for ours, theirs in zip(control.data.batches, method.data.batches, strict=True):
@@ -181,9 +196,11 @@ def test_control_and_method_differ_in_nothing_but_the_weight():
     assert supervised[0][first + 1 :] != supervised[1][first + 1 :]
 
 
-def test_weight_zero_is_training_without_the_loss():
-    control, without = make_trainer(contrast_weight=0.0), make_trainer(contrast_weight=0.0)
-    without.contrast = lambda projections, labels, features: projections.sum() * 0
+@VIEWS
+def test_weight_zero_is_training_without_the_loss(laws):
+    control, without = (make_trainer(contrast_weight=0.0, **laws) for _ in range(2))
+    # float(): a sum in float16 overflows, and 0 times inf is NaN
+    without.contrast = lambda projections, labels, features: projections.float().sum() * 0
     for _ in range(SETTINGS.steps):
         control.train_step(), without.train_step()
     assert_same(control.student.state_dict(), without.student.state_dict())
@@ -230,7 +247,13 @@ def test_supervised_loss_weighs_classes_and_survives_an_unlabelled_crop():
     [
         {"optimizer": "sgd", "head_factor": 10.0},
         {"teacher_mode": "eval"},
-        {"bfloat16": True},
+        {"contrast_view": "strong"},
+        {"cutmix_law": "batch"},
+        {"ema_from": "warm_up", "epoch_steps": 2},
+        {"teacher_averages": "own"},
+        {"schedule_by": "epoch", "epoch_steps": 3},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
         {"density_of": "projections"},
         {"contrast": {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}},
         {"contrast": {**CONTRAST, "paper": "voc", "start": "per_class", "min_rows": 16}},
@@ -271,8 +294,9 @@ def test_teacher_is_the_mean_of_the_students_so_far():
 
 
 def test_settings_refuse_unknown_choices():
-    with pytest.raises(ValueError, match=r"teacher_mode must be one of .*, got 'frozen'"):
-        Settings(teacher_mode="frozen")
+    for name in LAWS:
+        with pytest.raises(ValueError, match=rf"{name} must be one of .*, got 'frozen'"):
+            Settings(**{name: "frozen"})
 
 
 # ---- the pieces ---------------------------------------------------------------------------------

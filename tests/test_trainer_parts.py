@@ -110,12 +110,14 @@ def test_a_step_follows_the_schedules(monkeypatch, mode):
     assert rates == pytest.approx([0.5 * 0.4**0.9, 5 * 0.4**0.9])
 
 
-def test_confidence_is_the_teachers_of_the_same_pixels():
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_confidence_is_the_teachers_of_the_same_pixels(view):
     contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512}
     contrast |= {"anchors": "low_confidence", "keys": "high_confidence"}
-    trainer = make_trainer(warm_up=0, cutmix=0.0, contrast=contrast)
+    trainer = make_trainer(warm_up=0, cutmix=0.0, contrast=contrast, contrast_view=view)
     seen, called = [], trainer.contrast.forward
-    trainer.teacher.register_forward_hook(lambda _, images, logits: seen.append(logits))
+    judge = trainer.teacher if view == "strong" else trainer.teacher.module.classifier
+    judge.register_forward_hook(lambda _, inputs, logits: seen.append(logits))
     trainer.contrast.forward = lambda *given: seen.append(given[3]) or called(*given)
     trainer.train_step()
     logits, confidence = seen
