@@ -264,13 +264,24 @@ def test_the_weak_view_is_the_unmixed_images_with_labels_of_the_features_size():
     assert (rows @ unmixed.T).amax(1).min() > 1 - 1e-6
 
 
-def test_pseudo_labels_of_both_views_are_those_of_full_size():
-    taken = {}
-    for view in ("weak", "strong"):
-        trainer = make_trainer(warm_up=0, cutmix=1.0, contrast_view=view)
-        kept, taken[view] = trainer.pseudo_label_loss, []
-        trainer.pseudo_label_loss = lambda logits, labels, kept=kept, to=taken[view]: (
-            to.append(labels) or kept(logits, labels)
-        )
-        trainer.train_step()
-    assert torch.equal(*taken["weak"], *taken["strong"])  # the views share their random numbers
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_the_classification_learns_from_the_strong_view(view):
+    trainer = make_trainer(warm_up=0, cutmix=1.0, contrast_view=view)
+    images, outputs, given, judged = [], [], [], []
+    trainer.student.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
+    trainer.student.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    trainer.teacher.register_forward_hook(lambda *call: judged.append(call[-1]))
+    kept = trainer.pseudo_label_loss
+    trainer.pseudo_label_loss = lambda *inputs: given.append(inputs) or kept(*inputs)
+    trainer.train_step()
+    [(logits, labels)] = given
+    assert len(outputs[0]) == (6 if view == "weak" else 4)
+    assert torch.equal(logits, outputs[0][-2:])
+    # A kept label is the teacher's of this pixel in the image itself, or in the other one where that was pasted.
+    guess = judged[0][2:].argmax(1)
+    kept = labels != 255
+    own, other = (labels == guess) & kept, (labels == guess.flip(0)) & kept
+    assert (own | other)[kept].all()
+    assert (own & ~other).any()
+    assert (other & ~own).any()
+    assert 0.7 < kept.float().mean() < 0.9  # a fifth is dropped

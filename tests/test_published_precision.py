@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("matplotlib", "scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
+for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))

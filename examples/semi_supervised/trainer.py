@@ -41,9 +41,9 @@ class Trainer:
     """Trains a network on labelled and unlabelled images.
 
     Args:
-        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w]. Its
-            `backbone`, if it has one, learns at the plain rate, the rest at `head_factor` times that. Parameters
-            that need no gradient stay as they are. For `settings.auxiliary_weight` it has a second head `auxiliary`,
+        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` turns features [B, D, h, w]
+            into logits, which the network enlarges. Its `backbone`, if it has one, learns at the plain rate, the
+            rest at `head_factor` times that. Parameters that need no gradient stay as they are. For `settings.auxiliary_weight` it has a second head `auxiliary`,
             whose logits `network(images, auxiliary=True)` returns as well.
         data: `num_classes`, `ignore_index`; `labelled(count, rng)` -> (images, labels) and `unlabelled(count, rng)` ->
             (images, where they are and not a border), both drawing from the generator they are given and from nothing
@@ -213,9 +213,8 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad()
         self.scaler.scale(losses["total"]).backward()
-        self.scaler.step(
-            self.optimizer
-        )  # not where float16 overflows; all that follows is as after a step
+        # Skipped if a float16 gradient overflowed. The bank has its rows and the teacher follows all the same.
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.teacher.follow(self.student, self.step)
         self.step += 1
