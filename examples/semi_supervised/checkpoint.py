@@ -1,7 +1,7 @@
 """One file from which a run goes on, bit for bit. The first rank writes it, all ranks read it.
 
-Weights, optimizer, gradient scaler and memory bank are equal on all ranks. What is a rank's own are the batch-norm averages of its
-batches (on CUDA even these are equal): the file holds those of all ranks.
+Weights, optimizer, gradient scaler and memory bank are equal on all ranks. What is a rank's own are the batch-norm
+averages of its batches (on CUDA even these are equal): the file holds those of all ranks.
 """
 
 import os

@@ -43,8 +43,9 @@ class Trainer:
     Args:
         network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` turns features [B, D, h, w]
             into logits, which the network enlarges. Its `backbone`, if it has one, learns at the plain rate, the
-            rest at `head_factor` times that. Parameters that need no gradient stay as they are. For `settings.auxiliary_weight` it has a second head `auxiliary`,
-            whose logits `network(images, auxiliary=True)` returns as well.
+            rest at `head_factor` times that. Parameters that need no gradient stay as they are. For
+            `settings.auxiliary_weight` it has a second head `auxiliary`, whose logits
+            `network(images, auxiliary=True)` returns as well.
         data: `num_classes`, `ignore_index`; `labelled(count, rng)` -> (images, labels) and `unlabelled(count, rng)` ->
             (images, where they are and not a border), both drawing from the generator they are given and from nothing
             else; `description()` -> dict, what a resumed run must find again; for `settings.balance` also `pixels`,
