@@ -11,7 +11,7 @@ from dgcl_ops._extension import backend_info
 from dgcl_ops.features import FeatureTap
 from dgcl_ops.integration import ProjectionHead, ddp_ignore_bank
 from dgcl_ops.labels import entropy_filter, resize_labels
-from dgcl_ops.losses import DensityContrastLoss, PseudoLabelLoss
+from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.metrics import (
     calinski_harabasz_score,
@@ -20,6 +20,7 @@ from dgcl_ops.metrics import (
     silhouette_score,
 )
 from dgcl_ops.ops import density_contrast, knn_density, knn_topk
+from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
 __all__ = [
     "DensityContrastLoss",

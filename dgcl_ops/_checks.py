@@ -156,7 +156,7 @@ def _check_search(op: str, given: dict) -> None:
 
 
 def _check_contrast_numbers(op: str, given: dict) -> None:
-    temperature, eps = given["temperature"], given["eps"]
+    temperature, eps = given["temperature"], given.get("eps", 0.0)
     if not 0 < temperature < math.inf:
         raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature:g}")
     if not 0 <= eps < math.inf:

@@ -14,9 +14,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-# Share of pixels whose pseudo label is dropped, at the start and at the end of the training.
+# Share of pixels whose pseudo label is dropped, at progress 0 and 1, as published.
 CLASSIFICATION_DROP = (0.20, 0.0)
-CONTRAST_DROP = (0.80, 0.10)
+CONTRAST_DROP = (0.80, 0.0)
+CONTRAST_DROP_FLOOR = 0.10  # the contrast never drops less
 
 _LABEL_DTYPES = frozenset(
     {
@@ -230,8 +231,14 @@ def classification_drop_fraction(progress: float | Tensor) -> float | Tensor:
 
 
 def contrast_drop_fraction(progress: float | Tensor) -> float | Tensor:
-    """Share of pixels dropped from the labels of the contrastive loss: 0.80 -> 0.10."""
-    return linear_schedule(*CONTRAST_DROP, progress)
+    """Share of pixels dropped from the labels of the contrastive loss: max(0.80 (1 - progress), 0.10).
+
+    That is 0.10 from progress 0.875 on. `linear_schedule(0.80, 0.10, progress)` is the straight line.
+    """
+    share = linear_schedule(*CONTRAST_DROP, progress)
+    if isinstance(share, Tensor):
+        return share.clamp(min=CONTRAST_DROP_FLOOR)
+    return max(share, CONTRAST_DROP_FLOOR)
 
 
 def training_progress(epoch: float, warmup_epochs: float, epochs: float) -> float:

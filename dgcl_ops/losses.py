@@ -1,9 +1,9 @@
-"""The losses as modules: density-guided contrast with its memory bank, and cross-entropy on pseudo labels."""
+"""The loss as a module: density-guided contrast with its memory bank."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgcl_ops import _report, reference, sampling, selection
 from dgcl_ops._modules import FixedDtypeModule, check_batch, one_ignored_pixel, one_of
@@ -19,7 +19,8 @@ class DensityContrastLoss(FixedDtypeModule):
         anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
                       of them at most
         key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes, drawn at random
+        negatives n_j pixels of other classes: all of them where there are `num_negatives` or fewer, else that
+                      many, drawn with replacement
         L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
 
     and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
@@ -36,7 +37,7 @@ class DensityContrastLoss(FixedDtypeModule):
         temperature: T.
         num_anchors: anchors of a class, at most.
         num_keys: rows of the batch, and again rows of the bank, that the key is the mean of, at most.
-        num_negatives: negatives of a class.
+        num_negatives: negatives of a class, at most.
         max_candidates: pixels of a class looked at, at most.
         anchors: "low_density", "random" or "low_confidence".
         keys: "high_density"; "average", the mean over all candidates and all bank rows; or
@@ -55,7 +56,7 @@ class DensityContrastLoss(FixedDtypeModule):
         disjoint: a class too small for all its anchors and keys shares its pixels out between them in
             proportion, instead of letting some be both.
         normalize_keys: take the mean of unit rows; else long projections weigh more.
-        eps: added inside the log, see `density_contrast`.
+        eps: added to the sum of exponentials, see `density_contrast`.
         grad_scale: factor of the gradient; the loss's value is not changed by it.
         seed: of the draws; by default drawn from torch's global generator. Part of the bank's state.
         device: of the buffers.
@@ -217,12 +218,19 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> "DensityContrastLoss":
         """The published setting, with the traits of the authors' program that change its numbers.
 
+        The loss starts when every ring is full. Rows that arrive while their class holds 1,000 rows or fewer
+        keep density 0. The sum of exponentials gets 1e-6. The gradient is divided by `world_size`.
+
+        The program differs in three points. It leaves out class 0 of Cityscapes, road, as of every data set:
+        `exclude_classes=(0,)` does that. It waits for the ring of the excluded class. It draws more than
+        `num_negatives` negatives without replacement.
+
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
             num_classes: by default the data set's.
             feature_dim: D.
             projection_dim: E.
-            world_size: number of processes W; the program's gradient is 1/W of the loss's.
+            world_size: number of processes W.
             changes: further keyword arguments of the loss, taking precedence.
         """
         one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))
@@ -442,55 +450,3 @@ def _used_mean(values: Tensor, table: sampling.Table) -> Tensor:
     """[C, W] -> [C]: mean of the entries that mean something, 0 without any."""
     total = torch.where(sampling.used_entries(table), values, 0).sum(1)
     return total / table.counts.clamp(min=1)
-
-
-class PseudoLabelLoss(nn.Module):
-    """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept).
-
-    The mean over the kept pixels grows by this factor the more pixels the entropy filter has taken out.
-
-    Args:
-        ignore_index: label of the pixels taken out.
-    """
-
-    def __init__(self, ignore_index: int = 255):
-        super().__init__()
-        self.ignore_index = _arguments.integral("PseudoLabelLoss", "ignore_index", ignore_index)
-
-    def extra_repr(self) -> str:
-        return f"ignore_index={self.ignore_index}"
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss; 0, still connected to `logits`, if no pixel is kept.
-
-        Args:
-            logits: of any float dtype; the loss is computed in float32 or float64.
-            labels: any integer type.
-
-        Returns:
-            float32 scalar, float64 for float64 logits.
-
-        Raises:
-            TypeError, ValueError: if dtypes or shapes do not fit.
-
-        Shape:
-            logits [B, C, H, W], labels [B, H, W]; or [M, C], [M].
-        """
-        op = "PseudoLabelLoss"
-        if not logits.is_floating_point():
-            raise TypeError(f"{op}: logits must have a float dtype, got {logits.dtype}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
-        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
-            raise ValueError(
-                f"{op}: labels must have the shape of logits {list(logits.shape)} without its classes, got "
-                f"{list(labels.shape)}"
-            )
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        with reference.no_autocast(logits):
-            labels = labels.to(torch.int64)
-            total = torch.nn.functional.cross_entropy(
-                logits.to(wide), labels, ignore_index=self.ignore_index, reduction="sum"
-            )
-            kept = (labels != self.ignore_index).sum().clamp(min=1)
-            return (total / kept) * (labels.numel() / kept)

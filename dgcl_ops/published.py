@@ -105,13 +105,14 @@ class PublishedStep:
             stored = self.density[c].argsort()[-self.num_keys :]
             key = torch.cat([dense, self.projections[c][stored]]).mean(0)
             others = (used & (flat != c)).nonzero().squeeze(1)
-            if len(others):
+            if len(others) > self.num_negatives:
                 drawn = torch.randint(len(others), (self.num_negatives,), device=others.device)
                 others = others[drawn]
             negatives = rows[others].detach()
             contrast = torch.cat([key[None], negatives])
             logits = normalize(anchors, dim=1) @ normalize(contrast, dim=1).T / self.temperature
-            losses[c] = -(logits.softmax(1)[:, 0] + self.eps).log().mean()
+            logits = logits - logits.amax(1, keepdim=True).detach()
+            losses[c] = ((logits.exp().sum(1) + self.eps).log() - logits[:, 0]).mean()
         return losses
 
     @torch.no_grad()

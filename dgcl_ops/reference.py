@@ -231,7 +231,7 @@ def density_contrast_with_lse(
     negative_counts: Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Loss [G] and the log-sum-exp [G, A] of each anchor's logits (0 for rows beyond the count)."""
+    """Loss [G] and the log-sum-exp [G, A] of each anchor's logits, `eps` in the sum; 0 for rows beyond the count."""
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
         groups, rows, _ = anchors.shape
@@ -249,10 +249,10 @@ def density_contrast_with_lse(
             to_negatives = (asking @ unit_negatives[g].mT) / temperature  # [G, A, N]
             to_negatives = to_negatives.masked_fill(~pushing[g].unsqueeze(1), -torch.inf)
             logits = torch.cat([to_key, to_negatives], dim=2)
-            lse[g, block] = logits.logsumexp(2)
-            surprise[g, block] = lse[g, block] - logits[..., 0]
-        if eps:
-            surprise = -(torch.exp(-surprise) + eps).log()
+            maximum = logits.amax(2, keepdim=True).detach()  # a constant, as published
+            log_sum = ((logits - maximum).exp().sum(2) + eps).log()
+            lse[g, block] = maximum.squeeze(2) + log_sum
+            surprise[g, block] = log_sum - (logits[..., 0] - maximum.squeeze(2))
         loss = torch.where(used, surprise, 0.0).sum(1) / used.sum(1).clamp(min=1)
         return loss, torch.where(used, lse, 0.0)
 

@@ -98,10 +98,9 @@ def density_contrast_backward(
     temperature: float,
     anchor_counts: Tensor | None = None,
     negative_counts: Tensor | None = None,
-    eps: float = 0.0,
     all_gradients: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients written out: dL/dz = p0 / (p0 + eps) (P - onehot0) / (count T), then through x / |x|.
+    """Gradients written out: dL/dz = (P - onehot0) / (count T), then through x / |x|.
 
     Those of keys and negatives are empty unless `all_gradients`.
     """
@@ -126,8 +125,6 @@ def density_contrast_backward(
             p0 = torch.where(used[g, block].unsqueeze(-1), p0, 0.0)
             pn = torch.exp((asking @ others.mT) / temperature - log_sum)
             pn = pn.masked_fill(~pushing[g].unsqueeze(1), 0.0)
-            if eps:  # without eps the factor is 1, also where p0 underflows
-                share = share * p0 / (p0 + eps)
             dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
             dL_da[g, block] = dz0 * key + dzn @ others
             if all_gradients:

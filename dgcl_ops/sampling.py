@@ -203,19 +203,21 @@ def used_entries(table: Table) -> Tensor:
 
 
 def draw_negatives(segments: Segments, bits: Tensor) -> Table:
-    """Pixels of other classes, drawn with replacement, each with the same probability.
+    """Pixels of other classes: all of them, once, where there are N or fewer; else N drawn with replacement.
 
-    All valid pixels other than those of class c are ranks [0, V - n_c) if the segment of c is cut out; a rank
-    at or beyond the cut moves up by n_c.
+    With the segment of class c cut out, the other valid pixels have the ranks [0, others). A rank at or beyond
+    the cut moves up by the size of the segment.
 
-    Shape: bits [C, N] -> Table of pixels [C, N], counts N or, where the batch holds no other class, 0.
+    Shape: bits [C, N] -> Table of pixels [C, N], counts min(N, others).
     """
+    limit = bits.shape[1]
     others = segments.offsets[-1] - segments.counts
-    rank = random_ranks(bits, others[:, None])
+    each_once = torch.arange(limit, device=bits.device)
+    rank = torch.where(others[:, None] > limit, random_ranks(bits, others[:, None]), each_once)
     beyond = rank >= segments.offsets[:-1, None]
     rank = rank + torch.where(beyond, segments.counts[:, None], 0)
     pixels = segments.pixels[rank.clamp(max=segments.pixels.shape[0] - 1)]
-    return Table(pixels, torch.where(others > 0, bits.shape[1], 0))
+    return Table(pixels, others.clamp(max=limit))
 
 
 # ---- rows of maps -----------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def density_contrast():
 def density_contrast_backward():
     rows = contrast_rows()
     loss, lse = RAW.density_contrast(*rows, 0.5, None, None, 0.0)
-    return lambda: RAW.density_contrast_backward(loss, *rows, lse, 0.5, None, None, 0.0, True)
+    return lambda: RAW.density_contrast_backward(loss, *rows, lse, 0.5, None, None, True)
 
 
 def memory_push():

@@ -114,8 +114,9 @@ def oracle(module: DensityContrastLoss, batch: dict, chosen):
                 / module.temperature
                 for other in [key, *negatives]
             ]
-            share = logits[0].exp() / sum(z.exp() for z in logits)
-            total = total - (share + module.eps).log()
+            top = max(logits).detach()
+            summed = sum((z - top).exp() for z in logits) + module.eps
+            total = total + summed.log() - (logits[0] - top)
         per_class[c] = total / anchor_count
     value = sum(per_class.values()) / max(1, len(per_class)) + 0.0 * rows.sum()
     value.backward()
@@ -190,8 +191,10 @@ def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
         assert chosen.bank_keys.index[c, : chosen.bank_keys.counts[c]].tolist() == slots
         negatives = chosen.negatives.index[c, : chosen.negatives.counts[c]]
         others = (labels != c) & (labels != strategy.ignore_index)
-        assert len(negatives) == (strategy.num_negatives if others.any() else 0)
+        assert len(negatives) == min(strategy.num_negatives, int(others.sum()))
         assert others[negatives].all()
+        if others.sum() <= strategy.num_negatives:
+            assert len(set(negatives.tolist())) == len(negatives)
 
 
 def check_step(module, batch):

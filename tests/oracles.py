@@ -165,8 +165,7 @@ def density_contrast(
             to_key = score(anchor, key, "dot") / temperature
             logits = [to_key] + [score(anchor, n, "dot") / temperature for n in others]
             top = max(logits)
-            lse = top + math.log(sum(math.exp(z - top) for z in logits))
-            total += -math.log(math.exp(to_key - lse) + eps) if eps else lse - to_key
+            total += math.log(sum(math.exp(z - top) for z in logits) + eps) - (to_key - top)
         losses.append(total / used if used else 0.0)
     return torch.tensor(losses, dtype=torch.float64)
 

@@ -9,7 +9,7 @@ from oracles import random_rows
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dgcl_ops import FeatureTap, ProjectionHead
-from dgcl_ops.losses import PseudoLabelLoss
+from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
 CONTENTS = [
     (8, 8, 8, 8, 8),

@@ -66,7 +66,7 @@ def test_density_of_a_bank_against_itself(implementation, device):
     assert torch.autograd.gradcheck(lambda rows: call(rows, rows), (bank,))
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.2])
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 @pytest.mark.parametrize("counted", [False, True])
 def test_contrast_against_finite_differences(implementation, device, counted, temperature, eps):

@@ -332,9 +332,18 @@ def test_filter_errors(change, error, message):
 def test_drop_fractions_meet_the_paper_at_both_ends():
     assert [L.classification_drop_fraction(p) for p in (-1, 0, 1, 2)] == [0.2, 0.2, 0.0, 0.0]
     assert [L.contrast_drop_fraction(p) for p in (-1, 0, 1, 2)] == [0.8, 0.8, 0.1, 0.1]
-    assert L.contrast_drop_fraction(0.5) == pytest.approx(0.45)
     assert L.classification_drop_fraction(0.25) == pytest.approx(0.15)
     assert 1 - L.classification_drop_fraction(1.0) == 1  # keeps every pixel at the end
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"),
+    [(0, 0.8), (0.25, 0.6), (0.5, 0.4), (0.75, 0.2), (0.875, 0.1), (0.9, 0.1), (1, 0.1)],
+)
+def test_the_contrast_drops_a_tenth_at_least(progress, share):
+    assert L.contrast_drop_fraction(progress) == pytest.approx(share, abs=1e-15)
+    tensor = L.contrast_drop_fraction(torch.tensor(progress, dtype=torch.float64))
+    assert tensor.item() == pytest.approx(share, abs=1e-15)
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(-1, 2))

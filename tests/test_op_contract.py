@@ -50,7 +50,7 @@ def samples(op: str):
     if op == "density_contrast_backward":
         rows = contrast_arguments(grad=False)
         loss, lse = torch.ops.dgcl_ops.density_contrast(*rows, 0.5, None, None, 0.0)
-        return [(loss, *rows, lse, 0.5, None, None, 0.0, wanted) for wanted in (True, False)]
+        return [(loss, *rows, lse, 0.5, None, None, wanted) for wanted in (True, False)]
     cases = []
     for metric in ("cosine", "dot", "l2"):
         grad = op != "knn_topk_backward"

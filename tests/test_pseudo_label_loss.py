@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import random_rows
 
-from dgcl_ops.losses import PseudoLabelLoss
+from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

@@ -1,9 +1,9 @@
-"""The loss in paper mode against the published step, an independent telling, where no draw matters.
+"""The loss in paper mode against the published step, an independent implementation, where no draw matters.
 
 Every class brings fewer pixels than candidates and pushed rows: all are taken, in whatever order. A ring holds
 whole pushes, so that it never matters which row of a push falls out first. What is left is the draw of the
-negatives, and two constructions make it irrelevant: classes in orthogonal subspaces, and negatives that are
-all equal.
+negatives. Where a class has no more other pixels than `num_negatives`, there is no draw. Where it has more, two
+constructions make it irrelevant: classes in orthogonal subspaces, and negatives that are all equal.
 """
 
 import pytest
@@ -40,13 +40,13 @@ def batch_of(seed, present=range(C)):
     return projections.permute(0, 3, 1, 2).contiguous(), labels, features
 
 
-def both(capacity, excluded, density_rows):
+def both(capacity, excluded, density_rows, **changes):
     ours = DensityContrastLoss.paper(
         "voc",
         C,
         D,
         E,
-        **SETTING,
+        **SETTING | changes,
         bank_capacity=capacity,
         rows_per_push=20,
         max_candidates=20,
@@ -59,7 +59,7 @@ def both(capacity, excluded, density_rows):
         C,
         D,
         E,
-        **SETTING,
+        **SETTING | changes,
         capacity=capacity,
         rows_per_push=20,
         max_candidates=20,
@@ -111,6 +111,20 @@ def test_orthogonal_classes():
         assert_same_banks(ours, theirs)
         ours_started.append(float(value) > 0)
     assert ours_started == [step >= 24 for step in range(30)]
+
+
+def test_all_other_pixels():
+    """Nothing is drawn: the value and the whole gradient are comparable, for any projections."""
+    ours, theirs = both(capacity=120, excluded=(0,), density_rows=8, num_negatives=512)
+    for step in range(28):
+        _, labels, features = batch_of(step)
+        projections = random_rows(B, E, H, W, seed=step + 900, dtype=torch.float64)
+        value, gradient = gradient_of(ours, projections, labels, features)
+        expected, expected_gradient = gradient_of(theirs, projections, labels, features)
+        assert abs(float(value - expected)) <= TOLERANCE
+        assert float((gradient - expected_gradient).abs().max()) <= TOLERANCE
+        assert bool(gradient.any()) == (step >= 24)
+        theirs.update(projections, labels, features)
 
 
 @pytest.mark.parametrize("class_index", [1, 2, 3])

@@ -159,7 +159,7 @@ def test_contrast_backward_is_the_derivative_of_contrast(device, dtype, counted,
     want = torch.autograd.grad((loss * gradient).sum(), wide)
     compute = reference.compute_dtype(*rows)
     got = reference_backward.density_contrast_backward(
-        gradient.to(compute), *rows, lse.detach().to(compute), 0.3, *counts, eps
+        gradient.to(compute), *rows, lse.detach().to(compute), 0.3, *counts
     )
     for mine, theirs in zip(got, want, strict=True):
         assert mine.dtype == dtype

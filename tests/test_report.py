@@ -54,7 +54,7 @@ def test_all_ignored():
     assert "Pixels of the last batch: 70, of which 70 ignored (label 255)." in lines
 
 
-@pytest.mark.parametrize(("eps", "value"), [(0.0, "0"), (1e-6, "-1")])
+@pytest.mark.parametrize(("eps", "value"), [(0.0, "0"), (1e-6, "1e-06")])
 def test_one_class_has_no_negatives(eps, value):
     lines = told(filled(loss_of(eps=eps)), counts=(0, 9, 0, 0, 0))
     assert lines[0].startswith(f"The last loss was {value}")

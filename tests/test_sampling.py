@@ -210,21 +210,37 @@ def test_leading_rows_and_orders(labels, limits, seed):
 def test_every_pixel_of_another_class_is_a_negative_just_as_often():
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
     segments = segments_of(labels, 4)
-    bits = sampling.random_bits(state(0), 1, (4, 1 << 15))
-    table = sampling.draw_negatives(segments, bits)
-    assert table.counts.tolist() == [1 << 15] * 4
+    tables = [
+        sampling.draw_negatives(segments, bits)  # 7 of 8 others or more
+        for bits in sampling.random_bits(state(0), 1, (4, 3000, 7)).unbind(1)
+    ]
+    assert all(table.counts.tolist() == [7] * 4 for table in tables)
+    drawn = torch.cat([table.index for table in tables], dim=1)
     for c in range(4):
         others = [i for i, label in enumerate(labels.tolist()) if label not in (c, 255)]
         place = torch.full((21,), -1)
         place[others] = torch.arange(len(others))
-        assert abs(chi_square(place[table.index[c]], len(others))) < SIGMAS
+        assert abs(chi_square(place[drawn[c]], len(others))) < SIGMAS
+
+
+@pytest.mark.parametrize("limit", [1, 7, 8, 9, 12, 14, 40])
+def test_few_pixels_of_other_classes_are_negatives_once_each(limit):
+    labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
+    bits = sampling.random_bits(state(1), 1, (4, limit))
+    table = sampling.draw_negatives(segments_of(labels, 4), bits)
+    for c in range(4):
+        others = [i for i, label in enumerate(labels.tolist()) if label not in (c, 255)]
+        taken = table.index[c, : table.counts[c]].tolist()
+        assert len(taken) == min(limit, len(others))
+        assert set(taken) <= set(others)
+        assert len(set(taken)) == len(taken) or len(others) > limit
 
 
 def test_no_negatives_without_another_class():
     table = sampling.draw_negatives(
         segments_of(integers([1, 1, 255]), 3), torch.zeros(3, 4, dtype=torch.int64)
     )
-    assert table.counts.tolist() == [4, 0, 4]
+    assert table.counts.tolist() == [2, 0, 2]
     assert int(table.index.max()) < 3
 
 

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgcl_ops._doctor_step import captured
-from dgcl_ops.losses import PseudoLabelLoss
 from dgcl_ops.memory import MemoryBank
+from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
 # Their results' sizes, or they themselves, are values read by the host.
 WAITING = {

@@ -18,10 +18,10 @@ struct Problem {
   RowSource anchors, keys, negatives;  // keys are read as one row a group
   int64_t groups, num_anchors, num_negatives, dim;
   std::vector<int64_t> anchor_counts, negative_counts;
-  double temperature, eps;
+  double temperature;
 
   Problem(const char* op, const Tensor& a, const Tensor& k, const Tensor& n, double temperature_,
-          const std::optional<Tensor>& a_counts, const std::optional<Tensor>& n_counts, double eps_)
+          const std::optional<Tensor>& a_counts, const std::optional<Tensor>& n_counts)
       : anchors(row_source(a, keep_anchors)),
         keys(row_source(k, keep_keys)),
         negatives(row_source(n, keep_negatives)),
@@ -33,8 +33,7 @@ struct Problem {
                                : std::vector<int64_t>(static_cast<size_t>(groups), num_anchors)),
         negative_counts(n_counts ? read_counts(op, "negative_counts", *n_counts, num_negatives)
                                  : std::vector<int64_t>(static_cast<size_t>(groups), num_negatives)),
-        temperature(temperature_),
-        eps(eps_) {}
+        temperature(temperature_) {}
 };
 
 // Unit rows of one group and what is needed to go back to raw rows.
@@ -105,7 +104,7 @@ class LogitTiles {
 };
 
 template <typename T>
-void forward(const Problem& p, T* loss, T* lse) {
+void forward(const Problem& p, double eps, T* loss, T* lse) {
   std::fill_n(loss, p.groups, T(0));
   std::fill_n(lse, p.groups * p.num_anchors, T(0));
   const int64_t blocks = (p.num_anchors + kAnchorBlock - 1) / kAnchorBlock;
@@ -130,9 +129,9 @@ void forward(const Problem& p, T* loss, T* lse) {
           LogSumExp total;
           total.add(key_logit);
           for (int64_t j = 0; j < negatives.count; ++j) total.add(tiles.logits(r)[j]);
-          const double value = total.value();
+          const double value = total.value(eps);
           lse[g * p.num_anchors + first + start + r] = static_cast<T>(value);
-          sum += contrast_loss(key_logit, value, p.eps);
+          sum += contrast_loss(key_logit, value);
         }
       }
       block_sums[static_cast<size_t>(item)] = sum;
@@ -164,6 +163,7 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
     std::fill_n(zeros.get(), p.dim, T(0));
     for (int64_t g; (g = next()) >= 0;) {
       const int64_t count = p.anchor_counts[g];
+      const double scale = contrast_gradient_scale(dL_dloss[g], static_cast<double>(count), p.temperature);
       anchors.load(p.anchors, g, 0, count);
       key.load(p.keys, 0, g, 1);
       negatives.load(p.negatives, g, 0, p.negative_counts[g]);
@@ -178,8 +178,6 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
           const T* anchor = anchors.row(i);
           const double key_logit = prims.dot(anchor, key.row(0), p.dim) / p.temperature,
                        total = lse[g * p.num_anchors + i];
-          const double scale =
-              contrast_gradient_scale(dL_dloss[g], key_logit, total, p.eps, static_cast<double>(count), p.temperature);
           const T at_key = static_cast<T>(scale * (contrast_probability(key_logit, total) - 1));
           std::fill_n(gradient.get(), p.dim, T(0));
           prims.axpy(at_key, key.row(0), p.dim, gradient.get());
@@ -210,14 +208,14 @@ std::tuple<Tensor, Tensor> density_contrast_cpu(const Tensor& anchors, const Ten
                                                 double temperature, std::optional<Tensor> anchor_counts,
                                                 std::optional<Tensor> negative_counts, double eps) {
   check_density_contrast(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
-  const Problem p("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+  const Problem p("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts);
   const ScalarType type = compute_type(anchors, keys, negatives);
   Tensor loss = torch::stable::new_empty(anchors, {p.groups}, type);
   Tensor lse = torch::stable::new_empty(anchors, {p.groups, p.num_anchors}, type);
   if (type == ScalarType::Double)
-    forward(p, static_cast<double*>(loss.mutable_data_ptr()), static_cast<double*>(lse.mutable_data_ptr()));
+    forward(p, eps, static_cast<double*>(loss.mutable_data_ptr()), static_cast<double*>(lse.mutable_data_ptr()));
   else
-    forward(p, static_cast<float*>(loss.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
+    forward(p, eps, static_cast<float*>(loss.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
   return {loss, lse};
 }
 
@@ -225,12 +223,10 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cpu(const Tensor& d
                                                                  const Tensor& keys, const Tensor& negatives,
                                                                  const Tensor& lse, double temperature,
                                                                  std::optional<Tensor> anchor_counts,
-                                                                 std::optional<Tensor> negative_counts, double eps,
+                                                                 std::optional<Tensor> negative_counts,
                                                                  bool all_gradients) {
-  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts,
-                                  eps);
-  const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts,
-                  eps);
+  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts);
+  const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);
   Tensor dL_danchors = torch::stable::new_empty(anchors, anchors.sizes(), anchors.scalar_type());
   Tensor dL_dkeys = all_gradients ? torch::stable::new_empty(keys, keys.sizes()) : torch::stable::new_empty(keys, {0});

@@ -15,13 +15,12 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cuda(const Tensor& 
                                                                   const Tensor& keys, const Tensor& negatives,
                                                                   const Tensor& lse, double temperature,
                                                                   std::optional<Tensor> anchor_counts,
-                                                                  std::optional<Tensor> negative_counts, double eps,
+                                                                  std::optional<Tensor> negative_counts,
                                                                   bool all_gradients) {
-  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts,
-                                  eps);
+  check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts);
   const OnDeviceOf device(anchors);
   const ContrastTensors made = contrast_tensors("density_contrast_backward", anchors, keys, negatives, temperature,
-                                                anchor_counts, negative_counts, eps);
+                                                anchor_counts, negative_counts);
   const ContrastProblem& p = made.problem;
   const ScalarType type = compute_type(anchors, keys, negatives);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);
@@ -29,15 +28,14 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cuda(const Tensor& 
   Tensor dL_dkeys = all_gradients ? torch::stable::new_empty(keys, keys.sizes()) : torch::stable::new_empty(keys, {0});
   Tensor dL_dnegatives =
       all_gradients ? torch::stable::new_empty(negatives, negatives.sizes()) : torch::stable::new_empty(negatives, {0});
-  Tensor terms = torch::stable::new_empty(anchors, {2, p.groups, p.num_anchors}, ScalarType::Double);
+  Tensor at_keys = torch::stable::new_empty(anchors, {p.groups, p.num_anchors}, ScalarType::Double);
   Tensor unit_anchors, unit_keys, unit_negatives;
   DensityContrastBackwardArguments a;
   a.problem = p;
   a.dL_dloss = upstream.const_data_ptr();
   a.lse = saved.const_data_ptr();
   a.all_gradients = all_gradients;
-  a.scales = static_cast<double*>(terms.mutable_data_ptr());
-  a.at_keys = a.scales + p.groups * p.num_anchors;
+  a.at_keys = static_cast<double*>(at_keys.mutable_data_ptr());
   a.anchors = gradient_rows(dL_danchors, type, unit_anchors);
   if (all_gradients) {
     a.keys = gradient_rows(dL_dkeys, type, unit_keys);

@@ -1,8 +1,8 @@
-// Gradients of the contrastive loss. With scale_i from contrast_gradient_scale (math/contrast.h), p_ij recomputed from
-// the logits and the saved lse, and unit rows a_i, n_j and k:
+// Gradients of the contrastive loss. With the group's scale from contrast_gradient_scale (math/contrast.h), p_ij
+// recomputed from the logits and the saved lse, and unit rows a_i, n_j and k:
 //
-//   dL/da_i = at_key_i k + sum_j scale_i p_ij n_j        dL/dn_j = sum_i scale_i p_ij a_i
-//   dL/dk   = sum_i at_key_i a_i                         at_key_i = scale_i (p_i0 - 1)
+//   dL/da_i = at_key_i k + sum_j scale p_ij n_j        dL/dn_j = sum_i scale p_ij a_i
+//   dL/dk   = sum_i at_key_i a_i                       at_key_i = scale (p_i0 - 1)
 //
 // Each row's sum is made by one block in one order; then a warp per row turns it into the gradient for the raw row.
 #pragma once
@@ -36,10 +36,9 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_anchor_kernel(Densi
   const int64_t count = contrast_count(p.anchor_counts, group, p.num_anchors);
   if (anchor >= count) return;
   const double logit = key_logit<T>(p, group, anchor), lse = static_cast<const T*>(a.lse)[item];
-  const double scale = contrast_gradient_scale(static_cast<const T*>(a.dL_dloss)[group], logit, lse, p.eps,
-                                               static_cast<double>(count), p.temperature);
+  const double scale =
+      contrast_gradient_scale(static_cast<const T*>(a.dL_dloss)[group], static_cast<double>(count), p.temperature);
   if (threadIdx.x % kWarp != 0) return;
-  a.scales[item] = scale;
   a.at_keys[item] = scale * (contrast_probability(logit, lse) - 1);
 }
 
@@ -49,12 +48,15 @@ template <typename T, bool kOwnAnchors>
 struct GradientSide {
   const DensityContrastBackwardArguments& a;
   int64_t group, anchor_count, negative_count;
+  double scale;
 
   __device__ GradientSide(const DensityContrastBackwardArguments& arguments, int64_t group_)
       : a(arguments),
         group(group_),
         anchor_count(contrast_count(a.problem.anchor_counts, group_, a.problem.num_anchors)),
-        negative_count(contrast_count(a.problem.negative_counts, group_, a.problem.num_negatives)) {}
+        negative_count(contrast_count(a.problem.negative_counts, group_, a.problem.num_negatives)),
+        scale(contrast_gradient_scale(static_cast<const T*>(a.dL_dloss)[group_], static_cast<double>(anchor_count),
+                                      a.problem.temperature)) {}
 
   __device__ int64_t own_count() const { return kOwnAnchors ? anchor_count : negative_count + 1; }
   __device__ bool is_key(int64_t row) const { return !kOwnAnchors && row == negative_count; }
@@ -77,7 +79,7 @@ struct GradientSide {
     const int64_t anchor = group * a.problem.num_anchors + (kOwnAnchors ? own : other);
     if (is_key(own)) return static_cast<T>(a.at_keys[anchor]);
     const double logit = static_cast<double>(product) / a.problem.temperature;
-    return static_cast<T>(a.scales[anchor] * contrast_probability(logit, static_cast<const T*>(a.lse)[anchor]));
+    return static_cast<T>(scale * contrast_probability(logit, static_cast<const T*>(a.lse)[anchor]));
   }
 };
 

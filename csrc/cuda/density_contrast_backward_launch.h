@@ -16,7 +16,6 @@ struct DensityContrastBackwardArguments {
   const void* dL_dloss;    // [G], float or double
   const void* lse;         // [G, A], the same
   bool all_gradients;      // keys and negatives as well
-  double* scales;          // scratch [G, A]: what the probabilities of an anchor are multiplied with
   double* at_keys;         // scratch [G, A]: dL / d<anchor, key>
   GradientRows anchors;    // [G, A, E]
   GradientRows negatives;  // [G, N, E]; unused without all_gradients

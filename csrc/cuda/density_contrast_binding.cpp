@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> density_contrast_cuda(const Tensor& anchors, const Te
   check_density_contrast(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
   const OnDeviceOf device(anchors);
   const ContrastTensors made =
-      contrast_tensors("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+      contrast_tensors("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts);
   const ContrastProblem& p = made.problem;
   const ScalarType type = compute_type(anchors, keys, negatives);
   Tensor loss = torch::stable::new_empty(anchors, {p.groups}, type);
@@ -18,6 +18,7 @@ std::tuple<Tensor, Tensor> density_contrast_cuda(const Tensor& anchors, const Te
   Tensor terms = torch::stable::new_empty(anchors, {p.groups, p.num_anchors}, ScalarType::Double);
   DensityContrastArguments a;
   a.problem = p;
+  a.eps = eps;
   a.terms = static_cast<double*>(terms.mutable_data_ptr());
   a.loss = loss.mutable_data_ptr();
   a.lse = lse.mutable_data_ptr();

@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     const double at_key = key_logit<T>(p, group, mine + r);
     total[r].add(at_key);
     if (lane != 0) continue;
-    const double value = total[r].value();
+    const double value = total[r].value(a.eps);
     lse[mine + r] = static_cast<T>(value);
-    a.terms[group * p.num_anchors + mine + r] = contrast_loss(at_key, value, p.eps);
+    a.terms[group * p.num_anchors + mine + r] = contrast_loss(at_key, value);
   }
 }
 

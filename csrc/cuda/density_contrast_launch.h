@@ -14,7 +14,7 @@ struct ContrastProblem {
   const int64_t* anchor_counts;    // [G] or nullptr: all; clamped to [0, A]
   const int64_t* negative_counts;  // [G] or nullptr: all; clamped to [0, N]
   int64_t groups, num_anchors, num_negatives, dim;
-  double temperature, eps;
+  double temperature;
   bool is_double;   // compute in double, not in float
   void* unit_rows;  // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
   int unit_pitch;   // contrast_unit_pitch(dim)
@@ -28,6 +28,7 @@ constexpr int64_t kMostContrastColumns = 1 << 30;  // columns are counted in int
 
 struct DensityContrastArguments {
   ContrastProblem problem;
+  double eps;
   double* terms;  // scratch [G, A]: the loss of each anchor
   void* loss;     // [G], float or double
   void* lse;      // [G, A], the same

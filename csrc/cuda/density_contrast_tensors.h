@@ -13,7 +13,7 @@ struct ContrastTensors {
 inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, const Tensor& keys,
                                         const Tensor& negatives, double temperature,
                                         const std::optional<Tensor>& anchor_counts,
-                                        const std::optional<Tensor>& negative_counts, double eps) {
+                                        const std::optional<Tensor>& negative_counts) {
   ContrastTensors made;
   ContrastProblem& p = made.problem;
   p.anchors = rows_of(anchors, made.anchors);
@@ -27,7 +27,6 @@ inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, c
   p.num_negatives = negatives.size(1);
   p.dim = anchors.size(2);
   p.temperature = temperature;
-  p.eps = eps;
   p.is_double = compute_type(anchors, keys, negatives) == ScalarType::Double;
   if (p.dim > kMostContrastColumns)
     fail(op, "anchors must have at most ", kMostContrastColumns, " columns on CUDA, got ", p.dim);

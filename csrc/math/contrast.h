@@ -1,7 +1,10 @@
 // The contrastive loss of one anchor against its key (index 0) and its negatives (1..N), on logits z.
 //
-//   lse = log sum_j exp(z_j)        p_j = exp(z_j - lse)        loss = -log(p_0 + eps)       (eps = 0: lse - z_0)
-//   dloss/dz_j = p_0 / (p_0 + eps) * (p_j - [j = 0])
+//   m = max_j z_j               lse = m + log(sum_j exp(z_j - m) + eps)             loss = lse - z_0
+//   p_j = exp(z_j - lse)        dloss/dz_j = p_j - [j = 0]
+//
+// The published program adds eps = 1e-6 to the sum, after shifting the logits by m. It treats m as a constant in the
+// gradient, and so does this formula: the p_j sum to 1 - eps / (sum + eps). With eps = 0 it is the log-softmax.
 //
 // z_j = <a, b_j> / temperature with unit rows a, b_j; gradients go back to raw rows by unit_row_backward (unit_row.h).
 // In double everywhere: an lse that is wrong by a float's rounding would show in every p_j.
@@ -31,26 +34,18 @@ struct LogSumExp {
   }
   // The values that another sum has seen; in either order the same bits.
   DGCL_HOST_DEVICE void merge(const LogSumExp& other) { add(other.maximum, other.sum); }
-  DGCL_HOST_DEVICE double value() const { return maximum + std::log(sum); }
+  DGCL_HOST_DEVICE double value(double eps) const { return maximum + std::log(sum + eps); }
 };
 
-DGCL_HOST_DEVICE inline double contrast_loss(double key_logit, double lse, double eps) {
-  return eps == 0 ? lse - key_logit : -std::log(std::exp(key_logit - lse) + eps);
-}
+DGCL_HOST_DEVICE inline double contrast_loss(double key_logit, double lse) { return lse - key_logit; }
 
 // p_j
 DGCL_HOST_DEVICE inline double contrast_probability(double logit, double lse) { return std::exp(logit - lse); }
 
-// What p_j - [j = 0] of an anchor is multiplied with, where the loss is the mean over `anchors` anchors and receives
-// the gradient dL_dloss; the temperature is that of dz_j / d<a, b_j>.
-DGCL_HOST_DEVICE inline double contrast_gradient_scale(double dL_dloss, double key_logit, double lse, double eps,
-                                                       double anchors, double temperature) {
-  double factor = 1;
-  if (eps != 0) {
-    const double p = contrast_probability(key_logit, lse);
-    factor = p / (p + eps);
-  }
-  return dL_dloss * factor / (anchors * temperature);
+// What p_j - [j = 0] is multiplied with, where the loss is the mean over `anchors` anchors and receives the gradient
+// dL_dloss. The temperature is that of dz_j / d<a, b_j>.
+DGCL_HOST_DEVICE inline double contrast_gradient_scale(double dL_dloss, double anchors, double temperature) {
+  return dL_dloss / (anchors * temperature);
 }
 
 }  // namespace dgcl

@@ -5,12 +5,13 @@
 namespace dgcl {
 namespace {
 
-void check_arguments(const char* op, const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
-                     double temperature, const std::optional<Tensor>& anchor_counts,
-                     const std::optional<Tensor>& negative_counts, double eps) {
+void check_temperature(const char* op, double temperature) {
   if (!(temperature > 0) || !std::isfinite(temperature))
     fail(op, "temperature must be positive and finite, got ", temperature);
-  if (!(eps >= 0) || !std::isfinite(eps)) fail(op, "eps must be 0 or positive, got ", eps);
+}
+
+void check_tensors(const char* op, const Tensor& anchors, const Tensor& keys, const Tensor& negatives,
+                   const std::optional<Tensor>& anchor_counts, const std::optional<Tensor>& negative_counts) {
   check_float(op, "anchors", anchors);
   check_float(op, "keys", keys);
   check_float(op, "negatives", negatives);
@@ -35,15 +36,19 @@ void check_arguments(const char* op, const Tensor& anchors, const Tensor& keys, 
 void check_density_contrast(const Tensor& anchors, const Tensor& keys, const Tensor& negatives, double temperature,
                             const std::optional<Tensor>& anchor_counts, const std::optional<Tensor>& negative_counts,
                             double eps) {
-  check_arguments("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+  const char* op = "density_contrast";
+  check_temperature(op, temperature);
+  if (!(eps >= 0) || !std::isfinite(eps)) fail(op, "eps must be 0 or positive, got ", eps);
+  check_tensors(op, anchors, keys, negatives, anchor_counts, negative_counts);
 }
 
 void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys,
                                      const Tensor& negatives, const Tensor& lse, double temperature,
                                      const std::optional<Tensor>& anchor_counts,
-                                     const std::optional<Tensor>& negative_counts, double eps) {
+                                     const std::optional<Tensor>& negative_counts) {
   const char* op = "density_contrast_backward";
-  check_arguments(op, anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
+  check_temperature(op, temperature);
+  check_tensors(op, anchors, keys, negatives, anchor_counts, negative_counts);
   const ScalarType type = compute_type(anchors, keys, negatives);
   check_shape(op, "dL_dloss", dL_dloss, {anchors.size(0)}, "[G]");
   check_shape(op, "lse", lse, {anchors.size(0), anchors.size(1)}, "[G, A]");

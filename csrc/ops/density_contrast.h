@@ -14,6 +14,6 @@ void check_density_contrast(const Tensor& anchors, const Tensor& keys, const Ten
 void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& anchors, const Tensor& keys,
                                      const Tensor& negatives, const Tensor& lse, double temperature,
                                      const std::optional<Tensor>& anchor_counts,
-                                     const std::optional<Tensor>& negative_counts, double eps);
+                                     const std::optional<Tensor>& negative_counts);
 
 }  // namespace dgcl

@@ -16,7 +16,7 @@ _extension.define(
 # The gradients of keys and negatives are empty unless `all_gradients`.
 _extension.define(
     "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, "
-    "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, float eps, "
+    "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, "
     "bool all_gradients) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)",
     reference_backward.density_contrast_backward,
 )
@@ -34,9 +34,11 @@ def density_contrast(
 ) -> Tensor:
     """Mean over each group's anchors of minus the log-softmax at the group's key.
 
-    With unit rows a_i, p, n_j:  z_i0 = a_i.p / T,  z_ij = a_i.n_j / T,  lse_i = log sum_j exp z_ij (j = 0
-    included),  loss = mean_i (lse_i - z_i0). Rows are normalised inside; a zero row stays zero and receives
-    gradient 0. Backward keeps only the lse.
+    With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and their largest m_i:
+
+        lse_i = m_i + log(sum_j exp(z_ij - m_i) + eps), j = 0 included        loss = mean_i (lse_i - z_i0)
+
+    Rows are normalised inside; a zero row stays zero and receives gradient 0. Backward keeps only the lse.
 
     Differentiable in `anchors`, and in `keys` and `negatives` where they require it. No second
     derivatives, and none by torch.func.
@@ -47,9 +49,9 @@ def density_contrast(
         negatives: rows to be pushed away from.
         temperature: T, positive.
         anchor_counts: anchors in use per group; all by default. A group without anchors has loss 0.
-        negative_counts: negatives in use per group; all by default. Without negatives the loss is 0.
-        eps: added to the softmax inside the log, as the authors' program does with 1e-6: -log(p_0 + eps).
-            0 is the plain log-softmax.
+        negative_counts: negatives in use per group; all by default. Without negatives the loss is log(1 + eps).
+        eps: added to the sum of exponentials. 0 is the log-softmax; the published program adds 1e-6. Like that
+            program, the gradient holds m_i constant.
 
     Returns:
         The loss of each group, in float32 (float64 if an input is float64).
@@ -89,7 +91,6 @@ def _backward_fake(
     temperature,
     anchor_counts,
     negative_counts,
-    eps,
     all_gradients,
 ):
     return (
@@ -100,7 +101,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx, inputs, output):
-    anchors, keys, negatives, ctx.temperature, anchor_counts, negative_counts, ctx.eps = inputs
+    anchors, keys, negatives, ctx.temperature, anchor_counts, negative_counts, _ = inputs
     lse = output[1]
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(anchors, keys, negatives, lse, anchor_counts, negative_counts)
@@ -118,7 +119,6 @@ def _backward(ctx, dL_dloss, _dL_dlse):
         ctx.temperature,
         anchor_counts,
         negative_counts,
-        ctx.eps,
         all_gradients,
     )
     others = others if all_gradients else (None, None)

@@ -88,7 +88,7 @@ def density_contrast(rng: random.Random) -> dict:
         "temperature": rng.choice((0.1, 0.5, 1.0)),
         "anchor_counts": counts(rng, groups, anchors) if with_counts else None,
         "negative_counts": counts(rng, groups, negatives) if with_counts else None,
-        "eps": rng.choice((0.0, 1e-6)),
+        "eps": rng.choice((0.0, 1e-6, 0.1)),
     }
 
 
@@ -97,6 +97,7 @@ def density_contrast_backward(rng: random.Random) -> dict:
     three = given["anchors"], given["keys"], given["negatives"]
     wide = reference.compute_dtype(*three)
     _, lse = reference.density_contrast_with_lse(**given)
+    del given["eps"]  # it is part of lse
     return given | {
         "dL_dloss": rows(rng, three[0].shape[0], dtype=wide),
         "lse": lse,

@@ -1,0 +1,59 @@
+"""Cross-entropy on pseudo labels, as a module."""
+
+import torch
+from torch import Tensor, nn
+
+from dgcl_ops import reference
+from dgcl_ops.ops import _arguments
+
+
+class PseudoLabelLoss(nn.Module):
+    """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept).
+
+    The mean over the kept pixels grows by this factor the more pixels the entropy filter has taken out.
+
+    Args:
+        ignore_index: label of the pixels taken out.
+    """
+
+    def __init__(self, ignore_index: int = 255):
+        super().__init__()
+        self.ignore_index = _arguments.integral("PseudoLabelLoss", "ignore_index", ignore_index)
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}"
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss; 0, still connected to `logits`, if no pixel is kept.
+
+        Args:
+            logits: of any float dtype; the loss is computed in float32 or float64.
+            labels: any integer type.
+
+        Returns:
+            float32 scalar, float64 for float64 logits.
+
+        Raises:
+            TypeError, ValueError: if dtypes or shapes do not fit.
+
+        Shape:
+            logits [B, C, H, W], labels [B, H, W]; or [M, C], [M].
+        """
+        op = "PseudoLabelLoss"
+        if not logits.is_floating_point():
+            raise TypeError(f"{op}: logits must have a float dtype, got {logits.dtype}")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
+        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
+            raise ValueError(
+                f"{op}: labels must have the shape of logits {list(logits.shape)} without its classes, got "
+                f"{list(labels.shape)}"
+            )
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        with reference.no_autocast(logits):
+            labels = labels.to(torch.int64)
+            total = torch.nn.functional.cross_entropy(
+                logits.to(wide), labels, ignore_index=self.ignore_index, reduction="sum"
+            )
+            kept = (labels != self.ignore_index).sum().clamp(min=1)
+            return (total / kept) * (labels.numel() / kept)
