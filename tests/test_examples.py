@@ -153,7 +153,6 @@ def test_supervised_loss_weighs_classes_and_survives_an_unlabelled_crop():
         {"contrast_view": "strong"},
         {"cutmix_law": "batch"},
         {"ema_from": "warm_up", "epoch_steps": 2},
-        {"teacher_averages": "own"},
         {"schedule_by": "epoch", "epoch_steps": 3},
         {"precision": "bfloat16"},
         {"precision": "float16"},

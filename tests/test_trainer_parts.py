@@ -104,7 +104,7 @@ def test_a_step_follows_the_schedules(monkeypatch, mode):
     trainer.step = 3  # of 5, the first 2 of them the warm-up: a third of the way
     trainer.train_step()
     keeps, modes = zip(*seen, strict=True)
-    assert keeps == pytest.approx((1 - 0.2 * 2 / 3, 1 - (0.8 * 2 + 0.1) / 3))
+    assert keeps == pytest.approx((1 - 0.2 * 2 / 3, 1 - 0.8 * 2 / 3))
     assert modes == (mode == "train",) * 2
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([0.5 * 0.4**0.9, 5 * 0.4**0.9])
