@@ -76,10 +76,10 @@ def cutmix(
     """
     mixed = [each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
-    by_image = law == "image"
+    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[law]
     changed = not by_image and rng.random() < probability
     for i in range(count):
-        rows, columns = (box_of_a_part if by_image else box_of_half)(rng, height, width)
+        rows, columns = box_size(rng, height, width)
         top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
         if by_image:
             changed = rng.random() < probability

@@ -89,11 +89,11 @@ def check(trainer, state, path: Path) -> None:
         if not isinstance(found.get(name), kind):
             raise ValueError(f"{path} is no checkpoint of this program: it has no {name!r}")
     stored, ours = state["run"], description(trainer)
-    unsaid = [field.name for field in fields(Settings) if field.name not in stored]
-    if unsaid:
+    missing = [field.name for field in fields(Settings) if field.name not in stored]
+    if missing:
         raise ValueError(
             f"{path} is of an earlier version of this program and cannot be continued: it does not say "
-            f"{', '.join(unsaid)}"
+            f"{', '.join(missing)}"
         )
     for name in ours.keys() | stored.keys():
         if stored.get(name) != ours.get(name):

@@ -56,7 +56,8 @@ class Settings:
     # after the warm-up, and its updates count from the end of the warm-up.
     ema_from: str = "start"
     teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
-    # The teacher's batch-norm averages. "student": a copy of the student's. "own": of its own passes after the warm-up.
+    # The teacher's batch-norm averages, by which it is evaluated. "student": a copy of the student's. "own": of its own
+    # passes after the warm-up.
     teacher_averages: str = "student"
     cutmix: float = 0.5  # probability
     cutmix_law: str = "image"  # or "batch": see `augment.cutmix`
