@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 import sys
 from pathlib import Path
@@ -209,10 +210,18 @@ def test_committed_runs_are_of_these_settings_and_the_report_is_of_these_runs(tm
     rows = tables.read_rows(results / "evidence.csv")
     variants = {v.name: v for found, *_ in evidence.STUDIES.values() for v in found}
     for row in rows:
-        settings = evidence.described(variants[row["variant"]].settings(row["seed"]))
-        assert row["settings"] == settings, (row["variant"], row["seed"])
+        settings = json.loads(evidence.described(variants[row["variant"]].settings(row["seed"])))
+        assert evidence.named_now(row["settings"]) == settings, (row["variant"], row["seed"])
+        assert (settings["contrast_view"], settings["precision"]) == ("strong", "bfloat16")
     assert len({(row["variant"], row["labelled"], row["seed"]) for row in rows}) == len(rows)
     assert tables.report(rows, tmp_path / "evidence.csv") == (results / "evidence.md").read_text()
+
+
+def test_settings_of_older_rows_get_todays_names():
+    old = '{"steps":4,"bfloat16":true}'
+    new = '{"steps":4,"precision":"bfloat16","contrast_view":"strong"}'
+    assert evidence.named_now(old) == evidence.named_now(new) == json.loads(new)
+    assert evidence.named_now('{"steps":4}') == {"steps": 4}
 
 
 def test_a_wrong_folder_is_refused_before_any_run(tmp_path, capsys):

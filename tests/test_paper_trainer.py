@@ -97,15 +97,20 @@ def test_the_files_carry_the_published_setting(small_network):
     shared = {
         "encoder": "resnet101",
         "optimizer": "sgd",
-        "head_factor": 10,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "unlabelled_weight": 0.5,
         "contrast_weight": 0.5,
+        "contrast_view": "weak",
         "ema_maximum": 0.999,
+        "ema_from": "warm_up",
         "teacher_mode": "train",
+        "teacher_averages": "own",
         "cutmix": 0.5,
+        "cutmix_law": "batch",
         "jitter": 0,
+        "schedule_by": "epoch",
+        "precision": "float16",
         "projection_dim": 256,
     }
     assert shared.items() <= voc.values.items()
@@ -116,17 +121,19 @@ def test_the_files_carry_the_published_setting(small_network):
         True,
     )
     for values, expected in (
-        (voc.values, ([513, 513], 16, [6, 12, 18], {"paper": "voc"}, 4)),
-        (city.values, ([769, 769], 8, [12, 24, 36], {"paper": "cityscapes"}, 2)),
+        (voc.values, ([513, 513], 16, [6, 12, 18], {"paper": "voc"}, 4, 10)),
+        (city.values, ([769, 769], 8, [12, 24, 36], {"paper": "cityscapes"}, 2, 1)),
     ):
-        names = ("crop", "output_stride", "atrous_rates", "contrast", "batch")
+        names = ("crop", "output_stride", "atrous_rates", "contrast", "batch", "head_factor")
         assert tuple(values[name] for name in names) == expected
     # 10,582 - 662 unlabelled images, 4 processes with batches of 4: 620 steps an epoch
     settings = voc.make_settings(9920, 4)
     assert (settings.steps, settings.warm_up, settings.learning_rate) == (80 * 620, 620, 1e-3)
+    assert settings.epoch_steps == 620
     assert (settings.ohem, settings.auxiliary_weight) == (None, 0.0)
     settings = city.make_settings(2789, 8)
     assert (settings.steps, settings.warm_up, settings.learning_rate) == (200 * 174, 1740, 1e-2)
+    assert settings.epoch_steps == 174
     assert (settings.ohem, settings.auxiliary_weight) == ([0.7, 100_000], 0.4)
 
 
@@ -205,12 +212,19 @@ def test_wrong_keys_are_named(overrides, message):
     [
         (["epochs=2"], r"steps and epochs exclude each other, got 800"),
         (["epochs=2", "steps=null", "warm_up=1"], r"warm_up and warm_up_epochs exclude each other"),
+        (["epochs=2", "steps=null", "epoch_steps=3"], r"epoch_steps and epochs exclude each other"),
         (["steps=0"], r"steps and batch must be at least 1, got 0 and 4"),
         (["batch=0"], r"steps and batch must be at least 1, got 800 and 0"),
         (["steps=many"], r"steps must be of type int, got 'many'"),
         (["seed=x"], r"seed must be of type int, got 'x'"),
         (["batch=many"], r"batch must be of type int, got 'many'"),
-        (["bfloat16=1"], r"bfloat16 must be of type bool, got 1"),
+        (["precision=half"], r"precision must be one of .*'float16'\), got 'half'"),
+        (["precision=16"], r"precision must be of type str, got 16"),
+        (["epoch_steps=0"], r"epoch_steps must be at least 1, got 0"),
+        (
+            ["teacher_mode=eval", "teacher_averages=own"],
+            r"teacher_averages must be 'student' with teacher_mode 'eval', got 'own'",
+        ),
         (["steps=2", "warm_up=true"], r"warm_up must be of type int, got True"),
         (["warm_up_epochs=1"], r"warm_up_epochs needs epochs, got 1 alone"),
         *(

@@ -20,7 +20,8 @@ from semi_supervised.config import Config  # noqa: E402
 
 SHORT = (
     "encoder=resnet50 epochs=null warm_up_epochs=null steps=3 warm_up=1 batch=2 labelled=1/4 workers=0 "
-    "evaluate_every=9 contrast.bank_capacity=32 contrast.rows_per_push=32 contrast.start=per_class crop=[65,65]"
+    "evaluate_every=9 contrast.bank_capacity=32 contrast.rows_per_push=32 contrast.start=per_class crop=[65,65] "
+    "precision=float32"
 )
 
 

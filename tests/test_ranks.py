@@ -30,6 +30,11 @@ KEYS = (
     "labelled=4 unlabelled=6 evaluated=3 steps=8 warm_up=2 batch=2 report_every=1 evaluate_every=3 save_every=3 "
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
+# The published laws, with epochs of 2 steps: the warm-up, the epoch in which the teacher is a copy, two of averaging.
+LAWS = (
+    "contrast_view=weak cutmix_law=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
+    "precision=float16 widths=[8,16] feature_dim=8"
+)
 ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 PATIENCE = 240  # seconds; a run of two ranks takes 10
 
@@ -104,13 +109,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    """One run to its end, one that was stopped and resumed, and one with a sharded bank that was stopped and resumed;
-    on two ranks, in one start of the processes."""
+    """One run to its end, one that was stopped and resumed, one with a sharded bank that was stopped and resumed, and
+    two under the published laws, the second stopped and resumed twice; on two ranks, in one start of the processes."""
     commands = [arguments(folder / "whole")]
     for out, *keys in (("parts",), ("sharded", "contrast.placement=sharded")):
         keys = arguments(folder / out, *keys)
         resumed = folder / out / "weight-0.5-seed-0" / "checkpoint.pt"
         commands += [[*keys, "--stop-at", "4"], [*keys, "--resume", str(resumed)]]
+    commands.append(arguments(folder / "laws", *LAWS.split()))
+    keys = arguments(folder / "laws-parts", *LAWS.split())
+    resume = ["--resume", str(folder / "laws-parts" / "weight-0.5-seed-0" / "checkpoint.pt")]
+    first, second = ["--stop-at", "1"], ["--stop-at", "3"]
+    commands += [[*keys, *first], [*keys, *second, *resume], [*keys, *resume]]
     return on_two_ranks(folder, commands)
 
 
@@ -138,19 +148,21 @@ def assert_equal(ours, theirs):
         assert torch.equal(tensor, theirs[name]), name
 
 
-def assert_same_end(folder, out, parts=checkpoint.PARTS[:-1]):
-    for ours, theirs in zip(states(folder, "whole"), states(folder, out), strict=True):
+def assert_same_end(folder, out, parts=checkpoint.PARTS[:-1], whole="whole"):
+    for ours, theirs in zip(states(folder, whole), states(folder, out), strict=True):
         for part in parts:
             assert_equal(ours[part], theirs[part])
-    ours, theirs = stored(folder, "whole"), stored(folder, out)
+    ours, theirs = stored(folder, whole), stored(folder, out)
     assert ours["step"] == theirs["step"] == 8
     assert_equal(ours["contrast"], theirs["contrast"])
     assert_equal(ours["averages"], theirs["averages"])
+    assert ours["scaler"] == theirs["scaler"]
     return ours["history"], theirs["history"]
 
 
-def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed):
-    first, second = states(folder, "whole")
+@pytest.mark.parametrize("out", ["whole", "laws"])
+def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed, out):
+    first, second = states(folder, out)
     own = {name: set() for name in checkpoint.NETWORKS}
     for part in own:
         for name, tensor in first[part].items():
@@ -159,7 +171,7 @@ def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed):
     assert all(names == {"running_mean", "running_var"} for names in own.values())
     assert first["contrast"]["bank.features"].any()
     assert_equal(first["contrast"], second["contrast"])
-    of_ranks = stored(folder, "whole")
+    of_ranks = stored(folder, out)
     assert of_ranks["ranks"] == 2
     for rank, state in enumerate((first, second)):
         for name, tensor in of_ranks["averages"].items():
@@ -172,6 +184,19 @@ def test_two_ranks_resume_exactly(folder, printed):
     assert whole == parts
 
 
+def test_two_ranks_resume_exactly_under_the_published_laws(folder, printed):
+    whole, parts = assert_same_end(folder, "laws-parts", whole="laws")
+    assert whole == parts
+    assert whole[-1]["contrast"] > 0
+    assert stored(folder, "laws")["scaler"]["_growth_tracker"] > 0
+    for state in states(folder, "laws"):  # the teacher has averages of its own
+        averages = [
+            torch.cat([value for name, value in state[part].items() if "running_mean" in name])
+            for part in ("student", "teacher")
+        ]
+        assert not torch.equal(*averages)
+
+
 def test_a_sharded_bank_trains_alike_and_is_stored_whole(folder, printed):
     assert_same_end(folder, "sharded", checkpoint.NETWORKS)
     lengths = [len(state["contrast"]["bank.density"][0]) for state in states(folder, "sharded")]
@@ -179,8 +204,8 @@ def test_a_sharded_bank_trains_alike_and_is_stored_whole(folder, printed):
 
 
 def test_the_first_rank_alone_prints_and_writes(folder, printed):
-    assert printed.count("on 2 x cpu") == 5
-    assert printed.count("3 test images: mIoU") == 3
+    assert printed.count("on 2 x cpu") == 9
+    assert printed.count("3 test images: mIoU") == 5
     run = folder / "parts" / "weight-0.5-seed-0"
     assert steps(run) == list("1233456678")
     assert [path.name for path in run.glob("checkpoint*")] == ["checkpoint.pt"]

@@ -110,12 +110,14 @@ def test_a_step_follows_the_schedules(monkeypatch, mode):
     assert rates == pytest.approx([0.5 * 0.4**0.9, 5 * 0.4**0.9])
 
 
-def test_confidence_is_the_teachers_of_the_same_pixels():
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_confidence_is_the_teachers_of_the_same_pixels(view):
     contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512}
     contrast |= {"anchors": "low_confidence", "keys": "high_confidence"}
-    trainer = make_trainer(warm_up=0, cutmix=0.0, contrast=contrast)
+    trainer = make_trainer(warm_up=0, cutmix=0.0, contrast=contrast, contrast_view=view)
     seen, called = [], trainer.contrast.forward
-    trainer.teacher.register_forward_hook(lambda _, images, logits: seen.append(logits))
+    judge = trainer.teacher if view == "strong" else trainer.teacher.module.classifier
+    judge.register_forward_hook(lambda _, inputs, logits: seen.append(logits))
     trainer.contrast.forward = lambda *given: seen.append(given[3]) or called(*given)
     trainer.train_step()
     logits, confidence = seen
@@ -123,6 +125,26 @@ def test_confidence_is_the_teachers_of_the_same_pixels():
     expected = nn.functional.interpolate(largest, confidence.shape[-2:])[:, 0]
     assert len(confidence) == 4
     torch.testing.assert_close(confidence, expected, rtol=0, atol=0)
+
+
+def test_the_strong_view_mixes_labels_and_confidence_with_the_images():
+    contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512}
+    contrast |= {"anchors": "low_confidence", "keys": "high_confidence"}
+    trainer = make_trainer(warm_up=0, cutmix=1.0, contrast=contrast, contrast_view="strong")
+    seen, called = [], trainer.contrast.forward
+    trainer.teacher.register_forward_hook(lambda _, images, logits: seen.append(logits[2:]))
+    trainer.contrast.forward = lambda *given: seen.append(given) or called(*given)
+    trainer.train_step()
+    logits, (_, labels, _, confidence) = seen
+    at_features = logits[:, :, ::2, ::2]  # nearest, at stride 2
+    largest, guess = at_features.softmax(1).max(1)
+    own, pasted = confidence[2:] == largest, confidence[2:] == largest.flip(0)
+    assert (own | pasted).all()
+    assert (own & ~pasted).any()
+    assert (pasted & ~own).any()
+    kept = labels[2:] != 255
+    assert (labels[2:] == torch.where(own, guess, guess.flip(0)))[kept].all()
+    assert (kept & ~own).any()
 
 
 def test_hard_pixels_by_probability_and_by_number():

@@ -108,28 +108,43 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
 
 def cutmix(
-    rng: np.random.Generator,
-    *maps: Tensor,
-    probability: float = 0.5,
-    area: tuple[float, float] = (0.1, 0.5),
+    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, law: str = "image"
 ) -> list[Tensor]:
     """Pastes a box of each image's neighbour into it, the same box in each map (images, pseudo labels, ...).
 
     Args:
         rng: source of the random numbers.
         maps: [B, ..., H, W] each, of the same B, H, W.
-        probability: of an image being changed.
-        area: limits of the box's share of the image.
+        probability: of a change.
+        law: "image": each image is changed with this probability. Its box holds 0.1 to 0.5 of the area and comes from
+            the image before it. "batch", the published law: all images are changed or none. A box holds half of the
+            area and comes from the image after it.
     """
     mixed = [each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
+    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[law]
+    changed = not by_image and rng.random() < probability
     for i in range(count):
-        share, ratio = rng.uniform(*area), rng.uniform(0.5, 2.0)
-        rows = min(height, round(height * (share * ratio) ** 0.5))
-        columns = min(width, round(width * (share / ratio) ** 0.5))
+        rows, columns = box_size(rng, height, width)
         top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-        if rng.random() < probability:
+        if by_image:
+            changed = rng.random() < probability
+        if changed:
             box = np.s_[..., top : top + rows, left : left + columns]
+            neighbour = i - 1 if by_image else (i + 1) % count
             for new, old in zip(mixed, maps, strict=True):
-                new[i][box] = old[i - 1][box]
+                new[i][box] = old[neighbour][box]
     return mixed
+
+
+def box_of_a_part(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a box with 0.1 to 0.5 of the area, its sides in a ratio of 0.5 to 2."""
+    share, ratio = rng.uniform(0.1, 0.5), rng.uniform(0.5, 2.0)
+    rows = min(height, round(height * (share * ratio) ** 0.5))
+    return rows, min(width, round(width * (share / ratio) ** 0.5))
+
+
+def box_of_half(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a box with half of the area: more than half of the columns, not all. From width 3 on."""
+    columns = int(rng.integers(width // 2 + 1, width))
+    return round(height * width / 2 / columns), columns

@@ -1,11 +1,11 @@
 """One file from which a run goes on, bit for bit. The first rank writes it, all ranks read it.
 
-Weights, optimizer and memory bank are equal on all ranks. What is a rank's own are the batch-norm averages of its
-batches (on CUDA even these are equal): the file holds those of all ranks.
+Weights, optimizer, gradient scaler and memory bank are equal on all ranks. What is a rank's own are the batch-norm
+averages of its batches (on CUDA even these are equal): the file holds those of all ranks.
 """
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgcl_ops.distributed import gather, ranks_of
 from semi_supervised import distributed
+from semi_supervised.settings import Settings
 
 NETWORKS = ("student", "teacher", "projection")
 PARTS = (*NETWORKS, "contrast", "optimizer")
@@ -33,6 +34,7 @@ def save(trainer, path: Path) -> None:
     state = {name: getattr(trainer, name).state_dict() for name in PARTS}
     state["contrast"] = {name: whole(tensor) for name, tensor in state["contrast"].items()}
     state["averages"] = averages_of_ranks(trainer)
+    state["scaler"] = trainer.scaler.state_dict()
     state |= {"run": description(trainer), "network": str(trainer.student), "ranks": trainer.ranks}
     state |= {"step": trainer.step, "history": trainer.history}
     if trainer.rank == 0:
@@ -71,7 +73,7 @@ def load(trainer, path: Path) -> int:
         trainer.contrast.load_state_dict(state["contrast"])
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
-    for name in (*NETWORKS, "optimizer"):
+    for name in (*NETWORKS, "optimizer", "scaler"):
         getattr(trainer, name).load_state_dict(state[name])
     if state["ranks"] == trainer.ranks:
         for name, average in averages(trainer).items():
@@ -87,6 +89,12 @@ def check(trainer, state, path: Path) -> None:
         if not isinstance(found.get(name), kind):
             raise ValueError(f"{path} is no checkpoint of this program: it has no {name!r}")
     stored, ours = state["run"], description(trainer)
+    missing = [field.name for field in fields(Settings) if field.name not in stored]
+    if missing:
+        raise ValueError(
+            f"{path} is of an earlier version of this program and cannot be continued: it does not say "
+            f"{', '.join(missing)}"
+        )
     for name in ours.keys() | stored.keys():
         if stored.get(name) != ours.get(name):
             raise ValueError(
@@ -112,6 +120,9 @@ def check(trainer, state, path: Path) -> None:
                 raise ValueError(
                     f"{path} must hold {name} of {part} as {ours.get(name)}, got {theirs.get(name)}"
                 )
+    theirs, ours = state.get("scaler"), shapes(trainer.scaler.state_dict())
+    if not isinstance(theirs, dict) or shapes(theirs) != ours:
+        raise ValueError(f"{path} must hold the state of a gradient scaler as {ours}, got {theirs}")
     if not optimizer_fits(trainer.optimizer, state["optimizer"]):
         raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
 

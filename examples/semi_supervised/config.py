@@ -139,7 +139,8 @@ class Config:
                 f"steps and batch must be at least 1, got {settings.steps} and {settings.batch}"
             )
         if self.run.epochs is not None:
-            for name, other in (("steps", "epochs"), ("warm_up", "warm_up_epochs")):
+            replaced = {"steps": "epochs", "warm_up": "warm_up_epochs", "epoch_steps": "epochs"}
+            for name, other in replaced.items():
                 if name in chosen:
                     raise ValueError(
                         f"{name} and {other} exclude each other, got {chosen[name]}; "
@@ -147,7 +148,8 @@ class Config:
                     )
             epoch = max(1, unlabelled // (settings.batch * ranks))
             warm_up = (self.run.warm_up_epochs or 0) * epoch
-            settings = replace(settings, steps=self.run.epochs * epoch, warm_up=warm_up)
+            steps = self.run.epochs * epoch
+            settings = replace(settings, steps=steps, warm_up=warm_up, epoch_steps=epoch)
         elif self.run.warm_up_epochs is not None:
             raise ValueError(f"warm_up_epochs needs epochs, got {self.run.warm_up_epochs} alone")
         elif "warm_up" not in chosen:

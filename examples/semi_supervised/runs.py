@@ -156,7 +156,7 @@ class Progress:
         self.live, self.printed = sys.stderr.isatty(), -1
 
     def _cost(self, job, step):
-        """Steps, a semi-supervised one counted as three: it has twice the images, a teacher and a bank."""
+        """Steps, a semi-supervised one counted as three: it has three times the images, a teacher and a bank."""
         warm_up = self.plan.settings_of(*job).warm_up
         return step + 2 * max(0, step - warm_up)
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from dgcl_ops import (
     FeatureTap,
@@ -28,7 +27,6 @@ from dgcl_ops import (
 from dgcl_ops.labels import (
     classification_drop_fraction,
     contrast_drop_fraction,
-    ema_decay,
     poly_learning_rate,
     training_progress,
 )
@@ -36,16 +34,18 @@ from semi_supervised import checkpoint, distributed
 from semi_supervised.augment import cutmix, jitter
 from semi_supervised.loading import Batch, Batches
 from semi_supervised.settings import Settings, class_weights, contrast_loss, optimizer
+from semi_supervised.teacher import Teacher
 
 
 class Trainer:
     """Trains a network on labelled and unlabelled images.
 
     Args:
-        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` reads features [B, D, h, w]. Its
-            `backbone`, if it has one, learns at the plain rate, the rest at `head_factor` times that. Parameters
-            that need no gradient stay as they are. For `settings.auxiliary_weight` it has a second head `auxiliary`,
-            whose logits `network(images, auxiliary=True)` returns as well.
+        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` turns features [B, D, h, w]
+            into logits, which the network enlarges. Its `backbone`, if it has one, learns at the plain rate, the
+            rest at `head_factor` times that. Parameters that need no gradient stay as they are. For
+            `settings.auxiliary_weight` it has a second head `auxiliary`, whose logits
+            `network(images, auxiliary=True)` returns as well.
         data: `num_classes`, `ignore_index`; `labelled(count, rng)` -> (images, labels) and `unlabelled(count, rng)` ->
             (images, where they are and not a border), both drawing from the generator they are given and from nothing
             else; `description()` -> dict, what a resumed run must find again; for `settings.balance` also `pixels`,
@@ -75,8 +75,7 @@ class Trainer:
         shared = distributed.with_shared_batch_norm
         self.student = shared(network, self.device)
         self.student.to(self.device, memory_format=torch.channels_last)
-        self.teacher = AveragedModel(self.student, avg_fn=self._average)
-        self.teacher.requires_grad_(False)
+        self.teacher = Teacher(self.student, settings)
         self.tap = FeatureTap(self.student, "classifier")
         feature_dim = self.tap.channels
         self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
@@ -90,6 +89,8 @@ class Trainer:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
         self.optimizer = optimizer(settings, self.student, self.projection)
+        scaled = settings.precision == "float16"  # else the scaler does nothing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         # What a step calls. The bank is outside: DDP never sees it.
         self.model, self.project = self.student, self.projection
         if self.ranks > 1:
@@ -102,40 +103,32 @@ class Trainer:
 
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """The losses of one step; "total" is the one to minimise."""
-        settings, ignore = self.settings, self.data.ignore_index
-        images, labels, weak, inside = batch
-        labelled = len(images)
+        settings, weak_view = self.settings, self.settings.contrast_view == "weak"
+        images, labels, weak, _ = batch
+        pseudo, of_contrast, confidence = self.teach(batch)
 
-        # The teacher labels the weak view. Its least certain pixels are ignored, far more of them for the contrast.
-        with torch.no_grad():
-            logits = self.teacher(torch.cat((images, weak)))
-        progress = training_progress(self.step, settings.warm_up, settings.steps)
-        pseudo, reliable = (
-            entropy_filter(
-                logits[labelled:], 1 - drop(progress), ignore_index=ignore, valid_mask=inside
-            )
-            for drop in (classification_drop_fraction, contrast_drop_fraction)
+        # The student sees all views in one batch: other colours, and boxes of other images in the strong view.
+        views = [jitter(weak, rng, settings.jitter), pseudo, *([] if weak_view else of_contrast)]
+        strong, pseudo, *mixed = cutmix(
+            rng, *views, probability=settings.cutmix, law=settings.cutmix_law
         )
-        views = [jitter(weak, rng, settings.jitter), pseudo, reliable]
-        if self.asks_confidence:
-            confidence = logits.softmax(1).amax(1)
-            views.append(confidence[labelled:])
-
-        # The student sees both halves in one batch: other colours, and boxes of other images in the unlabelled half.
-        strong, pseudo, reliable, *rest = cutmix(rng, *views, probability=settings.cutmix)
-        logits, supervised = self.classify(
-            torch.cat((jitter(images, rng, settings.jitter), strong)), labels
-        )
+        reliable, *rest = of_contrast if weak_view else mixed
+        unmixed = [weak] if weak_view else []
+        images = torch.cat((jitter(images, rng, settings.jitter), *unmixed, strong))
+        logits, supervised = self.classify(images, labels)
         features = self.tap.pop()
-        unlabelled = self.pseudo_label_loss(logits[labelled:], pseudo)
+        unlabelled = self.pseudo_label_loss(logits[-len(strong) :], pseudo)
 
-        # The density loss: projections get the gradient, features the densities, and the bank fills in passing.
+        # The density loss: projections get the gradient, features the densities, and the bank fills in passing. It
+        # takes the labelled images and the unlabelled ones behind them.
         projections, size = self.project(features), features.shape[-2:]
-        small = resize_labels(torch.cat((labels, reliable)), size)
+        small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
+        shown = len(small)
         if self.asks_confidence:
-            rest = [F.interpolate(torch.cat((confidence[:labelled], *rest))[:, None], size)[:, 0]]
+            halves = (confidence, *rest)
+            rest = [torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves])]
         densities_of = features if settings.density_of == "features" else projections
-        contrast = self.contrast(projections, small, densities_of.detach(), *rest)
+        contrast = self.contrast(projections[:shown], small, densities_of[:shown].detach(), *rest)
 
         total = supervised + settings.unlabelled_weight * unlabelled
         total = total + settings.contrast_weight * contrast
@@ -145,6 +138,35 @@ class Trainer:
             "unlabelled": unlabelled,
             "contrast": contrast,
         }
+
+    def teach(self, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """What the teacher says of the weak view. Its least certain pixels are ignored, far more for the contrast.
+
+        Returns:
+            The labels for the classification; for the contrast the labels and, if it asks, their confidence, at the
+            size that `settings.contrast_view` says; and the confidence of the labelled images.
+        """
+        images, _, weak, inside = batch
+        with torch.no_grad(), self.autocast("bfloat16"):
+            logits, small = self.teacher.two_sizes(torch.cat((images, weak)))
+        judged = small if self.settings.contrast_view == "weak" else logits
+        progress = self.progress()
+        pseudo, reliable = (
+            entropy_filter(
+                seen[len(images) :],
+                1 - drop(progress),
+                ignore_index=self.data.ignore_index,
+                valid_mask=resize_labels(inside, seen.shape[-2:]),
+            )
+            for seen, drop in (
+                (logits, classification_drop_fraction),
+                (judged, contrast_drop_fraction),
+            )
+        )
+        if not self.asks_confidence:
+            return pseudo, [reliable], None
+        labelled, unlabelled = judged.softmax(1).amax(1).tensor_split((len(images),))
+        return pseudo, [reliable, unlabelled], labelled
 
     def warm_up_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """The same for a step of the warm-up, in which there is no teacher worth asking."""
@@ -185,20 +207,30 @@ class Trainer:
         self.student.train()
         self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+        with self.autocast("bfloat16", "float16"):
             losses = (self.warm_up_losses if warm_up else self.losses)(batch, rng)
         for group in self.optimizer.param_groups:
             rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad()
-        losses["total"].backward()
-        self.optimizer.step()
-        self.teacher.update_parameters(self.student)
+        self.scaler.scale(losses["total"]).backward()
+        # Skipped if a float16 gradient overflowed. The bank has its rows and the teacher follows all the same.
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.teacher.follow(self.student, self.step)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _average(self, average, current, _):
-        return average.lerp(current, 1 - ema_decay(self.step, self.settings.ema_maximum))
+    def progress(self) -> float:
+        """Share of the training done after the warm-up, in whole epochs or in steps."""
+        settings = self.settings
+        epoch = settings.epoch_steps if settings.schedule_by == "epoch" else 1
+        return training_progress(self.step - self.step % epoch, settings.warm_up, settings.steps)
+
+    def autocast(self, *precisions: str):
+        """Autocast, if the settings ask for one of these precisions."""
+        name = self.settings.precision
+        return torch.autocast(self.device.type, getattr(torch, name), enabled=name in precisions)
 
     def run(
         self,

@@ -31,7 +31,7 @@ from semi_supervised.deeplab import DeepLabV3Plus  # noqa: E402
 SHORT = (
     "epochs=null warm_up_epochs=null steps=2 warm_up=1 batch=2 labelled=1/4 workers=0 evaluate_every=9 "
     "contrast.bank_capacity=32 contrast.rows_per_push=32 crop=[65,65] scale=[1.0,1.0] "
-    "network=deeplabv3plus zero_init=null"
+    "network=deeplabv3plus zero_init=null precision=float32"
 )
 
 

@@ -1,0 +1,50 @@
+"""The teacher: a moving average of the student, which labels the unlabelled images and is what a run keeps."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dgcl_ops.labels import ema_decay
+from semi_supervised.settings import Settings
+
+
+class Teacher(nn.Module):
+    """Starts as a copy of the student. `settings.ema_from` and `settings.teacher_averages` say how it follows.
+
+    Attributes:
+        module: the network.
+    """
+
+    def __init__(self, student: nn.Module, settings: Settings):
+        super().__init__()
+        self.module = copy.deepcopy(student).requires_grad_(False)
+        self.settings = settings
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def two_sizes(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits at the images' size, and as the classifier gives them, at the features' size."""
+        small = []
+        hook = self.module.classifier.register_forward_hook(lambda *call: small.append(call[-1]))
+        with hook:
+            return self(images), small.pop()
+
+    def decay(self, step: int) -> float:
+        """The weight of its old values after step `step`; 0 copies the student."""
+        settings = self.settings
+        if settings.ema_from == "start":
+            return ema_decay(step, settings.ema_maximum)
+        updates = step - settings.warm_up
+        return ema_decay(updates, settings.ema_maximum) if updates >= settings.epoch_steps else 0.0
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, step: int) -> None:
+        """Moves towards the student, once after each step."""
+        weight = 1 - self.decay(step)
+        for mine, new in zip(self.module.parameters(), student.parameters(), strict=True):
+            mine.lerp_(new, weight) if weight < 1 else mine.copy_(new)
+        if self.settings.teacher_averages == "student" or step < self.settings.warm_up:
+            for mine, new in zip(self.module.buffers(), student.buffers(), strict=True):
+                mine.copy_(new)
