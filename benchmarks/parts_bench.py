@@ -32,7 +32,7 @@ from common import (
 from peak_memory import MEGABYTE, memory_method, peak_beyond_inputs
 from torch import Tensor
 
-from dgcl_ops import sampling
+from dgcl_ops.batch import finite_rows
 from dgcl_ops.ops import gather_rows
 
 COLUMNS = (
@@ -110,7 +110,7 @@ def parts(size: str, device: torch.device) -> dict[str, Part]:
             (given, few, gradient), gathered_gradient, plain_gradient, 1e-5
         ),
         "candidates' gather": Part((maps, many), gather_rows, plain_rows),
-        "finite rows of one map": Part((maps,), sampling.finite_rows, plain_finite),
+        "finite rows of one map": Part((maps,), finite_rows, plain_finite),
         "topk alone, fp32": Part((scores,), best, sorted_best),
         "topk alone, bf16": Part((narrow,), best, sorted_best),
     }

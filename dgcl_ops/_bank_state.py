@@ -26,10 +26,10 @@ def checksum(bank) -> Tensor:
         narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
         words = buffer.view(narrow).view(bank.num_classes, -1)
         start, of_class = 0, words.shape[1]  # this process's part of a class's words
-        if bank.shard and name in ROWS:
-            slot = of_class // bank.shard.length
-            start, of_class = bank.shard.start * slot, bank.capacity * slot
-        elif bank.shard and bank.shard.start > 0:  # the same on all ranks, and counted once
+        if name in ROWS:
+            slot = of_class // bank.rings.length
+            start, of_class = bank.rings.start * slot, bank.capacity * slot
+        elif bank.rings.start > 0:  # the same on all ranks, and counted once
             words = words[:, :0]
         for c, row in enumerate(words):
             first = at + c * of_class + start
@@ -40,7 +40,7 @@ def checksum(bank) -> Tensor:
                 total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
                 first += part.numel()
         at += bank.num_classes * of_class
-    return distributed.gather(bank.ranks(), total).sum(0) if bank.shard else total
+    return distributed.gather(bank.rings.ranks, total).sum(0)
 
 
 def meaning(metric: str, dtype: torch.dtype, scales: tuple[int, ...], device=None) -> Tensor:
@@ -62,7 +62,7 @@ def fitting(bank, state_dict, prefix: str, errors: list[str]) -> dict[str, Tenso
     fitted = {**stored, "meaning": own}
     if _is_window(stored["features"]):
         fitted.update((name, stored[name].to_local()) for name in ROWS)
-    elif bank.shard or stored["features"].shape[1] != bank.capacity:
+    elif not bank.rings.whole or stored["features"].shape[1] != bank.capacity:
         fitted.update(_moved(bank, stored))
     # Rows that were cast on the way have another dtype than `meaning` says.
     if was[1] != own[1] or any(fitted[name].dtype != getattr(bank, name).dtype for name in ROWS):
@@ -109,7 +109,7 @@ def _wrong_kind(bank, stored: dict) -> list[str]:
             f"the stored meaning must have shape {list(shapes['meaning'])}, got {list(stored['meaning'].shape)}"
         )
     windows = [_is_window(stored[name]) for name in ROWS]
-    if any(windows) and not (all(windows) and bank.shard and _own_windows(bank, stored)):
+    if any(windows) and not (all(windows) and _own_windows(bank, stored)):
         wrong.append(
             f"the stored rows must be whole tensors, or windows of {bank.capacity} slots from the same processes, "
             f"got DTensors of shape {list(stored['features'].shape)}, the window of rank {_owner(stored['features'])} "
@@ -128,8 +128,10 @@ def _owner(tensor: Tensor) -> int | None:
 def _own_windows(bank, stored: dict) -> bool:
     ours = [bank.features, bank.projections, bank.density]
     theirs = [stored[name] for name in ROWS]
-    return stored["density"].shape[1] == bank.capacity and all(
-        t.to_local().shape == o.shape and _owner(t) == bank.shard.ranks.rank
+    if bank.rings.whole or stored["density"].shape[1] != bank.capacity:
+        return False
+    return all(
+        t.to_local().shape == o.shape and _owner(t) == bank.rings.ranks.rank
         for t, o in zip(theirs, ours, strict=True)
     )
 
@@ -162,8 +164,8 @@ def _moved(bank, stored: dict) -> dict[str, Tensor]:
     another capacity they stand in the order of their age, the oldest in slot 0."""
     counts, heads = stored["counts"], stored["heads"]
     slots = stored["density"].shape[1]
-    start, length = (bank.shard.start, bank.shard.length) if bank.shard else (0, bank.capacity)
-    here = torch.arange(start, start + length, device=counts.device)
+    start = bank.rings.start
+    here = torch.arange(start, start + bank.rings.length, device=counts.device)
     if slots == bank.capacity:
         origin = here.expand(len(counts), -1)
     else:
@@ -192,7 +194,7 @@ def _converted(bank, stored: dict) -> dict[str, Tensor]:
         torch.zeros_like(counts),
         torch.zeros_like(counts),
         *(stored[name] for name in ROWS),
-        bank.shard.counts(counts) if bank.shard else counts,
+        bank.rings.counts(counts),
         bank.metric == "cosine",
     )
     return dict(zip(ROWS, rings, strict=True))
@@ -204,7 +206,7 @@ def as_windows(bank, state_dict: dict, prefix: str) -> None:
     from torch.distributed.tensor import DTensor, Shard
 
     device = bank.counts.device.type
-    mesh = DeviceMesh.from_group(bank.shard.ranks.group, device)
+    mesh = DeviceMesh.from_group(bank.rings.ranks.group, device)
     for name in ROWS:
         local = state_dict[prefix + name]
         shape = torch.Size((bank.num_classes, bank.capacity, *local.shape[2:]))

@@ -1,6 +1,5 @@
-"""What the modules share: buffers that keep their dtype, checks of arguments and of batches."""
+"""What the modules share: buffers that keep their dtype, checks of arguments."""
 
-import torch
 from torch import Tensor, nn
 
 from dgcl_ops.ops import _arguments
@@ -41,56 +40,3 @@ def one_of(op: str, name: str, value, choices: tuple):
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
     return value
-
-
-def one_ignored_pixel(ignore_index: int, *maps: Tensor) -> tuple[Tensor, ...]:
-    """What stands for a batch without pixels where other processes wait for this one: the maps [M, D] with one
-    row, of zeros, and its label. Nothing comes of it."""
-    device = maps[0].device
-    label = torch.full((1,), ignore_index, dtype=torch.int64, device=device)
-    return *(each.new_zeros((1, each.shape[1])) for each in maps), label
-
-
-def check_batch(
-    op: str,
-    projections: Tensor,
-    labels: Tensor,
-    features: Tensor,
-    projection_dim: int,
-    feature_dim: int,
-    device: torch.device,
-) -> None:
-    """Raises unless maps and labels fit each other and the bank.
-
-    Shape: projections [B, E, H, W], labels [B, H, W], features [B, D, H, W]; or [M, E], [M], [M, D].
-    """
-    for name, tensor, channels in (
-        ("projections", projections, projection_dim),
-        ("features", features, feature_dim),
-    ):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{op}: {name} must have a float dtype, got {tensor.dtype}")
-        if tensor.dim() not in (2, 4) or tensor.shape[1] != channels:
-            raise ValueError(
-                f"{op}: {name} must have shape [B, {channels}, H, W] or [M, {channels}], "
-                f"got {list(tensor.shape)}"
-            )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
-    size = [*projections.shape[:1], *projections.shape[2:]]
-    if list(features.shape[:1] + features.shape[2:]) != size:
-        raise ValueError(
-            f"{op}: features must have the size of the projections {list(projections.shape)}, "
-            f"got {list(features.shape)}"
-        )
-    if list(labels.shape) != size:
-        raise ValueError(
-            f"{op}: labels must have shape {size}, one for each pixel of the maps, got "
-            f"{list(labels.shape)}; dgcl_ops.resize_labels brings a label map to the maps' size"
-        )
-    for name, tensor in (("projections", projections), ("features", features), ("labels", labels)):
-        if tensor.device != device:
-            raise ValueError(
-                f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
-                "move the module with .to(device)"
-            )

@@ -145,7 +145,7 @@ class State:
         ranks = self.loss.bank.ranks()
         if ranks.size == 1:
             return ""
-        if self.loss.bank.shard:
+        if not self.loss.bank.rings.whole:
             return f" of them here, in the windows of rank {ranks.rank} of {ranks.size}"
         return f", the same on {ranks.size} processes"
 

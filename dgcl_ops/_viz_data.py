@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgcl_ops import sampling, selection
+from dgcl_ops.batch import Batch, finite_rows
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 
@@ -103,9 +104,11 @@ def anchors_and_keys(
             f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
             f"{strategy.keys!r}, got None"
         )
-    chosen = selection.draw(
-        strategy, loss.bank, loss.contrasted, features, labels, features, confidence, push=False
-    )
+    usable = finite_rows(features)
+    if strategy.by_confidence:
+        usable = usable & torch.isfinite(confidence)
+    batch = Batch(features, labels, features, confidence, usable)
+    chosen = selection.select(strategy, loss.bank, loss.contrasted, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
         mark[table.index[sampling.used_entries(table)]] = True

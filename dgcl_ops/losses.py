@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _report, reference, sampling, selection
-from dgcl_ops._modules import FixedDtypeModule, check_batch, one_ignored_pixel, one_of
+from dgcl_ops._modules import FixedDtypeModule, one_of
+from dgcl_ops.batch import Batch
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
 
@@ -157,7 +158,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 device=device,
             )
         self.bank = self._matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
-        if bank.shard and keys == "average":
+        if not bank.rings.whole and keys == "average":
             raise ValueError(
                 f"{op}: keys must not be 'average' with a bank of placement 'sharded': that is the mean of all bank "
                 f"rows, which no process holds, got {keys!r}"
@@ -288,99 +289,55 @@ class DensityContrastLoss(FixedDtypeModule):
             projections [B, E, H, W], labels [B, H, W], features [B, D, H, W], confidence [B, H, W];
             or flat: [M, E], [M], [M, D], [M].
         """
-        features = self._checked(projections, labels, features, confidence)
+        batch = Batch.checked(
+            "DensityContrastLoss",
+            self.bank,
+            projections,
+            labels,
+            features,
+            confidence,
+            self.strategy,
+        )
+        push = update_bank and self.training
         wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
-        with reference.no_autocast(projections):
+        with reference.no_autocast(labels):
             zero = None
             if labels.numel() == 0:
                 zero = projections.to(wide).sum()
                 if self.bank.ranks().size == 1:
                     return zero
                 # The other processes have pixels, and wait for this one.
-                projections, features, labels = one_ignored_pixel(
-                    self.strategy.ignore_index, projections, features
-                )
-                confidence = projections.new_zeros(1)
-            with torch.no_grad():
-                update_bank = update_bank and self.training
-                chosen = self._draw(projections, labels, features, confidence, update_bank)
-                keys = selection.positive_keys(self.strategy, chosen, self.bank, projections, wide)
-                negatives = sampling.gather_rows(projections, chosen.negatives.index)
+                batch = batch.one_ignored_pixel(self.strategy.ignore_index)
+            choice, rows = selection.select_and_gather(
+                self.strategy, self.bank, self.contrasted, batch, push, wide
+            )
             per_class = density_contrast(
-                sampling.gather_rows(projections, chosen.anchors.index).to(wide),
-                keys,
-                negatives.to(wide),
+                rows.anchors,
+                rows.keys,
+                rows.negatives,
                 self.temperature,
-                anchor_counts=chosen.anchors.counts,
-                negative_counts=chosen.negatives.counts,
+                anchor_counts=choice.anchors.counts,
+                negative_counts=choice.negatives.counts,
                 eps=self.eps,
             )
-            loss = per_class.sum() / chosen.active.sum().clamp(min=1)
+            loss = per_class.sum() / choice.active.sum().clamp(min=1)
             if self.grad_scale != 1:
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
                 if zero is None:
-                    self._record(chosen, per_class)
-                if update_bank:
+                    self._record(choice, per_class)
+                if push:
+                    chosen = choice.push
                     self.bank.push_rows(
-                        sampling.gather_rows(features, chosen.push.index),
-                        sampling.gather_rows(projections, chosen.push.index),
-                        chosen.push_density,
-                        chosen.push.counts,
+                        chosen.features, rows.push, chosen.density, chosen.pixels.counts
                     )
                 if self.training:
                     self.bank.rng_state[1].add_(1)
         return loss if zero is None else zero
 
-    def _checked(self, projections, labels, features, confidence) -> Tensor:
-        """The features to use, if everything fits."""
-        op = "DensityContrastLoss"
-        if features is None:
-            if self.bank.feature_dim != self.bank.projection_dim:
-                raise ValueError(
-                    f"{op}: features must be given when feature_dim {self.bank.feature_dim} is not "
-                    f"projection_dim {self.bank.projection_dim}, got None"
-                )
-            features = projections
-        bank = self.bank
-        check_batch(
-            op,
-            projections,
-            labels,
-            features,
-            bank.projection_dim,
-            bank.feature_dim,
-            bank.counts.device,
-        )
-        strategy = self.strategy
-        if confidence is not None:
-            if confidence.shape != labels.shape or not confidence.is_floating_point():
-                raise ValueError(
-                    f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
-                    f"got {confidence.dtype} {list(confidence.shape)}"
-                )
-        elif strategy.by_confidence:
-            raise ValueError(
-                f"{op}: confidence must be given with anchors {strategy.anchors!r} and keys "
-                f"{strategy.keys!r}, got None"
-            )
-        return features
-
-    def _draw(self, projections, labels, features, confidence, push: bool) -> selection.Draw:
-        return selection.draw(
-            self.strategy,
-            self.bank,
-            self.contrasted,
-            projections,
-            labels,
-            features,
-            confidence,
-            push,
-        )
-
     # ---- diagnostics ----------------------------------------------------------------------------------
 
-    def _record(self, chosen: selection.Draw, per_class: Tensor) -> None:
+    def _record(self, chosen: selection.Choice, per_class: Tensor) -> None:
         self._class_loss.copy_(per_class)
         self._active.copy_(chosen.active)
         self._pixels.copy_(chosen.pixels)

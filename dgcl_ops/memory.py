@@ -9,15 +9,11 @@ import copy
 import torch
 from torch import Tensor
 
-from dgcl_ops import _bank_state, distributed, reference, sampling, sharding
-from dgcl_ops._modules import (
-    FixedDtypeModule,
-    at_least,
-    check_batch,
-    one_ignored_pixel,
-    one_of,
-)
-from dgcl_ops.ops import _arguments, knn_density, memory_push
+from dgcl_ops import _bank_state, distributed, reference, sampling, selection, sharding
+from dgcl_ops._modules import FixedDtypeModule, at_least, one_of
+from dgcl_ops.batch import Batch
+from dgcl_ops.ops import _arguments, gather_rows
+from dgcl_ops.rings import Rings
 
 PLACEMENTS = ("replicated", "sharded", "local")
 
@@ -102,9 +98,9 @@ class MemoryBank(FixedDtypeModule):
         ranks = distributed.ALONE
         if placement != "local":
             ranks = distributed.ranks_of(process_group)
-        self.shard = None
+        self.rings = Rings(self.capacity)
         if placement == "sharded" and ranks.size > 1:
-            self.shard = sharding.Shard.of(ranks, self.capacity)
+            self.rings = sharding.ShardedRings(ranks, self.capacity)
         if min_rows is None:
             min_rows = min(max(self.scales), capacity)
         self.min_rows = _arguments.positive_integer(op, "min_rows", min_rows)
@@ -118,7 +114,7 @@ class MemoryBank(FixedDtypeModule):
         self.refresh_every = at_least(op, "refresh_every", refresh_every, 0)
         self.backfill = bool(backfill)
 
-        rows = (num_classes, self.shard.length if self.shard else capacity)
+        rows = (num_classes, self.rings.length)
         density_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
         def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype):
@@ -133,7 +129,9 @@ class MemoryBank(FixedDtypeModule):
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
         meaning = _bank_state.meaning(metric, dtype, self.scales, device)
         self.register_buffer("meaning", meaning)
-        if self.shard:  # it tells whether rank 0's buffers were written over those of this window
+        if (
+            not self.rings.whole
+        ):  # it shows whether rank 0's buffers were written over this window's
             owner = torch.tensor(ranks.rank, device=device)
             self.register_buffer("_owner", owner, persistent=False)
 
@@ -146,7 +144,7 @@ class MemoryBank(FixedDtypeModule):
         )
 
     def __deepcopy__(self, memo):
-        for group in (self.process_group, self.shard):  # processes, which a copy does not multiply
+        for group in (self.process_group, self.rings):  # processes, which a copy does not multiply
             memo[id(group)] = group
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -158,7 +156,7 @@ class MemoryBank(FixedDtypeModule):
             return distributed.ALONE
         ranks = distributed.ranks_of(self.process_group)
         if self.placement == "sharded":
-            built = self.shard.ranks if self.shard else distributed.ALONE
+            built = self.rings.ranks
             if built[1:] != ranks[1:]:
                 raise RuntimeError(
                     f"MemoryBank: with placement 'sharded' the bank must be constructed by the process that "
@@ -183,7 +181,7 @@ class MemoryBank(FixedDtypeModule):
 
     def held(self) -> Tensor:
         """[C, capacity] bool: which slots hold a row. A ring fills from slot 0 on. Sharded: those of the window."""
-        counts = self.shard.counts(self.counts) if self.shard else self.counts
+        counts = self.rings.counts(self.counts)
         return torch.arange(self.density.shape[1], device=counts.device) < counts[:, None]
 
     def holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
@@ -199,17 +197,11 @@ class MemoryBank(FixedDtypeModule):
 
         Shape: [C, width], for a width of at most the capacity.
         """
-        if self.shard:
-            return sharding.densest_slots(self, width)
-        density = torch.where(self.held(), self.density, -torch.inf)
-        return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
+        return self.rings.densest_slots(self, width)
 
     def projection_rows(self, slots: Tensor) -> Tensor:
         """The projections in some slots of each ring. Shape: [C, K] -> [C, K, E]."""
-        if self.shard:
-            return sharding.projection_rows(self, slots)
-        class_index = torch.arange(self.num_classes, device=slots.device).unsqueeze(1)
-        return self.projections[class_index, slots]
+        return self.rings.projection_rows(self, slots)
 
     def density_of(
         self,
@@ -232,27 +224,7 @@ class MemoryBank(FixedDtypeModule):
             queries [M, D] -> [M].
         """
         with_density = self.ready() if classes is None else self.ready() & classes
-        if self.shard and exclude_self:
-            raise ValueError(
-                "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
-            )
-        if self.shard and queries.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "MemoryBank.density_of: queries must not require a gradient with placement 'sharded', whose "
-                f"densities have none; detach them, got a tensor of shape {list(queries.shape)} that does"
-            )
-        if self.shard:
-            return sharding.density_of(self, queries, query_offsets, with_density)
-        return knn_density(
-            queries,
-            self.features,
-            self.scales,
-            metric=self.metric,
-            query_offsets=query_offsets,
-            bank_counts=torch.where(with_density, self.counts, 0),
-            exclude_self=exclude_self,
-            unit_bank=self.holds_unit_rows(queries.dtype),
-        )
+        return self.rings.density_of(self, queries, query_offsets, with_density, exclude_self)
 
     @torch.no_grad()
     def checksum(self) -> Tensor:
@@ -270,10 +242,7 @@ class MemoryBank(FixedDtypeModule):
             RuntimeError: if a process differs from rank 0, naming which and in what.
         """
         told = {"pushes": self.pushes, "rng_state": self.rng_state}
-        if self.shard:
-            told.update(counts=self.counts, heads=self.heads)
-        else:
-            told["checksum"] = self.checksum()
+        told |= self.rings.fingerprint(self)
         distributed.assert_equal("MemoryBank.assert_synced", self.ranks(), told)
 
     # ---- writing --------------------------------------------------------------------------------------
@@ -301,38 +270,16 @@ class MemoryBank(FixedDtypeModule):
             features [B, D, H, W], projections [B, E, H, W], labels [B, H, W];
             or flat: [M, D], [M, E], [M].
         """
-        check_batch(
-            "MemoryBank.push",
-            projections,
-            labels,
-            features,
-            self.projection_dim,
-            self.feature_dim,
-            self.counts.device,
-        )
+        batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
             if self.ranks().size == 1:
                 return
             # The other processes have rows, and wait for this one.
-            features, projections, labels = one_ignored_pixel(ignore_index, features, projections)
-        pixel_count = labels.numel()
-        with reference.no_autocast(features):
-            usable = sampling.finite_rows(features) & sampling.finite_rows(projections)
-            bits = sampling.random_bits(self.rng_state, self.first_stream(), (pixel_count,))
-            segments = sampling.partition(labels, self.num_classes, ignore_index, bits, usable)
-            width = min(self.share(), pixel_count)
-            limits = torch.full_like(segments.counts, width)
-            size = min(pixel_count, self.num_classes * width)
-            rows = sampling.leading_rows(segments, limits, size)
-            density = self.density_of(sampling.gather_rows(features, rows.pixels), rows.offsets)
-            table = sampling.front(rows, torch.minimum(segments.counts, limits), width)
-            pixels = rows.pixels[table.index]
-            self.push_rows(
-                sampling.gather_rows(features, pixels),
-                sampling.gather_rows(projections, pixels),
-                density[table.index],
-                table.counts,
-            )
+            batch = batch.one_ignored_pixel(ignore_index)
+        with reference.no_autocast(labels):
+            push = selection.rows_to_push(self, batch, ignore_index)
+            projections = gather_rows(batch.projections, push.pixels.index)
+            self.push_rows(push.features, projections, push.density, push.pixels.counts)
             self.rng_state[1].add_(1)
 
     @torch.no_grad()
@@ -354,7 +301,7 @@ class MemoryBank(FixedDtypeModule):
         ranks, share = self.ranks(), self.share()
         rows = distributed.Arrivals(features, projections, density, row_counts)
         if ranks.size == 1:
-            self._write(rows, normalize=self.metric == "cosine")
+            self.rings.write(self, rows, normalize=self.metric == "cosine")
         else:
             if features.shape[1] > share:
                 raise ValueError(
@@ -364,7 +311,7 @@ class MemoryBank(FixedDtypeModule):
             rng_state, arrivals = distributed.exchange(ranks, self, share, rows)
             self.rng_state.copy_(rng_state)
             for rows in arrivals:
-                self._write(rows, normalize=False)
+                self.rings.write(self, rows, normalize=False)
         self.pushes.add_(1)
         if self.backfill or self.refresh_every:
             due = torch.zeros_like(was_ready)
@@ -372,40 +319,7 @@ class MemoryBank(FixedDtypeModule):
                 due = due | ~was_ready
             if self.refresh_every:
                 due = due | (self.pushes % self.refresh_every == 0)
-            self._refresh(due)
-
-    def _write(self, rows: distributed.Arrivals, normalize: bool) -> None:
-        if self.shard:
-            sharding.write_window(self, rows)
-            return
-        # Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read,
-        # fused into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it
-        # keeps in its place. The `where` is there because a clone would be optimised away.
-        counts = torch.where(rows.row_counts >= 0, self.counts, 0)
-        heads = torch.where(rows.row_counts >= 0, self.heads, 0)
-        rings = (self.features, self.projections, self.density)
-        memory_push(*rings, counts, heads, *rows, normalize)
-        self.counts.copy_(counts)
-        self.heads.copy_(heads)
-
-    def _refresh(self, classes: Tensor) -> None:
-        """Computes the densities of all rows of the given classes that are ready, each row against the others.
-
-        Which classes those are is known to the device alone; for the others the kernel is given no rows. Windows
-        of rings ask each other for the classes that are due alone, so there the host has to know.
-
-        Shape: classes [C] bool.
-        """
-        classes = classes & self.ready()
-        if self.shard:
-            for c in classes.nonzero().flatten().tolist():
-                self.density[c] = sharding.density_of_own_rows(self, c).to(self.density.dtype)
-            return
-        offsets = torch.arange(self.num_classes + 1, device=classes.device) * self.capacity
-        rows = self.features.view(-1, self.feature_dim)
-        density = self.density_of(rows, offsets, classes=classes, exclude_self=True)
-        density = density.view_as(self.density).to(self.density.dtype)
-        self.density.copy_(torch.where(classes[:, None], density, self.density))
+            self.rings.refresh(self, due & self.ready())
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -417,8 +331,7 @@ class MemoryBank(FixedDtypeModule):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.shard:
-            _bank_state.as_windows(self, destination, prefix)
+        self.rings.save(self, destination, prefix)
 
     def _load_from_state_dict(
         self, state_dict, prefix, metadata, strict, missing, unexpected, errors

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops import ops
 from dgcl_ops.ops import class_counts
 
 _WORD = 0xFFFFFFFF  # random words are 32 bits wide, held in int64
@@ -105,17 +104,6 @@ def random_ranks(bits: Tensor, sizes: Tensor) -> Tensor:
 
 
 # ---- segments ---------------------------------------------------------------------------------------
-
-
-def finite_rows(maps: Tensor) -> Tensor:
-    """Which pixels have no inf or NaN in any channel.
-
-    Largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-
-    Shape: maps [B, D, H, W] or [M, D] -> [R] bool.
-    """
-    finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
-    return finite.reshape(-1)
 
 
 def partition(
@@ -218,15 +206,3 @@ def draw_negatives(segments: Segments, bits: Tensor) -> Table:
     rank = rank + torch.where(beyond, segments.counts[:, None], 0)
     pixels = segments.pixels[rank.clamp(max=segments.pixels.shape[0] - 1)]
     return Table(pixels, others.clamp(max=limit))
-
-
-# ---- rows of maps -----------------------------------------------------------------------------------
-
-
-def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
-    """The chosen pixels' vectors. Neither the map nor a permuted copy of it is kept; its gradient is written
-    back to the chosen pixels only.
-
-    Shape: maps [B, D, H, W] or [M, D], pixels [...] -> [..., D].
-    """
-    return maps[pixels] if maps.dim() == 2 else ops.gather_rows(maps, pixels)

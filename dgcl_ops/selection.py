@@ -1,7 +1,8 @@
 """What one step of the density-guided contrast chooses: candidates, anchors, keys, negatives, rows to push.
 
-`draw` chooses and changes nothing: called twice with the same state it returns the same tables. The loss is
-then arithmetic on the chosen rows alone. Shapes are static, see `sampling`.
+`select` chooses and changes nothing: called twice with the same state it returns the same tables.
+`select_and_gather` also reads the chosen rows off the projections. The loss is then arithmetic on these
+rows alone. Shapes are static, see `sampling`.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from dgcl_ops import sampling
 from dgcl_ops._modules import one_of
-from dgcl_ops.memory import MemoryBank
-from dgcl_ops.ops import _arguments
-from dgcl_ops.sampling import Rows, Table
+from dgcl_ops.batch import Batch
+from dgcl_ops.ops import _arguments, gather_rows
+from dgcl_ops.sampling import Rows, Segments, Table
 
 ANCHORS = ("low_density", "random", "low_confidence")
 KEYS = ("high_density", "average", "high_confidence")
@@ -59,7 +60,23 @@ class Strategy:
         return self.anchors == "low_confidence" or self.keys == "high_confidence"
 
 
-class Draw(NamedTuple):
+class Queries(NamedTuple):
+    """Rows whose density is known."""
+
+    rows: Rows
+    features: Tensor  # [M, D]
+    density: Tensor  # [M]
+
+
+class Push(NamedTuple):
+    """The rows of a batch that go into the bank. `select_and_gather` reads their projections."""
+
+    pixels: Table  # [C, P]
+    features: Tensor  # [C, P, D]
+    density: Tensor  # [C, P]
+
+
+class Choice(NamedTuple):
     """All that one step chooses. Tables hold pixels of the batch, `bank_keys` slots of the rings."""
 
     active: Tensor  # [C] bool, the classes that have a loss
@@ -69,8 +86,7 @@ class Draw(NamedTuple):
     keys: Table  # [C, K], counts 0 with keys "average"
     bank_keys: Table  # [C, K], counts 0 unless keys are "high_density"
     negatives: Table  # [C, N]
-    push: Table | None  # [C, P]
-    push_density: Tensor | None  # [C, P]
+    push: Push | None
     anchor_density: Tensor | None  # [C, A], where densities were needed
     key_density: Tensor | None  # [C, K], likewise
     pixels: Tensor  # [C] int64, usable pixels of each class
@@ -78,16 +94,8 @@ class Draw(NamedTuple):
     passed_over: Tensor
 
 
-def draw(
-    strategy: Strategy,
-    bank: MemoryBank,
-    contrasted: Tensor,
-    projections: Tensor,
-    labels: Tensor,
-    features: Tensor,
-    confidence: Tensor | None,
-    push: bool,
-) -> Draw:
+@torch.no_grad()
+def select(strategy: Strategy, bank, contrasted: Tensor, batch: Batch, push: bool) -> Choice:
     """Chooses, from the batch, the bank as it is, and the random state.
 
     The rows to push are the first of each class's random segment, and the candidates more of the same segment:
@@ -97,20 +105,11 @@ def draw(
         strategy: how.
         bank: the memory bank, with the random state.
         contrasted: [C] bool, False for excluded classes.
-        projections, labels, features, confidence: the batch, as in DensityContrastLoss.
+        batch: the batch.
         push: whether rows to push are wanted.
     """
-    pixel_count = labels.numel()
-    usable = sampling.finite_rows(projections)
-    if features is not projections:
-        usable = usable & sampling.finite_rows(features)
-    if strategy.by_confidence:
-        usable = usable & torch.isfinite(confidence.reshape(-1))
-    stream = bank.first_stream()
-    bits = sampling.random_bits(bank.rng_state, stream, (pixel_count,))
-    segments = sampling.partition(labels, bank.num_classes, strategy.ignore_index, bits, usable)
-    labelled = labels.reshape(-1).to(torch.int64) != strategy.ignore_index
-
+    pixel_count = batch.labels.numel()
+    segments = _segments(bank, batch, strategy.ignore_index)
     ready = bank.ready()
     if strategy.start == "all_full":
         ready = (bank.ready(bank.capacity) | ~contrasted).all()
@@ -124,27 +123,21 @@ def draw(
     push_limits = torch.where(contrasted, push_width if push else 0, 0)
     counts = torch.minimum(segments.counts, candidate_limits)
     candidate_size = min(pixel_count, bank.num_classes * width)
+    queries = None
     if strategy.by_density:
         limits = torch.maximum(candidate_limits, push_limits)
-        queries = sampling.leading_rows(segments, limits, candidate_size)
-        candidates = queries
+        queries = _queries(bank, batch, segments, limits, candidate_size)
+        candidates = queries.rows
     else:
-        query_size = min(pixel_count, bank.num_classes * push_width)
-        queries = sampling.leading_rows(segments, push_limits, query_size) if push else None
         candidates = sampling.leading_rows(segments, candidate_limits, candidate_size)
-    density = push_table = push_density = None
-    if queries is not None:
-        query_rows = sampling.gather_rows(features, queries.pixels)
-        density = bank.density_of(query_rows, queries.offsets)
-    if push:
-        push_counts = torch.minimum(segments.counts, push_limits)
-        push_table = sampling.front(queries, push_counts, push_width)
-        push_density = density[push_table.index]
-        push_table = Table(queries.pixels[push_table.index], push_counts)
+        if push:
+            size = min(pixel_count, bank.num_classes * push_width)
+            queries = _queries(bank, batch, segments, push_limits, size)
+    density = queries.density if strategy.by_density else None
 
     values = {"low_density": density, "high_density": density}
     if strategy.by_confidence:
-        candidate_confidence = confidence.reshape(-1)[candidates.pixels]
+        candidate_confidence = batch.confidence.reshape(-1)[candidates.pixels]
         values["low_confidence"] = values["high_confidence"] = candidate_confidence
     anchors, keys = _anchors_and_keys(
         strategy, candidates, counts, values.get(strategy.anchors), values.get(strategy.keys)
@@ -155,29 +148,58 @@ def draw(
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
     shape = (bank.num_classes, strategy.num_negatives)
-    negative_bits = sampling.random_bits(bank.rng_state, stream + 1, shape)
-    return Draw(
+    bits = sampling.random_bits(bank.rng_state, bank.first_stream() + 1, shape)
+    push_counts = torch.minimum(segments.counts, push_limits)
+    return Choice(
         active=active,
         candidates=candidates,
         candidate_counts=counts,
         anchors=Table(candidates.pixels[anchors.index], anchors.counts),
         keys=Table(candidates.pixels[keys.index], keys.counts),
         bank_keys=_bank_keys(strategy, bank),
-        negatives=sampling.draw_negatives(segments, negative_bits),
-        push=push_table,
-        push_density=push_density,
+        negatives=sampling.draw_negatives(segments, bits),
+        push=_push(queries, push_counts, push_width) if push else None,
         anchor_density=density[anchors.index] if strategy.by_density else None,
         key_density=density[keys.index] if strategy.by_density else None,
         pixels=segments.counts,
-        passed_over=_passed_over(labelled, usable, segments),
+        passed_over=_passed_over(batch, segments, strategy.ignore_index),
     )
 
 
-def _passed_over(labelled: Tensor, usable: Tensor, segments: sampling.Segments) -> Tensor:
-    """See Draw. On the CPU no label lies outside: `partition` refuses it. Shape: [R], [R] bool -> [3]."""
-    ignored = (~labelled).sum()
-    used = (labelled & usable).sum()
-    return torch.stack((ignored, labelled.sum() - used, used - segments.offsets[-1]))
+def rows_to_push(bank, batch: Batch, ignore_index: int) -> Push:
+    """What `select` chooses to push, without a contrast and of all classes."""
+    segments = _segments(bank, batch, ignore_index)
+    width = min(bank.share(), batch.labels.numel())
+    limits = torch.full_like(segments.counts, width)
+    size = min(batch.labels.numel(), bank.num_classes * width)
+    queries = _queries(bank, batch, segments, limits, size)
+    return _push(queries, torch.minimum(segments.counts, limits), width)
+
+
+def _segments(bank, batch: Batch, ignore_index: int) -> Segments:
+    bits = sampling.random_bits(bank.rng_state, bank.first_stream(), (batch.labels.numel(),))
+    return sampling.partition(batch.labels, bank.num_classes, ignore_index, bits, batch.usable)
+
+
+def _queries(bank, batch: Batch, segments: Segments, limits: Tensor, size: int) -> Queries:
+    """The first limits[c] rows of each segment, at most `size` in all, with their densities."""
+    rows = sampling.leading_rows(segments, limits, size)
+    features = gather_rows(batch.features, rows.pixels)
+    return Queries(rows, features, bank.density_of(features, rows.offsets))
+
+
+def _push(queries: Queries, counts: Tensor, width: int) -> Push:
+    """The first counts[c] <= width queries of each class."""
+    row = sampling.front(queries.rows, counts, width).index
+    pixels = Table(queries.rows.pixels[row], counts)
+    return Push(pixels, queries.features[row], queries.density[row])
+
+
+def _passed_over(batch: Batch, segments: Segments, ignore_index: int) -> Tensor:
+    """See Choice. On the CPU no label lies outside: `partition` refuses it. Shape: [3]."""
+    labelled = batch.labels.reshape(-1).to(torch.int64) != ignore_index
+    used = (labelled & batch.usable).sum()
+    return torch.stack(((~labelled).sum(), labelled.sum() - used, used - segments.offsets[-1]))
 
 
 def _anchors_and_keys(
@@ -223,7 +245,7 @@ def _anchors_and_keys(
     return anchors, keys
 
 
-def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table:
+def _bank_keys(strategy: Strategy, bank) -> Table:
     """The slots of highest stored density; of equal ones, the lowest slots."""
     width = min(strategy.num_keys, bank.capacity)
     if strategy.keys != "high_density":
@@ -232,30 +254,54 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table:
     return Table(bank.densest_slots(width), bank.counts.clamp(max=width))
 
 
-# ---- positive keys ----------------------------------------------------------------------------------
+# ---- the chosen rows ---------------------------------------------------------------------------------
 
 
-def positive_keys(
-    strategy: Strategy, chosen: Draw, bank: MemoryBank, projections: Tensor, dtype: torch.dtype
+class ChosenRows(NamedTuple):
+    """Projections of the chosen pixels. The gradient flows to the anchors alone."""
+
+    anchors: Tensor  # [C, A, E]
+    keys: Tensor  # [C, E], one of each class
+    negatives: Tensor  # [C, N, E]
+    push: Tensor | None = None  # [C, P, E], in the dtype of the batch
+
+
+def select_and_gather(
+    strategy: Strategy, bank, contrasted: Tensor, batch: Batch, push: bool, dtype: torch.dtype
+) -> tuple[Choice, ChosenRows]:
+    """The choice of a step, and the chosen rows of the projections in `dtype`."""
+    choice = select(strategy, bank, contrasted, batch, push)
+    anchors = gather_rows(batch.projections, choice.anchors.index).to(dtype)
+    with torch.no_grad():
+        others = [choice.keys, choice.negatives, *([choice.push.pixels] if push else [])]
+        widths = [table.index.shape[1] for table in others]
+        rows = gather_rows(batch.projections, torch.cat([table.index for table in others], 1))
+        keys, negatives, *pushed = rows.split(widths, dim=1)
+        keys = _positive_keys(strategy, bank, batch, choice, keys.to(dtype))
+    return choice, ChosenRows(anchors, keys, negatives.to(dtype), *pushed)
+
+
+def _positive_keys(
+    strategy: Strategy, bank, batch: Batch, choice: Choice, of_batch: Tensor
 ) -> Tensor:
     """The mean of the key rows of batch and bank: the estimate of each class's centre.
 
-    Shape: projections [B, E, H, W] or [M, E] -> [C, E] of `dtype`.
+    Shape: of_batch [C, K, E] -> [C, E].
     """
+    dtype = of_batch.dtype
     if strategy.keys == "average":
-        total = _candidate_sums(strategy, chosen, bank.num_classes, projections, dtype)
+        total = _candidate_sums(strategy, choice, bank.num_classes, batch.projections, dtype)
         rows = bank.projections.to(dtype)
         weights = bank.held().to(dtype)
         if strategy.normalize_keys:
             weights = weights * _inverse_norms(rows, 2)
         total = total + torch.bmm(weights.unsqueeze(1), rows).squeeze(1)
-        count = chosen.candidate_counts + bank.counts
+        count = choice.candidate_counts + bank.counts
     else:
-        rows = sampling.gather_rows(projections, chosen.keys.index).to(dtype)
-        total = _sum_of_used(strategy, rows, chosen.keys)
-        rows = bank.projection_rows(chosen.bank_keys.index).to(dtype)
-        total = total + _sum_of_used(strategy, rows, chosen.bank_keys)
-        count = chosen.keys.counts + chosen.bank_keys.counts
+        total = _sum_of_used(strategy, of_batch, choice.keys)
+        rows = bank.projection_rows(choice.bank_keys.index).to(dtype)
+        total = total + _sum_of_used(strategy, rows, choice.bank_keys)
+        count = choice.keys.counts + choice.bank_keys.counts
     return total / count.clamp(min=1).unsqueeze(1)
 
 
@@ -267,7 +313,7 @@ def _sum_of_used(strategy: Strategy, rows: Tensor, table: Table) -> Tensor:
 
 
 def _candidate_sums(
-    strategy: Strategy, chosen: Draw, num_classes: int, projections: Tensor, dtype: torch.dtype
+    strategy: Strategy, chosen: Choice, num_classes: int, projections: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Sum of the candidates' projections of each class, as a product with a one-hot matrix.
 

@@ -5,13 +5,11 @@ the queries travel: each process finds the best scores in its window, and the pr
 gives the scores that one bank would give.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dgcl_ops._bank_state import DTYPES
+from dgcl_ops._bank_state import DTYPES, as_windows
 from dgcl_ops._modules import one_of
 from dgcl_ops.distributed import Arrivals, Ranks, gather
 from dgcl_ops.ops import knn_density, knn_topk, memory_push
@@ -19,28 +17,64 @@ from dgcl_ops.ops import knn_density, knn_topk, memory_push
 PIECE = 4096  # queries of each process that travel at a time: bounds the memory of a search
 
 
-class Shard(NamedTuple):
-    """This process's window of slots: start to start + length of every ring. Windows follow the ranks."""
+class ShardedRings:
+    """What a bank does with its rings where this process holds a window of slots. See `rings.Rings`.
 
-    ranks: Ranks
-    width: int  # slots of every window but the last, which may have fewer
-    start: int
-    length: int
+    Windows follow the ranks: this one has the slots start to start + length of every ring.
+    """
 
-    @classmethod
-    def of(cls, ranks: Ranks, capacity: int) -> "Shard":
-        width = -(-capacity // ranks.size)
-        if capacity <= width * (ranks.size - 1):  # PyTorch's own sharding cuts like this, too
+    whole = False
+
+    def __init__(self, ranks: Ranks, capacity: int):
+        self.ranks = ranks
+        self.width = -(
+            -capacity // ranks.size
+        )  # of every window but the last, which may have fewer
+        if capacity <= self.width * (ranks.size - 1):  # PyTorch's own sharding cuts like this, too
             raise ValueError(
-                f"MemoryBank: capacity must leave a slot for each of {ranks.size} processes, in windows of {width}, "
-                f"got {capacity}"
+                f"MemoryBank: capacity must leave a slot for each of {ranks.size} processes, in windows of "
+                f"{self.width}, got {capacity}"
             )
-        start = ranks.rank * width
-        return cls(ranks, width, start, min(width, capacity - start))
+        self.start = ranks.rank * self.width
+        self.length = min(self.width, capacity - self.start)
 
     def counts(self, counts: Tensor) -> Tensor:
-        """[C]: of the rows that a ring holds, those in the window. A ring fills from slot 0 on."""
+        """[C]: of the rows that a ring holds, those in the window."""
         return (counts - self.start).clamp(0, self.length)
+
+    def fingerprint(self, bank) -> dict[str, Tensor]:
+        return {"counts": bank.counts, "heads": bank.heads}
+
+    def density_of(self, bank, queries, query_offsets, with_density, exclude_self) -> Tensor:
+        if exclude_self:
+            raise ValueError(
+                "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
+            )
+        if queries.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "MemoryBank.density_of: queries must not require a gradient with placement 'sharded', whose "
+                f"densities have none; detach them, got a tensor of shape {list(queries.shape)} that does"
+            )
+        return density_of(bank, queries, query_offsets, with_density)
+
+    def densest_slots(self, bank, width: int) -> Tensor:
+        return densest_slots(bank, width)
+
+    def projection_rows(self, bank, slots: Tensor) -> Tensor:
+        return projection_rows(bank, slots)
+
+    def write(self, bank, rows: Arrivals, normalize: bool) -> None:
+        """The rows come from `distributed.exchange`, which has made them unit rows where the bank wants those."""
+        del normalize
+        write_window(bank, rows)
+
+    def refresh(self, bank, classes: Tensor) -> None:
+        """Windows exchange queries only for the classes that are due, so the host must know which."""
+        for c in classes.nonzero().flatten().tolist():
+            bank.density[c] = density_of_own_rows(bank, c).to(bank.density.dtype)
+
+    def save(self, bank, state_dict: dict, prefix: str) -> None:
+        as_windows(bank, state_dict, prefix)
 
 
 # ---- writing ---------------------------------------------------------------------------------------
@@ -52,25 +86,25 @@ def write_window(bank, rows: Arrivals) -> None:
     The slots of a class's rows are one run, or two where they pass the end of the ring: each is cut with the
     window and written as a run of the window.
     """
-    shard, capacity, head = bank.shard, bank.capacity, bank.heads
+    rings, capacity, head = bank.rings, bank.capacity, bank.heads
     arriving = rows.row_counts
     # Of more rows than the ring holds, the last ones stay.
     oldest = (arriving - capacity).clamp(min=0)
     class_index = torch.arange(bank.num_classes, device=head.device).unsqueeze(1)
-    width = min(rows.density.shape[1], shard.length)
+    width = min(rows.density.shape[1], rings.length)
     place = torch.arange(width, device=head.device)
     for lap in range((rows.density.shape[1] - 1) // capacity + 2):
         # Row i goes to slot head + i - lap * capacity, where that lies in the ring.
         shift = lap * capacity - head
-        first = torch.maximum(shift + shard.start, oldest)
-        last = torch.minimum(shift + shard.start + shard.length, arriving)
+        first = torch.maximum(shift + rings.start, oldest)
+        last = torch.minimum(shift + rings.start + rings.length, arriving)
         index = (first.unsqueeze(1) + place).clamp(0, rows.density.shape[1] - 1)
         memory_push(
             bank.features,
             bank.projections,
             bank.density,
             torch.zeros_like(head),
-            (first - shift - shard.start).clamp(0, shard.length - 1),
+            (first - shift - rings.start).clamp(0, rings.length - 1),
             rows.features[class_index, index],
             rows.projections[class_index, index],
             rows.density[class_index, index],
@@ -96,7 +130,7 @@ def density_of(bank, queries, query_offsets, with_density) -> Tensor:
         piece = queries[begin : begin + size]
         padded = torch.nn.functional.pad(piece, (0, 0, 0, size - piece.shape[0]))
         offsets = (query_offsets - begin).clamp(0, size)
-        asked, asked_offsets = gather(bank.shard.ranks, padded), gather(bank.shard.ranks, offsets)
+        asked, asked_offsets = gather(bank.rings.ranks, padded), gather(bank.rings.ranks, offsets)
         found = _scores_in_window(bank, asked, asked_offsets, counts)
         density.append(_merged(bank, padded, offsets, counts, found))
     return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
@@ -107,18 +141,18 @@ def density_of_own_rows(bank, c: int) -> Tensor:
 
     Shape: [length].
     """
-    shard = bank.shard
+    rings = bank.rings
     classes = torch.arange(bank.num_classes + 1, device=bank.counts.device)
-    offsets = torch.where(classes > c, shard.width, 0)
+    offsets = torch.where(classes > c, rings.width, 0)
     counts = torch.where(classes[:-1] == c, bank.counts, 0)
-    rows = torch.nn.functional.pad(bank.features[c], (0, 0, 0, shard.width - shard.length))
-    asked = gather(shard.ranks, rows)
+    rows = torch.nn.functional.pad(bank.features[c], (0, 0, 0, rings.width - rings.length))
+    asked = gather(rings.ranks, rows)
     found = [
-        _best(bank, queries, offsets, counts, exclude_self=rank == shard.ranks.rank)
+        _best(bank, queries, offsets, counts, exclude_self=rank == rings.ranks.rank)
         for rank, queries in enumerate(asked)
     ]
-    density = _merged(bank, rows, offsets, counts, torch.stack(found))[: shard.length]
-    held = torch.arange(shard.length, device=density.device) < shard.counts(bank.counts)[c]
+    density = _merged(bank, rows, offsets, counts, torch.stack(found))[: rings.length]
+    held = torch.arange(rings.length, device=density.device) < rings.counts(bank.counts)[c]
     return torch.where(held, density, 0)
 
 
@@ -129,7 +163,7 @@ def density_of_own_rows(bank, c: int) -> Tensor:
 def _most(bank, number: int, dtype: torch.dtype) -> int:
     """The largest of the ranks' numbers of queries. The host waits for it, and looks whether the queries fit each
     other and the windows are still their own."""
-    ranks, owner = bank.shard.ranks, bank._owner
+    ranks, owner = bank.rings.ranks, bank._owner
     code = DTYPES.index(one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
     told = torch.tensor([number, code, -code], device=owner.device)
     told = torch.cat((told, (owner != ranks.rank).to(told.dtype).view(1)))
@@ -155,7 +189,7 @@ def _best(bank, queries, offsets, counts, exclude_self=False) -> Tensor:
         max(bank.scales),
         metric=bank.metric,
         query_offsets=offsets,
-        bank_counts=bank.shard.counts(counts),
+        bank_counts=bank.rings.counts(counts),
         exclude_self=exclude_self,
         unit_bank=bank.holds_unit_rows(queries.dtype),
     )[0]
@@ -181,7 +215,7 @@ def _merged(bank, queries, offsets, counts, found) -> Tensor:
     rank -> [M].
     """
     scores = torch.empty_like(found)  # in each window, for this rank
-    dist.all_to_all_single(scores, found, group=bank.shard.ranks.group)
+    dist.all_to_all_single(scores, found, group=bank.rings.ranks.group)
     density = density_of_scores(scores.transpose(0, 1).flatten(1), bank.scales)
     # A query with a NaN, and with "cosine" one of infinite length, finds nothing, and nothing would mean 0. That it
     # keeps where there is nothing to find: in a class without rows, and in none.
@@ -217,28 +251,28 @@ def densest_slots(bank, width: int) -> Tensor:
 
     Shape: [C, width], or [C, capacity] if that is less.
     """
-    shard, classes = bank.shard, bank.num_classes
-    here = min(width, shard.width)
+    rings, classes = bank.rings, bank.num_classes
+    here = min(width, rings.width)
     density = torch.where(bank.held(), bank.density, -torch.inf)
     density, slots = torch.sort(density, dim=1, descending=True, stable=True)
-    density, slots = density[:, :here], slots[:, :here] + shard.start
+    density, slots = density[:, :here], slots[:, :here] + rings.start
     if density.shape[1] < here:  # the last window may be smaller
         missing = (0, here - density.shape[1])
         density = torch.nn.functional.pad(density, missing, value=-torch.inf)
         slots = torch.nn.functional.pad(slots, missing)
     # Side by side in the order of the ranks, equal densities stand in the order of their slots.
-    density = gather(shard.ranks, density).transpose(0, 1).reshape(classes, -1)
-    slots = gather(shard.ranks, slots).transpose(0, 1).reshape(classes, -1)
+    density = gather(rings.ranks, density).transpose(0, 1).reshape(classes, -1)
+    slots = gather(rings.ranks, slots).transpose(0, 1).reshape(classes, -1)
     order = torch.sort(density, dim=1, descending=True, stable=True).indices
     return slots.gather(1, order[:, :width])
 
 
 def projection_rows(bank, slots: Tensor) -> Tensor:
     """The projections in slots of all windows. Shape: [C, K], the same on all ranks -> [C, K, E]."""
-    shard = bank.shard
+    rings = bank.rings
     class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
-    mine = bank.projections[class_index, (slots - shard.start).clamp(0, shard.length - 1)]
-    rows = gather(shard.ranks, mine)
+    mine = bank.projections[class_index, (slots - rings.start).clamp(0, rings.length - 1)]
+    rows = gather(rings.ranks, mine)
     return rows[
-        slots // shard.width, class_index, torch.arange(slots.shape[1], device=slots.device)
+        slots // rings.width, class_index, torch.arange(slots.shape[1], device=slots.device)
     ]

@@ -4,6 +4,8 @@ import oracles
 import torch
 from oracles import integers, random_rows
 
+from dgcl_ops import selection
+from dgcl_ops.batch import Batch
 from dgcl_ops.losses import DensityContrastLoss
 
 B, C, D, E, H, W = 2, 5, 6, 4, 5, 7
@@ -75,7 +77,8 @@ def run(module, batch, **changes):
 
 def draw_of(module, batch, push=True):
     with torch.no_grad():
-        return module._draw(push=push, **batch)
+        checked = Batch.checked("test", module.bank, **batch, strategy=module.strategy)
+        return selection.select(module.strategy, module.bank, module.contrasted, checked, push)
 
 
 # ---- the oracle -------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
         assert (labels[candidates] == c).all()
         pushed = []
         if push:
-            pushed = chosen.push.index[c, : chosen.push.counts[c]].tolist()
+            pushed = chosen.push.pixels.index[c, : chosen.push.pixels.counts[c]].tolist()
             wanted = 0 if c in module.exclude_classes else min(present, bank.rows_per_push)
             assert len(set(pushed)) == wanted == len(pushed)
             assert (labels[pushed] == c).all()
@@ -152,7 +155,7 @@ def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
             return oracles.knn_density(features[pixels], stored, bank.scales, bank.metric)
 
         for position, expected in enumerate(densities(pushed)):
-            oracles.assert_close(chosen.push_density[c, position], expected)
+            oracles.assert_close(chosen.push.density[c, position], expected)
         if not count:
             assert chosen.anchors.counts[c] == 0
             assert not chosen.active[c]

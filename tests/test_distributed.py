@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops import MemoryBank
 from dgcl_ops.distributed import Ranks
-from dgcl_ops.sharding import Shard
+from dgcl_ops.rings import Rings
+from dgcl_ops.sharding import ShardedRings
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs gloo", allow_module_level=True)
@@ -163,7 +164,7 @@ def groups(rank, folder):
     except TypeError as error:
         told["foreign"] = str(error)
     sharded = loss_of(placement="sharded")
-    sharded.bank.shard = None  # as if built before init_process_group
+    sharded.bank.rings = Rings(sharded.bank.capacity)  # as if built before init_process_group
     try:
         run(sharded, shared_bank.batch_for(rank, 0, {}))
     except RuntimeError as error:
@@ -191,10 +192,10 @@ def test_groups_of_processes(tmp_path):
 def test_a_window_for_every_process():
     for size, capacity in ((4, 9), (2, 1), (5, 4)):
         with pytest.raises(ValueError, match=f"capacity must leave a slot for each of {size} proc"):
-            Shard.of(Ranks(None, 0, size), capacity)
+            ShardedRings(Ranks(None, 0, size), capacity)
     for size in range(1, 7):
         for capacity in (30, 31, 36):
-            shards = [Shard.of(Ranks(None, rank, size), capacity) for rank in range(size)]
+            shards = [ShardedRings(Ranks(None, rank, size), capacity) for rank in range(size)]
             slots = [s for shard in shards for s in range(shard.start, shard.start + shard.length)]
             assert slots == list(range(capacity))
 

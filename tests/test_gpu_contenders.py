@@ -57,7 +57,7 @@ def test_a_wrong_part_ends_the_run(benchmarks, tmp_path, monkeypatch, capsys):
     import parts_bench
 
     monkeypatch.setattr(
-        parts_bench.sampling, "finite_rows", lambda maps: ~torch.isfinite(maps).all(1).flatten()
+        parts_bench, "finite_rows", lambda maps: ~torch.isfinite(maps).all(1).flatten()
     )
     assert parts_bench.main(["--tiny", "--repeats", "1", "--out", str(tmp_path)]) == 1
     assert "finite rows of one map: must be within" in capsys.readouterr().err

@@ -215,10 +215,10 @@ def test_the_loss_comes_before_the_push_and_the_push_holds_the_drawn_rows():
     run(module, batch)
     bank = module.bank
     for c in range(C):
-        for i in range(int(chosen.push.counts[c])):
-            slot, pixel = (int(heads[c]) + i) % bank.capacity, chosen.push.index[c, i]
+        for i in range(int(chosen.push.pixels.counts[c])):
+            slot, pixel = (int(heads[c]) + i) % bank.capacity, chosen.push.pixels.index[c, i]
             assert torch.equal(bank.projections[c, slot], flat_rows(batch["projections"])[pixel])
-            assert bank.density[c, slot] == chosen.push_density[c, i]
+            assert bank.density[c, slot] == chosen.push.density[c, i]
             row = oracles.unit_row(flat_rows(batch["features"])[pixel].tolist())
             oracles.assert_close(bank.features[c, slot], torch.tensor(row).double())
     assert int(bank.pushes) == int(before["pushes"]) + 1

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from oracles import integers
 
-from dgcl_ops import sampling
+from dgcl_ops import ops, sampling
+from dgcl_ops.batch import finite_rows
 
 # Five standard deviations: with fixed seeds nothing here is a matter of luck, and a fault is far outside.
 SIGMAS = 5.0
@@ -257,9 +258,9 @@ def test_gathered_rows(layout):
     maps.requires_grad_()
     flat = maps.detach().permute(0, 2, 3, 1).reshape(40, 3)
     pixels = integers([[0, 39, 7], [7, 21, 20]])
-    rows = sampling.gather_rows(maps, pixels)
+    rows = ops.gather_rows(maps, pixels)
     assert torch.equal(rows, flat[pixels])
-    assert torch.equal(sampling.gather_rows(flat, pixels), flat[pixels])
+    assert torch.equal(ops.gather_rows(flat, pixels), flat[pixels])
     rows.sum().backward()
     touched = maps.grad.permute(0, 2, 3, 1).reshape(40, 3)
     expected = torch.bincount(pixels.flatten(), minlength=40).float()
@@ -270,6 +271,6 @@ def test_finite_rows():
     maps = torch.zeros(1, 3, 1, 5)
     maps[0, 0, 0, 1], maps[0, 2, 0, 2], maps[0, 1, 0, 3] = torch.nan, torch.inf, -torch.inf
     maps[0, :, 0, 4] = torch.finfo(torch.float32).max
-    assert sampling.finite_rows(maps).tolist() == [True, False, False, False, True]
-    assert sampling.finite_rows(maps[0, :, 0].t()).tolist() == [True, False, False, False, True]
-    assert sampling.finite_rows(maps.half())[4] == torch.isfinite(maps.half()[0, 0, 0, 4])
+    assert finite_rows(maps).tolist() == [True, False, False, False, True]
+    assert finite_rows(maps[0, :, 0].t()).tolist() == [True, False, False, False, True]
+    assert finite_rows(maps.half())[4] == torch.isfinite(maps.half()[0, 0, 0, 4])

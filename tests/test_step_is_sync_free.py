@@ -6,7 +6,7 @@ values, a copy to another device. On the CPU all of it is free and goes unnotice
 
 import pytest
 import torch
-from loss_oracle import STRATEGIES, B, C, D, E, H, W, batch_of, filled, loss_of
+from loss_oracle import STRATEGIES, B, C, D, E, H, W, batch_of, draw_of, filled, loss_of
 from recorded import pretend_graphs
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,8 +201,8 @@ def test_shapes_alone_decide_the_sizes_of_all_tables():
         batch = batch_of(counts=counts)
         assert batch["projections"].shape == (B, E, H, W)
         assert batch["features"].shape == (B, D, H, W)
-        chosen = module._draw(push=True, **batch)
-        tables = (chosen.anchors, chosen.keys, chosen.negatives, chosen.push)
+        chosen = draw_of(module, batch)
+        tables = (chosen.anchors, chosen.keys, chosen.negatives, chosen.push.pixels)
         shapes.append([table.index.shape for table in tables] + [chosen.candidates.pixels.shape])
     assert shapes[0] == shapes[1] == shapes[2]
     assert shapes[0] == [(C, 6), (C, 3), (C, 9), (C, 6), (70,)]

@@ -20,7 +20,7 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     torch.func.
 
     Args:
-        maps: channel first in shape; channel-last strides are read in place as well.
+        maps: channel first in shape; channel-last strides are read in place as well. Or rows already.
         pixels: numbers b * H * W + y * W + x, in any order, repeated or not.
 
     Returns:
@@ -32,9 +32,11 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
             gradient on.
 
     Shape:
-        maps [B, D, H, W], pixels [...] int64 -> [..., D].
+        maps [B, D, H, W] or [R, D], pixels [...] int64 -> [..., D].
     """
     _arguments.tensors("gather_rows", maps=maps, pixels=pixels)
+    if maps.dim() == 2:
+        return maps[pixels]
     return torch.ops.dgcl_ops.gather_rows(maps, pixels)
 
 

@@ -1,0 +1,125 @@
+"""A batch of maps as a step reads it: checked once, with the pixels marked that hold an inf or NaN."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Maps and labels that fit each other and the bank. R is the number of pixels."""
+
+    projections: Tensor  # [B, E, H, W] or [M, E]
+    labels: Tensor  # [B, H, W] or [M]
+    features: Tensor  # [B, D, H, W] or [M, D]
+    confidence: Tensor | None  # [B, H, W] or [M]; None if nothing is chosen by it
+    usable: Tensor  # [R] bool, False where a map holds an inf or NaN
+
+    @classmethod
+    @torch.no_grad()
+    def checked(
+        cls,
+        op: str,
+        bank,
+        projections: Tensor,
+        labels: Tensor,
+        features: Tensor | None,
+        confidence: Tensor | None = None,
+        strategy=None,
+    ) -> "Batch":
+        """The batch, if it fits the bank.
+
+        Args:
+            op: for the error.
+            bank: the memory bank.
+            projections, labels: [B, E, H, W] and [B, H, W], or [M, E] and [M].
+            features: [B, D, H, W] or [M, D]; None takes the projections.
+            confidence: of the labels' shape.
+            strategy: whether confidence chooses rows; None: it does not.
+
+        Raises:
+            TypeError, ValueError: if dtypes, shapes or devices do not fit.
+        """
+        if features is None:
+            if bank.feature_dim != bank.projection_dim:
+                raise ValueError(
+                    f"{op}: features must be given when feature_dim {bank.feature_dim} is not "
+                    f"projection_dim {bank.projection_dim}, got None"
+                )
+            features = projections
+        _check_maps(op, bank, projections, labels, features)
+        by_confidence = strategy is not None and strategy.by_confidence
+        if confidence is not None:
+            if confidence.shape != labels.shape or not confidence.is_floating_point():
+                raise ValueError(
+                    f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
+                    f"got {confidence.dtype} {list(confidence.shape)}"
+                )
+        elif by_confidence:
+            raise ValueError(
+                f"{op}: confidence must be given with anchors {strategy.anchors!r} and keys "
+                f"{strategy.keys!r}, got None"
+            )
+        usable = finite_rows(projections)
+        if features is not projections:
+            usable = usable & finite_rows(features)
+        confidence = confidence if by_confidence else None
+        if by_confidence:
+            usable = usable & torch.isfinite(confidence.reshape(-1))
+        return cls(projections, labels, features, confidence, usable)
+
+    def one_ignored_pixel(self, ignore_index: int) -> "Batch":
+        """Stands for a batch without pixels while other processes wait for this one. It changes nothing."""
+        projections, features = (
+            maps.new_zeros((1, maps.shape[1])) for maps in (self.projections, self.features)
+        )
+        label = torch.full((1,), ignore_index, dtype=torch.int64, device=projections.device)
+        confidence = None if self.confidence is None else self.confidence.new_zeros(1)
+        usable = self.usable.new_ones(1)
+        return Batch(projections.detach(), label, features.detach(), confidence, usable)
+
+
+def _check_maps(op: str, bank, projections: Tensor, labels: Tensor, features: Tensor) -> None:
+    """Raises unless maps and labels fit each other and the bank."""
+    for name, tensor, channels in (
+        ("projections", projections, bank.projection_dim),
+        ("features", features, bank.feature_dim),
+    ):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} must have a float dtype, got {tensor.dtype}")
+        if tensor.dim() not in (2, 4) or tensor.shape[1] != channels:
+            raise ValueError(
+                f"{op}: {name} must have shape [B, {channels}, H, W] or [M, {channels}], "
+                f"got {list(tensor.shape)}"
+            )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
+    size = [*projections.shape[:1], *projections.shape[2:]]
+    if list(features.shape[:1] + features.shape[2:]) != size:
+        raise ValueError(
+            f"{op}: features must have the size of the projections {list(projections.shape)}, "
+            f"got {list(features.shape)}"
+        )
+    if list(labels.shape) != size:
+        raise ValueError(
+            f"{op}: labels must have shape {size}, one for each pixel of the maps, got "
+            f"{list(labels.shape)}; dgcl_ops.resize_labels brings a label map to the maps' size"
+        )
+    device = bank.counts.device
+    for name, tensor in (("projections", projections), ("features", features), ("labels", labels)):
+        if tensor.device != device:
+            raise ValueError(
+                f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
+                "move the module with .to(device)"
+            )
+
+
+def finite_rows(maps: Tensor) -> Tensor:
+    """Which pixels have no inf or NaN in any channel.
+
+    Largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
+
+    Shape: maps [B, D, H, W] or [M, D] -> [R] bool.
+    """
+    finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
+    return finite.reshape(-1)
