@@ -219,11 +219,12 @@ class DensityContrastLoss(FixedDtypeModule):
         """The published setting, with the traits of the authors' program that change its numbers.
 
         The loss starts when every ring is full. Rows that arrive while their class holds at most 1,000 rows
-        keep density 0. 1e-6 is added to the sum of exponentials. The gradient is divided by `world_size`.
+        keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
 
-        The authors' program still differs in three points. It excludes class 0 of every data set, on Cityscapes
-        road: `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more
-        than `num_negatives` pixels are available, it draws negatives without replacement.
+        The authors' program still differs. It excludes class 0 of every data set, on Cityscapes road:
+        `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more than
+        `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md
+        lists the other differences.
 
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
