@@ -219,7 +219,8 @@ class DensityContrastLoss(FixedDtypeModule):
         """The published setting, with the traits of the authors' program that change its numbers.
 
         The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their
-        class holds 1,000 rows or fewer keep density 0. The sum of exponentials gets 1e-6. The gradient is divided by `world_size`.
+        class holds 1,000 rows or fewer keep density 0. The sum of exponentials gets 1e-6. The gradient is divided
+        by `world_size`.
 
         The program differs in three points. It leaves out class 0 of Cityscapes, road, as of every data set:
         `exclude_classes=(0,)` does that. It waits for the ring of the excluded class. It draws more than
