@@ -25,6 +25,7 @@ from test_paper_trainer import CONFIGS, run  # noqa: E402
             ["learning_rat=1"],
             r"unknown key 'learning_rat' of dataset folder.*near names: learning_rate",
         ),
+        (["bfloat16=true"], r"unknown key 'bfloat16'.*; it is now precision=bfloat16 or precision"),
         (["sbd=x"], r"unknown key 'sbd' of dataset folder and network small"),
         (
             ["contrast.temprature=1"],

@@ -32,6 +32,8 @@ NETWORKS = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeplab_published": PublishedDeepLab,
 }
+# Keys of earlier versions, and what to write now.
+REPLACED = {"bfloat16": "precision=bfloat16 or precision=float32"}
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def checked(kind: type, values: dict):
 
 def refuse_unknown(keys, known: set[str], where: str) -> None:
     for key in sorted(set(keys) - known):
+        if key in REPLACED:
+            raise ValueError(f"unknown key {key!r} of {where}; it is now {REPLACED[key]}")
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         raise ValueError(
             f"unknown key {key!r} of {where}; near names: {', '.join(near or sorted(known))}"
