@@ -9,7 +9,7 @@ the CSV file, written when the run ends: end the program at any time, and start 
 
 Matched: runs of one seed and one number of labels have the same labelled images, weights at the start, batches and
 random numbers; self-training is the very same code with contrast weight 0. Settings are compared by the validation
-images; the tables give the test images. The contrast looks at the strong, mixed view, as in the committed rows; the
+images; the tables give the test images. The contrast uses the strong, mixed view, as in the committed rows. The
 published view is the weak one. Needs `pip install ".[evidence]"`.
 """
 
@@ -48,7 +48,7 @@ BASE = Settings(
     cutmix=1.0,
     balance=0.5,
     precision="bfloat16",
-    contrast_view="strong",  # of the committed rows
+    contrast_view="strong",  # as in the committed rows
     projection_dim=64,
 )
 CROP = (128, 160)
@@ -193,7 +193,7 @@ def is_older(described: str) -> bool:
 
 
 def named_now(described: str) -> dict:
-    """The settings of a row. Rows with a `bfloat16` are older than the settings that it became or went with."""
+    """The settings of a row. An old row has `bfloat16`, and no `contrast_view`, which was always "strong"."""
     changed = json.loads(described)
     if changed.pop("bfloat16", False):
         changed |= {"precision": "bfloat16", "contrast_view": "strong"}

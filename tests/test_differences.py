@@ -1,4 +1,4 @@
-"""The page "Where we differ from the published program" against the published configurations."""
+"""The section "Where we differ from the published program" against the published configurations."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ sys.path.insert(0, str(EXAMPLES))
 from semi_supervised.config import Config  # noqa: E402
 
 HEADING = "## Where we differ from the published program"
-OWN = {  # keys of a machine or of a run, which no published value exists for
+OWN = {  # keys of a machine or a run: they have no published value
     *("dataset", "labelled", "data", "weights"),
     *("evaluate_every", "save_every", "workers"),
 }
@@ -64,7 +64,7 @@ def published(name: str) -> dict[str, str]:
 
 
 def configured() -> list[list[str]]:
-    """Key, value for VOC, value for Cityscapes; empty where a file does not set the key."""
+    """Key, value for VOC, value for Cityscapes; empty if a file does not set the key."""
     voc, city = published("voc"), published("cityscapes")
     return [[f"`{key}`", voc.get(key, ""), city.get(key, "")] for key in (voc | city)]
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from semi_supervised import augment, checkpoint, evaluate, scenes  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.settings import LAWS, SMALL, Settings, class_weights, optimizer  # noqa: E402
+from semi_supervised.settings import CHOICES, SMALL, Settings, class_weights, optimizer  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
 
 PUBLISHED = {
@@ -102,7 +102,7 @@ def test_control_and_method_differ_in_nothing_but_the_weight(laws):
 @VIEWS
 def test_weight_zero_is_training_without_the_loss(laws):
     control, without = (make_trainer(contrast_weight=0.0, **laws) for _ in range(2))
-    # float(): a sum in float16 overflows, and 0 times inf is NaN
+    # float(): a float16 sum overflows, and 0 times inf is NaN
     without.contrast = lambda projections, labels, features: projections.float().sum() * 0
     for _ in range(SETTINGS.steps):
         control.train_step(), without.train_step()
@@ -196,7 +196,7 @@ def test_teacher_is_the_mean_of_the_students_so_far():
 
 
 def test_settings_refuse_unknown_choices():
-    for name in LAWS:
+    for name in CHOICES:
         with pytest.raises(ValueError, match=rf"{name} must be one of .*, got 'frozen'"):
             Settings(**{name: "frozen"})
 

@@ -30,7 +30,7 @@ KEYS = (
     "labelled=4 unlabelled=6 evaluated=3 steps=8 warm_up=2 batch=2 report_every=1 evaluate_every=3 save_every=3 "
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
-# The published laws, with epochs of 2 steps: the warm-up, the epoch in which the teacher is a copy, two of averaging.
+# The published rules, with epochs of 2 steps: the warm-up, one with a copied teacher, two with an averaged one.
 LAWS = (
     "contrast_view=weak cutmix_law=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
     "precision=float16 widths=[8,16] feature_dim=8"
@@ -110,7 +110,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def printed(folder):
     """One run to its end, one that was stopped and resumed, one with a sharded bank that was stopped and resumed, and
-    two under the published laws, the second stopped and resumed twice; on two ranks, in one start of the processes."""
+    two with the published rules, the second stopped and resumed twice; on two ranks, in one start of the processes."""
     commands = [arguments(folder / "whole")]
     for out, *keys in (("parts",), ("sharded", "contrast.placement=sharded")):
         keys = arguments(folder / out, *keys)

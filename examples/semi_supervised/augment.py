@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from semi_supervised.images import MEAN
 
-# Of a border. A network that subtracts ImageNet's mean sees "mean" as exactly 0, as in the published runs.
+# Colours of a border. "mean" is exactly 0 after normalisation, as in the published runs.
 BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
 SCALE_LAWS = ("uniform", "balanced")
 
@@ -32,7 +32,7 @@ def random_crop(
         size: (height, width) of the result.
         rng: source of the random numbers.
         scale: limits of the magnification; the window has the size `size / scale`.
-        scale_law: how it is drawn, see `draw_scale`.
+        scale_law: distribution of the magnification, see `draw_scale`.
         mirror: whether left and right may be swapped.
         border: label of a border around an image that is smaller than the window; None: the window shrinks, each
             side by itself, until it fits.
@@ -49,7 +49,7 @@ def random_crop(
     box = np.s_[..., top : top + height, left : left + width]
     swap = mirror and rng.random() < 0.5
 
-    # Resizing a border of 0 gives exactly 0; resizing the mean would round it.
+    # Resizing keeps 0 exact. It would round the mean.
     shift = colour_of_border("mean", image) if border_colour == "mean" else 0.0
     image = image[box] - shift
     image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0] + shift
@@ -58,10 +58,10 @@ def random_crop(
 
 
 def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -> float:
-    """A number in the limits `scale`.
+    """A random magnification within the limits `scale`.
 
     Args:
-        law: "uniform"; or "balanced", the published law: below 1 half the time, above 1 half the time, uniform in each.
+        law: "uniform"; or "balanced", as published: below 1 with probability 1/2, and uniform on either side of 1.
     """
     low, high = scale
     if law == "balanced":
@@ -70,7 +70,7 @@ def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -
 
 
 def border_sides(image: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The border that brings [..., H, W] to `size` at least, in the middle: left, right, top, bottom."""
+    """Left, right, top, bottom of the border that centres [..., H, W] in at least `size`."""
     down, across = (
         max(0, side - given) for side, given in zip(size, image.shape[-2:], strict=True)
     )
@@ -115,10 +115,10 @@ def cutmix(
     Args:
         rng: source of the random numbers.
         maps: [B, ..., H, W] each, of the same B, H, W.
-        probability: of a change.
-        law: "image": each image is changed with this probability. Its box holds 0.1 to 0.5 of the area and comes from
-            the image before it. "batch", the published law: all images are changed or none. A box holds half of the
-            area and comes from the image after it.
+        probability: that an image, or the batch, is changed.
+        law: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
+            previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and
+            comes from the next image.
     """
     mixed = [each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
@@ -138,13 +138,13 @@ def cutmix(
 
 
 def box_of_a_part(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with 0.1 to 0.5 of the area, its sides in a ratio of 0.5 to 2."""
+    """Rows and columns of a box with 0.1 to 0.5 of the area and an aspect ratio of 0.5 to 2."""
     share, ratio = rng.uniform(0.1, 0.5), rng.uniform(0.5, 2.0)
     rows = min(height, round(height * (share * ratio) ** 0.5))
     return rows, min(width, round(width * (share / ratio) ** 0.5))
 
 
 def box_of_half(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with half of the area: more than half of the columns, not all. From width 3 on."""
+    """Rows and columns of a box with half of the area. It has more than half of the columns, not all; width >= 3."""
     columns = int(rng.integers(width // 2 + 1, width))
     return round(height * width / 2 / columns), columns

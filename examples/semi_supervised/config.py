@@ -45,8 +45,8 @@ class RunKeys:
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
-    # [800, 800]: mIoU and overlays come from overlapping windows of this height and width. Features and densities are
-    # still measured on whole images, as everything is with null.
+    # [800, 800]: mIoU and overlays are computed in overlapping windows of this height and width; null: on whole images.
+    # Features and densities are measured on whole images in either case.
     evaluate_window: tuple[int, int] | None = None
     save_every: int = 100
     workers: int = 0  # processes that read ahead
@@ -60,7 +60,7 @@ class RunKeys:
         window = self.evaluate_window
         if window is not None and (len(window) != 2 or min(window) < 2):
             raise ValueError(
-                f"evaluate_window must be a height and a width from 2 on, got {list(window)}"
+                f"evaluate_window must be a height and a width, each at least 2, got {list(window)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""DeepLabV3+ from segmentation_models.pytorch, near the published network; `deeplab_published.py` has that one.
+"""DeepLabV3+ from segmentation_models.pytorch. The published network is in `deeplab_published.py`.
 
 pip install segmentation-models-pytorch
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from semi_supervised.images import MEAN, STD
-from semi_supervised.network import repr_of, resize
+from semi_supervised.network import resize
 
 
 class DeepLabV3Plus(nn.Module):
@@ -25,7 +25,7 @@ class DeepLabV3Plus(nn.Module):
         output_stride: of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
-        align_corners: how logits and the coarse map are enlarged, see torch.nn.functional.interpolate.
+        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
         ValueError: the file holds no weights of this backbone.
@@ -83,8 +83,8 @@ class DeepLabV3Plus(nn.Module):
             return logits
         return logits, resize(self.auxiliary(maps[-2]), size, self.align_corners)
 
-    def extra_repr(self) -> str:
-        return repr_of(self.align_corners)
+    def extra_repr(self) -> str:  # a checkpoint compares it
+        return f"align_corners={self.align_corners}"
 
 
 def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
@@ -102,7 +102,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     if "conv1.0.weight" in weights:
         raise unfit(
             path,
-            "its stem is three 3x3 convolutions (conv1.0.weight, ...), as in network deeplab_published, but network "
+            "its stem is three 3x3 convolutions (conv1.0.weight, ...), which network deeplab_published has; network "
             "deeplabv3plus has one 7x7 convolution (conv1.weight)",
         )
     try:

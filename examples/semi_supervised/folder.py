@@ -28,9 +28,9 @@ class FolderData:
         unlabelled: a further folder of images without labels.
         mirror: whether images may be mirrored.
         scale: limits of the magnification.
-        scale_law: "uniform" in these limits, or "balanced": below 1 half the time, see `augment.draw_scale`.
+        scale_law: "uniform", or "balanced": below 1 half of the time. See `augment.draw_scale`.
         pad: whether an image smaller than the window gets a border without a label; else the window shrinks.
-        border_colour: "grey", or "mean": ImageNet's mean colour.
+        border_colour: "grey", or "mean": the mean colour of ImageNet.
         shown_in: the labelled images are drawn again until so many of them show each class, with 40 pixels or more.
 
     Attributes:
@@ -70,9 +70,7 @@ class FolderData:
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if scale_law == "balanced" and not scale[0] <= 1 <= scale[1]:
-            raise ValueError(
-                f"scale must have 1 between its limits for scale_law balanced, got {list(scale)}"
-            )
+            raise ValueError(f"scale must include 1 with scale_law balanced, got {list(scale)}")
         if not 0 <= ignore_index < LABELS:
             raise ValueError(f"ignore_index must lie in [0, {LABELS}), got {ignore_index}")
         self.crop, self.ignore_index, self.mirror = (crop[0], crop[-1]), ignore_index, mirror

@@ -1,4 +1,4 @@
-"""The published configurations with their own network (ResNet-50 in place of 101), a few steps on miniature trees."""
+"""The published configurations and network, with ResNet-50 instead of 101: a few steps on miniature data."""
 
 import json
 import sys
