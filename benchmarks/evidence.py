@@ -1,7 +1,7 @@
 """Does the density loss help on real images? Trains on CamVid with few labels, matched and seed by seed.
 
-    python benchmarks/evidence.py --data DIR                      # every run that the CSV file lacks; hours
-    python benchmarks/evidence.py --data DIR --studies labels     # one study
+    python benchmarks/evidence.py --data DIR --out FILE           # every run that the CSV file lacks; hours
+    python benchmarks/evidence.py --data DIR --out FILE --studies labels    # one study
     python benchmarks/evidence.py --report                        # tables and plots of what is there, no training
 
 DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). A run is one row of
@@ -146,6 +146,11 @@ def train_all(options):
             raise SystemExit(
                 f"{options.out} holds '{row['variant']}' with other settings; choose another --out"
             )
+    if cases and any(is_older(row["settings"]) for row in done):
+        raise SystemExit(
+            f"{options.out} holds runs under earlier rules of the trainer, with which new runs cannot be compared; "
+            "choose another --out"
+        )
     say(f"{len(done)} runs are there, {len(cases)} to do")
     started = time.perf_counter()
     jobs = [(variant, *case[1:], options) for case, variant in cases.items()]
@@ -180,6 +185,11 @@ def described(settings: Settings) -> str:
     usual = asdict(Settings())
     changed = {name: value for name, value in asdict(settings).items() if value != usual[name]}
     return json.dumps(changed, separators=(",", ":"))
+
+
+def is_older(described: str) -> bool:
+    """Whether a row's run had the earlier schedule of the contrast and drew negatives with replacement always."""
+    return "bfloat16" in json.loads(described)
 
 
 def named_now(described: str) -> dict:

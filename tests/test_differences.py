@@ -53,8 +53,14 @@ def written(value) -> str:
 
 
 def published(name: str) -> dict[str, str]:
-    values = Config(EXAMPLES / "configs" / f"{name}_1_16.yaml", data="x").values
-    return {key: written(value) for key, value in values.items() if key not in OWN}
+    """What the files of all labelled shares say alike."""
+    files = [EXAMPLES / "configs" / f"{name}_1_{part}.yaml" for part in (16, 8, 4, 2)]
+    first, *others = [
+        {k: written(value) for k, value in Config(file, data="x").values.items() if k not in OWN}
+        for file in files
+    ]
+    assert all(each == first for each in others)
+    return first
 
 
 def configured() -> list[list[str]]:

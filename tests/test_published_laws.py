@@ -270,8 +270,11 @@ def test_the_classification_learns_from_the_strong_view(view):
     trainer.teacher.register_forward_hook(lambda *call: judged.append(call[-1]))
     kept = trainer.pseudo_label_loss
     trainer.pseudo_label_loss = lambda *inputs: given.append(inputs) or kept(*inputs)
+    batch, _ = trainer.batches.take(0)
     trainer.train_step()
     [(logits, labels)] = given
+    if view == "weak":  # its own colours, though the strong view has others
+        assert torch.equal(images[0][2:4], batch.weak)
     assert len(outputs[0]) == (6 if view == "weak" else 4)
     assert torch.equal(logits, outputs[0][-2:])
     # A kept label is the teacher's for this pixel, in the image itself or, where it was pasted, in the other one.

@@ -78,6 +78,16 @@ def test_weights_come_from_a_file_by_the_public_names(counters, tmp_path):
             lambda s: s.update({"conv1.0.weight": torch.rand(32, 3, 3, 3)}),
             r"conv1\.0\.weight must be \[64, 3, 3, 3\], got \[32, 3, 3, 3\]$",
         ),
+        (lambda s: s.update({3: torch.rand(1)}), r"got a Tensor named 3$"),
+        (lambda s: s.update({"bn1.bias": None}), r"got a NoneType named 'bn1\.bias'$"),
+        (
+            lambda s: s["layer4.2.bn3.bias"].fill_(math.nan),
+            r"layer4\.2\.bn3\.bias must hold finite floats$",
+        ),
+        (
+            lambda s: s.update({"bn1.bias": torch.ones(128, dtype=torch.int64)}),
+            r"bn1\.bias must hold finite floats$",
+        ),
     ],
 )
 def test_a_file_of_other_weights_is_refused(change, message, tmp_path):
@@ -96,8 +106,9 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"weights: there is no file .*none\.pth"):
         small(weights=tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "word.pth").write_text("hello")  # a KeyError in the unpickler
     (tmp_path / "empty.pth").touch()
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("text", "empty", "list"):
+    for name in ("text", "word", "empty", "list"):
         with pytest.raises(ValueError, match=rf"weights: .*{name}\.pth must hold the backbone's"):
             small(weights=tmp_path / f"{name}.pth")

@@ -3,7 +3,6 @@
 pip install segmentation-models-pytorch
 """
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -117,10 +116,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights: there is no file {path}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # which, depends on the bytes
         raise unfit(path, f"{type(error).__name__} {error}".splitlines()[0]) from None
     if not isinstance(weights, dict):
         raise unfit(path, f"got {type(weights).__name__}")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise unfit(path, f"got a {type(tensor).__name__} named {name!r}")
+        counter = name.endswith("num_batches_tracked")
+        if not counter and not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise unfit(path, f"{name} must hold finite floats")
     return weights
 
 

@@ -1,5 +1,6 @@
 """What decides a run, and what is built from it: the density loss, the optimizer, the class weights."""
 
+import math
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,13 @@ CHOICES = {
     "contrast_view": ("weak", "strong"),
     "density_of": ("features", "projections"),
 }
+
+# A wrong share or factor would otherwise show late: the teacher's decay only an epoch after the warm-up.
+SHARES = ("cutmix", "ema_maximum")
+FACTORS = (
+    *("contrast_weight", "unlabelled_weight", "auxiliary_weight", "learning_rate", "head_factor"),
+    *("momentum", "weight_decay", "jitter", "balance"),
+)
 
 # The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
 SMALL = {
@@ -85,6 +93,14 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in FACTORS:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {getattr(self, name)}"
+                )
         if self.ohem is not None:
             check_ohem(self.ohem)
         if self.epoch_steps < 1:
