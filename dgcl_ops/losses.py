@@ -221,7 +221,6 @@ class DensityContrastLoss(FixedDtypeModule):
         The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their
         class holds at most 1,000 rows keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
 
-
         The authors' program still differs. It excludes class 0 of every data set, on Cityscapes road:
         `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more than
         `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md

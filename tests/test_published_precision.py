@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from test_checkpoint import assert_equal, everything  # noqa: E402
 from test_examples import PUBLISHED  # noqa: E402
-from test_published_laws import EPOCHS, weights  # noqa: E402
+from test_published_rules import EPOCHS, weights  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
 
@@ -93,7 +93,7 @@ def run_published(until=None, path=None, resume=None):
 
 
 @pytest.mark.parametrize("until", [2, 5, 8], ids=["warm-up", "copy", "average"])
-def test_a_run_under_the_published_laws_resumes_exactly(published, tmp_path, until):
+def test_a_run_under_the_published_rules_resumes_exactly(published, tmp_path, until):
     path = tmp_path / "checkpoint.pt"
     run_published(until, path)
     resumed = run_published(resume=path)

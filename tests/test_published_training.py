@@ -18,13 +18,13 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from test_published_laws import EPOCHS, Bordered  # noqa: E402
+from test_published_rules import EPOCHS, Bordered  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
-LAWS = {"ema_from": "warm_up", "teacher_averages": "own", "schedule_by": "epoch"}
+RULES = {"ema_from": "warm_up", "teacher_averages": "own", "schedule_by": "epoch"}
 SETTINGS = {
     **EPOCHS,
-    **LAWS,
+    **RULES,
     "optimizer": "sgd",
     "learning_rate": 0.01,
     "head_factor": 10.0,

@@ -31,8 +31,8 @@ KEYS = (
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
 # The published rules, with epochs of 2 steps: the warm-up, one with a copied teacher, two with an averaged one.
-LAWS = (
-    "contrast_view=weak cutmix_law=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
+RULES = (
+    "contrast_view=weak cutmix_mode=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
     "precision=float16 widths=[8,16] feature_dim=8"
 )
 ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -116,9 +116,9 @@ def printed(folder):
         keys = arguments(folder / out, *keys)
         resumed = folder / out / "weight-0.5-seed-0" / "checkpoint.pt"
         commands += [[*keys, "--stop-at", "4"], [*keys, "--resume", str(resumed)]]
-    commands.append(arguments(folder / "laws", *LAWS.split()))
-    keys = arguments(folder / "laws-parts", *LAWS.split())
-    resume = ["--resume", str(folder / "laws-parts" / "weight-0.5-seed-0" / "checkpoint.pt")]
+    commands.append(arguments(folder / "rules", *RULES.split()))
+    keys = arguments(folder / "rules-parts", *RULES.split())
+    resume = ["--resume", str(folder / "rules-parts" / "weight-0.5-seed-0" / "checkpoint.pt")]
     first, second = ["--stop-at", "1"], ["--stop-at", "3"]
     commands += [[*keys, *first], [*keys, *second, *resume], [*keys, *resume]]
     return on_two_ranks(folder, commands)
@@ -160,7 +160,7 @@ def assert_same_end(folder, out, parts=checkpoint.PARTS[:-1], whole="whole"):
     return ours["history"], theirs["history"]
 
 
-@pytest.mark.parametrize("out", ["whole", "laws"])
+@pytest.mark.parametrize("out", ["whole", "rules"])
 def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed, out):
     first, second = states(folder, out)
     own = {name: set() for name in checkpoint.NETWORKS}
@@ -184,12 +184,12 @@ def test_two_ranks_resume_exactly(folder, printed):
     assert whole == parts
 
 
-def test_two_ranks_resume_exactly_under_the_published_laws(folder, printed):
-    whole, parts = assert_same_end(folder, "laws-parts", whole="laws")
+def test_two_ranks_resume_exactly_under_the_published_rules(folder, printed):
+    whole, parts = assert_same_end(folder, "rules-parts", whole="rules")
     assert whole == parts
     assert whole[-1]["contrast"] > 0
-    assert stored(folder, "laws")["scaler"]["_growth_tracker"] > 0
-    for state in states(folder, "laws"):  # the teacher has averages of its own
+    assert stored(folder, "rules")["scaler"]["_growth_tracker"] > 0
+    for state in states(folder, "rules"):  # the teacher has averages of its own
         averages = [
             torch.cat([value for name, value in state[part].items() if "running_mean" in name])
             for part in ("student", "teacher")

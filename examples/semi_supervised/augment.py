@@ -9,7 +9,7 @@ from semi_supervised.images import MEAN
 
 # Colours of a border. "mean" is exactly 0 after normalisation, as in the published runs.
 BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
-SCALE_LAWS = ("uniform", "balanced")
+SCALE_DISTRIBUTIONS = ("uniform", "balanced")
 
 
 def random_crop(
@@ -19,7 +19,7 @@ def random_crop(
     rng: np.random.Generator,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
-    scale_law: str = "uniform",
+    scale_distribution: str = "uniform",
     mirror: bool = False,
     border: int | None = None,
     border_colour: str = "grey",
@@ -32,13 +32,13 @@ def random_crop(
         size: (height, width) of the result.
         rng: source of the random numbers.
         scale: limits of the magnification; the window has the size `size / scale`.
-        scale_law: distribution of the magnification, see `draw_scale`.
+        scale_distribution: distribution of the magnification, see `draw_scale`.
         mirror: whether left and right may be swapped.
         border: label of a border around an image that is smaller than the window; None: the window shrinks, each
             side by itself, until it fits.
         border_colour: one of BORDER_COLOURS.
     """
-    magnification = draw_scale(rng, scale, scale_law)
+    magnification = draw_scale(rng, scale, scale_distribution)
     height, width = (round(side / magnification) for side in size)
     if border is not None:
         sides = border_sides(image, (height, width))
@@ -57,14 +57,15 @@ def random_crop(
     return (image.flip(-1), label.flip(-1)) if swap else (image, label)
 
 
-def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -> float:
+def draw_scale(rng: np.random.Generator, scale: tuple[float, float], distribution: str) -> float:
     """A random magnification within the limits `scale`.
 
     Args:
-        law: "uniform"; or "balanced", as published: below 1 with probability 1/2, and uniform on either side of 1.
+        distribution: "uniform"; or "balanced", as published: below 1 with probability 1/2, uniform on either side
+            of 1.
     """
     low, high = scale
-    if law == "balanced":
+    if distribution == "balanced":
         low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
     return rng.uniform(low, high)
 
@@ -108,7 +109,7 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
 
 def cutmix(
-    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, law: str = "image"
+    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, mode: str = "image"
 ) -> list[Tensor]:
     """Pastes a box of each image's neighbour into it, the same box in each map (images, pseudo labels, ...).
 
@@ -116,13 +117,13 @@ def cutmix(
         rng: source of the random numbers.
         maps: [B, ..., H, W] each, of the same B, H, W.
         probability: that an image, or the batch, is changed.
-        law: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
+        mode: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
             previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and
             comes from the next image.
     """
     mixed = [each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
-    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[law]
+    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[mode]
     changed = not by_image and rng.random() < probability
     for i in range(count):
         rows, columns = box_size(rng, height, width)

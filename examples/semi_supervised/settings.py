@@ -18,7 +18,7 @@ CHOICES = {
     "ema_from": ("start", "warm_up"),
     "teacher_mode": ("train", "eval"),
     "teacher_averages": ("student", "own"),
-    "cutmix_law": ("image", "batch"),
+    "cutmix_mode": ("image", "batch"),
     "schedule_by": ("step", "epoch"),
     "precision": ("float32", "bfloat16", "float16"),
     "contrast_view": ("weak", "strong"),
@@ -68,7 +68,7 @@ class Settings:
     # forward passes after the warm-up.
     teacher_averages: str = "student"
     cutmix: float = 0.5  # probability
-    cutmix_law: str = "image"  # or "batch": see `augment.cutmix`
+    cutmix_mode: str = "image"  # or "batch": see `augment.cutmix`
     schedule_by: str = "step"  # or "epoch": how often the shares of dropped pseudo labels change
     jitter: float = 0.4  # strength of the change of colours that the student sees; 0: none
     # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss

@@ -110,7 +110,7 @@ class Trainer:
         # The student sees all views in one batch. The strong view has other colours and boxes of other images.
         views = [jitter(weak, rng, settings.jitter), pseudo, *([] if weak_view else of_contrast)]
         strong, pseudo, *mixed = cutmix(
-            rng, *views, probability=settings.cutmix, law=settings.cutmix_law
+            rng, *views, probability=settings.cutmix, mode=settings.cutmix_mode
         )
         reliable, *rest = of_contrast if weak_view else mixed
         unmixed = [weak] if weak_view else []

@@ -46,14 +46,14 @@ def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
     return boxes
 
 
-def drawn(law, height, width, times, probability=0.5):
+def drawn(mode, height, width, times, probability=0.5):
     """Boxes of batches of 3 images, one generator per batch."""
     labels = torch.arange(3)[:, None, None].expand(3, height, width)
     images = labels[:, None].expand(3, 2, height, width).float()
     batches = []
     for seed in range(times):
         rng = np.random.default_rng(seed)
-        mixed, same = augment.cutmix(rng, images, labels, probability=probability, law=law)
+        mixed, same = augment.cutmix(rng, images, labels, probability=probability, mode=mode)
         assert torch.equal(mixed[:, 1].long(), same)
         batches.append(boxes_of(same))
     return batches
@@ -87,7 +87,7 @@ def test_widths_and_places_of_a_batchs_boxes_are_uniform():
         assert stats.chisquare(np.bincount(places, minlength=count)).pvalue > 1e-4
 
 
-def test_the_check_of_the_boxes_sees_the_other_law():
+def test_the_check_of_the_boxes_sees_the_other_mode():
     with pytest.raises(AssertionError):  # from the previous image
         drawn("image", 24, 32, times=10)
 
@@ -156,7 +156,7 @@ def test_the_teachers_own_averages_follow_its_own_passes():
     assert (students[first].running_mean.numpy() - averages[first][0]).any()
 
 
-def test_the_students_averages_are_the_teachers_by_the_other_law():
+def test_the_students_averages_are_the_teachers_by_the_other_rule():
     trainer = make_trainer(**EPOCHS, teacher_averages="student")
     for _ in range(5):
         trainer.train_step()
@@ -170,14 +170,14 @@ def test_the_students_averages_are_the_teachers_by_the_other_law():
 
 
 @pytest.mark.parametrize(
-    ("law", "progress"),
+    ("rule", "progress"),
     [
         ("epoch", [0, 0, 0, 1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3]),
         ("step", [i / 9 for i in range(9)]),
     ],
 )
-def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, law, progress):
-    trainer = make_trainer(**EPOCHS, schedule_by=law, learning_rate=0.01)
+def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, rule, progress):
+    trainer = make_trainer(**EPOCHS, schedule_by=rule, learning_rate=0.01)
     kept, rates, inner = [], [], trainer_module.entropy_filter
 
     def watched(logits, keep, **options):

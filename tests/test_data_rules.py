@@ -44,11 +44,11 @@ def uniform(x, low=0.5, high=2.0):
     return (x - low) / (high - low)
 
 
-def test_magnifications_follow_their_law():
+def test_magnifications_follow_their_distribution():
     rng = np.random.default_rng(0)
     drawn = {
-        law: np.array([augment.draw_scale(rng, (0.5, 2.0), law) for _ in range(4000)])
-        for law in augment.SCALE_LAWS
+        rule: np.array([augment.draw_scale(rng, (0.5, 2.0), rule) for _ in range(4000)])
+        for rule in augment.SCALE_DISTRIBUTIONS
     }
     bound = 1.95 / math.sqrt(4000)  # exceeded by one sample in a thousand of the right distribution
     assert distance(drawn["balanced"], balanced) < bound
@@ -59,16 +59,16 @@ def test_magnifications_follow_their_law():
     assert drawn["balanced"].mean() == pytest.approx(1.125, abs=0.035)
 
 
-@pytest.mark.parametrize("law", ["uniform", "balanced"])
-def test_a_window_has_the_magnification_drawn(law):
+@pytest.mark.parametrize("rule", ["uniform", "balanced"])
+def test_a_window_has_the_magnification_drawn(rule):
     """A ramp of slope 1 in the image has slope 1 / magnification in the crop."""
     ramp = torch.arange(200.0).expand(3, 200, -1)
     label = torch.zeros(200, 200, dtype=torch.int64)
     for seed in range(30):
-        options = {"scale": (0.5, 2.0), "scale_law": law}
+        options = {"scale": (0.5, 2.0), "scale_distribution": rule}
         crop, _ = augment.random_crop(ramp, label, (32, 32), np.random.default_rng(seed), **options)
         twin = np.random.default_rng(seed)
-        if law == "uniform":
+        if rule == "uniform":
             magnification = 0.5 + 1.5 * twin.random()
         else:
             below = twin.random() < 0.5
@@ -169,29 +169,34 @@ def test_without_a_border_the_window_shrinks():
 def test_the_laws_are_arguments_of_the_data(tmp_path):
     home, _ = data_trees.voc(tmp_path, sbd=False)
     options = {**OPTIONS, "crop": (64, 64), "scale": (0.5, 2.0), "pad": True, "mirror": False}
-    data = VocData(home, **options, scale_law="balanced", border_colour="mean")
-    laws = {"scale_law": "balanced", "border_colour": "mean"}
-    assert laws.items() <= data.description().items()
-    assert VocData(home, **options).description().items() >= {"scale_law": "uniform"}.items()
+    data = VocData(home, **options, scale_distribution="balanced", border_colour="mean")
+    rules = {"scale_distribution": "balanced", "border_colour": "mean"}
+    assert rules.items() <= data.description().items()
+    assert (
+        VocData(home, **options).description().items() >= {"scale_distribution": "uniform"}.items()
+    )
     pictures, _ = data.labelled(8, np.random.default_rng(0))
     assert (pictures == MEAN).all(1).any()
     # The first draw after the choice of 8 images is the coin of the first image.
     twin = np.random.default_rng(0)
     chosen = twin.integers(len(data.labelled_samples), size=8)
     pair = data.labelled_samples[chosen[0]].read()
-    laws |= {"scale": (0.5, 2.0), "border": 255}
-    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), twin, **laws)[0])
+    rules |= {"scale": (0.5, 2.0), "border": 255}
+    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), twin, **rules)[0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"scale": (2.0, 0.5)}, r"scale must be two limits .*, got \[2\.0, 0\.5\]"),
-        ({"scale_law": "log"}, r"scale_law must be one of uniform, balanced, got 'log'"),
+        (
+            {"scale_distribution": "log"},
+            r"scale_distribution must be one of uniform, balanced, got 'log'",
+        ),
         ({"border_colour": "red"}, r"border_colour must be one of grey, mean, got 'red'"),
         (
-            {"scale": (1.1, 2.0), "scale_law": "balanced"},
-            r"scale must include 1 with scale_law balanced, got \[1\.1, 2\.0\]",
+            {"scale": (1.1, 2.0), "scale_distribution": "balanced"},
+            r"scale must include 1 with scale_distribution balanced, got \[1\.1, 2\.0\]",
         ),
     ],
 )
