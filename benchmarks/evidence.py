@@ -1,7 +1,7 @@
 """Does the density loss help on real images? Trains on CamVid with few labels, matched and seed by seed.
 
-    python benchmarks/evidence.py --data DIR                      # every run that the CSV file lacks; hours
-    python benchmarks/evidence.py --data DIR --studies labels     # one study
+    python benchmarks/evidence.py --data DIR --out FILE           # every run that the CSV file lacks; hours
+    python benchmarks/evidence.py --data DIR --out FILE --studies labels    # one study
     python benchmarks/evidence.py --report                        # tables and plots of what is there, no training
 
 DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). A run is one row of
@@ -9,7 +9,7 @@ the CSV file, written when the run ends: end the program at any time, and start 
 
 Matched: runs of one seed and one number of labels have the same labelled images, weights at the start, batches and
 random numbers; self-training is the very same code with contrast weight 0. Settings are compared by the validation
-images; the tables give the test images. The contrast looks at the strong, mixed view, as in the committed rows; the
+images; the tables give the test images. The contrast uses the strong, mixed view, as in the committed rows. The
 published view is the weak one. Needs `pip install ".[evidence]"`.
 """
 
@@ -48,7 +48,7 @@ BASE = Settings(
     cutmix=1.0,
     balance=0.5,
     precision="bfloat16",
-    contrast_view="strong",  # of the committed rows
+    contrast_view="strong",  # as in the committed rows
     projection_dim=64,
 )
 CROP = (128, 160)
@@ -146,6 +146,11 @@ def train_all(options):
             raise SystemExit(
                 f"{options.out} holds '{row['variant']}' with other settings; choose another --out"
             )
+    if cases and any(is_older(row["settings"]) for row in done):
+        raise SystemExit(
+            f"{options.out} holds runs under earlier rules of the trainer, with which new runs cannot be compared; "
+            "choose another --out"
+        )
     say(f"{len(done)} runs are there, {len(cases)} to do")
     started = time.perf_counter()
     jobs = [(variant, *case[1:], options) for case, variant in cases.items()]
@@ -182,8 +187,13 @@ def described(settings: Settings) -> str:
     return json.dumps(changed, separators=(",", ":"))
 
 
+def is_older(described: str) -> bool:
+    """Whether a row's run had the earlier schedule of the contrast and drew negatives with replacement always."""
+    return "bfloat16" in json.loads(described)
+
+
 def named_now(described: str) -> dict:
-    """The settings of a row. Rows with a `bfloat16` are older than the settings that it became or went with."""
+    """The settings of a row. An old row has `bfloat16`, and no `contrast_view`, which was always "strong"."""
     changed = json.loads(described)
     if changed.pop("bfloat16", False):
         changed |= {"precision": "bfloat16", "contrast_view": "strong"}

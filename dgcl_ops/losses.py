@@ -20,8 +20,8 @@ class DensityContrastLoss(FixedDtypeModule):
         anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
                       of them at most
         key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes: all of them where there are `num_negatives` or fewer, else that
-                      many, drawn with replacement
+        negatives n_j pixels of other classes: all of them if there are at most `num_negatives`; otherwise
+                      that many, drawn with replacement
         L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
 
     and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
@@ -219,12 +219,13 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> "DensityContrastLoss":
         """The published setting, with the traits of the authors' program that change its numbers.
 
-        The loss starts when every ring is full. Rows that arrive while their class holds 1,000 rows or fewer
-        keep density 0. The sum of exponentials gets 1e-6. The gradient is divided by `world_size`.
+        The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their
+        class holds at most 1,000 rows keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
 
-        The program differs in three points. It leaves out class 0 of Cityscapes, road, as of every data set:
-        `exclude_classes=(0,)` does that. It waits for the ring of the excluded class. It draws more than
-        `num_negatives` negatives without replacement.
+        The authors' program still differs. It excludes class 0 of every data set, on Cityscapes road:
+        `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more than
+        `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md
+        lists the other differences.
 
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).

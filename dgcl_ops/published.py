@@ -3,7 +3,7 @@
 One class after the other in Python; for each, masks that the host waits for, both sides of the similarity
 normalised anew, the whole query-by-bank matrix, one top-k for each scale, and a bank that is copied whole at
 each push. Kept from the published program is also what changes its numbers: no
-loss before every class is full, density 0 for the rows a class starts with, and an epsilon inside the log.
+loss before every class is full, density 0 for the rows a class starts with, and an epsilon in the sum of exponentials.
 """
 
 import torch

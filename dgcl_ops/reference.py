@@ -231,7 +231,7 @@ def density_contrast_with_lse(
     negative_counts: Tensor | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Loss [G] and the log-sum-exp [G, A] of each anchor's logits, `eps` in the sum; 0 for rows beyond the count."""
+    """Loss [G] and log-sum-exp [G, A] of each anchor's logits, with `eps` in the sum; 0 beyond the count."""
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
         groups, rows, _ = anchors.shape

@@ -191,10 +191,10 @@ def used_entries(table: Table) -> Tensor:
 
 
 def draw_negatives(segments: Segments, bits: Tensor) -> Table:
-    """Pixels of other classes: all of them, once, where there are N or fewer; else N drawn with replacement.
+    """Pixels of other classes: each once if there are at most N; otherwise N of them, drawn with replacement.
 
-    With the segment of class c cut out, the other valid pixels have the ranks [0, others). A rank at or beyond
-    the cut moves up by the size of the segment.
+    Without the segment of class c, the other valid pixels have the ranks [0, others). A rank at or beyond the
+    start of that segment moves up by its size.
 
     Shape: bits [C, N] -> Table of pixels [C, N], counts min(N, others).
     """

@@ -190,17 +190,17 @@ def confusion_matrix(trainer, samples, window):
     """Of the teacher; each rank predicts its share of the images."""
     sizes = trainer.data.num_classes, trainer.data.ignore_index
     share = batches(samples[trainer.rank :: trainer.ranks])
-    return evaluate.confusion_matrix(teacher(trainer, window), share, *sizes)
+    return evaluate.confusion_matrix(evaluated_teacher(trainer, window), share, *sizes)
 
 
-def teacher(trainer, window):
+def evaluated_teacher(trainer, window):
     return evaluate.as_evaluated(trainer.teacher.module, window, trainer.data.border_colour)
 
 
 def report(trainer, method, out, started, window) -> summary.Run | None:
     """Measures the teacher on the test images; writes metrics, IoU by class and overlays.
 
-    Features and densities are of whole images, with a `window` too.
+    Features and densities are always measured on whole images.
     """
     data = trainer.data
     if trainer.rank == 0:
@@ -210,7 +210,7 @@ def report(trainer, method, out, started, window) -> summary.Run | None:
     errors = evaluate.error_by_density(
         trainer.student, trainer.contrast, batches(data.test), data.ignore_index
     )
-    network = teacher(trainer, window)
+    network = evaluated_teacher(trainer, window)
     strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
     if trainer.rank > 0:
         return None

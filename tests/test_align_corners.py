@@ -1,4 +1,4 @@
-"""How networks enlarge their maps: at the centres of the pixels by default, with the corners in place if asked to."""
+"""Every upsampling in a network uses its `align_corners`."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def make(kind, **options):
 
 
 def logits_of(network, images):
-    """(what the classifier gives, the enlarged logits) of each head."""
+    """(logits of the classifier, upsampled logits) of each head."""
     given = []
     hook = network.classifier.register_forward_hook(lambda _, __, output: given.append(output))
     second = getattr(network, "auxiliary", None)
@@ -54,14 +54,14 @@ def test_maps_are_enlarged_as_asked(kind, align, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(F, "interpolate", watched)
         pairs = logits_of(network, images)
-    assert len(asked) > len(pairs)  # maps inside the network, too
+    assert len(asked) > len(pairs)  # also maps inside the network
     assert set(asked) == {align}
     for small, large in pairs:
         expected = F.interpolate(small, (64, 96), mode="bilinear", align_corners=align)
         assert torch.equal(large, expected)
         other = F.interpolate(small, (64, 96), mode="bilinear", align_corners=not align)
         assert not torch.equal(large, other)
-        if align:  # the corner pixels are those of the small map
+        if align:  # corner pixels keep their values
             for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
                 torch.testing.assert_close(large[(..., *corner)], small[(..., *corner)])
 
@@ -70,12 +70,10 @@ def test_maps_are_enlarged_as_asked(kind, align, monkeypatch):
     ("kind", "default"),
     [(SegmentationNetwork, False), (PretrainedNetwork, False), (PublishedDeepLab, True)],
 )
-def test_the_default_is_told_apart_by_checkpoints(kind, default):
-    """They compare how networks print, since no weight shows this argument."""
+def test_a_networks_repr_shows_align_corners(kind, default):
+    """A checkpoint compares the repr, because the shapes of the weights do not depend on this argument."""
     plain, same, other = (
         str(make(kind, **options))
         for options in ({}, {"align_corners": default}, {"align_corners": not default})
     )
     assert plain == same != other
-    if not default:
-        assert "align_corners" not in plain  # as in checkpoints of before

@@ -25,6 +25,7 @@ from test_paper_trainer import CONFIGS, run  # noqa: E402
             ["learning_rat=1"],
             r"unknown key 'learning_rat' of dataset folder.*near names: learning_rate",
         ),
+        (["bfloat16=true"], r"unknown key 'bfloat16'.*; it is now precision=bfloat16 or precision"),
         (["sbd=x"], r"unknown key 'sbd' of dataset folder and network small"),
         (
             ["contrast.temprature=1"],
@@ -67,6 +68,11 @@ def test_wrong_keys_are_named(overrides, message):
         (["batch=many"], r"batch must be of type int, got 'many'"),
         (["precision=half"], r"precision must be one of .*'float16'\), got 'half'"),
         (["precision=16"], r"precision must be of type str, got 16"),
+        (["ema_from=warm_up", "ema_maximum=1.5"], r"ema_maximum must lie in \[0, 1\], got 1\.5"),
+        (["cutmix=.nan"], r"cutmix must lie in \[0, 1\], got nan"),
+        (["unlabelled_weight=.nan"], r"unlabelled_weight must be finite and not negative, got nan"),
+        (["head_factor=-1"], r"head_factor must be finite and not negative, got -1"),
+        (["jitter=.inf"], r"jitter must be finite and not negative, got inf"),
         (["epoch_steps=0"], r"epoch_steps must be at least 1, got 0"),
         (
             ["teacher_mode=eval", "teacher_averages=own"],

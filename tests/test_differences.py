@@ -1,4 +1,4 @@
-"""The page "Where we differ from the published program" against the published configurations."""
+"""The section "Where we differ from the published program" against the published configurations."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ sys.path.insert(0, str(EXAMPLES))
 from semi_supervised.config import Config  # noqa: E402
 
 HEADING = "## Where we differ from the published program"
-OWN = {  # keys of a machine or of a run, which no published value exists for
+OWN = {  # keys of a machine or a run: they have no published value
     *("dataset", "labelled", "data", "weights"),
     *("evaluate_every", "save_every", "workers"),
 }
@@ -53,12 +53,18 @@ def written(value) -> str:
 
 
 def published(name: str) -> dict[str, str]:
-    values = Config(EXAMPLES / "configs" / f"{name}_1_16.yaml", data="x").values
-    return {key: written(value) for key, value in values.items() if key not in OWN}
+    """What the files of all labelled shares say alike."""
+    files = [EXAMPLES / "configs" / f"{name}_1_{part}.yaml" for part in (16, 8, 4, 2)]
+    first, *others = [
+        {k: written(value) for k, value in Config(file, data="x").values.items() if k not in OWN}
+        for file in files
+    ]
+    assert all(each == first for each in others)
+    return first
 
 
 def configured() -> list[list[str]]:
-    """Key, value for VOC, value for Cityscapes; empty where a file does not set the key."""
+    """Key, value for VOC, value for Cityscapes; empty if a file does not set the key."""
     voc, city = published("voc"), published("cityscapes")
     return [[f"`{key}`", voc.get(key, ""), city.get(key, "")] for key in (voc | city)]
 

@@ -224,6 +224,15 @@ def test_settings_of_older_rows_get_todays_names():
     assert evidence.named_now('{"steps":4}') == {"steps": 4}
 
 
+def test_no_run_is_added_to_runs_under_earlier_rules(tmp_path):
+    committed = (ROOT / "benchmarks" / "results" / "evidence.csv").read_text()
+    (tmp_path / "evidence.csv").write_text(committed)
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"evidence\.csv holds runs under earlier rules"):
+        evidence.main(["--data", str(tmp_path), "--out", str(tmp_path / "evidence.csv")])
+    assert (tmp_path / "evidence.csv").read_text() == committed
+
+
 def test_a_wrong_folder_is_refused_before_any_run(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evidence.main(["--data", str(tmp_path), "--out", str(tmp_path / "evidence.csv")])

@@ -17,12 +17,12 @@ sys.path.insert(0, str(EXAMPLES))
 
 from semi_supervised import augment, checkpoint, evaluate, scenes  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from semi_supervised.settings import LAWS, SMALL, Settings, class_weights, optimizer  # noqa: E402
+from semi_supervised.settings import CHOICES, SMALL, Settings, class_weights, optimizer  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
 
 PUBLISHED = {
     "contrast_view": "weak",
-    "cutmix_law": "batch",
+    "cutmix_mode": "batch",
     "ema_from": "warm_up",
     "teacher_averages": "own",
     "schedule_by": "epoch",
@@ -30,7 +30,7 @@ PUBLISHED = {
     "precision": "float16",
 }
 VIEWS = pytest.mark.parametrize(
-    "laws",
+    "rules",
     [{"contrast_view": "weak"}, {"contrast_view": "strong"}, PUBLISHED],
     ids=["weak", "strong", "published"],
 )
@@ -86,8 +86,8 @@ def assert_same(state, other):
 
 
 @VIEWS
-def test_control_and_method_differ_in_nothing_but_the_weight(laws):
-    control, method = (make_trainer(contrast_weight=weight, **laws) for weight in (0.0, 0.5))
+def test_control_and_method_differ_in_nothing_but_the_weight(rules):
+    control, method = (make_trainer(contrast_weight=weight, **rules) for weight in (0.0, 0.5))
     for trainer in (control, method):
         trainer.run(record_every=1)
     for ours, theirs in zip(control.data.batches, method.data.batches, strict=True):
@@ -100,9 +100,9 @@ def test_control_and_method_differ_in_nothing_but_the_weight(laws):
 
 
 @VIEWS
-def test_weight_zero_is_training_without_the_loss(laws):
-    control, without = (make_trainer(contrast_weight=0.0, **laws) for _ in range(2))
-    # float(): a sum in float16 overflows, and 0 times inf is NaN
+def test_weight_zero_is_training_without_the_loss(rules):
+    control, without = (make_trainer(contrast_weight=0.0, **rules) for _ in range(2))
+    # float(): a float16 sum overflows, and 0 times inf is NaN
     without.contrast = lambda projections, labels, features: projections.float().sum() * 0
     for _ in range(SETTINGS.steps):
         control.train_step(), without.train_step()
@@ -151,7 +151,7 @@ def test_supervised_loss_weighs_classes_and_survives_an_unlabelled_crop():
         {"optimizer": "sgd", "head_factor": 10.0},
         {"teacher_mode": "eval"},
         {"contrast_view": "strong"},
-        {"cutmix_law": "batch"},
+        {"cutmix_mode": "batch"},
         {"ema_from": "warm_up", "epoch_steps": 2},
         {"schedule_by": "epoch", "epoch_steps": 3},
         {"precision": "bfloat16"},
@@ -196,7 +196,7 @@ def test_teacher_is_the_mean_of_the_students_so_far():
 
 
 def test_settings_refuse_unknown_choices():
-    for name in LAWS:
+    for name in CHOICES:
         with pytest.raises(ValueError, match=rf"{name} must be one of .*, got 'frozen'"):
             Settings(**{name: "frozen"})
 

@@ -1,6 +1,6 @@
-"""The published contrast, to the last digits: 1e-6 in the sum of exponentials of logits whose largest is 0.
+"""The published contrast, to the last digits: 1e-6 is added to the sum of exponentials, after the shift by the largest.
 
-Every expected figure comes from the formula in loops, none from an operator of the library.
+Every expected value comes from the formula in loops, none from an op of the library.
 """
 
 import math
@@ -12,7 +12,7 @@ from oracles import contrast_case, gradients
 
 from dgcl_ops.losses import DensityContrastLoss
 
-# Of 512 negatives with one cosine each, at temperature 0.5, with 1e-6 in the sum. From the formula by `math.fsum`.
+# 512 negatives that all have one cosine, temperature 0.5, 1e-6 in the sum. Computed from the formula with `math.fsum`.
 PUBLISHED_LOSSES = {  # (cosine of the key, of the negatives): loss
     (0.9, 0.0): 4.450071093870321,
     (0.3, 0.2): 6.040707338768817,
@@ -24,7 +24,7 @@ PUBLISHED_LOSSES = {  # (cosine of the key, of the negatives): loss
 
 @pytest.mark.parametrize(("cosines", "loss"), PUBLISHED_LOSSES.items())
 def test_published_losses(implementation, device, cosines, loss):
-    """The published eps raises the loss by 1e-6 / (sum of shifted exponentials), at most."""
+    """The published eps raises the loss by at most 1e-6 / (sum of shifted exponentials)."""
     key, negative = ([c, math.sqrt(1 - c * c)] for c in cosines)
     wide = {"dtype": torch.float64, "device": device}
     rows = [
@@ -33,7 +33,7 @@ def test_published_losses(implementation, device, cosines, loss):
         torch.tensor([[negative]], **wide).repeat(1, 512, 1),
     ]
     got = implementation.density_contrast(*rows, eps=1e-6).item()
-    assert abs(got - loss) <= 1e-14 * loss  # of double, a few roundings
+    assert abs(got - loss) <= 1e-14 * loss  # a few roundings of float64
     plain = implementation.density_contrast(*rows).item()
     assert -1e-14 * loss <= got - plain <= 1e-6 * (1 + 1e-6)
 
@@ -67,7 +67,7 @@ def test_contrast_holds_the_largest_logit_constant(implementation, device, tempe
 
 
 def paper(**changes):
-    """Small enough for loops; rings that are full after a few steps."""
+    """Small enough for loops, and the rings fill in a few steps."""
     setting = {**SMALL, "min_rows": 5, "bank_dtype": torch.float64, **changes}
     return DensityContrastLoss.paper("voc", C, D, E, **setting)
 

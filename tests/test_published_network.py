@@ -1,7 +1,7 @@
-"""The published network: shapes, parameter counts, dilations, dropout, and its forward pass in float64
-against a composition of functional calls.
+"""The published network: shapes, parameter counts, dilations, dropout, and the float64 forward pass against
+functional calls.
 
-Shapes and counts are of the real ResNet-101 on PyTorch's meta device, which computes nothing.
+Shapes and counts are those of the real ResNet-101, on PyTorch's meta device.
 """
 
 import re
@@ -71,7 +71,7 @@ def conv(inputs, outputs, kernel, bias=False):
 
 
 def expected_backbone(depths):
-    """Each tensor's name and number of elements, layer by layer; batch norms have weight, bias, mean, variance."""
+    """Name and number of elements of each tensor, layer by layer."""
     sizes = {"conv1.0.weight": 3 * 64 * 9, "conv1.3.weight": 64 * 64 * 9}
     sizes["conv1.6.weight"] = 64 * 128 * 9
     norms = {"conv1.1": 64, "conv1.4": 64, "bn1": 128}
@@ -145,7 +145,7 @@ def test_strides_and_dilations(stride):
 
 
 def composed(state, images, stride, rates, dropout):
-    """Logits of both heads and the features, from functional calls; batch norms by the batch."""
+    """Logits of both heads and the features, from functional calls; batch norms use the batch."""
 
     def batch_norm(x, name):
         return F.batch_norm(
@@ -206,10 +206,10 @@ def composed(state, images, stride, rates, dropout):
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("stride", [16, 8])
 def test_forward_against_functional_calls(stride, dropout):
-    """In float64, in training mode. With dropout both draw the same masks, in the same order and places."""
+    """In float64 and in training mode. With dropout, both draw the same masks in the same order."""
     network = small(stride, auxiliary=True).double().train()
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():  # so that no batch norm is left plain
+    for parameter in network.parameters():  # no batch norm keeps weight 1, bias 0
         if parameter.dim() == 1:
             noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.data += 0.5 * noise
@@ -224,7 +224,7 @@ def test_forward_against_functional_calls(stride, dropout):
         expected = composed(network.state_dict(), images, stride, RATES[stride], dropout)
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.abs().max() > 0.1
-        # The same calls but for image pooling's mean; 1e-10 leaves room for it through 10 layers.
+        # The same calls, except for the mean of image pooling. 1e-10 allows for its rounding, through 10 layers.
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
@@ -233,7 +233,7 @@ def test_dropout_acts_on_the_features_that_are_tapped():
     images = torch.rand(2, 3, 65, 65, generator=torch.Generator().manual_seed(0))
 
     def dead(features):
-        """(image, channel) pairs that are 0 at each pixel."""
+        """(image, channel) pairs that are 0 at every pixel."""
         return features.flatten(2).eq(0).all(2)
 
     with torch.no_grad(), FeatureTap(network, "classifier") as tap:
@@ -250,11 +250,11 @@ def test_dropout_acts_on_the_features_that_are_tapped():
         network.eval()
         evaluated = [(network(images), tap.pop())[1] for _ in range(2)]
         assert torch.equal(*evaluated)
-    # 512 channels, each dropped with probability 0.1: 51, and 6.8 is one sigma.
+    # 512 channels, each dropped with probability 0.1: 51 on average, sigma 6.8.
     for drawn in (first, second):
         assert 51 - 5 * 6.8 < drawn.sum() < 51 + 5 * 6.8
     assert not torch.equal(first, second)
-    assert not torch.equal(first[0], first[1])  # each image by itself
+    assert not torch.equal(first[0], first[1])  # each image draws its own
 
 
 def test_every_parameter_gets_a_gradient():
@@ -263,7 +263,7 @@ def test_every_parameter_gets_a_gradient():
     labels = torch.randint(5, (2, 65, 65), generator=torch.Generator().manual_seed(1))
     logits, second = network(images, auxiliary=True)
     F.cross_entropy(second, labels).backward(retain_graph=True)
-    for name, parameter in network.named_parameters():  # of stage 3 and what is below it
+    for name, parameter in network.named_parameters():  # the second head reads stage 3
         read = re.match(r"auxiliary\.|backbone\.(conv1|bn1|layer[123])\.", name)
         assert (parameter.grad is not None) == bool(read), name
     F.cross_entropy(logits, labels).backward()

@@ -1,4 +1,4 @@
-"""Training in float16, and exact resumption under the published laws."""
+"""Training in float16, and exact resuming with the published rules."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from test_checkpoint import assert_equal, everything  # noqa: E402
 from test_examples import PUBLISHED  # noqa: E402
-from test_published_laws import EPOCHS, weights  # noqa: E402
+from test_published_rules import EPOCHS, weights  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
 
@@ -44,7 +44,7 @@ def test_a_step_that_overflows_changes_no_weight_and_the_bank_takes_its_rows():
     assert not all(map(np.array_equal, before, weights(usual.student)))
     assert not overflowing.optimizer.state
     assert overflowing.scaler.get_scale() == 2.0**23
-    # The rows are those of the same features: overflow of gradients is no fault of them.
+    # The rows are equal: an overflow of gradients does not affect the features.
     assert_equal(usual.contrast.state_dict(), overflowing.contrast.state_dict())
     assert overflowing.contrast.bank.features.any()
     for _ in range(10):  # the scale falls until a step is taken
@@ -66,7 +66,7 @@ def test_features_that_overflow_do_not_enter_the_bank():
     before = weights(trainer.student)
     trainer.train_step()
     assert all(map(np.array_equal, before, weights(trainer.student)))
-    # By the batch norm of the projections no pixel is finite.
+    # After the projection's batch norm, no pixel is finite.
     assert not trainer.contrast.bank.counts.any()
     assert "labelled pixels held an inf or NaN" in trainer.contrast.report()
 
@@ -76,7 +76,7 @@ def test_features_that_overflow_do_not_enter_the_bank():
 
 @pytest.fixture(scope="module")
 def published():
-    """A run under the published laws to its end."""
+    """A complete run with the published rules."""
     return run_published()
 
 
@@ -93,7 +93,7 @@ def run_published(until=None, path=None, resume=None):
 
 
 @pytest.mark.parametrize("until", [2, 5, 8], ids=["warm-up", "copy", "average"])
-def test_a_run_under_the_published_laws_resumes_exactly(published, tmp_path, until):
+def test_a_run_under_the_published_rules_resumes_exactly(published, tmp_path, until):
     path = tmp_path / "checkpoint.pt"
     run_published(until, path)
     resumed = run_published(resume=path)
@@ -132,5 +132,5 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
     state["run"]["bfloat16"] = False
     del state["scaler"]
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"of an earlier version .*precision, contrast_view"):
+    with pytest.raises(ValueError, match=r"by an earlier version .*precision, contrast_view"):
         trainer.load(path)

@@ -2,7 +2,7 @@
 
 Every class brings fewer pixels than candidates and pushed rows: all are taken, in whatever order. A ring holds
 whole pushes, so that it never matters which row of a push falls out first. What is left is the draw of the
-negatives. Where a class has no more other pixels than `num_negatives`, there is no draw. Where it has more, two
+negatives. Where at most `num_negatives` pixels belong to other classes, there is no draw. Where there are more, two
 constructions make it irrelevant: classes in orthogonal subspaces, and negatives that are all equal.
 """
 
@@ -114,7 +114,7 @@ def test_orthogonal_classes():
 
 
 def test_all_other_pixels():
-    """Nothing is drawn: the value and the whole gradient are comparable, for any projections."""
+    """Nothing is drawn, so value and gradient are comparable for any projections."""
     ours, theirs = both(capacity=120, excluded=(0,), density_rows=8, num_negatives=512)
     for step in range(28):
         _, labels, features = batch_of(step)

@@ -1,7 +1,7 @@
-"""Whole runs under the published laws, against a loop that is written from the formulas and shares no code with ours.
+"""Whole runs with the published rules, against a loop written from the formulas that shares no code with ours.
 
-The contrast has weight 0 and CutMix probability 0: they have tests of their own. What is left decides which images go
-where, what the teacher is and says, the losses and their weights, the rates, and the order of the steps.
+The contrast has weight 0 and CutMix has probability 0; other tests cover them. This one covers the order of the images,
+the teacher and its labels, the losses and their weights, the learning rates, and the order within a step.
 """
 
 import copy
@@ -18,13 +18,13 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
-from test_published_laws import EPOCHS, Bordered  # noqa: E402
+from test_published_rules import EPOCHS, Bordered  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
-LAWS = {"ema_from": "warm_up", "teacher_averages": "own", "schedule_by": "epoch"}
+RULES = {"ema_from": "warm_up", "teacher_averages": "own", "schedule_by": "epoch"}
 SETTINGS = {
     **EPOCHS,
-    **LAWS,
+    **RULES,
     "optimizer": "sgd",
     "learning_rate": 0.01,
     "head_factor": 10.0,
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def labels_of(logits, inside, dropped):
-    """The teacher's labels in NumPy, 255 where it is uncertain or where there is no image."""
+    """The teacher's labels in NumPy; 255 where it is uncertain or outside of the image."""
     z = logits.double().numpy()
     z = np.exp(z - z.max(1, keepdims=True))
     p = z / z.sum(1, keepdims=True)
@@ -49,7 +49,7 @@ def labels_of(logits, inside, dropped):
 
 
 def average_loss(logits, labels, weight_of_the_rest=1.0):
-    """Cross-entropy over the labelled pixels, by hand."""
+    """Mean cross-entropy over the labelled pixels."""
     kept = labels != 255
     chosen = logits.log_softmax(1).gather(1, labels.where(kept, 0)[:, None])[:, 0]
     return -chosen[kept].sum() / kept.sum() * weight_of_the_rest

@@ -30,9 +30,9 @@ KEYS = (
     "labelled=4 unlabelled=6 evaluated=3 steps=8 warm_up=2 batch=2 report_every=1 evaluate_every=3 save_every=3 "
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
-# The published laws, with epochs of 2 steps: the warm-up, the epoch in which the teacher is a copy, two of averaging.
-LAWS = (
-    "contrast_view=weak cutmix_law=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
+# The published rules, with epochs of 2 steps: the warm-up, one with a copied teacher, two with an averaged one.
+RULES = (
+    "contrast_view=weak cutmix_mode=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
     "precision=float16 widths=[8,16] feature_dim=8"
 )
 ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
@@ -110,15 +110,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def printed(folder):
     """One run to its end, one that was stopped and resumed, one with a sharded bank that was stopped and resumed, and
-    two under the published laws, the second stopped and resumed twice; on two ranks, in one start of the processes."""
+    two with the published rules, the second stopped and resumed twice; on two ranks, in one start of the processes."""
     commands = [arguments(folder / "whole")]
     for out, *keys in (("parts",), ("sharded", "contrast.placement=sharded")):
         keys = arguments(folder / out, *keys)
         resumed = folder / out / "weight-0.5-seed-0" / "checkpoint.pt"
         commands += [[*keys, "--stop-at", "4"], [*keys, "--resume", str(resumed)]]
-    commands.append(arguments(folder / "laws", *LAWS.split()))
-    keys = arguments(folder / "laws-parts", *LAWS.split())
-    resume = ["--resume", str(folder / "laws-parts" / "weight-0.5-seed-0" / "checkpoint.pt")]
+    commands.append(arguments(folder / "rules", *RULES.split()))
+    keys = arguments(folder / "rules-parts", *RULES.split())
+    resume = ["--resume", str(folder / "rules-parts" / "weight-0.5-seed-0" / "checkpoint.pt")]
     first, second = ["--stop-at", "1"], ["--stop-at", "3"]
     commands += [[*keys, *first], [*keys, *second, *resume], [*keys, *resume]]
     return on_two_ranks(folder, commands)
@@ -160,7 +160,7 @@ def assert_same_end(folder, out, parts=checkpoint.PARTS[:-1], whole="whole"):
     return ours["history"], theirs["history"]
 
 
-@pytest.mark.parametrize("out", ["whole", "laws"])
+@pytest.mark.parametrize("out", ["whole", "rules"])
 def test_ranks_end_with_one_set_of_weights_and_one_bank(folder, printed, out):
     first, second = states(folder, out)
     own = {name: set() for name in checkpoint.NETWORKS}
@@ -184,12 +184,12 @@ def test_two_ranks_resume_exactly(folder, printed):
     assert whole == parts
 
 
-def test_two_ranks_resume_exactly_under_the_published_laws(folder, printed):
-    whole, parts = assert_same_end(folder, "laws-parts", whole="laws")
+def test_two_ranks_resume_exactly_under_the_published_rules(folder, printed):
+    whole, parts = assert_same_end(folder, "rules-parts", whole="rules")
     assert whole == parts
     assert whole[-1]["contrast"] > 0
-    assert stored(folder, "laws")["scaler"]["_growth_tracker"] > 0
-    for state in states(folder, "laws"):  # the teacher has averages of its own
+    assert stored(folder, "rules")["scaler"]["_growth_tracker"] > 0
+    for state in states(folder, "rules"):  # the teacher has averages of its own
         averages = [
             torch.cat([value for name, value in state[part].items() if "running_mean" in name])
             for part in ("student", "teacher")

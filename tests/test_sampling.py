@@ -212,7 +212,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
     segments = segments_of(labels, 4)
     tables = [
-        sampling.draw_negatives(segments, bits)  # 7 of 8 others or more
+        sampling.draw_negatives(segments, bits)  # 7 of at least 8 others
         for bits in sampling.random_bits(state(0), 1, (4, 3000, 7)).unbind(1)
     ]
     assert all(table.counts.tolist() == [7] * 4 for table in tables)

@@ -21,7 +21,7 @@ from semi_supervised.config import RunKeys  # noqa: E402
 
 
 class Place(nn.Module):
-    """Logits that depend on the pixel, on its place in the window and on all of the window's pixels."""
+    """Logits that depend on the pixel, its place in the window, and the window's mean."""
 
     def __init__(self, dtype=None):
         super().__init__()
@@ -41,14 +41,14 @@ class Place(nn.Module):
 
 
 def grid(side, window):
-    """Starts of the windows, by their number: the published loop's formulas."""
+    """Starts of the windows, by the formulas of the published program."""
     step = math.ceil(window * 2 / 3)
     count = math.ceil((side - window) / step) + 1
     return [min(i * step + window, side) - window for i in range(count)]
 
 
 def oracle(images, window, colour, dtype=None):
-    """Pixel by pixel: the mean of the logits of each window that holds it."""
+    """Pixel by pixel: the mean logits over the windows that cover it."""
     batch, _, height, width = images.shape
     full = [max(side, least) for side, least in zip((height, width), window, strict=True)]
     top, left = (full[0] - height) // 2, (full[1] - width) // 2
@@ -77,13 +77,13 @@ def oracle(images, window, colour, dtype=None):
     ("size", "window"),
     [
         ((9, 12), (9, 12)),  # equal: one window
-        ((7, 20), (9, 12)),  # lower than a window: a border above and below
+        ((7, 20), (9, 12)),  # not as high as a window: a border above and below
         ((20, 5), (9, 12)),
-        ((4, 5), (9, 12)),  # smaller both ways
+        ((4, 5), (9, 12)),  # smaller in both directions
         ((21, 28), (9, 12)),  # 9 + 2 steps of 6, 12 + 2 steps of 8
         ((22, 27), (9, 12)),  # the last windows are pushed back
         ((10, 13), (9, 12)),  # by all but one pixel
-        ((23, 31), (10, 7)),  # a side that 3 does not divide: steps of 7 and 5
+        ((23, 31), (10, 7)),  # sides not divisible by 3: steps of 7 and 5
         ((6, 8), (2, 2)),
     ],
 )
@@ -134,14 +134,14 @@ def test_predictions_and_counts_go_through_the_windows():
 
 @pytest.mark.parametrize("window", [[800], [1, 8], [8, 8, 8]])
 def test_a_window_is_a_height_and_a_width(window):
-    with pytest.raises(ValueError, match=r"evaluate_window must be a height and a width from 2"):
+    with pytest.raises(ValueError, match=r"evaluate_window must be a height and a width, each"):
         RunKeys("folder", "small", evaluate_window=window)
     with pytest.raises(TypeError, match=r"evaluate_window must be of type .*, got 800"):
         RunKeys("folder", "small", evaluate_window=800)
 
 
 def test_a_run_evaluates_by_windows(tmp_path, monkeypatch):
-    """Validation, test and overlays; features and densities are of whole images, so their figures do not change."""
+    """Validation, test and overlays use windows. Features and densities use whole images, so their figures stay."""
     for seed, (split, count) in enumerate({"train": 8, "val": 2, "test": 3}.items()):
         data_trees.folder(tmp_path / "data" / split, count, seed)
     seen = []

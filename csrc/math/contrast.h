@@ -42,8 +42,8 @@ DGCL_HOST_DEVICE inline double contrast_loss(double key_logit, double lse) { ret
 // p_j
 DGCL_HOST_DEVICE inline double contrast_probability(double logit, double lse) { return std::exp(logit - lse); }
 
-// What p_j - [j = 0] is multiplied with, where the loss is the mean over `anchors` anchors and receives the gradient
-// dL_dloss. The temperature is that of dz_j / d<a, b_j>.
+// Factor of p_j - [j = 0]. The loss is the mean over `anchors` anchors and receives the gradient dL_dloss; the
+// temperature comes from dz_j / d<a, b_j>.
 DGCL_HOST_DEVICE inline double contrast_gradient_scale(double dL_dloss, double anchors, double temperature) {
   return dL_dloss / (anchors * temperature);
 }

@@ -50,8 +50,8 @@ def density_contrast(
         temperature: T, positive.
         anchor_counts: anchors in use per group; all by default. A group without anchors has loss 0.
         negative_counts: negatives in use per group; all by default. Without negatives the loss is log(1 + eps).
-        eps: added to the sum of exponentials. 0 is the log-softmax; the published program adds 1e-6. Like that
-            program, the gradient holds m_i constant.
+        eps: added to the sum of exponentials. 0 gives the log-softmax; the published program adds 1e-6. As in
+            that program, the gradient treats m_i as a constant.
 
     Returns:
         The loss of each group, in float32 (float64 if an input is float64).

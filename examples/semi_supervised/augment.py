@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from semi_supervised.images import MEAN
 
-# Of a border. A network that subtracts ImageNet's mean sees "mean" as exactly 0, as in the published runs.
+# Colours of a border. "mean" is exactly 0 after normalisation, as in the published runs.
 BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
-SCALE_LAWS = ("uniform", "balanced")
+SCALE_DISTRIBUTIONS = ("uniform", "balanced")
 
 
 def random_crop(
@@ -19,7 +19,7 @@ def random_crop(
     rng: np.random.Generator,
     *,
     scale: tuple[float, float] = (1.0, 1.0),
-    scale_law: str = "uniform",
+    scale_distribution: str = "uniform",
     mirror: bool = False,
     border: int | None = None,
     border_colour: str = "grey",
@@ -32,13 +32,13 @@ def random_crop(
         size: (height, width) of the result.
         rng: source of the random numbers.
         scale: limits of the magnification; the window has the size `size / scale`.
-        scale_law: how it is drawn, see `draw_scale`.
+        scale_distribution: distribution of the magnification, see `draw_scale`.
         mirror: whether left and right may be swapped.
         border: label of a border around an image that is smaller than the window; None: the window shrinks, each
             side by itself, until it fits.
         border_colour: one of BORDER_COLOURS.
     """
-    magnification = draw_scale(rng, scale, scale_law)
+    magnification = draw_scale(rng, scale, scale_distribution)
     height, width = (round(side / magnification) for side in size)
     if border is not None:
         sides = border_sides(image, (height, width))
@@ -49,7 +49,7 @@ def random_crop(
     box = np.s_[..., top : top + height, left : left + width]
     swap = mirror and rng.random() < 0.5
 
-    # Resizing a border of 0 gives exactly 0; resizing the mean would round it.
+    # Resizing keeps 0 exact. It would round the mean.
     shift = colour_of_border("mean", image) if border_colour == "mean" else 0.0
     image = image[box] - shift
     image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0] + shift
@@ -57,20 +57,21 @@ def random_crop(
     return (image.flip(-1), label.flip(-1)) if swap else (image, label)
 
 
-def draw_scale(rng: np.random.Generator, scale: tuple[float, float], law: str) -> float:
-    """A number in the limits `scale`.
+def draw_scale(rng: np.random.Generator, scale: tuple[float, float], distribution: str) -> float:
+    """A random magnification within the limits `scale`.
 
     Args:
-        law: "uniform"; or "balanced", the published law: below 1 half the time, above 1 half the time, uniform in each.
+        distribution: "uniform"; or "balanced", as published: below 1 with probability 1/2, uniform on either side
+            of 1.
     """
     low, high = scale
-    if law == "balanced":
+    if distribution == "balanced":
         low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
     return rng.uniform(low, high)
 
 
 def border_sides(image: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The border that brings [..., H, W] to `size` at least, in the middle: left, right, top, bottom."""
+    """Left, right, top, bottom of the border that centres [..., H, W] in at least `size`."""
     down, across = (
         max(0, side - given) for side, given in zip(size, image.shape[-2:], strict=True)
     )
@@ -108,21 +109,21 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
 
 def cutmix(
-    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, law: str = "image"
+    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, mode: str = "image"
 ) -> list[Tensor]:
     """Pastes a box of each image's neighbour into it, the same box in each map (images, pseudo labels, ...).
 
     Args:
         rng: source of the random numbers.
         maps: [B, ..., H, W] each, of the same B, H, W.
-        probability: of a change.
-        law: "image": each image is changed with this probability. Its box holds 0.1 to 0.5 of the area and comes from
-            the image before it. "batch", the published law: all images are changed or none. A box holds half of the
-            area and comes from the image after it.
+        probability: that an image, or the batch, is changed.
+        mode: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
+            previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and
+            comes from the next image.
     """
     mixed = [each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
-    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[law]
+    by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[mode]
     changed = not by_image and rng.random() < probability
     for i in range(count):
         rows, columns = box_size(rng, height, width)
@@ -138,13 +139,13 @@ def cutmix(
 
 
 def box_of_a_part(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with 0.1 to 0.5 of the area, its sides in a ratio of 0.5 to 2."""
+    """Rows and columns of a box with 0.1 to 0.5 of the area and an aspect ratio of 0.5 to 2."""
     share, ratio = rng.uniform(0.1, 0.5), rng.uniform(0.5, 2.0)
     rows = min(height, round(height * (share * ratio) ** 0.5))
     return rows, min(width, round(width * (share / ratio) ** 0.5))
 
 
 def box_of_half(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with half of the area: more than half of the columns, not all. From width 3 on."""
+    """Rows and columns of a box with half of the area. It has more than half of the columns, not all; width >= 3."""
     columns = int(rng.integers(width // 2 + 1, width))
     return round(height * width / 2 / columns), columns

@@ -92,7 +92,7 @@ def check(trainer, state, path: Path) -> None:
     missing = [field.name for field in fields(Settings) if field.name not in stored]
     if missing:
         raise ValueError(
-            f"{path} is of an earlier version of this program and cannot be continued: it does not say "
+            f"{path} was written by an earlier version and cannot be resumed: it has no value for "
             f"{', '.join(missing)}"
         )
     for name in ours.keys() | stored.keys():

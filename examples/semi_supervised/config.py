@@ -32,6 +32,8 @@ NETWORKS = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeplab_published": PublishedDeepLab,
 }
+# Keys of earlier versions, and what to write now.
+REPLACED = {"bfloat16": "precision=bfloat16 or precision=float32"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class RunKeys:
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
-    # [800, 800]: mIoU and overlays come from overlapping windows of this height and width. Features and densities are
-    # still measured on whole images, as everything is with null.
+    # [800, 800]: mIoU and overlays are computed in overlapping windows of this height and width; null: on whole images.
+    # Features and densities are measured on whole images in either case.
     evaluate_window: tuple[int, int] | None = None
     save_every: int = 100
     workers: int = 0  # processes that read ahead
@@ -60,7 +62,7 @@ class RunKeys:
         window = self.evaluate_window
         if window is not None and (len(window) != 2 or min(window) < 2):
             raise ValueError(
-                f"evaluate_window must be a height and a width from 2 on, got {list(window)}"
+                f"evaluate_window must be a height and a width, each at least 2, got {list(window)}"
             )
 
 
@@ -168,6 +170,8 @@ def checked(kind: type, values: dict):
 
 def refuse_unknown(keys, known: set[str], where: str) -> None:
     for key in sorted(set(keys) - known):
+        if key in REPLACED:
+            raise ValueError(f"unknown key {key!r} of {where}; it is now {REPLACED[key]}")
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         raise ValueError(
             f"unknown key {key!r} of {where}; near names: {', '.join(near or sorted(known))}"

@@ -1,16 +1,15 @@
-"""DeepLabV3+ from segmentation_models.pytorch, near the published network; `deeplab_published.py` has that one.
+"""DeepLabV3+ from segmentation_models.pytorch. The published network is in `deeplab_published.py`.
 
 pip install segmentation-models-pytorch
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from semi_supervised.images import MEAN, STD
-from semi_supervised.network import repr_of, resize
+from semi_supervised.network import resize
 
 
 class DeepLabV3Plus(nn.Module):
@@ -26,7 +25,7 @@ class DeepLabV3Plus(nn.Module):
         output_stride: of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
-        align_corners: how logits and the coarse map are enlarged, see torch.nn.functional.interpolate.
+        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
         ValueError: the file holds no weights of this backbone.
@@ -84,8 +83,8 @@ class DeepLabV3Plus(nn.Module):
             return logits
         return logits, resize(self.auxiliary(maps[-2]), size, self.align_corners)
 
-    def extra_repr(self) -> str:
-        return repr_of(self.align_corners)
+    def extra_repr(self) -> str:  # a checkpoint compares it
+        return f"align_corners={self.align_corners}"
 
 
 def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
@@ -103,7 +102,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     if "conv1.0.weight" in weights:
         raise unfit(
             path,
-            "its stem is three 3x3 convolutions (conv1.0.weight, ...), as in network deeplab_published, but network "
+            "its stem is three 3x3 convolutions (conv1.0.weight, ...), which network deeplab_published has; network "
             "deeplabv3plus has one 7x7 convolution (conv1.weight)",
         )
     try:
@@ -117,10 +116,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights: there is no file {path}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # which, depends on the bytes
         raise unfit(path, f"{type(error).__name__} {error}".splitlines()[0]) from None
     if not isinstance(weights, dict):
         raise unfit(path, f"got {type(weights).__name__}")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise unfit(path, f"got a {type(tensor).__name__} named {name!r}")
+        counter = name.endswith("num_batches_tracked")
+        if not counter and not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise unfit(path, f"{name} must hold finite floats")
     return weights
 
 

@@ -1,8 +1,8 @@
 """The published network: DeepLabV3+ on a ResNet with a deep stem. Plain PyTorch, no other package.
 
-It differs from the network of the DeepLabV3+ paper in the stem (three 3x3 convolutions), in the dilations of the last
-stage (multi-grid), and in a pyramid that a full 3x3 convolution reads. Two more full 3x3 convolutions follow the
-fusion, and Dropout2d acts on the very features that the classifier, the densities and the bank read.
+It differs from the network of the DeepLabV3+ paper in four points. The stem has three 3x3 convolutions. The last stage
+has multi-grid dilations. A full 3x3 convolution follows the pyramid, and two more follow the fusion. Dropout2d acts on
+the features that the classifier, the densities and the bank read.
 """
 
 from pathlib import Path
@@ -22,23 +22,23 @@ DROPOUT = 0.1
 
 
 class PublishedDeepLab(nn.Module):
-    """Features of stride 4, 256 channels: a window of 513 x 513 gives 129 x 129.
+    """Features with stride 4 and 256 channels: a 513 x 513 crop gives 129 x 129.
 
     Args:
         num_classes: C.
         encoder: "resnet50" or "resnet101".
-        weights: file with a state_dict of the backbone, by the names of the public deep-stem ImageNet weights
-            (conv1.0.weight, ..., layer4.2.bn3.bias; those of fc are ignored); None: random weights.
+        weights: file with the backbone's state_dict, named as the public deep-stem ImageNet weights are
+            (conv1.0.weight, ..., layer4.2.bn3.bias; fc is ignored); None: random weights.
         output_stride: of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
-        align_corners: how maps are enlarged, see torch.nn.functional.interpolate.
-        zero_init: whether each block of the backbone starts as the identity: weight 0 in its last batch norm.
+        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
+        zero_init: whether each residual branch starts at 0: weight 0 in its last batch norm.
 
-    Training needs two images or more: the pyramid's image pooling has a batch norm, and one pixel an image.
+    Training needs at least two images: the batch norm after image pooling sees one pixel per image.
 
     Raises:
-        ValueError: there is no such encoder or stride, or the file holds no weights of this backbone.
+        ValueError: the encoder or stride is unknown, or the file does not fit this backbone.
 
     Shape:
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]; with `auxiliary=True` also the second head's.
@@ -68,13 +68,13 @@ class PublishedDeepLab(nn.Module):
         fine, *_, third, last = self.backbone.widths
         self.pyramid = Pyramid(last, atrous_rates)
         self.coarse = nn.Sequential(*convolution(self.pyramid.width, WIDTH), nn.Dropout2d(DROPOUT))
-        # The biases before a batch norm change nothing that it computes; the published network has them.
+        # A bias before a batch norm has no effect. The published network has these.
         self.fine = convolution(fine, FINE_WIDTH, kernel_size=1, bias=True)
         self.fuse = nn.Sequential(
             *convolution(FINE_WIDTH + WIDTH, WIDTH, bias=True),
             nn.Dropout2d(DROPOUT),
             *convolution(WIDTH, WIDTH, bias=True),
-            nn.Dropout2d(DROPOUT),  # the last: classifier, densities and bank read its output
+            nn.Dropout2d(DROPOUT),  # classifier, densities and bank read its output
         )
         self.classifier = nn.Conv2d(WIDTH, num_classes, kernel_size=1)
         self.auxiliary = None
@@ -104,12 +104,12 @@ class PublishedDeepLab(nn.Module):
     def _enlarge(self, x, size):
         return resize(x, size, self.align_corners)
 
-    def extra_repr(self) -> str:  # a checkpoint compares it: no shape tells this argument
+    def extra_repr(self) -> str:  # a checkpoint compares it
         return f"align_corners={self.align_corners}"
 
 
 class Pyramid(nn.Module):
-    """Image pooling, a 1x1 and dilated 3x3 convolutions side by side.
+    """Image pooling, a 1x1 convolution and dilated 3x3 convolutions, in parallel.
 
     Shape:
         [B, inputs, h, w] -> [B, 256 (2 + len(rates)), h, w]
@@ -132,9 +132,9 @@ class Pyramid(nn.Module):
 
 
 class DeepStemResNet(nn.Module):
-    """Stages of strides 4, 8, 16 and 16, or 4, 8, 8 and 8: dilation takes the place of stride.
+    """Stages of strides 4, 8, 16 and 16, or 4, 8, 8 and 8: dilation replaces stride.
 
-    Its parameters have the names of the public deep-stem ImageNet weights.
+    Parameters are named as in the public deep-stem ImageNet weights.
 
     Shape:
         images [B, 3, H, W] -> the output of each stage, 256, 512, 1024 and 2048 channels
@@ -153,7 +153,7 @@ class DeepStemResNet(nn.Module):
         )
         self.bn1 = nn.BatchNorm2d(128)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True)
-        # The first block of a stage without stride keeps the dilation of the stage before it.
+        # Where dilation replaces the stride of the third stage, its first block keeps dilation 1.
         third = (1, *(depths[2] - 1) * (16 // output_stride,))
         fourth = [32 // output_stride * grid for grid in MULTI_GRID]
         self.layer1 = stage(128, 64, [1] * depths[0])
@@ -169,7 +169,7 @@ class DeepStemResNet(nn.Module):
         return maps[1:]
 
     def initialise(self, zero_init: bool) -> None:
-        """Convolutions normal by their outputs (He), batch norms 1 and 0."""
+        """Convolutions: He normal, fan-out. Batch norms: weight 1, bias 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -178,7 +178,7 @@ class DeepStemResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the 3x3 one has the stride.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut. The 3x3 one has the stride.
 
     Shape:
         [B, inputs, H, W] -> [B, 4 width, H / stride, W / stride]
@@ -216,20 +216,20 @@ class Bottleneck(nn.Module):
 
 
 def stage(inputs: int, width: int, dilations, *, stride: int = 1) -> nn.Sequential:
-    """One block for each dilation; the first has the stride."""
+    """One block per dilation. The first has the stride."""
     first = Bottleneck(inputs, width, stride=stride, dilation=dilations[0])
     rest = (Bottleneck(4 * width, width, dilation=dilation) for dilation in dilations[1:])
     return nn.Sequential(first, *rest)
 
 
 def load_backbone(backbone: DeepStemResNet, path: Path) -> None:
-    """Raises ValueError unless the file has all of the backbone's weights, and none besides but the classifier's."""
+    """Raises ValueError unless the file has exactly the backbone's weights. It may have a classifier (fc) too."""
     given = read_weights(path)
     if "conv1.weight" in given:
         raise unfit(
             path,
-            "its stem is one 7x7 convolution (conv1.weight), as torchvision's, but network deeplab_published has three "
-            "3x3 convolutions (conv1.0.weight, conv1.3.weight, conv1.6.weight)",
+            "its stem is one 7x7 convolution (conv1.weight), as torchvision's; network deeplab_published has three 3x3 "
+            "convolutions (conv1.0.weight, conv1.3.weight, conv1.6.weight)",
         )
     given = {name: tensor for name, tensor in given.items() if not name.startswith("fc.")}
     needed = backbone.state_dict()

@@ -56,10 +56,10 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 class Windows(nn.Module):
-    """A network that predicts an image in overlapping windows: its logits are the mean over those at each pixel.
+    """Predicts an image in overlapping windows. At each pixel the logits are the mean over the windows there.
 
-    Windows are two thirds of their side apart, rounded up. The last one ends at the image's edge. An image smaller than
-    the window gets a border, whose logits are cut off. The network sees one window at a time.
+    The stride is two thirds of the window, rounded up. The last window ends at the image's edge. An image smaller than
+    the window gets a border, and the border's logits are cut off. The network sees one window at a time.
 
     Args:
         network: logits [B, C, h, w] of images [B, 3, h, w].
@@ -99,7 +99,7 @@ def starts(side: int, window: int) -> list[int]:
 def as_evaluated(
     network: nn.Module, window: tuple[int, int] | None, border_colour: str
 ) -> nn.Module:
-    """`Windows` of the network, or with window None the network itself, which predicts whole images."""
+    """The network in `Windows`. Without a window, the network itself: it predicts whole images."""
     return network if window is None else Windows(network, window, border_colour)
 
 
@@ -209,7 +209,7 @@ def error_by_density(
 def overlays(
     network: nn.Module, student: nn.Module, contrast: DensityContrastLoss, data, count: int = 6
 ) -> dict[str, np.ndarray]:
-    """Strips of image, label, the network's prediction and the student's density, for images spread over the test.
+    """Strips of image, label, the network's prediction and the student's density, for `count` test images.
 
     Returns:
         [H, 4 W, 3] uint8 of each image, by its name.

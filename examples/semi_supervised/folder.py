@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semi_supervised.augment import BORDER_COLOURS, SCALE_LAWS, random_crop
+from semi_supervised.augment import BORDER_COLOURS, SCALE_DISTRIBUTIONS, random_crop
 from semi_supervised.images import LABELS, Sample, list_images, read_image, read_label
 from semi_supervised.splits import choose
 
@@ -28,9 +28,9 @@ class FolderData:
         unlabelled: a further folder of images without labels.
         mirror: whether images may be mirrored.
         scale: limits of the magnification.
-        scale_law: "uniform" in these limits, or "balanced": below 1 half the time, see `augment.draw_scale`.
+        scale_distribution: "uniform", or "balanced": below 1 half of the time. See `augment.draw_scale`.
         pad: whether an image smaller than the window gets a border without a label; else the window shrinks.
-        border_colour: "grey", or "mean": ImageNet's mean colour.
+        border_colour: "grey", or "mean": the mean colour of ImageNet.
         shown_in: the labelled images are drawn again until so many of them show each class, with 40 pixels or more.
 
     Attributes:
@@ -54,7 +54,7 @@ class FolderData:
         unlabelled: Path | None = None,
         mirror: bool = True,
         scale: tuple[float, float] = (0.8, 1.4),
-        scale_law: str = "uniform",
+        scale_distribution: str = "uniform",
         pad: bool = False,
         border_colour: str = "grey",
         shown_in: int = 0,
@@ -64,19 +64,19 @@ class FolderData:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two limits in order, above 0, got {list(scale)}")
         for name, value, choices in (
-            ("scale_law", scale_law, SCALE_LAWS),
+            ("scale_distribution", scale_distribution, SCALE_DISTRIBUTIONS),
             ("border_colour", border_colour, BORDER_COLOURS),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if scale_law == "balanced" and not scale[0] <= 1 <= scale[1]:
+        if scale_distribution == "balanced" and not scale[0] <= 1 <= scale[1]:
             raise ValueError(
-                f"scale must have 1 between its limits for scale_law balanced, got {list(scale)}"
+                f"scale must include 1 with scale_distribution balanced, got {list(scale)}"
             )
         if not 0 <= ignore_index < LABELS:
             raise ValueError(f"ignore_index must lie in [0, {LABELS}), got {ignore_index}")
         self.crop, self.ignore_index, self.mirror = (crop[0], crop[-1]), ignore_index, mirror
-        self.scale, self.scale_law = tuple(scale), scale_law
+        self.scale, self.scale_distribution = tuple(scale), scale_distribution
         self.pad, self.border_colour = pad, border_colour
         if not Path(data).is_dir():
             raise FileNotFoundError(f"data: there is no folder {data}")
@@ -146,7 +146,7 @@ class FolderData:
             "ignore_index": self.ignore_index,
             "mirror": self.mirror,
             "scale": list(self.scale),
-            "scale_law": self.scale_law,
+            "scale_distribution": self.scale_distribution,
             "pad": self.pad,
             "border_colour": self.border_colour,
         }
@@ -167,7 +167,7 @@ class FolderData:
     def _crops(self, pairs, rng):
         """Random windows of pairs (image, label)."""
         border = self.ignore_index if self.pad else None
-        options = {"scale": self.scale, "scale_law": self.scale_law}
+        options = {"scale": self.scale, "scale_distribution": self.scale_distribution}
         options |= {"mirror": self.mirror, "border": border, "border_colour": self.border_colour}
         crops = [random_crop(*pair, self.crop, rng, **options) for pair in pairs]
         images, labels = zip(*crops, strict=True)

@@ -15,7 +15,7 @@ class SegmentationNetwork(nn.Module):
         widths: channels at stride 2, 4, 8, ...
         feature_dim: channels of the features that the classifier reads.
         feature_stride: stride of these features: 2, 4, ...
-        align_corners: how maps are enlarged, see torch.nn.functional.interpolate.
+        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Shape:
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
@@ -60,8 +60,8 @@ class SegmentationNetwork(nn.Module):
             x = finer + resize(x, finer.shape[-2:], self.align_corners)
         return resize(self.classifier(self.smooth(x)), images.shape[-2:], self.align_corners)
 
-    def extra_repr(self) -> str:
-        return repr_of(self.align_corners)
+    def extra_repr(self) -> str:  # a checkpoint compares it
+        return f"align_corners={self.align_corners}"
 
 
 def convolution(
@@ -82,10 +82,5 @@ def convolution(
     )
 
 
-def resize(x: Tensor, size, align_corners: bool = False) -> Tensor:
+def resize(x: Tensor, size, align_corners: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
-
-
-def repr_of(align_corners: bool) -> str:
-    """Part of a network's repr, which a checkpoint compares; nothing for the default, as in older checkpoints."""
-    return "align_corners=True" if align_corners else ""

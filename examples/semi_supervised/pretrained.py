@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from semi_supervised.network import convolution, repr_of, resize
+from semi_supervised.network import convolution, resize
 
 TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: channels of its output, at strides 4, 8, 16, 32
 
@@ -21,7 +21,7 @@ class PretrainedNetwork(nn.Module):
         num_classes: C.
         feature_dim: channels of the features that the classifier reads.
         frozen: whether the backbone stays as ImageNet left it.
-        align_corners: how maps are enlarged, see torch.nn.functional.interpolate.
+        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Shape:
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
@@ -51,8 +51,8 @@ class PretrainedNetwork(nn.Module):
             x = smooth(finer + resize(x, finer.shape[-2:], self.align_corners))
         return resize(self.classifier(x), images.shape[-2:], self.align_corners)
 
-    def extra_repr(self) -> str:
-        return repr_of(self.align_corners)
+    def extra_repr(self) -> str:  # a checkpoint compares it
+        return f"align_corners={self.align_corners}"
 
 
 class Backbone(nn.Module):

@@ -1,5 +1,6 @@
 """What decides a run, and what is built from it: the density loss, the optimizer, the class weights."""
 
+import math
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,18 +12,25 @@ from torch import Tensor, nn
 
 from dgcl_ops import DensityContrastLoss
 
-# Settings that name a law, and the laws there are.
-LAWS = {
+# Allowed values of the settings that name one.
+CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "ema_from": ("start", "warm_up"),
     "teacher_mode": ("train", "eval"),
     "teacher_averages": ("student", "own"),
-    "cutmix_law": ("image", "batch"),
+    "cutmix_mode": ("image", "batch"),
     "schedule_by": ("step", "epoch"),
     "precision": ("float32", "bfloat16", "float16"),
     "contrast_view": ("weak", "strong"),
     "density_of": ("features", "projections"),
 }
+
+# A wrong share or factor would otherwise show late: the teacher's decay only an epoch after the warm-up.
+SHARES = ("cutmix", "ema_maximum")
+FACTORS = (
+    *("contrast_weight", "unlabelled_weight", "auxiliary_weight", "learning_rate", "head_factor"),
+    *("momentum", "weight_decay", "jitter", "balance"),
+)
 
 # The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
 SMALL = {
@@ -44,7 +52,7 @@ class Settings:
     unlabelled_weight: float = 0.5
     steps: int = 500
     warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
-    epoch_steps: int = 1  # steps of an epoch, for the laws that speak of epochs
+    epoch_steps: int = 1  # steps per epoch, for `ema_from` and `schedule_by`
     batch: int = 8  # labelled images a step, and as many unlabelled ones
     optimizer: str = "adamw"  # or "sgd"
     learning_rate: float = 3e-3
@@ -52,27 +60,28 @@ class Settings:
     momentum: float = 0.9  # of SGD
     weight_decay: float = 1e-2
     ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
-    # "start": the teacher averages from the first step on. "warm_up": it is a copy of the student until one epoch
-    # after the warm-up, and its updates count from the end of the warm-up.
+    # "start": the teacher averages from the first step. "warm_up": it copies the student until one epoch after the
+    # warm-up. Its updates are counted from the end of the warm-up.
     ema_from: str = "start"
     teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
-    # The teacher's batch-norm averages, by which it is evaluated. "student": a copy of the student's. "own": of its own
-    # passes after the warm-up.
+    # The teacher's batch-norm averages, used in evaluation. "student": copied from the student. "own": from its own
+    # forward passes after the warm-up.
     teacher_averages: str = "student"
     cutmix: float = 0.5  # probability
-    cutmix_law: str = "image"  # or "batch": see `augment.cutmix`
-    schedule_by: str = "step"  # or "epoch": how often the shares of dropped pseudo labels move
+    cutmix_mode: str = "image"  # or "batch": see `augment.cutmix`
+    schedule_by: str = "step"  # or "epoch": how often the shares of dropped pseudo labels change
     jitter: float = 0.4  # strength of the change of colours that the student sees; 0: none
     # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
     balance: float = 0.0
     # [0.7, 100_000]: of the labelled pixels those whose class has a probability of 0.7 at most, and 100,000 at least
     ohem: list | None = None
     auxiliary_weight: float = 0.0  # of the supervised loss of the network's second head
-    # "bfloat16": autocast of student and teacher. "float16": autocast of the student, with a gradient scaler; the
+    # "bfloat16": autocast for student and teacher. "float16": autocast for the student, with a gradient scaler; the
     # teacher stays in float32. float16 convolutions are very slow on a CPU.
     precision: str = "float32"
-    # The unlabelled images of the density loss and the bank. "weak": the unmixed ones, with labels thresholded at the
-    # features' size. "strong": the mixed ones, with labels thresholded at full size; a third fewer images a step.
+    # The unlabelled images that the density loss and the bank use. "weak": unmixed, with labels thresholded at the
+    # features' size. "strong": mixed, with labels thresholded at full size. "strong" sends a third fewer images through
+    # the student.
     contrast_view: str = "weak"
     projection_dim: int = 32
     density_of: str = "features"  # or "projections"
@@ -81,9 +90,17 @@ class Settings:
 
     def __post_init__(self):
         check_types(self)
-        for name, choices in LAWS.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in FACTORS:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {getattr(self, name)}"
+                )
         if self.ohem is not None:
             check_ohem(self.ohem)
         if self.epoch_steps < 1:
@@ -91,7 +108,7 @@ class Settings:
         if (self.teacher_mode, self.teacher_averages) == ("eval", "own"):
             raise ValueError(
                 "teacher_averages must be 'student' with teacher_mode 'eval', got 'own'; "
-                "passes in eval mode never move them"
+                "forward passes in eval mode do not update them"
             )
 
 

@@ -1,4 +1,4 @@
-"""The teacher: a moving average of the student, which labels the unlabelled images and is what a run keeps."""
+"""The teacher: a moving average of the student. It labels the unlabelled images, and a run keeps it."""
 
 import copy
 
@@ -25,14 +25,14 @@ class Teacher(nn.Module):
         return self.module(images)
 
     def two_sizes(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits at the images' size, and as the classifier gives them, at the features' size."""
+        """The logits at the images' size, and those of the classifier at the features' size."""
         small = []
         hook = self.module.classifier.register_forward_hook(lambda *call: small.append(call[-1]))
         with hook:
             return self(images), small.pop()
 
     def decay(self, step: int) -> float:
-        """The weight of its old values after step `step`; 0 copies the student."""
+        """Weight of the old values in the update after `step`. 0 copies the student."""
         settings = self.settings
         if settings.ema_from == "start":
             return ema_decay(step, settings.ema_maximum)
@@ -41,7 +41,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int) -> None:
-        """Moves towards the student, once after each step."""
+        """Moves towards the student. Called once after each step."""
         weight = 1 - self.decay(step)
         for mine, new in zip(self.module.parameters(), student.parameters(), strict=True):
             mine.lerp_(new, weight) if weight < 1 else mine.copy_(new)

@@ -41,8 +41,8 @@ class Trainer:
     """Trains a network on labelled and unlabelled images.
 
     Args:
-        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` turns features [B, D, h, w]
-            into logits, which the network enlarges. Its `backbone`, if it has one, learns at the plain rate, the
+        network: logits [B, C, H, W] of images [B, 3, H, W]; its `classifier` maps features [B, D, h, w] to
+            logits, and the network upsamples these. Its `backbone`, if it has one, learns at the plain rate, the
             rest at `head_factor` times that. Parameters that need no gradient stay as they are. For
             `settings.auxiliary_weight` it has a second head `auxiliary`, whose logits
             `network(images, auxiliary=True)` returns as well.
@@ -89,7 +89,7 @@ class Trainer:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
         self.optimizer = optimizer(settings, self.student, self.projection)
-        scaled = settings.precision == "float16"  # else the scaler does nothing
+        scaled = settings.precision == "float16"  # otherwise the scaler is a no-op
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         # What a step calls. The bank is outside: DDP never sees it.
         self.model, self.project = self.student, self.projection
@@ -107,10 +107,10 @@ class Trainer:
         images, labels, weak, _ = batch
         pseudo, of_contrast, confidence = self.teach(batch)
 
-        # The student sees all views in one batch: other colours, and boxes of other images in the strong view.
+        # The student sees all views in one batch. The strong view has other colours and boxes of other images.
         views = [jitter(weak, rng, settings.jitter), pseudo, *([] if weak_view else of_contrast)]
         strong, pseudo, *mixed = cutmix(
-            rng, *views, probability=settings.cutmix, law=settings.cutmix_law
+            rng, *views, probability=settings.cutmix, mode=settings.cutmix_mode
         )
         reliable, *rest = of_contrast if weak_view else mixed
         unmixed = [weak] if weak_view else []
@@ -120,7 +120,7 @@ class Trainer:
         unlabelled = self.pseudo_label_loss(logits[-len(strong) :], pseudo)
 
         # The density loss: projections get the gradient, features the densities, and the bank fills in passing. It
-        # takes the labelled images and the unlabelled ones behind them.
+        # uses the labelled images and the unlabelled ones that follow them in the batch.
         projections, size = self.project(features), features.shape[-2:]
         small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
         shown = len(small)
@@ -140,11 +140,11 @@ class Trainer:
         }
 
     def teach(self, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """What the teacher says of the weak view. Its least certain pixels are ignored, far more for the contrast.
+        """The teacher's labels of the weak view. The least certain pixels are ignored, far more for the contrast.
 
         Returns:
-            The labels for the classification; for the contrast the labels and, if it asks, their confidence, at the
-            size that `settings.contrast_view` says; and the confidence of the labelled images.
+            The labels for the classification. The labels for the contrast, with their confidence if it needs one; their
+            size depends on `settings.contrast_view`. The confidence of the labelled images, or None.
         """
         images, _, weak, inside = batch
         with torch.no_grad(), self.autocast("bfloat16"):
@@ -214,7 +214,7 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad()
         self.scaler.scale(losses["total"]).backward()
-        # Skipped if a float16 gradient overflowed. The bank has its rows and the teacher follows all the same.
+        # Skipped if a float16 gradient overflowed. The bank and the teacher are updated anyway.
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.teacher.follow(self.student, self.step)
@@ -222,13 +222,13 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def progress(self) -> float:
-        """Share of the training done after the warm-up, in whole epochs or in steps."""
+        """Progress of the training after the warm-up, 0 to 1. It changes once per epoch or at each step."""
         settings = self.settings
         epoch = settings.epoch_steps if settings.schedule_by == "epoch" else 1
         return training_progress(self.step - self.step % epoch, settings.warm_up, settings.steps)
 
     def autocast(self, *precisions: str):
-        """Autocast, if the settings ask for one of these precisions."""
+        """Autocast, if the settings choose one of these precisions."""
         name = self.settings.precision
         return torch.autocast(self.device.type, getattr(torch, name), enabled=name in precisions)
 

@@ -30,10 +30,10 @@ def losses() -> Iterator[tuple[str, tuple, dict]]:
             yield name, sizes, {"dtype": dtype, "thread": thread}
     for dtype in (torch.float16, torch.bfloat16):
         yield f"{dtype}", (2, 9, 20, 24), {"dtype": dtype}
-    # The last group has neither all its anchors nor all its negatives; without negatives every gradient is 0.
+    # The last group has some of its anchors and some of its negatives. Without negatives every gradient is 0.
     counts = {"anchor_counts": integers([0, 5, 18, 7]), "negative_counts": integers([4, 0, 7, 5])}
     yield "unequal groups", (4, 18, 9, 12), counts | {"thread": True}
-    # 1e-6, the published one, would be lost in the tolerance of float32.
+    # The published 1e-6 is below the tolerance of float32.
     yield "offset of the sum", (2, 4, 9, 12), {"eps": 0.1}
     wild = {"anchor_counts": integers([-4, 50, 3]), "negative_counts": integers([4, 999, -1])}
     tame = {"anchor_counts": integers([0, 18, 3]), "negative_counts": integers([4, 9, 0])}

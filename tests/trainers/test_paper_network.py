@@ -1,4 +1,4 @@
-"""DeepLabV3+ from segmentation_models.pytorch: shapes, weights, and a step of the published configurations with it."""
+"""DeepLabV3+ from segmentation_models.pytorch: shapes, weights, and steps of the published configurations."""
 
 import sys
 from pathlib import Path

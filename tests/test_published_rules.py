@@ -1,4 +1,4 @@
-"""The laws of the published program, each against the formula in loops of its own."""
+"""The published rules of the trainer, each against an independent loop."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from semi_supervised import trainer as trainer_module  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
-# Epochs of 3 steps: step 0 to 2 the warm-up, 3 to 5 the epoch in which the teacher is a copy, then two of averaging.
+# Epochs of 3 steps. Steps 0 to 2: warm-up. Steps 3 to 5: the teacher is a copy. Then two epochs of averaging.
 EPOCHS = {"steps": 12, "warm_up": 3, "epoch_steps": 3}
 
 
@@ -27,10 +27,10 @@ EPOCHS = {"steps": 12, "warm_up": 3, "epoch_steps": 3}
 
 
 def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
-    """Top, left, rows and columns of each image's box. Image i holds i everywhere; pasted pixels hold another number.
+    """Top, left, rows and columns of each image's box. Image i is i everywhere; pasted pixels have another value.
 
     Raises:
-        AssertionError: what is pasted is no rectangle with a piece of the next image.
+        AssertionError: the pasted pixels are not a rectangle from the next image.
     """
     boxes = []
     for i, image in enumerate(mixed.numpy()):
@@ -46,14 +46,14 @@ def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
     return boxes
 
 
-def drawn(law, height, width, times, probability=0.5):
-    """Boxes of batches of 3 images, from generators of other seeds."""
+def drawn(mode, height, width, times, probability=0.5):
+    """Boxes of batches of 3 images, one generator per batch."""
     labels = torch.arange(3)[:, None, None].expand(3, height, width)
     images = labels[:, None].expand(3, 2, height, width).float()
     batches = []
     for seed in range(times):
         rng = np.random.default_rng(seed)
-        mixed, same = augment.cutmix(rng, images, labels, probability=probability, law=law)
+        mixed, same = augment.cutmix(rng, images, labels, probability=probability, mode=mode)
         assert torch.equal(mixed[:, 1].long(), same)
         batches.append(boxes_of(same))
     return batches
@@ -79,7 +79,7 @@ def test_widths_and_places_of_a_batchs_boxes_are_uniform():
     boxes = [box for boxes in drawn("batch", height, width, 2000, probability=1.0) for box in boxes]
     widths = np.bincount([columns for *_, columns in boxes], minlength=width + 1)
     assert set(widths.nonzero()[0]) == set(range(13, 24))
-    # The draws are fixed: at a level of 1e-4 an honest law fails once in 10,000 choices of the seeds.
+    # The seeds are fixed. At this level a correct distribution fails for one choice of seeds in 10,000.
     assert stats.chisquare(widths[13:24]).pvalue > 1e-4
     tops = [top for top, _, rows, _ in boxes if rows == 10]
     lefts = [left for _, left, _, columns in boxes if columns == 20]
@@ -87,8 +87,8 @@ def test_widths_and_places_of_a_batchs_boxes_are_uniform():
         assert stats.chisquare(np.bincount(places, minlength=count)).pvalue > 1e-4
 
 
-def test_the_check_of_the_boxes_sees_the_other_law():
-    with pytest.raises(AssertionError):  # pieces of the image before
+def test_the_check_of_the_boxes_sees_the_other_mode():
+    with pytest.raises(AssertionError):  # from the previous image
         drawn("image", 24, 32, times=10)
 
 
@@ -156,7 +156,7 @@ def test_the_teachers_own_averages_follow_its_own_passes():
     assert (students[first].running_mean.numpy() - averages[first][0]).any()
 
 
-def test_the_students_averages_are_the_teachers_by_the_other_law():
+def test_the_students_averages_are_the_teachers_by_the_other_rule():
     trainer = make_trainer(**EPOCHS, teacher_averages="student")
     for _ in range(5):
         trainer.train_step()
@@ -170,14 +170,14 @@ def test_the_students_averages_are_the_teachers_by_the_other_law():
 
 
 @pytest.mark.parametrize(
-    ("law", "progress"),
+    ("rule", "progress"),
     [
         ("epoch", [0, 0, 0, 1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3]),
         ("step", [i / 9 for i in range(9)]),
     ],
 )
-def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, law, progress):
-    trainer = make_trainer(**EPOCHS, schedule_by=law, learning_rate=0.01)
+def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, rule, progress):
+    trainer = make_trainer(**EPOCHS, schedule_by=rule, learning_rate=0.01)
     kept, rates, inner = [], [], trainer_module.entropy_filter
 
     def watched(logits, keep, **options):
@@ -197,7 +197,7 @@ def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, law, p
 
 
 class Bordered(DigitScenes):
-    """With a border whose edge lies between two rows of the features."""
+    """With a border that ends between two rows of the features."""
 
     def unlabelled(self, count, rng):
         images, inside = super().unlabelled(count, rng)
@@ -206,7 +206,7 @@ class Bordered(DigitScenes):
 
 
 def small_labels(labels, logits, inside, dropped):
-    """By the formulas, in loops: labels by nearest pixels, thresholded pseudo labels; float64."""
+    """Nearest labels and thresholded pseudo labels, in float64 loops."""
     _, classes, height, width = logits.shape
     rows, columns = (
         [i * full // small for i in range(small)]
@@ -252,7 +252,7 @@ def test_the_weak_view_is_the_unmixed_images_with_labels_of_the_features_size():
     unlabelled = logits[2:].numpy()
     expected = small_labels(batch.labels.numpy(), unlabelled, batch.inside.numpy(), dropped=0.8)
     np.testing.assert_array_equal(labels.numpy(), expected)
-    assert 0.1 < np.mean(expected[2:] != 255) < 0.2  # a fifth of what lies inside
+    assert 0.1 < np.mean(expected[2:] != 255) < 0.2  # a fifth of the pixels inside
     # The bank holds rows of these images alone.
     rows = trainer.contrast.bank.features
     rows = nn.functional.normalize(rows[rows.any(-1)], dim=-1)
@@ -270,11 +270,14 @@ def test_the_classification_learns_from_the_strong_view(view):
     trainer.teacher.register_forward_hook(lambda *call: judged.append(call[-1]))
     kept = trainer.pseudo_label_loss
     trainer.pseudo_label_loss = lambda *inputs: given.append(inputs) or kept(*inputs)
+    batch, _ = trainer.batches.take(0)
     trainer.train_step()
     [(logits, labels)] = given
+    if view == "weak":  # its own colours, though the strong view has others
+        assert torch.equal(images[0][2:4], batch.weak)
     assert len(outputs[0]) == (6 if view == "weak" else 4)
     assert torch.equal(logits, outputs[0][-2:])
-    # A kept label is the teacher's of this pixel in the image itself, or in the other one where that was pasted.
+    # A kept label is the teacher's for this pixel, in the image itself or, where it was pasted, in the other one.
     guess = judged[0][2:].argmax(1)
     kept = labels != 255
     own, other = (labels == guess) & kept, (labels == guess.flip(0)) & kept

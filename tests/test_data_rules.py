@@ -1,4 +1,4 @@
-"""What a step gets: how magnifications are drawn, borders around small images, and the published values of both."""
+"""Magnifications and their distributions, and borders around small images."""
 
 import math
 import sys
@@ -10,31 +10,26 @@ import torch
 from torch.nn import functional as F
 
 pytest.importorskip("scipy")
-pytest.importorskip("yaml")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL.Image")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-import data_trees  # noqa: E402
-from semi_supervised import augment, images  # noqa: E402
-from semi_supervised.config import Config  # noqa: E402
-from semi_supervised.folder import FolderData  # noqa: E402
-from semi_supervised.scenes import DigitScenes  # noqa: E402
-from semi_supervised.voc import VocData  # noqa: E402
+import data_trees
+from semi_supervised import augment, images
+from semi_supervised.folder import FolderData
+from semi_supervised.scenes import DigitScenes
+from semi_supervised.voc import VocData
 
 OPTIONS = {"labelled": "1/4", "crop": (32, 32), "seed": 0}
-MEAN = torch.tensor([0.485, 0.456, 0.406])[
-    :, None, None
-]  # typed again, as the published program has it
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # of ImageNet, as published
 
 
 # ---- magnification --------------------------------------------------------------------------------
 
 
 def distance(drawn, cumulative):
-    """Kolmogorov's and Smirnov's: the largest gap between the drawn numbers' steps and a cumulative distribution."""
+    """Kolmogorov-Smirnov: the largest gap between the empirical and a given cumulative distribution."""
     drawn = np.sort(drawn)
     expected = np.array([cumulative(x) for x in drawn])
     steps = np.arange(len(drawn) + 1) / len(drawn)
@@ -49,31 +44,31 @@ def uniform(x, low=0.5, high=2.0):
     return (x - low) / (high - low)
 
 
-def test_magnifications_follow_their_law():
+def test_magnifications_follow_their_distribution():
     rng = np.random.default_rng(0)
     drawn = {
-        law: np.array([augment.draw_scale(rng, (0.5, 2.0), law) for _ in range(4000)])
-        for law in augment.SCALE_LAWS
+        rule: np.array([augment.draw_scale(rng, (0.5, 2.0), rule) for _ in range(4000)])
+        for rule in augment.SCALE_DISTRIBUTIONS
     }
-    bound = 1.95 / math.sqrt(4000)  # one sample in a thousand of the right law lies farther away
+    bound = 1.95 / math.sqrt(4000)  # exceeded by one sample in a thousand of the right distribution
     assert distance(drawn["balanced"], balanced) < bound
     assert distance(drawn["uniform"], uniform) < bound
-    assert distance(drawn["balanced"], uniform) > 5 * bound  # the laws are told apart
-    # Half below 1: 4,000 coins deviate by 32 (one sigma). The mean is (0.75 + 1.5) / 2, within 5 sigma of 0.44 / 63.
+    assert distance(drawn["balanced"], uniform) > 5 * bound  # the test separates the two
+    # Half are below 1; sigma of 4,000 coins is 32. The mean is (0.75 + 1.5) / 2; its sigma is 0.44 / 63.
     assert abs((drawn["balanced"] < 1).sum() - 2000) < 160
     assert drawn["balanced"].mean() == pytest.approx(1.125, abs=0.035)
 
 
-@pytest.mark.parametrize("law", ["uniform", "balanced"])
-def test_a_window_has_the_magnification_drawn(law):
-    """A ramp of slope 1 in the image has the slope 1 / magnification in the crop."""
+@pytest.mark.parametrize("rule", ["uniform", "balanced"])
+def test_a_window_has_the_magnification_drawn(rule):
+    """A ramp of slope 1 in the image has slope 1 / magnification in the crop."""
     ramp = torch.arange(200.0).expand(3, 200, -1)
     label = torch.zeros(200, 200, dtype=torch.int64)
     for seed in range(30):
-        options = {"scale": (0.5, 2.0), "scale_law": law}
+        options = {"scale": (0.5, 2.0), "scale_distribution": rule}
         crop, _ = augment.random_crop(ramp, label, (32, 32), np.random.default_rng(seed), **options)
         twin = np.random.default_rng(seed)
-        if law == "uniform":
+        if rule == "uniform":
             magnification = 0.5 + 1.5 * twin.random()
         else:
             below = twin.random() < 0.5
@@ -101,7 +96,7 @@ def test_a_border_has_no_label_and_is_not_inside(tmp_path):
 
 @pytest.mark.parametrize("scale", [0.5, 0.77, 1.0, 1.3, 2.0])
 def test_the_mean_is_exactly_0_after_normalisation(scale):
-    """At any magnification. Where the image's edge is resized with the border, both are blended."""
+    """At any magnification. At the image's edge, resizing blends image and border."""
     image = torch.rand(3, 20, 37, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
     label = torch.zeros(20, 37, dtype=torch.int64)
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -115,7 +110,7 @@ def test_the_mean_is_exactly_0_after_normalisation(scale):
             for colour in ("mean", "grey")
         )
         inside = (torch.ones(1, 20, 37), torch.zeros(20, 37).long())
-        # The same window of 1 inside and 0.45 in the border: where it is 0.45, nothing of the image is.
+        # The same window of an image of ones, with a border of 0.45. Pixels of 0.45 hold none of the image.
         share = augment.random_crop(
             inside[0].expand(3, -1, -1), label, (64, 64), np.random.default_rng(seed), **options
         )[0]
@@ -126,7 +121,7 @@ def test_the_mean_is_exactly_0_after_normalisation(scale):
         exact += int(outside.sum())
         whole = (share - 1).abs().amax(0) < 1e-6
         blended += int((~outside & ~whole).sum())
-        # Inside, the colour of the border changes nothing; 3e-7: three roundings of numbers up to 1.
+        # Inside, the border's colour changes nothing. 3e-7: three roundings of numbers up to 1.
         torch.testing.assert_close(mean[:, whole], grey[:, whole], rtol=0, atol=3e-7)
     assert exact > 1000
     assert blended > 0 or scale == 1.0
@@ -149,7 +144,7 @@ def test_a_border_puts_the_image_in_the_middle(size):
 
 
 def test_grey_gives_the_bits_of_a_plain_padding():
-    """As padded by torch.nn.functional.pad, cut and resized here."""
+    """Padded by torch.nn.functional.pad, cropped and resized here."""
     image = torch.rand(3, 20, 37, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(20, 37, dtype=torch.int64)
     found, _ = augment.random_crop(
@@ -171,43 +166,37 @@ def test_without_a_border_the_window_shrinks():
 # ---- arguments ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["voc_1_16.yaml", "cityscapes_1_16.yaml"])
-def test_the_published_files_name_the_published_laws(name):
-    values = Config(EXAMPLES / "configs" / name, data="x").values
-    laws = {"scale_law": "balanced", "border_colour": "mean", "align_corners": True}
-    laws |= {"network": "deeplab_published", "encoder": "resnet101"}
-    assert laws.items() <= values.items()
-    city = name.startswith("cityscapes")
-    assert values.get("zero_init", False) is city
-    assert values.get("evaluate_window") == ([800, 800] if city else None)
-
-
 def test_the_laws_are_arguments_of_the_data(tmp_path):
     home, _ = data_trees.voc(tmp_path, sbd=False)
     options = {**OPTIONS, "crop": (64, 64), "scale": (0.5, 2.0), "pad": True, "mirror": False}
-    data = VocData(home, **options, scale_law="balanced", border_colour="mean")
-    laws = {"scale_law": "balanced", "border_colour": "mean"}
-    assert laws.items() <= data.description().items()
-    assert VocData(home, **options).description().items() >= {"scale_law": "uniform"}.items()
+    data = VocData(home, **options, scale_distribution="balanced", border_colour="mean")
+    rules = {"scale_distribution": "balanced", "border_colour": "mean"}
+    assert rules.items() <= data.description().items()
+    assert (
+        VocData(home, **options).description().items() >= {"scale_distribution": "uniform"}.items()
+    )
     pictures, _ = data.labelled(8, np.random.default_rng(0))
     assert (pictures == MEAN).all(1).any()
-    # The generator's first draw after the choice of 8 images is the coin of the first one.
+    # The first draw after the choice of 8 images is the coin of the first image.
     twin = np.random.default_rng(0)
     chosen = twin.integers(len(data.labelled_samples), size=8)
     pair = data.labelled_samples[chosen[0]].read()
-    laws |= {"scale": (0.5, 2.0), "border": 255}
-    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), twin, **laws)[0])
+    rules |= {"scale": (0.5, 2.0), "border": 255}
+    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), twin, **rules)[0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"scale": (2.0, 0.5)}, r"scale must be two limits .*, got \[2\.0, 0\.5\]"),
-        ({"scale_law": "log"}, r"scale_law must be one of uniform, balanced, got 'log'"),
+        (
+            {"scale_distribution": "log"},
+            r"scale_distribution must be one of uniform, balanced, got 'log'",
+        ),
         ({"border_colour": "red"}, r"border_colour must be one of grey, mean, got 'red'"),
         (
-            {"scale": (1.1, 2.0), "scale_law": "balanced"},
-            r"scale must have 1 between its limits for scale_law balanced, got \[1\.1, 2\.0\]",
+            {"scale": (1.1, 2.0), "scale_distribution": "balanced"},
+            r"scale must include 1 with scale_distribution balanced, got \[1\.1, 2\.0\]",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The published configurations with their own network (ResNet-50 in place of 101), a few steps on miniature trees."""
+"""The published configurations and network, with ResNet-50 instead of 101: a few steps on miniature data."""
 
 import json
 import sys
@@ -49,8 +49,8 @@ def test_a_published_configuration_trains_the_published_network(name, tmp_path, 
     measured = json.loads(path.read_text())
     assert measured["history"][-1]["contrast"] > 0
     assert measured["evaluate_window"] == ([65, 65] if city else None)
-    laws = {"scale_law": "balanced", "border_colour": "mean"}
-    assert laws.items() <= measured["data"].items()
+    rules = {"scale_distribution": "balanced", "border_colour": "mean"}
+    assert rules.items() <= measured["data"].items()
 
 
 def test_head_learns_ten_times_as_fast():
