@@ -27,9 +27,8 @@ class ShardedRings:
 
     def __init__(self, ranks: Ranks, capacity: int):
         self.ranks = ranks
-        self.width = -(
-            -capacity // ranks.size
-        )  # of every window but the last, which may have fewer
+        # Of every window but the last, which may have fewer.
+        self.width = -(-capacity // ranks.size)
         if capacity <= self.width * (ranks.size - 1):  # PyTorch's own sharding cuts like this, too
             raise ValueError(
                 f"MemoryBank: capacity must leave a slot for each of {ranks.size} processes, in windows of "
@@ -45,7 +44,45 @@ class ShardedRings:
     def fingerprint(self, bank) -> dict[str, Tensor]:
         return {"counts": bank.counts, "heads": bank.heads}
 
+    def write(self, bank, rows: Arrivals, normalize: bool) -> None:
+        """Writes those of the rows whose slots lie in this process's window, and moves the rings' counts and heads.
+
+        The slots of a class's rows are one run, or two where they pass the end of the ring: each is cut with the
+        window and written as a run of the window. `normalize` is False: `distributed.exchange` has made unit rows
+        where the bank wants those.
+        """
+        capacity, head = bank.capacity, bank.heads
+        arriving = rows.row_counts
+        # Of more rows than the ring holds, the last ones stay.
+        oldest = (arriving - capacity).clamp(min=0)
+        class_index = torch.arange(bank.num_classes, device=head.device).unsqueeze(1)
+        width = min(rows.density.shape[1], self.length)
+        place = torch.arange(width, device=head.device)
+        for lap in range((rows.density.shape[1] - 1) // capacity + 2):
+            # Row i goes to slot head + i - lap * capacity, where that lies in the ring.
+            shift = lap * capacity - head
+            first = torch.maximum(shift + self.start, oldest)
+            last = torch.minimum(shift + self.start + self.length, arriving)
+            index = (first.unsqueeze(1) + place).clamp(0, rows.density.shape[1] - 1)
+            memory_push(
+                bank.features,
+                bank.projections,
+                bank.density,
+                torch.zeros_like(head),
+                (first - shift - self.start).clamp(0, self.length - 1),
+                rows.features[class_index, index],
+                rows.projections[class_index, index],
+                rows.density[class_index, index],
+                (last - first).clamp(0, width),
+            )
+        bank.counts.copy_((bank.counts + arriving).clamp(max=capacity))
+        bank.heads.copy_((head + arriving) % capacity)
+
     def density_of(self, bank, queries, query_offsets, with_density, exclude_self) -> Tensor:
+        """`MemoryBank.density_of` with the rows of all windows. Ranks may have different numbers of queries.
+
+        Shape: queries [M, D], query_offsets [C + 1], with_density [C] bool -> [M].
+        """
         if exclude_self:
             raise ValueError(
                 "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
@@ -55,105 +92,73 @@ class ShardedRings:
                 "MemoryBank.density_of: queries must not require a gradient with placement 'sharded', whose "
                 f"densities have none; detach them, got a tensor of shape {list(queries.shape)} that does"
             )
-        return density_of(bank, queries, query_offsets, with_density)
-
-    def densest_slots(self, bank, width: int) -> Tensor:
-        return densest_slots(bank, width)
-
-    def projection_rows(self, bank, slots: Tensor) -> Tensor:
-        return projection_rows(bank, slots)
-
-    def write(self, bank, rows: Arrivals, normalize: bool) -> None:
-        """The rows come from `distributed.exchange`, which has made them unit rows where the bank wants those."""
-        del normalize
-        write_window(bank, rows)
+        rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
+        density = []
+        most = _most(bank, rows, queries.dtype)
+        size = min(most, PIECE)
+        for begin in range(0, most, PIECE):
+            piece = queries[begin : begin + size]
+            padded = torch.nn.functional.pad(piece, (0, 0, 0, size - piece.shape[0]))
+            offsets = (query_offsets - begin).clamp(0, size)
+            asked, asked_offsets = gather(self.ranks, padded), gather(self.ranks, offsets)
+            found = _scores_in_window(bank, asked, asked_offsets, counts)
+            density.append(_merged(bank, padded, offsets, counts, found))
+        return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
 
     def refresh(self, bank, classes: Tensor) -> None:
         """Windows exchange queries only for the classes that are due, so the host must know which."""
         for c in classes.nonzero().flatten().tolist():
-            bank.density[c] = density_of_own_rows(bank, c).to(bank.density.dtype)
+            bank.density[c] = self._density_of_own_rows(bank, c).to(bank.density.dtype)
+
+    def _density_of_own_rows(self, bank, c: int) -> Tensor:
+        """Density of each row of class c in this process's window against the class's other rows; 0 for free slots.
+
+        Shape: [length].
+        """
+        classes = torch.arange(bank.num_classes + 1, device=bank.counts.device)
+        offsets = torch.where(classes > c, self.width, 0)
+        counts = torch.where(classes[:-1] == c, bank.counts, 0)
+        rows = torch.nn.functional.pad(bank.features[c], (0, 0, 0, self.width - self.length))
+        asked = gather(self.ranks, rows)
+        found = [
+            _best(bank, queries, offsets, counts, exclude_self=rank == self.ranks.rank)
+            for rank, queries in enumerate(asked)
+        ]
+        density = _merged(bank, rows, offsets, counts, torch.stack(found))[: self.length]
+        held = torch.arange(self.length, device=density.device) < self.counts(bank.counts)[c]
+        return torch.where(held, density, 0)
+
+    def densest_slots(self, bank, width: int) -> Tensor:
+        """The slots of highest stored density; of equal ones, the lowest. Entries beyond the rows held mean nothing.
+
+        Shape: [C, width], or [C, capacity] if that is less.
+        """
+        classes = bank.num_classes
+        here = min(width, self.width)
+        density = torch.where(bank.held(), bank.density, -torch.inf)
+        density, slots = torch.sort(density, dim=1, descending=True, stable=True)
+        density, slots = density[:, :here], slots[:, :here] + self.start
+        if density.shape[1] < here:  # the last window may be smaller
+            missing = (0, here - density.shape[1])
+            density = torch.nn.functional.pad(density, missing, value=-torch.inf)
+            slots = torch.nn.functional.pad(slots, missing)
+        # Side by side in the order of the ranks, equal densities stand in the order of their slots.
+        density = gather(self.ranks, density).transpose(0, 1).reshape(classes, -1)
+        slots = gather(self.ranks, slots).transpose(0, 1).reshape(classes, -1)
+        order = torch.sort(density, dim=1, descending=True, stable=True).indices
+        return slots.gather(1, order[:, :width])
+
+    def projection_rows(self, bank, slots: Tensor) -> Tensor:
+        """The projections in slots of all windows. Shape: [C, K], the same on all ranks -> [C, K, E]."""
+        class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
+        mine = bank.projections[class_index, (slots - self.start).clamp(0, self.length - 1)]
+        rows = gather(self.ranks, mine)
+        return rows[
+            slots // self.width, class_index, torch.arange(slots.shape[1], device=slots.device)
+        ]
 
     def save(self, bank, state_dict: dict, prefix: str) -> None:
         as_windows(bank, state_dict, prefix)
-
-
-# ---- writing ---------------------------------------------------------------------------------------
-
-
-def write_window(bank, rows: Arrivals) -> None:
-    """Writes those of the rows whose slots lie in this process's window, and moves the rings' counts and heads.
-
-    The slots of a class's rows are one run, or two where they pass the end of the ring: each is cut with the
-    window and written as a run of the window.
-    """
-    rings, capacity, head = bank.rings, bank.capacity, bank.heads
-    arriving = rows.row_counts
-    # Of more rows than the ring holds, the last ones stay.
-    oldest = (arriving - capacity).clamp(min=0)
-    class_index = torch.arange(bank.num_classes, device=head.device).unsqueeze(1)
-    width = min(rows.density.shape[1], rings.length)
-    place = torch.arange(width, device=head.device)
-    for lap in range((rows.density.shape[1] - 1) // capacity + 2):
-        # Row i goes to slot head + i - lap * capacity, where that lies in the ring.
-        shift = lap * capacity - head
-        first = torch.maximum(shift + rings.start, oldest)
-        last = torch.minimum(shift + rings.start + rings.length, arriving)
-        index = (first.unsqueeze(1) + place).clamp(0, rows.density.shape[1] - 1)
-        memory_push(
-            bank.features,
-            bank.projections,
-            bank.density,
-            torch.zeros_like(head),
-            (first - shift - rings.start).clamp(0, rings.length - 1),
-            rows.features[class_index, index],
-            rows.projections[class_index, index],
-            rows.density[class_index, index],
-            (last - first).clamp(0, width),
-        )
-    bank.counts.copy_((bank.counts + arriving).clamp(max=capacity))
-    bank.heads.copy_((head + arriving) % capacity)
-
-
-# ---- densities -------------------------------------------------------------------------------------
-
-
-def density_of(bank, queries, query_offsets, with_density) -> Tensor:
-    """`MemoryBank.density_of` with the rows of all windows. Ranks may have different numbers of queries.
-
-    Shape: queries [M, D], query_offsets [C + 1], with_density [C] bool -> [M].
-    """
-    rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
-    density = []
-    most = _most(bank, rows, queries.dtype)
-    size = min(most, PIECE)
-    for begin in range(0, most, PIECE):
-        piece = queries[begin : begin + size]
-        padded = torch.nn.functional.pad(piece, (0, 0, 0, size - piece.shape[0]))
-        offsets = (query_offsets - begin).clamp(0, size)
-        asked, asked_offsets = gather(bank.rings.ranks, padded), gather(bank.rings.ranks, offsets)
-        found = _scores_in_window(bank, asked, asked_offsets, counts)
-        density.append(_merged(bank, padded, offsets, counts, found))
-    return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
-
-
-def density_of_own_rows(bank, c: int) -> Tensor:
-    """Density of each row of class c in this process's window against the class's other rows; 0 for free slots.
-
-    Shape: [length].
-    """
-    rings = bank.rings
-    classes = torch.arange(bank.num_classes + 1, device=bank.counts.device)
-    offsets = torch.where(classes > c, rings.width, 0)
-    counts = torch.where(classes[:-1] == c, bank.counts, 0)
-    rows = torch.nn.functional.pad(bank.features[c], (0, 0, 0, rings.width - rings.length))
-    asked = gather(rings.ranks, rows)
-    found = [
-        _best(bank, queries, offsets, counts, exclude_self=rank == rings.ranks.rank)
-        for rank, queries in enumerate(asked)
-    ]
-    density = _merged(bank, rows, offsets, counts, torch.stack(found))[: rings.length]
-    held = torch.arange(rings.length, device=density.device) < rings.counts(bank.counts)[c]
-    return torch.where(held, density, 0)
 
 
 @torch.compiler.disable(
@@ -241,38 +246,3 @@ def density_of_scores(scores: Tensor, scales: tuple[int, ...]) -> Tensor:
         query_offsets=torch.arange(queries + 1, device=scores.device),
         bank_counts=torch.full((queries,), scores.shape[1], device=scores.device),
     )
-
-
-# ---- keys ------------------------------------------------------------------------------------------
-
-
-def densest_slots(bank, width: int) -> Tensor:
-    """The slots of highest stored density; of equal ones, the lowest. Entries beyond the rows held mean nothing.
-
-    Shape: [C, width], or [C, capacity] if that is less.
-    """
-    rings, classes = bank.rings, bank.num_classes
-    here = min(width, rings.width)
-    density = torch.where(bank.held(), bank.density, -torch.inf)
-    density, slots = torch.sort(density, dim=1, descending=True, stable=True)
-    density, slots = density[:, :here], slots[:, :here] + rings.start
-    if density.shape[1] < here:  # the last window may be smaller
-        missing = (0, here - density.shape[1])
-        density = torch.nn.functional.pad(density, missing, value=-torch.inf)
-        slots = torch.nn.functional.pad(slots, missing)
-    # Side by side in the order of the ranks, equal densities stand in the order of their slots.
-    density = gather(rings.ranks, density).transpose(0, 1).reshape(classes, -1)
-    slots = gather(rings.ranks, slots).transpose(0, 1).reshape(classes, -1)
-    order = torch.sort(density, dim=1, descending=True, stable=True).indices
-    return slots.gather(1, order[:, :width])
-
-
-def projection_rows(bank, slots: Tensor) -> Tensor:
-    """The projections in slots of all windows. Shape: [C, K], the same on all ranks -> [C, K, E]."""
-    rings = bank.rings
-    class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
-    mine = bank.projections[class_index, (slots - rings.start).clamp(0, rings.length - 1)]
-    rows = gather(rings.ranks, mine)
-    return rows[
-        slots // rings.width, class_index, torch.arange(slots.shape[1], device=slots.device)
-    ]
