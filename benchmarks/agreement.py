@@ -13,6 +13,7 @@ from problem import Problem, density_of
 from torch import Tensor
 
 from dgcl_ops import reference
+from dgcl_ops.precision import compute_dtype
 
 CHECKED_QUERIES = 64
 # Errors allowed, per size of the scores. Ours: the tests' 64 roundings of float32. Others: enough to tell a
@@ -94,7 +95,7 @@ def rounding(problem: Problem) -> float:
     force itself adds up to D + D / 32 + 16 of float64.
     """
     dim = problem.queries.shape[1]
-    wide = reference.compute_dtype(problem.queries, problem.bank) == torch.float64
+    wide = compute_dtype(problem.queries, problem.bank) == torch.float64
     ours = (2 * (dim / 32 + 6) + 4) * (2.0**-53 if wide else 2.0**-24)
     return score_size(problem) * 1.01 * (ours + (dim + dim / 32 + 16) * 2.0**-53)
 

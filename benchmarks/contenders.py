@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import on_cuda
+import published
 import torch
 from problem import Contender, Problem, density_of
 from torch import Tensor
 
-from dgcl_ops import knn_density, knn_topk, reference
+from dgcl_ops import knn_density, knn_topk
 
 OURS = "dgcl_ops"
 PUBLISHED = "authors' way"
@@ -75,13 +76,13 @@ def _ours_with_unit_bank(problem: Problem) -> Tensor:
 
 
 def _published(problem: Problem) -> Tensor:
-    return reference.published_density(problem.queries, problem.bank, problem.scales)
+    return published.published_density(problem.queries, problem.bank, problem.scales)
 
 
 def _matmul_topk(problem: Problem) -> Tensor:
     queries, bank, scales = problem.queries, problem.bank, problem.scales
     if problem.metric == "cosine":
-        return reference.matmul_topk_density(queries, bank, scales)
+        return published.matmul_topk_density(queries, bank, scales)
     if problem.metric == "dot":
         return density_of((queries @ bank.T).topk(max(scales)).values, scales)
     distances = torch.cdist(queries.float(), bank.float())  # by a matrix product

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import on_cuda
 import torch
 from common import seconds
+from published import PublishedStep
 from torch import Tensor
 
 from dgcl_ops import DensityContrastLoss, resize_labels
-from dgcl_ops.published import PublishedStep
 
 OURS, PUBLISHED = "dgcl_ops", "published step"
 SPREAD = 0.905  # of rows around their class's centre: cosine 0.55 inside a class

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dgcl_ops import reference
+from dgcl_ops.scales import scale_weights
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def density_of(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
     """Scores [M, max(scales)], sorted downward, to densities [M]."""
     ranks = max(scales)
     found = torch.full((1,), ranks, device=sorted_scores.device)
-    weights = reference.scale_weights(scales, found, ranks)[0]
+    weights = scale_weights(scales, found, ranks)[0]
     return sorted_scores @ weights.to(sorted_scores.dtype)

@@ -8,6 +8,7 @@ import torch
 
 from dgcl_ops import ops, reference, reference_backward
 from dgcl_ops._doctor_side import TOLERANCE, Side, Tally
+from dgcl_ops.scales import scale_weights
 
 METRICS = ("cosine", "dot", "l2")
 
@@ -201,5 +202,5 @@ def check_knn_density_backward(side: Side, tally: Tally) -> None:
         options = {n: v for n, v in case.items() if n != "k"} | {"scales": (case["k"], 4)}
         ours, again = (side(density_gradients, weights, **options) for _ in range(2))
         found = (side.twin(ops.knn_topk, **case)[1] >= 0).sum(1)
-        each = reference.scale_weights(options["scales"], found, case["k"]) * weights[:, None]
+        each = scale_weights(options["scales"], found, case["k"]) * weights[:, None]
         check_gradients(tally, name, ours, again, expected_gradients(side, case, each))

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgcl_ops import _report, reference, sampling, selection
+from dgcl_ops import _report, sampling, selection
 from dgcl_ops._modules import FixedDtypeModule, one_of
 from dgcl_ops.batch import Batch
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
+from dgcl_ops.precision import no_autocast
 
 
 class DensityContrastLoss(FixedDtypeModule):
@@ -301,7 +302,7 @@ class DensityContrastLoss(FixedDtypeModule):
         )
         push = update_bank and self.training
         wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
-        with reference.no_autocast(labels):
+        with no_autocast(labels):
             zero = None
             if labels.numel() == 0:
                 zero = projections.to(wide).sum()

@@ -9,10 +9,11 @@ import copy
 import torch
 from torch import Tensor
 
-from dgcl_ops import _bank_state, distributed, reference, sampling, selection, sharding
+from dgcl_ops import _bank_state, distributed, sampling, selection, sharding
 from dgcl_ops._modules import FixedDtypeModule, at_least, one_of
 from dgcl_ops.batch import Batch
 from dgcl_ops.ops import _arguments, gather_rows
+from dgcl_ops.precision import no_autocast
 from dgcl_ops.rings import Rings
 
 PLACEMENTS = ("replicated", "sharded", "local")
@@ -276,7 +277,7 @@ class MemoryBank(FixedDtypeModule):
                 return
             # The other processes have rows, and wait for this one.
             batch = batch.one_ignored_pixel(ignore_index)
-        with reference.no_autocast(labels):
+        with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
             projections = gather_rows(batch.projections, push.pixels.index)
             self.push_rows(push.features, projections, push.density, push.pixels.counts)

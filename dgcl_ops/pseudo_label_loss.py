@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops import reference
 from dgcl_ops.ops import _arguments
+from dgcl_ops.precision import no_autocast
 
 
 class PseudoLabelLoss(nn.Module):
@@ -50,7 +50,7 @@ class PseudoLabelLoss(nn.Module):
                 f"{list(labels.shape)}"
             )
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        with reference.no_autocast(logits):
+        with no_autocast(logits):
             labels = labels.to(torch.int64)
             total = torch.nn.functional.cross_entropy(
                 logits.to(wide), labels, ignore_index=self.ignore_index, reduction="sum"

@@ -15,31 +15,16 @@ distances exist at a time, or a single row if that has more. So the largest tens
 numbers for each query, whichever is more. The arguments are those of the raw operators, in their order.
 """
 
-import contextlib
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
+
+from dgcl_ops.precision import compute_dtype, no_autocast
 
 # 64 MiB of int64 indices or float64 scores, the widest numbers of a block.
 CHUNK_ELEMENTS = 1 << 23
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any of the tensors is float64, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-# Looked up at import: Dynamo cannot trace the call in PyTorch 2.10 and 2.11.
-AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
-
-
-def no_autocast(tensor: Tensor):
-    """A context in which operations on the tensor's device keep the dtypes they are given."""
-    kind = tensor.device.type
-    has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
 
 
 def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,23 +51,6 @@ def unit_rows(rows: Tensor) -> Tensor:
     safe = torch.where(usable, rows * scale, 1.0)
     unit = safe / safe.square().sum(-1, keepdim=True).sqrt()
     return torch.where(usable, unit, torch.where(size == 0, 0.0, torch.nan))
-
-
-def scale_weights(scales, found: Tensor, ranks: int) -> Tensor:
-    """Weights w[m, r] with which query m's sorted scores sum to its multi-scale density.
-
-    w_r = (1/|K|) sum over {k in K : k' >= r} of 1/k', where k' = min(k, found) (derived in csrc/math/density.h). In
-    float64, except on Apple GPUs, which have none.
-
-    Shape: found [M] int64, the neighbours each query has -> [M, ranks].
-    """
-    wide = torch.float32 if found.device.type == "mps" else torch.float64
-    rank = torch.arange(1, ranks + 1, device=found.device)
-    weights = torch.zeros((found.shape[0], ranks), dtype=wide, device=found.device)
-    for k in scales:
-        clamped = found.clamp(max=k).unsqueeze(1)
-        weights = weights + (rank <= clamped) / clamped.clamp(min=1).to(wide)
-    return weights / len(scales)
 
 
 def _segments(queries: Tensor, bank: Tensor, query_offsets, bank_counts):
@@ -328,17 +296,3 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
         for c, (begin, end) in enumerate(pairwise(bounds)):
             sums[at : at + chunk, c] = distances[:, begin:end].sum(1)
     return sums
-
-
-def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
-    """Density as usually programmed: both sides normalised anew, one full matrix, one top-k per scale."""
-    similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
-    return torch.stack([similarity.topk(k, dim=1).values.mean(1) for k in scales]).mean(0)
-
-
-def matmul_topk_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
-    """The best of plain PyTorch: one full matrix, one top-k, every scale from it by its weights."""
-    k_max = max(scales)
-    best = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).topk(k_max, dim=1).values
-    found = torch.full((1,), k_max, device=queries.device)
-    return best @ scale_weights(scales, found, k_max)[0].to(best.dtype)

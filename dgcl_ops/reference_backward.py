@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops.reference import compute_dtype, unit_rows
+from dgcl_ops.precision import compute_dtype, no_autocast
+from dgcl_ops.reference import unit_rows
 
 
 def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def knn_topk_backward(
     l2: ds/dq = (q - b) / s = -ds/db, and 0 where s = 0.
     """
     dtype = compute_dtype(queries, bank)
-    with reference.no_autocast(queries):
+    with no_autocast(queries):
         raw_queries, raw_bank = queries.to(dtype), bank.to(dtype).reshape(-1, bank.shape[-1])
         cosine = metric == "cosine"
         wide_queries = unit_rows(raw_queries) if cosine else raw_queries
@@ -105,7 +106,7 @@ def density_contrast_backward(
     Those of keys and negatives are empty unless `all_gradients`.
     """
     dtype = compute_dtype(anchors, keys, negatives)
-    with reference.no_autocast(anchors):
+    with no_autocast(anchors):
         groups, rows, _ = anchors.shape
         used = reference.counted(rows, anchor_counts, groups, anchors.device)
         pushing = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)

@@ -173,7 +173,7 @@ def test_settings_hold_while_their_contender_runs(benchmarks, monkeypatch):
     monkeypatch.setattr(contenders, "knn_density", watched(contenders.knn_density))
     for name in ("published_density", "matmul_topk_density"):
         monkeypatch.setattr(
-            contenders.reference, name, watched(getattr(contenders.reference, name))
+            contenders.published, name, watched(getattr(contenders.published, name))
         )
     case = {"queries": 20, "bank": 30, "dim": 8, "classes": 2, "scales": [2, 5], "metric": "cosine"}
     problem = workloads.build({**case, "data": "tight", "device": "cpu", "dtype": "float32"})
@@ -198,10 +198,8 @@ def test_settings_hold_while_their_contender_runs(benchmarks, monkeypatch):
     steps = loss_steps.builders("cuda")
     assert next(iter(steps)) == loss_steps.OURS
     small, cpu = loss_steps.SIZES["small"], torch.device("cpu")
-    monkeypatch.setattr("dgcl_ops.memory.knn_density", contenders.knn_density)
-    monkeypatch.setattr(
-        "dgcl_ops.published.published_density", contenders.reference.published_density
-    )
+    monkeypatch.setattr("dgcl_ops.rings.knn_density", contenders.knn_density)
+    monkeypatch.setattr("published.published_density", contenders.published.published_density)
     for name, expected in (
         ("dgcl_ops", ("auto", False)),
         ("dgcl_ops, exact search", ("exact", False)),

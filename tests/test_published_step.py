@@ -6,12 +6,21 @@ negatives. Where at most `num_negatives` pixels belong to other classes, there i
 constructions make it irrelevant: classes in orthogonal subspaces, and negatives that are all equal.
 """
 
+import sys
+from pathlib import Path
+
+import oracles
 import pytest
 import torch
 from oracles import integers, random_rows
 
 from dgcl_ops.losses import DensityContrastLoss
-from dgcl_ops.published import PublishedStep
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import published  # noqa: E402
+from published import PublishedStep  # noqa: E402
 
 B, C, D, H, W = 2, 4, 7, 6, 8
 BLOCK = 3  # dimensions of each class's subspace
@@ -163,3 +172,12 @@ def test_before_the_start_the_published_step_is_a_connected_zero():
     value, gradient = gradient_of(theirs, *batch_of(0))
     assert value == 0
     assert not gradient.any()
+
+
+@pytest.mark.parametrize("scales", [(8, 16, 32), (5,), (40, 1)])
+@pytest.mark.parametrize("function", ["published_density", "matmul_topk_density"])
+def test_published_density_is_the_same_density(device, function, scales):
+    queries = random_rows(9, 17, dtype=torch.float64, seed=1, device=device)
+    bank = random_rows(40, 17, dtype=torch.float64, seed=2, device=device)
+    got = getattr(published, function)(queries, bank, scales)
+    oracles.assert_close(got, oracles.knn_density(queries.cpu(), bank.cpu(), scales))

@@ -11,6 +11,8 @@ import torch
 from oracles import assert_close, integers, random_rows
 
 from dgcl_ops import reference, reference_backward
+from dgcl_ops.precision import compute_dtype
+from dgcl_ops.scales import scale_weights
 
 METRICS = ("cosine", "dot", "l2")
 
@@ -51,7 +53,7 @@ def test_unit_rows_differentiate(device):
 def test_scale_weights(scales):
     """Each row: the published formula, term by term; summing to 1 unless nothing was found."""
     found = integers([0, 1, 4, 5, 31, 40])
-    weights = reference.scale_weights(scales, found, 40)
+    weights = scale_weights(scales, found, 40)
     assert weights.shape == (6, 40)
     assert weights.dtype == torch.float64
     for m, number in enumerate(found.tolist()):
@@ -124,7 +126,7 @@ def test_topk_backward_is_the_derivative_of_topk(device, dtype, metric, groups, 
     gradient = random_rows(14, 4, seed=3, dtype=torch.float64, device=device)
     total = (torch.where(indices >= 0, values, 0.0) * gradient).sum()
     want = torch.autograd.grad(total, wide)
-    compute = reference.compute_dtype(queries, bank)
+    compute = compute_dtype(queries, bank)
     got = reference_backward.knn_topk_backward(
         gradient.to(compute),
         queries,
@@ -157,7 +159,7 @@ def test_contrast_backward_is_the_derivative_of_contrast(device, dtype, counted,
     loss, lse = reference.density_contrast_with_lse(*wide, 0.3, *counts, eps)
     gradient = random_rows(3, seed=4, dtype=torch.float64, device=device)
     want = torch.autograd.grad((loss * gradient).sum(), wide)
-    compute = reference.compute_dtype(*rows)
+    compute = compute_dtype(*rows)
     got = reference_backward.density_contrast_backward(
         gradient.to(compute), *rows, lse.detach().to(compute), 0.3, *counts
     )
@@ -177,15 +179,3 @@ def test_contrast_backward_where_the_key_is_hopeless():
     want = torch.autograd.grad(reference.density_contrast(*wide, 1 / 512).sum(), wide)
     for mine, theirs in zip(got, want, strict=True):
         assert_close(mine, theirs, 1024.0)
-
-
-# ---- the published step ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scales", [(8, 16, 32), (5,), (40, 1)])
-@pytest.mark.parametrize("function", ["published_density", "matmul_topk_density"])
-def test_published_density_is_the_same_density(device, function, scales):
-    queries = random_rows(9, 17, dtype=torch.float64, seed=1, device=device)
-    bank = random_rows(40, 17, dtype=torch.float64, seed=2, device=device)
-    got = getattr(reference, function)(queries, bank, scales)
-    assert_close(got, oracles.knn_density(queries.cpu(), bank.cpu(), scales))

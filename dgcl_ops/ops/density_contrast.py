@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dgcl_ops import _extension, reference, reference_backward
 from dgcl_ops.ops import _arguments, _transforms
-from dgcl_ops.reference import compute_dtype
+from dgcl_ops.precision import compute_dtype
 
 _OP = "dgcl_ops::density_contrast"
 _extension.define(

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from dgcl_ops import _extension, reference
 from dgcl_ops.ops import _arguments, _transforms
-from dgcl_ops.reference import compute_dtype, scale_weights
+from dgcl_ops.precision import compute_dtype
+from dgcl_ops.scales import scale_weights
 
 _OP = "dgcl_ops::knn_density"
 _extension.define(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
+from dgcl_ops.precision import compute_dtype
 
 FLOATS = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METRICS = ("cosine", "dot", "l2")
@@ -64,7 +65,7 @@ def knn_density(rng: random.Random) -> dict:
 
 def knn_topk_backward(rng: random.Random) -> dict:
     given = _search(rng)
-    wide = reference.compute_dtype(given["queries"], given["bank"])
+    wide = compute_dtype(given["queries"], given["bank"])
     shape = given["queries"].shape[0], rng.choice((0, 1, 2, 5))
     missing = torch.rand(shape, generator=torch.Generator().manual_seed(rng.getrandbits(40))) < 0.2
     bank_rows = given["bank"].shape[-2]
@@ -95,7 +96,7 @@ def density_contrast(rng: random.Random) -> dict:
 def density_contrast_backward(rng: random.Random) -> dict:
     given = density_contrast(rng)
     three = given["anchors"], given["keys"], given["negatives"]
-    wide = reference.compute_dtype(*three)
+    wide = compute_dtype(*three)
     _, lse = reference.density_contrast_with_lse(**given)
     del given["eps"]  # it is part of lse
     return given | {

@@ -1,16 +1,30 @@
-"""The published step, told plainly: what the library is measured against. Not part of the public interface.
+"""What the library is measured against: the published step, and densities in plain PyTorch.
 
-One class after the other in Python; for each, masks that the host waits for, both sides of the similarity
-normalised anew, the whole query-by-bank matrix, one top-k for each scale, and a bank that is copied whole at
-each push. Kept from the published program is also what changes its numbers: no
-loss before every class is full, density 0 for the rows a class starts with, and an epsilon in the sum of exponentials.
+The published step takes one class after the other in Python. For each class it builds masks that the host waits for,
+normalises both sides anew, and computes the whole query-by-bank matrix with one top-k a scale. Each push copies the
+bank. It keeps what changes the published numbers: no loss before every class is full, density 0 for the rows a class
+starts with, and 1e-6 in the sum of exponentials.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dgcl_ops.reference import published_density
+from dgcl_ops.scales import scale_weights
+
+
+def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
+    """Density as usually programmed: both sides normalised anew, one full matrix, one top-k per scale."""
+    similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
+    return torch.stack([similarity.topk(k, dim=1).values.mean(1) for k in scales]).mean(0)
+
+
+def matmul_topk_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
+    """The best of plain PyTorch: one full matrix, one top-k, every scale from it by its weights."""
+    k_max = max(scales)
+    best = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).topk(k_max, dim=1).values
+    found = torch.full((1,), k_max, device=queries.device)
+    return best @ scale_weights(scales, found, k_max)[0].to(best.dtype)
 
 
 class PublishedStep:
