@@ -109,7 +109,7 @@ def heading(rows, path):
     }
     return (
         f"# Evidence: {len(rows)} runs\n\n"
-        "`python benchmarks/evidence.py --data DIR` trains what the CSV file lacks and prints this; "
+        "`python benchmarks/evidence.py --data DIR --out FILE` trains what the CSV file lacks and prints this; "
         f"`--report` only prints it. Source: `{path.name}`, with every run's settings, seed and commit.\n\n"
         "CamVid at 240 x 180, 11 classes, EfficientNet-Lite0 from ImageNet (frozen unless said), "
         "mIoU and features of the EMA teacher on the 233 test images. "

@@ -63,9 +63,10 @@ class Batch(NamedTuple):
         usable = finite_rows(projections)
         if features is not projections:
             usable = usable & finite_rows(features)
-        confidence = confidence if by_confidence else None
         if by_confidence:
             usable = usable & torch.isfinite(confidence.reshape(-1))
+        else:
+            confidence = None
         return cls(projections, labels, features, confidence, usable)
 
     def one_ignored_pixel(self, ignore_index: int) -> "Batch":
@@ -76,7 +77,7 @@ class Batch(NamedTuple):
         label = torch.full((1,), ignore_index, dtype=torch.int64, device=projections.device)
         confidence = None if self.confidence is None else self.confidence.new_zeros(1)
         usable = self.usable.new_ones(1)
-        return Batch(projections.detach(), label, features.detach(), confidence, usable)
+        return Batch(projections, label, features, confidence, usable)
 
 
 def _check_maps(op: str, bank, projections: Tensor, labels: Tensor, features: Tensor) -> None:

@@ -130,9 +130,8 @@ class MemoryBank(FixedDtypeModule):
         self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
         meaning = _bank_state.meaning(metric, dtype, self.scales, device)
         self.register_buffer("meaning", meaning)
-        if (
-            not self.rings.whole
-        ):  # it shows whether rank 0's buffers were written over this window's
+        if not self.rings.whole:
+            # Shows whether another rank's buffers were written over this window's.
             owner = torch.tensor(ranks.rank, device=device)
             self.register_buffer("_owner", owner, persistent=False)
 

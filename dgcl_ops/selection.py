@@ -278,7 +278,9 @@ def select_and_gather(
         rows = gather_rows(batch.projections, torch.cat([table.index for table in others], 1))
         keys, negatives, *pushed = rows.split(widths, dim=1)
         keys = _positive_keys(strategy, bank, batch, choice, keys.to(dtype))
-    return choice, ChosenRows(anchors, keys, negatives.to(dtype), *pushed)
+        # A copy: the backward keeps the negatives, and a view would keep the pushed rows with them.
+        negatives = negatives.to(dtype).contiguous()
+    return choice, ChosenRows(anchors, keys, negatives, *pushed)
 
 
 def _positive_keys(

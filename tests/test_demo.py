@@ -52,7 +52,7 @@ def test_demo_page_is_whole(demo_folder):
     assert len(sources.found) == 7 * 6 + 1 + 4  # tiles, colour bar, two figures for light and dark
     for source in sources.found:
         kind, _, data = source.partition(",")
-        assert kind == "data:image/png;base64"  # nothing is fetched, nothing lies beside the page
+        assert kind == "data:image/png;base64"  # the page needs no other file
         assert base64.b64decode(data).startswith(b"\x89PNG")
     for expected in ("self-training", "Davies-Bouldin", "seed 3", "--seeds 0 3", torch.__version__):
         assert expected in text

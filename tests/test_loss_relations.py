@@ -7,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_oracle import (
+    SMALL,
     STRATEGIES,
+    C,
+    E,
     assert_same_state,
     batch_of,
     filled,
@@ -164,3 +167,14 @@ def test_ignored_rows_at_the_end_change_nothing(extra, seed):
         assert torch.equal(gradient, other_gradient[: len(gradient)])
         assert not other_gradient[len(gradient) :].any()
     assert_same_state(padded, snapshot(plain))
+
+
+def test_the_backward_keeps_no_rows_that_it_does_not_need():
+    """A view of a larger tensor would keep all of it until then."""
+    module, kept = filled(loss_of()), []
+    batch = batch_of()
+    batch["projections"].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        assert module(**batch) > 0
+    assert any(t.shape == (C, SMALL["num_negatives"], E) for t in kept)
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)

@@ -119,8 +119,8 @@ class Trainer:
         features = self.tap.pop()
         unlabelled = self.pseudo_label_loss(logits[-len(strong) :], pseudo)
 
-        # The density loss: projections get the gradient, features the densities, and the bank fills in passing. It
-        # uses the labelled images and the unlabelled ones that follow them in the batch.
+        # The density loss computes densities from the features and sends its gradient to the projections. It also
+        # fills the bank. It uses the labelled images and the unlabelled ones that follow them in the batch.
         projections, size = self.project(features), features.shape[-2:]
         small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
         shown = len(small)
