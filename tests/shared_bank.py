@@ -54,7 +54,7 @@ def train(rank: int, folder, names, placement: str) -> dict:
     if (
         dist.get_world_size() == 2
     ):  # the queries of a step travel in several pieces, as large ones do
-        sharded_rings.PIECE = 20
+        sharded_rings.CHUNK = 20
     return {name: _train(rank, SETTINGS[name], placement) for name in names}
 
 
@@ -80,8 +80,8 @@ def train_alone(size: int, setting: dict) -> dict:
         told, pushed = [], []
         for rank in range(size):
             module = copy.deepcopy(joined)
-            module.bank.first_stream = lambda rank=rank: 2 * rank
-            module.bank.share = lambda: share
+            module.bank._first_stream = lambda rank=rank: 2 * rank
+            module.bank.rows_per_push = share  # of this rank alone
             module.bank.push_rows = lambda *rows, pushed=pushed: pushed.append(rows)
             value, gradient = run(module, batch_for(rank, step, setting))
             told.append(note(module, value, gradient))

@@ -78,7 +78,7 @@ def test_ranks_train_as_one_process_does(trained, alone, size, placement, name):
         else:
             assert torch.equal(torch.cat(rows, 1), whole[what])
             assert max(each.shape[1] for each in rows) == -(-whole[what].shape[1] // size)
-    for what in ("counts", "heads", "pushes", "rng_state", "meaning"):
+    for what in ("counts", "heads", "num_pushes", "rng_state", "config"):
         assert all(torch.equal(told[name]["bank"][what], whole[what]) for told in of_ranks)
 
 
@@ -108,10 +108,10 @@ def out_of_step(rank, folder):
         bank.projections.view(torch.int32)[4, 2, 1] ^= 1
 
     tell("a bit", one_bit)
-    tell("a push", lambda bank: bank.pushes.add_(1))
+    tell("a push", lambda bank: bank.num_pushes.add_(1))
     tell("random state", lambda bank: bank.rng_state.add_(1))
     tell("its count", lambda bank: bank.counts.add_(1), placement="sharded")
-    tell("rank 0's window", lambda bank: bank._owner.zero_(), placement="sharded")
+    tell("rank 0's shard", lambda bank: bank._owner.zero_(), placement="sharded")
     tell("a bank of its own", one_bit, placement="local")
     bank = loss_of(rows_per_push=5).bank
     try:
@@ -120,7 +120,7 @@ def out_of_step(rank, folder):
         )
     except ValueError as error:
         told["too many rows"] = str(error)
-    told["before"] = [int(bank.pushes), int(bank.counts.sum())]
+    told["before"] = [int(bank.num_pushes), int(bank.counts.sum())]
     for placement in ("replicated", "sharded"):
         loss = loss_of(placement=placement)
         run(loss, shared_bank.batch_for(rank, 0, {}))
@@ -133,16 +133,19 @@ def test_ranks_out_of_step_are_told(tmp_path):
         assert "MemoryBank.assert_synced: checksum must be equal on all 2" in told["a bit"]
         assert "on rank 1 (1 differ)" in told["a bit"]
         assert (
-            "pushes must be equal on all 2 processes, got [1] on rank 0 and [2]" in told["a push"]
+            "num_pushes must be equal on all 2 ranks, got [1] on rank 0 and [2]" in told["a push"]
         )
         assert "rng_state must be equal" in told["random state"]
         assert "counts must be equal" in told["its count"]
-        assert "must be those of its own rank" in told["rank 0's window"]
+        assert "a rank's shard was overwritten by another" in told["rank 0's shard"]
         assert told["a bank of its own"] == "nothing"
-        assert "at most 3 rows of a class, the share of one of 2" in told["too many rows"]
+        assert (
+            "at most 3 rows of a class (rows_per_push 5 over 2 ranks), got 4"
+            in told["too many rows"]
+        )
         assert told["before"] == [0, 0]
-        assert "MB, the same on 2 processes; pushes so far: 1." in told["replicated"]
-        assert f"MB of them here, in the windows of rank {rank} of 2;" in told["sharded"]
+        assert "MB, the same on 2 ranks; pushes so far: 1." in told["replicated"]
+        assert f"MB in the shard of rank {rank} of 2;" in told["sharded"]
 
 
 def groups(rank, folder):
@@ -184,14 +187,14 @@ def test_groups_of_processes(tmp_path):
     assert all(
         "process_group must be a torch.distributed.ProcessGroup" in t["foreign"] for t in of_ranks
     )
-    assert all(
-        "must be constructed by the process that uses it" in told["early"] for told in of_ranks
-    )
+    assert all("construct the bank after init_process_group" in told["early"] for told in of_ranks)
 
 
-def test_a_window_for_every_process():
+def test_a_shard_for_every_rank():
     for size, capacity in ((4, 9), (2, 1), (5, 4)):
-        with pytest.raises(ValueError, match=f"capacity must leave a slot for each of {size} proc"):
+        with pytest.raises(
+            ValueError, match=f"capacity must leave a slot for each of {size} ranks"
+        ):
             ShardedRings(Ranks(None, 0, size), capacity)
     for size in range(1, 7):
         for capacity in (30, 31, 36):
@@ -233,7 +236,7 @@ def strange_inputs(rank, folder):
             bank.density_of(wrong, integers([0, 5, 10]))
         except (ValueError, RuntimeError) as error:
             told[name] = str(error)
-    with pytest.raises(ValueError, match="keys must not be 'average' with a bank of placement 'sh"):
+    with pytest.raises(ValueError, match="keys must not be 'average' with a sharded bank"):
         loss_of(placement="sharded", anchors="random", keys="average")
     # Of one rank the batch may be empty; as many collectives, and rank 0's rows.
     bank = MemoryBank(2, D, capacity=9, rows_per_push=4, scales=(2,))
@@ -252,8 +255,8 @@ def test_strange_inputs_give_what_one_bank_gives(tmp_path):
         assert told["replicated"][0, :3].isnan().all()
         assert not told["replicated"][:, 5:].any()
         assert "queries must not require a gradient with placement 'sharded'" in told["gradient"]
-        assert "must have one dtype on all 2 processes" in told["dtype"]
-        assert "torch.float64 and torch.float16 among all" in told["dtype"]
+        assert "must have one dtype on all 2 ranks" in told["dtype"]
+        assert "use torch.float64 and torch.float16" in told["dtype"]
         assert told["rows of rank 0"].tolist() == [2, 2]
         first = MemoryBank(2, D, seed=5).rng_state
         assert torch.equal(told["replicated rng_state"], first)
@@ -290,7 +293,7 @@ def gradients(rank, folder, grad_scale):
     values = []
     for of_rank in range(size):
         part.load_state_dict(before)
-        part.bank.first_stream = lambda of_rank=of_rank: 2 * of_rank
+        part.bank._first_stream = lambda of_rank=of_rank: 2 * of_rank
         projections, maps = flat(of_rank, 3)
         values.append(part(alone(projections), **maps, update_bank=False))
     torch.stack(values).mean().backward()

@@ -50,7 +50,7 @@ def _refused(rank) -> str:
     try:
         run(compiled, batch_for(rank, 0, {}))
     except torch._dynamo.exc.Unsupported as error:
-        return str(error) if module.bank.pushes == 0 else "pushed"
+        return str(error) if module.bank.num_pushes == 0 else "pushed"
     return "compiled"
 
 

@@ -201,7 +201,7 @@ def test_nothing_but_unusable_rows():
     value, gradient = run(module, batch, projections=torch.full((B, E, H, W), math.nan))
     assert value == 0
     assert not gradient.any()
-    assert_same_state(module.bank, before, but=("pushes", "rng_state"))
+    assert_same_state(module.bank, before, but=("num_pushes", "rng_state"))
 
 
 # ---- training and evaluation ------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_the_loss_comes_before_the_push_and_the_push_holds_the_drawn_rows():
             assert bank.density[c, slot] == chosen.push.density[c, i]
             row = oracles.unit_row(flat_rows(batch["features"])[pixel].tolist())
             oracles.assert_close(bank.features[c, slot], torch.tensor(row).double())
-    assert int(bank.pushes) == int(before["pushes"]) + 1
+    assert int(bank.num_pushes) == int(before["num_pushes"]) + 1
 
 
 @pytest.mark.parametrize(("anchors", "keys"), STRATEGIES)

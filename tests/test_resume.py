@@ -36,8 +36,8 @@ def test_resume(setting, tmp_path):
 
 def test_the_state_dict_names_what_is_needed():
     names = set(loss_of().state_dict())
-    bank = {"features", "projections", "density", "counts", "heads", "pushes", "rng_state"}
-    bank |= {"meaning"}
+    bank = {"features", "projections", "density", "counts", "heads", "num_pushes", "rng_state"}
+    bank |= {"config"}
     assert names == {f"bank.{name}" for name in bank}
 
 

@@ -118,7 +118,7 @@ def test_another_capacity_by_way_of_a_plain_file(stored, tmp_path):
 
 
 def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
-    """torch.distributed.checkpoint casts into the live buffers: the dtype they had stands in `meaning`."""
+    """torch.distributed.checkpoint casts into the live buffers: `config` holds the dtype they had."""
     where, _ = stored
     half = loaded_alone(where, bank_dtype=torch.bfloat16)
     dcp.save(half.state_dict(), checkpoint_id=where / "half", no_dist=True)
@@ -126,16 +126,16 @@ def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
     state = loss.state_dict()
     dcp.load(state, checkpoint_id=where / "half", no_dist=True)
     length = loss.bank.features.double().norm(dim=2)
-    assert (length - 1).abs().max() > 1e-4  # unit in bfloat16 alone
+    assert (length - 1).abs().max() > 1e-4  # unit in bfloat16 only
     loss.load_state_dict(state)
     length = loss.bank.features.double().norm(dim=2)
     assert (length - 1).abs().max() < 1e-6
-    assert loss.bank.meaning.tolist() == [0, 1, 2, 4]
+    assert loss.bank.config.tolist() == [0, 1, 2, 4]
 
 
-def foreign_windows(rank, folder, where):
-    """A sharded state belongs to its processes: no other capacity, placement or rank takes it. A whole one
-    fits windows of another capacity and dtype as it fits one bank."""
+def foreign_shards(rank, folder, where):
+    """A sharded state belongs to its ranks: no other capacity, placement or rank loads it. A whole state fits shards of
+    another capacity and dtype, as it fits one bank."""
     state = torch.load(f"{where}/replicated.pt", weights_only=True)
     for changes in (
         {"bank_dtype": torch.bfloat16},
@@ -145,9 +145,9 @@ def foreign_windows(rank, folder, where):
         loss.load_state_dict(state)
         assert loss.bank.checksum() == loaded_alone(where, **changes).bank.checksum()
     state = loss_of(placement="sharded").state_dict()
-    torch.save(state, folder / f"window.{rank}.pt")
+    torch.save(state, folder / f"shard.{rank}.pt")
     dist.barrier()
-    other = torch.load(folder / f"window.{1 - rank}.pt", weights_only=True)
+    other = torch.load(folder / f"shard.{1 - rank}.pt", weights_only=True)
     told = []
     for changes in ({"bank_capacity": 20}, {"placement": "replicated"}, {}):
         loss = loss_of(**{"placement": "sharded", "seed": 5, **changes})
@@ -160,9 +160,12 @@ def foreign_windows(rank, folder, where):
     return told
 
 
-def test_windows_of_other_processes_are_refused(stored, tmp_path):
-    of_ranks = on_ranks(2, tmp_path, foreign_windows, str(stored[0]))
+def test_shards_of_other_ranks_are_refused(stored, tmp_path):
+    of_ranks = on_ranks(2, tmp_path, foreign_shards, str(stored[0]))
     for rank, told in enumerate(of_ranks):
         assert len(told) == 3
-        assert all("the stored rows must be whole tensors, or windows of" in text for text in told)
-        assert f"the window of rank {1 - rank} on rank {rank};" in told[2]
+        assert all(
+            "the stored rows must be whole tensors, or this rank's shards of" in text
+            for text in told
+        )
+        assert f"the shard of rank {1 - rank} on rank {rank};" in told[2]
