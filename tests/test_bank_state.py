@@ -257,5 +257,5 @@ def test_old_names_are_read(capacity):
 def test_both_names_are_not_read():
     state = snapshot(filled()[0])
     state["pushes"] = state["num_pushes"]
-    with pytest.raises(RuntimeError, match='Unexpected key.*"pushes"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"pushes"'):
         bank_of().load_state_dict(state)

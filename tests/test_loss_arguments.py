@@ -21,10 +21,10 @@ from loss_oracle import (
     run,
     snapshot,
 )
-
-from dgcl_ops._step import samplingfrom oracles import random_rows
+from oracles import random_rows
 
 from dgcl_ops import density_contrast
+from dgcl_ops._step import sampling
 from dgcl_ops.losses import MIN_TEMPERATURE, DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 
@@ -116,7 +116,11 @@ def test_diagnostics():
             ValueError,
             "bank must have the loss's num_classes 5",
         ),
-        ({"bank": MemoryBank(C, D, E, capacity=9)}, ValueError, r"bank must have the loss's scales \(2, 4\)"),
+        (
+            {"bank": MemoryBank(C, D, E, capacity=9)},
+            ValueError,
+            r"bank must have the loss's scales \(2, 4\)",
+        ),
         (
             {"bank": MemoryBank(C, D, E, scales=(2, 4), capacity=9, metric="l2")},
             ValueError,
@@ -136,7 +140,7 @@ def error_at(temperature: float) -> float:
     negatives = (anchors + random_rows(64, 1, E, seed=2) / 4).repeat(1, 2, 1)
     gradients = []
     for dtype in (torch.float32, torch.float64):
-        leaf = anchors.to(dtype).requires_grad_()
+        leaf = anchors.to(dtype, copy=True).requires_grad_()
         rows = negatives.to(dtype)
         density_contrast(leaf, -rows[:, 0], rows, temperature).sum().backward()
         gradients.append(leaf.grad.double().flatten(1))
