@@ -109,7 +109,7 @@ def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("capacity", [12, 7])
 def test_rows_that_were_cast_in_the_file_are_unit_again(capacity, assign):
-    """A state_dict made smaller by hand: `config` still says float32, for which unit rows are taken for exact."""
+    """A state_dict cast by hand. `config` still says float32, so unit rows would pass for exact ones."""
     state = {
         n: t.bfloat16() if t.is_floating_point() else t for n, t in filled()[0].state_dict().items()
     }
@@ -197,8 +197,8 @@ def test_half_a_bank_is_not_loaded(name):
     before = snapshot(bank)
     with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
         bank.load_state_dict(state)
-    told = bank.load_state_dict(state, strict=False)
-    assert told.missing_keys == [name]
+    result = bank.load_state_dict(state, strict=False)
+    assert result.missing_keys == [name]
     for key, tensor in bank.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 

@@ -82,7 +82,7 @@ class Segmenter(nn.Module):
 def test_tap_asks_for_a_path_and_names_the_last_convolutions():
     model = Segmenter()
     message = (
-        r"FeatureTap: module_path must be given, for Segmenter \(unknown structure\), got None; pass the name of the "
+        r"FeatureTap: module_path must be given for Segmenter \(unknown structure\), got None; pass the name of the "
         r"layer that yields the classes; the last convolutions are 'decoder.classifier' "
         r"\(4 -> 3 channels\), 'backbone' \(3 -> 4 channels\)$"
     )

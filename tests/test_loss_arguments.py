@@ -64,19 +64,19 @@ def test_diagnostics():
     chosen = draw_of(module, batch)
     rows = module.bank.counts.clone()
     value, _ = run(module, batch)
-    told = module.diagnostics()
-    assert all(isinstance(tensor, torch.Tensor) for tensor in told.values())
-    assert told["active"].tolist() == [True, True, True, True, False]
-    assert told["candidates"].tolist() == [15, 12, 9, 1, 0]
-    assert torch.isclose(told["class_loss"].sum() / 4, value)
-    assert (told["anchor_density"] <= told["key_density"]).all()
+    diagnostics = module.diagnostics()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in diagnostics.values())
+    assert diagnostics["active"].tolist() == [True, True, True, True, False]
+    assert diagnostics["candidates"].tolist() == [15, 12, 9, 1, 0]
+    assert torch.isclose(diagnostics["class_loss"].sum() / 4, value)
+    assert (diagnostics["anchor_density"] <= diagnostics["key_density"]).all()
     anchor_density = chosen.summary.anchor_density[2]
-    assert torch.isclose(told["anchor_density"][2], anchor_density)
-    assert (told["rows"] >= rows).all()
-    assert int(told["num_pushes"]) == 4
+    assert torch.isclose(diagnostics["anchor_density"][2], anchor_density)
+    assert (diagnostics["rows"] >= rows).all()
+    assert int(diagnostics["num_pushes"]) == 4
     stored = module.bank.density[1, : module.bank.counts[1]]
-    assert torch.isclose(told["mean_density"][1], stored.mean())
-    assert told["ready"].tolist() == [True] * 4 + [False]
+    assert torch.isclose(diagnostics["mean_density"][1], stored.mean())
+    assert diagnostics["ready"].tolist() == [True] * 4 + [False]
     assert not any(name.startswith("_") for name in module.state_dict())
 
 

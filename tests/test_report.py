@@ -10,7 +10,7 @@ from loss_oracle import C, batch_of, filled, loss_of
 ALL = (10, 10, 10, 10, 10)  # pixels of each class: every class in the batch
 
 
-def told(module, **batch) -> list[str]:
+def lines_after(module, **batch) -> list[str]:
     """The lines after one more step."""
     module(**batch_of(**batch))
     return module.report().splitlines()
@@ -29,7 +29,7 @@ def test_before_the_first_batch():
 
 def test_no_class_is_ready_and_then_some_are():
     module = loss_of()
-    first = told(module, counts=(10, 2, 0, 6, 0))
+    first = lines_after(module, counts=(10, 2, 0, 6, 0))
     assert first == [
         "The last loss was 0: no class in the batch was ready.",
         "Ready from the next step on: 0, 3.",
@@ -50,14 +50,14 @@ def test_no_class_is_ready_and_then_some_are():
 
 
 def test_all_ignored():
-    lines = told(filled(loss_of()), counts=(0, 0, 0, 0, 0))
+    lines = lines_after(filled(loss_of()), counts=(0, 0, 0, 0, 0))
     assert lines[0] == "The last loss was 0: all 70 pixels had the ignored label 255."
     assert "Pixels in the last batch: 70; 70 ignored (label 255)." in lines
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_one_class_has_no_negatives(eps):
-    lines = told(filled(loss_of(eps=eps)), counts=(0, 9, 0, 0, 0))
+    lines = lines_after(filled(loss_of(eps=eps)), counts=(0, 9, 0, 0, 0))
     value, _, why = lines[0].removeprefix("The last loss was ").partition(": ")
     assert abs(float(value) - math.log1p(eps)) <= 2**-24  # added to 1 in float32 by plain PyTorch
     assert why == "the only class in the batch was 1, so there were no negatives."
@@ -65,21 +65,21 @@ def test_one_class_has_no_negatives(eps):
 
 
 def test_excluded_classes_alone():
-    lines = told(filled(loss_of(exclude_classes=(1, 4))), counts=(0, 9, 0, 0, 3))
+    lines = lines_after(filled(loss_of(exclude_classes=(1, 4))), counts=(0, 9, 0, 0, 3))
     assert lines[0] == "The last loss was 0: all classes in the batch are excluded."
     assert "Excluded: 1, 4." in lines
 
 
 def test_waiting_for_every_class_to_be_full():
     module = filled(loss_of(start="all_full"), counts=(10, 10, 10, 2, 10))
-    lines = told(module, counts=ALL)
+    lines = lines_after(module, counts=ALL)
     assert lines[0] == (
         'The last loss was 0: no class starts before every class is full (start="all_full").'
     )
     assert "Full, waiting for the others: 0, 1, 2, 4." in lines
     assert "Not ready: 3 (12 of 14 rows)." in lines
-    told(module, counts=ALL)  # fills class 3, after its loss
-    assert "the mean over the 5 classes" in told(module, counts=ALL)[0]
+    lines_after(module, counts=ALL)  # fills class 3, after its loss
+    assert "the mean over the 5 classes" in lines_after(module, counts=ALL)[0]
 
 
 def test_inf_and_nan():
@@ -94,7 +94,7 @@ def test_inf_and_nan():
         "Pixels in the last batch: 70; 20 ignored (label 255); 50 skipped for an inf or NaN."
         in lines
     )
-    lines = told(module, counts=ALL)  # the next batch is whole
+    lines = lines_after(module, counts=ALL)  # the next batch is whole
     assert "Pixels in the last batch: 70; 20 ignored (label 255)." in lines
     assert "Pixels skipped for an inf or NaN since construction: 50." in lines
 
@@ -124,7 +124,7 @@ def test_labels_outside_where_they_are_no_error():
 
 def test_one_pixel_for_anchor_and_key():
     module = filled(loss_of(disjoint=True, anchors="random", keys="high_confidence"))
-    lines = told(module, counts=(1, 0, 1, 0, 0))
+    lines = lines_after(module, counts=(1, 0, 1, 0, 0))
     assert (
         lines[0]
         == "The last loss was 0: no class in the batch had a pixel for an anchor and another for a key."
@@ -160,7 +160,7 @@ def test_a_loss_lost_in_rounding():
 
 def test_eval_mode():
     module = filled(loss_of()).eval()
-    assert told(module)[-1] == "The module is in eval mode: batches do not enter the bank."
+    assert lines_after(module)[-1] == "The module is in eval mode: batches do not enter the bank."
 
 
 def test_names_and_long_lists():
@@ -181,8 +181,8 @@ def test_names_and_long_lists():
 
 def test_report_changes_nothing():
     module = filled(loss_of())
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     module.report()
     for name, tensor in module.state_dict().items():
-        assert torch.equal(tensor, twin.state_dict()[name])
+        assert torch.equal(tensor, copied.state_dict()[name])
     assert len(module.diagnostics()["pixels"]) == C
