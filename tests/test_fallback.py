@@ -30,7 +30,7 @@ def call_as(key: str, op: str, arguments):
 @pytest.fixture
 def unwarned(monkeypatch):
     """As in a fresh process without DGCL_OPS_REQUIRE_COMPILED."""
-    monkeypatch.setattr(_extension, "_warned_devices", set())
+    monkeypatch.setattr(_registry, "_warned_devices", set())
     monkeypatch.delenv(_extension.REQUIRE_COMPILED, raising=False)
 
 
