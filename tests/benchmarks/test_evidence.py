@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 import evidence  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised.deeplab_published import PublishedDeepLab
 from semi_supervised.network import SegmentationNetwork

@@ -9,7 +9,7 @@ import pytest
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from semi_supervised import config  # noqa: E402

@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL.Image")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import data_trees
 from semi_supervised import augment, images

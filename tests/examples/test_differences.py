@@ -11,7 +11,7 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("yaml")
 pytest.importorskip("PIL.Image")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from semi_supervised.config import Config  # noqa: E402

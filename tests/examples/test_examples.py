@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL.Image")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from semi_supervised import augment, checkpoint, evaluate, scenes  # noqa: E402

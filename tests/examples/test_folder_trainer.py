@@ -12,7 +12,7 @@ for package in ("matplotlib", "sklearn", "tqdm", "torchmetrics", "yaml"):
     pytest.importorskip(package)
 Image = pytest.importorskip("PIL.Image")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("yaml")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import data_trees  # noqa: E402
 from semi_supervised import images, splits  # noqa: E402

@@ -15,7 +15,7 @@ pytest.importorskip("torchmetrics")
 pytest.importorskip("yaml")
 pytest.importorskip("PIL.Image")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import data_trees  # noqa: E402

@@ -10,7 +10,7 @@ import torch
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import data_trees  # noqa: E402

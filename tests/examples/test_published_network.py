@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dgcl_ops import FeatureTap
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised.deeplab_published import PublishedDeepLab
 

@@ -10,7 +10,7 @@ import torch
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from test_checkpoint import assert_equal, everything  # noqa: E402
 from test_examples import PUBLISHED  # noqa: E402

@@ -11,7 +11,7 @@ from torch import nn
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from scipy import stats  # noqa: E402
 from semi_supervised import augment  # noqa: E402

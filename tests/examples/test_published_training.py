@@ -15,7 +15,7 @@ import torch
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from test_published_rules import EPOCHS, Bordered  # noqa: E402

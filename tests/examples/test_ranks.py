@@ -20,7 +20,7 @@ pytest.importorskip("PIL.Image")
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs gloo", allow_module_level=True)
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train_segmentation  # noqa: E402

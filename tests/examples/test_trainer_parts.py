@@ -12,7 +12,7 @@ from torch import nn
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised import distributed, evaluate, loading  # noqa: E402
 from semi_supervised import trainer as trainer_module  # noqa: E402

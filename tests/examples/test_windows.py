@@ -12,7 +12,7 @@ from torch import nn
 for package in ("matplotlib", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402

@@ -1,4 +1,4 @@
-"""How often a batch's maps change rooms in one step of the loss: python tests/hops.py
+"""How often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
 
 A room is a file of the package. A stay begins when a function of another room is called with the map's data among its
 arguments, or when control returns to a room that still holds them. The data are known by their number of channels,

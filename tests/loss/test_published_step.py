@@ -16,7 +16,7 @@ from oracles import integers, random_rows
 
 from dgcl_ops.losses import DensityContrastLoss
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import published  # noqa: E402

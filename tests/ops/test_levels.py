@@ -79,6 +79,6 @@ def test_no_filter_loses_a_neighbour(level):
 
 
 def test_levels_are_those_of_the_source():
-    source = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "simd" / "dispatch.cpp"
+    source = Path(__file__).resolve().parents[2] / "csrc" / "cpu" / "simd" / "dispatch.cpp"
     names = re.search(r"kLevelNames\[\] = \{([^}]*)\}", source.read_text())[1]
     assert tuple(re.findall(r'"(\w+)"', names)) == LEVELS

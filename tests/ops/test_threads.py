@@ -1,6 +1,7 @@
 """Several threads at once, threads that fail, and processes forked after threads have worked."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -166,7 +167,7 @@ def fork_after_use() -> None:
     assert "class_counts: labels must lie in" in refused
     assert "no memory for" in failed
     loader = torch.utils.data.DataLoader(
-        Searches(), num_workers=2, multiprocessing_context="fork", timeout=40
+        Searches(), num_workers=2, multiprocessing_context="fork", timeout=1200
     )
     assert all(torch.equal(batch[0], expected) for batch in loader)
     print("all equal")
@@ -179,7 +180,6 @@ def fork_after_use() -> None:
 def test_a_process_forked_after_use_works():
     """OpenMP's pool does not outlive a fork: PyTorch's own operators hang there when they use it."""
     command = [sys.executable, "-c", "import test_threads; test_threads.fork_after_use()"]
-    done = subprocess.run(
-        command, cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True, timeout=200
-    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
     assert "all equal" in done.stdout, done.stderr

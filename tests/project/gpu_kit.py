@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / ".ci"
 KIT = CI / "gpu"
 PATIENCE = 120  # seconds, for what takes one or two: the machine may be busy

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
     pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import setuptools
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
     pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
 

@@ -10,7 +10,7 @@ import pytest
 
 from dgcl_ops import _extension
 
-SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "check_wheel"
+SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "check_wheel"
 if not SCRIPT.exists():
     pytest.skip("needs .ci/", allow_module_level=True)
 

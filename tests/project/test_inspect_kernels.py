@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / ".ci" / "inspect_kernels"
 TABLE = ROOT / "csrc" / "cuda" / "resources.csv"
 if not SCRIPT.exists() or not TABLE.exists():

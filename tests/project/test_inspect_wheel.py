@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "inspect_wheel"
+SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "inspect_wheel"
 if not SCRIPT.exists():
     pytest.skip("the inspection is in .ci/, and these tests stand alone", allow_module_level=True)
 pytest.importorskip("abi3audit", reason="the inspection needs the dependency group wheel")

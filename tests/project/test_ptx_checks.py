@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / ".ci"
 if not (CI / "compat_probe.py").exists() or not (ROOT / "csrc").exists():
     pytest.skip(

@@ -247,7 +247,7 @@ def test_maps_and_snapshots_must_fit():
 
 def test_readme_block_draws(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    readme = Path(__file__).resolve().parent.parent / "README.md"
+    readme = Path(__file__).resolve().parents[2] / "README.md"
     if not readme.exists():
         pytest.skip("README.md is not beside these tests, which stand alone")
     [block] = re.findall(
