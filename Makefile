@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## the main job: plain self-training against the densit
 	$(BIN)/python examples/demo.py --out demo_out
 
 test: $(VENV)/installed  ## what a user of the library needs to trust it, a process for each core; 5 minutes on two
-	$(BIN)/python -m pytest -n auto --dist worksteal -m core
+	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
 test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core"

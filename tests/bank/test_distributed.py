@@ -46,7 +46,7 @@ def names_for(placement):
 
 def cases(*sizes_of_placements):
     return [
-        (size, placement, name)
+        pytest.param(size, placement, name, marks=[] if size == 2 else pytest.mark.long)
         for placement, sizes in sizes_of_placements
         for size in sizes
         for name in names_for(placement)

@@ -54,6 +54,9 @@ def _refused(rank) -> str:
     return "compiled"
 
 
+pytestmark = pytest.mark.long  # compiles on two processes
+
+
 @pytest.fixture(scope="module")
 def of_ranks(tmp_path_factory):
     return on_ranks(2, tmp_path_factory.mktemp("compiled"), train)
