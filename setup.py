@@ -217,7 +217,7 @@ class BuildExtension(build_ext):
                 *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
             ]
             nvcc.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")
-            ext.sources += sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+            ext.sources += sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu")
             ext.extra_link_args += [f"-L{toolkit.libraries}", "-l:libcudart_static.a"]
             ext.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
         compiler = "cl" if family == "msvc" else Path(self.compiler.compiler_so_cxx[0]).name

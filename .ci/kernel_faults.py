@@ -18,8 +18,8 @@ import ptx_reader
 
 COMPAT = "compat.cuh"
 PROBE = ""
-SEARCH, LOSS = "knn_search_launch.cu", "density_contrast_launch.cu"
-LOSS_BACKWARD = "density_contrast_backward_launch.cu"
+SEARCH, LOSS = "knn/search.cu", "density_contrast_kernel.cu"
+LOSS_BACKWARD = "density_contrast_backward_kernel.cu"
 ARCH = "80"
 
 
@@ -64,13 +64,13 @@ EDITS = (
     Edit("launch: no stream", COMPAT, "(smem), static_cast<cudaStream_t>(stream)>>>", "(smem)>>>", "DGCL_LAUNCH: "),
     Edit("launch: grid and block swapped", COMPAT, "<<<(grid), (block),", "<<<(block), (grid),", "DGCL_LAUNCH: "),
     # ---- the kernels that use it
-    Edit("a plain load of what others raise", "knn_filter_prepare.cuh", "value <= load_relaxed(bound)",
+    Edit("a plain load of what others raise", "knn/filter_prepare.cuh", "value <= load_relaxed(bound)",
          "value <= *bound", "knn_bank_lengths_kernel", SEARCH),
-    Edit("loss: stages not aligned", "density_contrast_kernel.cuh", "DGCL_SHARED_ALIGNED(16, T, stages,",
+    Edit("loss: stages not aligned", LOSS, "DGCL_SHARED_ALIGNED(16, T, stages,",
          "DGCL_SHARED(T, stages,", "stages is aligned to 4 bytes", LOSS),
-    Edit("its gradient: stages not aligned", "density_contrast_backward_kernel.cuh",
+    Edit("its gradient: stages not aligned", LOSS_BACKWARD,
          "DGCL_SHARED_ALIGNED(16, T, stages,", "DGCL_SHARED(T, stages,", "stages is aligned to 4 bytes", LOSS_BACKWARD),
-    Edit("its gradient: weights aligned to 8", "density_contrast_backward_kernel.cuh",
+    Edit("its gradient: weights aligned to 8", LOSS_BACKWARD,
          "DGCL_SHARED_ALIGNED(16, T, tile_weights,", "DGCL_SHARED_ALIGNED(8, T, tile_weights,",
          "tile_weights is aligned to 8 bytes", LOSS_BACKWARD),
 )  # fmt: skip

@@ -262,7 +262,7 @@ def test_it_runs_on_one_file():
         "module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "loader.exec_module(module)\n"
-        "source = module.ROOT / 'csrc/cuda/memory_push_launch.cu'\n"
+        "source = module.ROOT / 'csrc/cuda/memory_push_kernel.cu'\n"
         "part = module.inspect(source, module.find_nvcc(), None)\n"
         "rows, listings, faults = module.merged([part], '13')\n"
         "faults += module.rules.memory_faults(rows)\n"

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
 #include "../math/contrast.h"
-#include "../ops/density_contrast.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
 #include "panel.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../common/parallel.h"
-#include "../ops/gather_rows.h"
+#include "../ops/checks.h"
 
 namespace dgcl {
 namespace {

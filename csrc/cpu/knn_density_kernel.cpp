@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "../math/density.h"
-#include "../ops/knn_density.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "knn/search.h"
 
 namespace dgcl {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "../common/parallel.h"
 #include "../math/score_gradient.h"
-#include "../ops/knn_topk.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "knn/search.h"
 
 namespace dgcl {
 namespace {

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
-#include "../ops/memory_push.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {

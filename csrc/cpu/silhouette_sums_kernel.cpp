@@ -15,10 +15,11 @@
 #include <thread>
 #include <vector>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
-#include "../ops/silhouette_sums.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
 #include "panel.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {
@@ -205,10 +206,7 @@ void sum_to(const Blocks& rows, const Blocks& blocks, int64_t dim, int64_t group
 
 Tensor silhouette_sums_cpu(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows) {
   check_silhouette_sums(features, offsets, rows);
-  const char* op = "silhouette_sums";
-  const std::vector<int64_t> bounds = read_counts(op, "offsets", offsets, features.size(0));
-  for (size_t c = 1; c < bounds.size(); ++c)
-    if (bounds[c] < bounds[c - 1]) fail(op, "offsets must not decrease, got ", bounds[c - 1], " before ", bounds[c]);
+  const std::vector<int64_t> bounds = read_offsets("silhouette_sums", "offsets", offsets, features.size(0));
   const int64_t dim = features.size(1), groups = static_cast<int64_t>(bounds.size()) - 1;
   const Tensor& asking = rows ? *rows : features;
   Tensor out = torch::stable::new_zeros(features, {asking.size(0), groups}, ScalarType::Double);

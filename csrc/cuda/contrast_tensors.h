@@ -1,7 +1,7 @@
 // From the tensors of the contrastive loss, which passed their checks, to what the kernels read.
 #pragma once
 #include "binding.h"
-#include "density_contrast_launch.h"
+#include "density_contrast_kernel.h"
 
 namespace dgcl {
 

@@ -4,7 +4,7 @@
 // Unit rows go to scratch memory in the compute type, padded with zeros: then every later read is an aligned 16-byte
 // cp.async, whatever the inputs' dtypes, strides and lengths are, and the products are those of the CPU's unit rows.
 #pragma once
-#include "density_contrast_launch.h"
+#include "density_contrast_kernel.h"
 #include "rows.cuh"
 
 namespace dgcl {

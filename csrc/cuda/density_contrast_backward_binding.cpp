@@ -1,6 +1,6 @@
-#include "../ops/density_contrast.h"
-#include "density_contrast_backward_launch.h"
-#include "density_contrast_tensors.h"
+#include "../ops/checks.h"
+#include "contrast_tensors.h"
+#include "density_contrast_backward_kernel.h"
 
 namespace dgcl {
 namespace {

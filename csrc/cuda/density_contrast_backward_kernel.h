@@ -1,5 +1,5 @@
 #pragma once
-#include "density_contrast_launch.h"
+#include "density_contrast_kernel.h"
 
 namespace dgcl {
 

@@ -1,5 +1,5 @@
-#include "../ops/density_contrast.h"
-#include "density_contrast_tensors.h"
+#include "../ops/checks.h"
+#include "contrast_tensors.h"
 
 namespace dgcl {
 namespace {

@@ -1,8 +1,7 @@
 // The contrastive loss: logits are made tile by tile and go at once into the running log-sum-exp of their anchor; none
 // is stored.
-#pragma once
 #include "../math/contrast.h"
-#include "density_contrast_tile.cuh"
+#include "contrast_tile.cuh"
 
 namespace dgcl {
 
@@ -69,5 +68,34 @@ __global__ void __launch_bounds__(kContrastThreads) density_contrast_mean_kernel
   if (threadIdx.x % kWarp == 0)
     static_cast<T*>(a.loss)[group] = count > 0 ? static_cast<T>(sum / static_cast<double>(count)) : T(0);
 }
+
+#ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
+namespace {
+
+template <typename T>
+void launch(const DensityContrastArguments& a, void* stream) {
+  const ContrastProblem& p = a.problem;
+  constexpr int64_t own = ContrastTile<T>::kOwn;
+  if (p.num_anchors > 0) {
+    const int64_t rows = p.groups * p.slots();
+    DGCL_LAUNCH(contrast_unit_rows_kernel<T>, blocks_for(rows, kContrastWarps), dim3(kContrastThreads), 0, stream, p);
+    const int64_t tiles = (p.num_anchors + own - 1) / own;
+    DGCL_LAUNCH(density_contrast_kernel<T>, blocks_for(p.groups * tiles, 1), dim3(kContrastThreads), 0, stream, a);
+  }
+  DGCL_LAUNCH(density_contrast_mean_kernel<T>, blocks_for(p.groups, kContrastWarps), dim3(kContrastThreads), 0, stream,
+              a);
+}
+
+}  // namespace
+
+int launch_density_contrast(const DensityContrastArguments& a, void* stream) {
+  if (a.problem.groups == 0) return 0;
+  if (a.problem.is_double)
+    launch<double>(a, stream);
+  else
+    launch<float>(a, stream);
+  return static_cast<int>(cudaGetLastError());
+}
+#endif
 
 }  // namespace dgcl

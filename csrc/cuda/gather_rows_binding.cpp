@@ -1,8 +1,8 @@
 #include <vector>
 
-#include "../ops/gather_rows.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "gather_rows_launch.h"
+#include "gather_rows_kernel.h"
 
 namespace dgcl {
 namespace {

@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "../ops/knn_density.h"
-#include "knn_density_launch.h"
-#include "knn_search_binding.h"
+#include "../ops/checks.h"
+#include "knn/search_binding.h"
+#include "knn_density_kernel.h"
 
 namespace dgcl {
 namespace {

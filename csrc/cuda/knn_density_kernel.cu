@@ -1,8 +1,7 @@
 // knn_density's last step: the weighted sum over each query's sorted neighbours (csrc/math/density.h). A warp a query.
-#pragma once
 #include "../math/density.h"
-#include "knn_density_launch.h"
-#include "knn_merge.cuh"
+#include "knn/merge.cuh"
+#include "knn_density_kernel.h"
 
 namespace dgcl {
 
@@ -26,5 +25,16 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_density_kernel(KnnDensityA
     if (lane == 0) static_cast<T*>(a.density)[output * a.search.num_queries + query] = sum;
   }
 }
+
+#ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
+int launch_knn_density(const KnnDensityArguments& a, void* stream) {
+  const dim3 grid = blocks_for(a.search.num_queries, kRowsPerBlock);
+  if (a.search.is_double)
+    DGCL_LAUNCH(knn_density_kernel<double>, grid, dim3(kRowThreads), 0, stream, a);
+  else
+    DGCL_LAUNCH(knn_density_kernel<float>, grid, dim3(kRowThreads), 0, stream, a);
+  return static_cast<int>(cudaGetLastError());
+}
+#endif
 
 }  // namespace dgcl

@@ -1,5 +1,5 @@
 #pragma once
-#include "knn_search_launch.h"
+#include "knn/search.h"
 
 namespace dgcl {
 

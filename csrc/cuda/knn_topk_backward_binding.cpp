@@ -1,8 +1,9 @@
 #include <array>
 
-#include "../ops/knn_topk.h"
+#include "../common/metric.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "knn_topk_backward_launch.h"
+#include "knn_topk_backward_kernel.h"
 
 namespace dgcl {
 namespace {

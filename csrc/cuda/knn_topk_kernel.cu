@@ -1,7 +1,6 @@
 // knn_topk's last step: each query's list, with -inf and -1 where neighbours are missing. A warp a query.
-#pragma once
-#include "knn_merge.cuh"
-#include "knn_topk_launch.h"
+#include "knn/merge.cuh"
+#include "knn_topk_kernel.h"
 
 namespace dgcl {
 
@@ -23,5 +22,16 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_topk_kernel(KnnTopkArgumen
     indices[rank] = index;
   });
 }
+
+#ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
+int launch_knn_topk(const KnnTopkArguments& a, void* stream) {
+  const dim3 grid = blocks_for(a.search.num_queries, kRowsPerBlock);
+  if (a.search.is_double)
+    DGCL_LAUNCH(knn_topk_kernel<double>, grid, dim3(kRowThreads), 0, stream, a);
+  else
+    DGCL_LAUNCH(knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, stream, a);
+  return static_cast<int>(cudaGetLastError());
+}
+#endif
 
 }  // namespace dgcl

@@ -1,6 +1,6 @@
-#include "../ops/memory_push.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "memory_push_launch.h"
+#include "memory_push_kernel.h"
 
 namespace dgcl {
 namespace {

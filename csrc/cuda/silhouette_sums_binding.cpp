@@ -1,6 +1,6 @@
-#include "../ops/silhouette_sums.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "silhouette_sums_launch.h"
+#include "silhouette_sums_kernel.h"
 
 namespace dgcl {
 namespace {

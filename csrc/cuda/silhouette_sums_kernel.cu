@@ -4,9 +4,8 @@
 // Tiles of features begin anew at each class, so that a tile has one class and the sums stay in registers until the
 // class is done; a block writes its own cells of the result alone: a fixed order without atomics.
 // Offsets may be anything: they are clamped to the features there are.
-#pragma once
 #include "rows.cuh"
-#include "silhouette_sums_launch.h"
+#include "silhouette_sums_kernel.h"
 
 namespace dgcl {
 
@@ -83,5 +82,22 @@ __global__ void __launch_bounds__(kPairThreads) silhouette_sums_kernel(Silhouett
     }
   }
 }
+
+#ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
+namespace {
+
+// For the largest devices. With fewer tiles of rows, the classes are shared out.
+constexpr int64_t kEnoughBlocks = 1024;
+
+}  // namespace
+
+int launch_silhouette_sums(const SilhouetteSumsArguments& a, void* stream) {
+  if (a.num_rows == 0 || a.num_classes == 0) return 0;
+  const int64_t tiles = (a.num_rows + kPairTile - 1) / kPairTile, shares = (kEnoughBlocks + tiles - 1) / tiles;
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(shares < a.num_classes ? shares : a.num_classes));
+  DGCL_LAUNCH(silhouette_sums_kernel, grid, dim3(kPairThreads), 0, stream, a);
+  return static_cast<int>(cudaGetLastError());
+}
+#endif
 
 }  // namespace dgcl

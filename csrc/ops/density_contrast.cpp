@@ -1,6 +1,6 @@
-#include "density_contrast.h"
-
 #include <cmath>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {

@@ -1,6 +1,6 @@
-#include "gather_rows.h"
-
 #include <cstdint>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {

@@ -1,4 +1,5 @@
-#include "knn_density.h"
+#include "checks.h"
+#include "knn_arguments.h"
 
 namespace dgcl {
 

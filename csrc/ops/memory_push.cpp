@@ -1,8 +1,8 @@
-#include "memory_push.h"
-
 #include <cstdint>
 #include <iterator>
 #include <utility>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {

@@ -1,4 +1,4 @@
-#include "silhouette_sums.h"
+#include "checks.h"
 
 namespace dgcl {
 

@@ -76,7 +76,7 @@ FAULTS = [
     Fault(
         "survivors without room for a whole tile more",
         "knn_topk",
-        "cpu/knn_block.h",
+        "cpu/knn/block.h",
         "return survivors + kMaxTileColumns + kMaxWidth;",
         "return survivors;",
         BEYOND,
@@ -194,7 +194,7 @@ def build_faulty(fault: Fault, folder: Path) -> Path:
     concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", csrc / "ops" / f"{stem}.cpp"]
     concerned += (csrc / "cpu" / "simd").glob("*.cpp")
     if stem.startswith("knn"):
-        concerned.append(csrc / "cpu" / "knn_search.cpp")
+        concerned.append(csrc / "cpu" / "knn" / "search.cpp")
     changed = {s for s in concerned if (csrc / fault.file) in includes(s, set())}
     if not changed:
         raise LookupError(f"{fault.op} is not made of {fault.file}")

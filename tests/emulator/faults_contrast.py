@@ -18,12 +18,12 @@ from .faults import (
     planted,
 )
 
-loss = planted("density_contrast", "density_contrast_kernel.cuh")
-loss_launch = planted("density_contrast", "density_contrast_launch.cu")
-loss_tile = planted("density_contrast", "density_contrast_tile.cuh")
-gradient = planted("density_contrast_backward", "density_contrast_backward_kernel.cuh")
-gradient_launch = planted("density_contrast_backward", "density_contrast_backward_launch.cu")
-gradient_tile = planted("density_contrast_backward", "density_contrast_tile.cuh")
+loss = planted("density_contrast", "density_contrast_kernel.cu")
+loss_launch = planted("density_contrast", "density_contrast_kernel.cu")
+loss_tile = planted("density_contrast", "contrast_tile.cuh")
+gradient = planted("density_contrast_backward", "density_contrast_backward_kernel.cu")
+gradient_launch = planted("density_contrast_backward", "density_contrast_backward_kernel.cu")
+gradient_tile = planted("density_contrast_backward", "contrast_tile.cuh")
 
 FAULTS = [
     # ---- tiles, which both operators share

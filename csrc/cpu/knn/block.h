@@ -5,7 +5,7 @@
 #pragma once
 #include <vector>
 
-#include "knn_rows.h"
+#include "rows.h"
 
 namespace dgcl {
 

@@ -1,6 +1,6 @@
 // No filter: canonical scores of everything. For few queries, and for those whose neighbours a filter cannot tell apart.
 #pragma once
-#include "knn_rows.h"
+#include "rows.h"
 
 namespace dgcl {
 

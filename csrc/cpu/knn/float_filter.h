@@ -2,10 +2,10 @@
 #pragma once
 #include <vector>
 
-#include "../common/parallel.h"
-#include "../math/filter_bound.h"
-#include "knn_rows.h"
-#include "panel.h"
+#include "../../common/parallel.h"
+#include "../../math/filter_bound.h"
+#include "../panel.h"
+#include "rows.h"
 
 namespace dgcl {
 

@@ -4,10 +4,10 @@
 #include <cstring>
 #include <vector>
 
-#include "../common/parallel.h"
-#include "../math/filter_bound.h"
-#include "knn_rows.h"
-#include "simd/int8_tile.h"
+#include "../../common/parallel.h"
+#include "../../math/filter_bound.h"
+#include "../simd/int8_tile.h"
+#include "rows.h"
 
 namespace dgcl {
 

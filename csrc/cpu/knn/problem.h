@@ -1,10 +1,37 @@
 // From tensors that passed their checks to a KnnProblem; reads and checks the values of offsets and counts.
 #pragma once
+#include <functional>
 #include <optional>
+#include <vector>
 
-#include "knn_search.h"
+#include "../../common/metric.h"
+#include "../rows.h"
 
 namespace dgcl {
+
+template <typename T>
+struct Neighbour {
+  T score;
+  int32_t index;  // row of the class's bank
+};
+
+struct KnnProblem {
+  RowSource queries, bank;
+  int64_t dim = 0;
+  int64_t bank_rows = 0;         // rows allocated per class
+  std::vector<int64_t> offsets;  // [classes + 1], queries of class c are [offsets[c], offsets[c + 1])
+  std::vector<int64_t> counts;   // [classes], rows of the bank in use
+  int64_t k = 1;
+  Metric metric = Metric::cosine;
+  bool exclude_self = false;
+  bool unit_bank = false;  // cosine: the bank's rows have length 1 already
+};
+
+// Receives each query once, from any thread: neighbours [found] sorted by (score downward, index upward), found <= k.
+// A query with a NaN gets found = -1. Queries outside all classes, of a class without rows, or, with exclude_self, beyond the bank's
+// rows get no call.
+template <typename T>
+using KnnEmit = std::function<void(int64_t query, const Neighbour<T>* neighbours, int64_t found)>;
 
 struct KnnTensors {
   KnnProblem problem;
@@ -14,8 +41,5 @@ struct KnnTensors {
 KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,
                             const std::string& metric, const std::optional<Tensor>& query_offsets,
                             const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank);
-
-// The values of an int64 vector, each of which must lie in [0, largest].
-std::vector<int64_t> read_counts(const char* op, const char* name, const Tensor& t, int64_t largest);
 
 }  // namespace dgcl

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "knn_search.h"
+#include "problem.h"
 
 namespace dgcl {
 

@@ -1,15 +1,15 @@
-#include "knn_search.h"
+#include "search.h"
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
 #include <numeric>
 
-#include "../common/parallel.h"
-#include "knn_block.h"
-#include "knn_exact.h"
-#include "knn_float_filter.h"
-#include "knn_int8_filter.h"
+#include "../../common/parallel.h"
+#include "block.h"
+#include "exact.h"
+#include "float_filter.h"
+#include "int8_filter.h"
 
 namespace dgcl {
 namespace {

@@ -4,8 +4,8 @@
 #pragma once
 #include <climits>
 
-#include "knn_search_launch.h"
-#include "rows.cuh"
+#include "../rows.cuh"
+#include "search.h"
 
 namespace dgcl {
 

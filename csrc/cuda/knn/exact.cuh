@@ -5,7 +5,7 @@
 // product; the price of exactness is one tree reduction of all pairs at the end (62 shuffles). Any dtype, metric, size.
 #pragma once
 #include "candidates.cuh"
-#include "knn_items.cuh"
+#include "items.cuh"
 
 namespace dgcl {
 

@@ -7,10 +7,10 @@
 // 16 rows. An item whose candidates do not fit (rows too much alike for bfloat16) is left unsettled, for
 // knn_exact_kernel.
 #pragma once
-#include "../math/filter_bound.h"
+#include "../../math/filter_bound.h"
 #include "candidates.cuh"
-#include "knn_filter_prepare.cuh"
-#include "knn_filter_tile.cuh"
+#include "filter_prepare.cuh"
+#include "filter_tile.cuh"
 
 namespace dgcl {
 

@@ -1,6 +1,6 @@
 // What the tensor-core filter needs to know about each class's bank rows: a centre, a bias a row, bounds of lengths.
 #pragma once
-#include "knn_items.cuh"
+#include "items.cuh"
 
 namespace dgcl {
 

@@ -1,6 +1,6 @@
 // One tile of the tensor-core filter: 64 centred queries in bfloat16 against 128 bank rows as they are stored.
 #pragma once
-#include "knn_items.cuh"
+#include "items.cuh"
 
 namespace dgcl {
 

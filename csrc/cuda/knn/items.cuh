@@ -1,7 +1,7 @@
 // Which queries and which bank rows a block works on, without the host knowing the class sizes.
 #pragma once
-#include "knn_search_launch.h"
-#include "rows.cuh"
+#include "../rows.cuh"
+#include "search.h"
 
 namespace dgcl {
 

@@ -1,5 +1,5 @@
-#include "knn_exact_kernel.cuh"
-#include "knn_filter_kernel.cuh"
+#include "exact.cuh"
+#include "filter.cuh"
 
 namespace dgcl {
 namespace {

@@ -1,6 +1,6 @@
 // The search that knn_topk and knn_density share: sorted lists of neighbours per query, then one kernel each to finish.
 #pragma once
-#include "rows.h"
+#include "../rows.h"
 
 namespace dgcl {
 

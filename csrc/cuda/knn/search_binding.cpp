@@ -1,4 +1,4 @@
-#include "knn_search_binding.h"
+#include "search_binding.h"
 
 #include <algorithm>
 #include <cstdlib>

@@ -2,9 +2,9 @@
 #pragma once
 #include <vector>
 
-#include "../common/metric.h"
-#include "binding.h"
-#include "knn_search_launch.h"
+#include "../../common/metric.h"
+#include "../binding.h"
+#include "search.h"
 
 namespace dgcl {
 
