@@ -2,12 +2,14 @@
 #pragma once
 #include <limits>
 
+#include "../math/canonical.h"
 #include "../math/unit_row.h"
 #include "compat.cuh"
 #include "rows.h"
 
 namespace dgcl {
 
+static_assert(kWarp == kLanes);  // a lane for each partial sum of the canonical sums
 constexpr int kRowThreads = 256, kRowsPerBlock = kRowThreads / kWarp;  // of kernels that give a warp to each row
 
 // Device-side numbers may be anything: clamped to [0, largest], so that bad ones cannot reach outside the tensors.

@@ -36,6 +36,7 @@ gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 gradient_launch = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 items = planted("knn_topk", "knn/items.cuh")
 launch = planted("knn_topk", "knn/search.cu")
+order = planted("knn_topk", "../math/score.h")
 merge = planted("knn_topk", "knn/merge.cuh")
 norms = planted("knn_topk", "rows.cuh")
 gradient_norms = planted("knn_topk_backward", "rows.cuh")
@@ -68,8 +69,8 @@ FAULTS = [
     candidates(UNSET, "for (int i = n + lane; i < size;", "for (int i = n + 1 + lane; i < size;"),
     candidates(PLACE, "((1u << lane) - 1)", "((2u << lane) - 1)"),
     candidates(TAIL, "while (size < n) size *= 2;", "while (size < n - 1) size *= 2;"),
-    candidates(TIE, "score == other_score && index < other_index", "score == other_score && index > other_index"),
-    candidates(TIE, "return score > other_score || (", "return score < other_score || ("),
+    order(TIE, "score == other_score && index < other_index", "score == other_score && index > other_index"),
+    order(TIE, "return score > other_score || (", "return score < other_score || ("),
     candidates(MERGE, "for (int run = 2; run <= size; run *= 2)", "for (int run = 2; run < size; run *= 2)"),
     candidates(MERGE, "  low = -warp_reduce_max(-low);\n", ""),
     candidates(MERGE, "low = score[i] < low ? score[i] : low;", "low = score[i];"),

@@ -5,14 +5,10 @@
 #pragma once
 #include <vector>
 
+#include "../../math/score.h"
 #include "rows.h"
 
 namespace dgcl {
-
-template <typename T>
-bool comes_before(const Neighbour<T>& a, const Neighbour<T>& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
-}
 
 struct BlockSize {
   int64_t queries;    // of one block
@@ -197,7 +193,8 @@ class BlockSearch {
       if (n < 0) continue;
       for (int64_t i = 0; i < n; ++i) neighbours_[i] = {scores(q)[i], indices(q)[i]};
       const int64_t found = std::min(n, k());
-      std::partial_sort(neighbours_.get(), neighbours_.get() + found, neighbours_.get() + n, comes_before<T>);
+      std::partial_sort(neighbours_.get(), neighbours_.get() + found, neighbours_.get() + n,
+                        [](const auto& a, const auto& b) { return comes_before(a.score, a.index, b.score, b.index); });
       emit_(queries_[q], neighbours_.get(), found);
     }
   }
@@ -284,7 +281,7 @@ class BlockSearch {
       for (int64_t j = 0; j < 4; ++j) query[j] = row(pairs[std::min(i + j, count - 1)].query);
       four(query, &bank, rows_.p.dim, out);
       for (int64_t j = 0; j < std::min<int64_t>(4, count - i); ++j) {
-        const T score = l2 ? -std::sqrt(out[j]) : out[j];
+        const T score = score_of_sum(l2, out[j]);
         scores(pairs[i + j].query)[pairs[i + j].entry] =
             std::isnan(score) ? -std::numeric_limits<T>::infinity() : score;
       }

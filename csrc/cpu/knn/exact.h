@@ -1,5 +1,6 @@
 // No filter: canonical scores of everything. For few queries, and for those whose neighbours a filter cannot tell apart.
 #pragma once
+#include "../../math/score.h"
 #include "rows.h"
 
 namespace dgcl {
@@ -32,8 +33,7 @@ class ExactScorer {
     for (int64_t c = 0; c < count_; c += kRows) {
       pairs(queries_.get() + tile, bank_ + c, rows_.p.dim, block);
       for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < kRows; ++i)
-          scores[r * kMaxTileColumns + c + i] = l2 ? -std::sqrt(block[r * kRows + i]) : block[r * kRows + i];
+        for (int i = 0; i < kRows; ++i) scores[r * kMaxTileColumns + c + i] = score_of_sum(l2, block[r * kRows + i]);
     }
     for (int r = 0; r < kRows; ++r) passes[r] = rows_.prims.passing(scores + r * kMaxTileColumns, count_, threshold[r]);
   }

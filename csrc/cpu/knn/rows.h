@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../../math/length_bound.h"
 #include "problem.h"
 
 namespace dgcl {
@@ -39,10 +40,10 @@ class KnnRows {
 
   // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range. NaN where x has one.
   T norm_bound(const T* x, T square) const {
-    if (is_safe_square(square) || std::isnan(square)) return std::sqrt(square) * T(1.001);
+    if (is_safe_square(square) || std::isnan(square)) return length_bound(square);
     T largest = 0;
     for (int64_t d = 0; d < p.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
-    return largest * std::sqrt(static_cast<T>(p.dim)) * T(1.001);
+    return length_bound_of_largest(largest, p.dim, kLengthMargin<T>);
   }
 
   // So long, or infinite, that products of two such rows could overflow: a filter passes them on, unjudged.

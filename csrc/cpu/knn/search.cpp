@@ -19,7 +19,6 @@ constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
 constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one block
 constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
-constexpr int64_t kFilterMaxDim = 1 << 19;    // beyond it, rounding bounds (KnnRows::norm_bound) are not proven
 constexpr int64_t kFewQueries = 32;           // of a class, for which no filter is worth preparing
 
 struct Item {
@@ -108,7 +107,7 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
 
   const BlockSize size = block_size<T>(p);
   const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
-  const bool filter = in_int8 || (primitives<T>().filter_pays && p.dim <= kFilterMaxDim);
+  const bool filter = in_int8 || (primitives<T>().filter_pays && p.dim <= kMostBoundedColumns);
   const KnnRows<T> rows(p);
   std::vector<Item> exact, filtered;
   std::vector<int64_t> prepared;  // the classes of `filtered`

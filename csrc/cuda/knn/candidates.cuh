@@ -4,6 +4,7 @@
 #pragma once
 #include <climits>
 
+#include "../../math/score.h"
 #include "../rows.cuh"
 #include "search.h"
 
@@ -14,11 +15,6 @@ struct CandidateList {
   T* score;
   int32_t* index;
 };
-
-template <typename T>
-__device__ __forceinline__ bool comes_before(T score, int32_t index, T other_score, int32_t other_index) {
-  return score > other_score || (score == other_score && index < other_index);
-}
 
 // Sorts the first n entries by (score downward, index upward): a bitonic network, by one warp. Entries up to the next
 // power of two are overwritten.

@@ -1,5 +1,6 @@
 // What the tensor-core filter needs to know about each class's bank rows: a centre, a bias a row, bounds of lengths.
 #pragma once
+#include "../../math/length_bound.h"
 #include "items.cuh"
 
 namespace dgcl {
@@ -11,7 +12,7 @@ constexpr int kMeanRows = 256;  // rows that are averaged, evenly spaced: any ce
 template <typename Row>
 __device__ float warp_length_bound(const Row& x, int64_t dim) {
   const float square = warp_dot<float>(x, x, dim);
-  if (is_safe_square(square)) return sqrt(square) * 1.001f;
+  if (is_safe_square(square)) return length_bound(square);
   float largest = 0;
   bool lost = false;
   for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
@@ -20,8 +21,7 @@ __device__ float warp_length_bound(const Row& x, int64_t dim) {
     largest = magnitude > largest ? magnitude : largest;
   }
   if (__any_sync(kFullWarp, lost)) return std::numeric_limits<float>::quiet_NaN();
-  // By so much that a number which bfloat16 rounds to infinity has no bound either.
-  return warp_reduce_max(largest) * sqrt(static_cast<float>(dim)) * 1.01f;
+  return length_bound_of_largest(warp_reduce_max(largest), dim, kBfloat16LengthMargin);
 }
 
 // mean [classes][dim]: a block for 32 columns of a class, a warp for every eighth of the rows.

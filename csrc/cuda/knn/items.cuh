@@ -1,5 +1,6 @@
 // Which queries and which bank rows a block works on, without the host knowing the class sizes.
 #pragma once
+#include "../../math/score.h"
 #include "../rows.cuh"
 #include "search.h"
 
@@ -91,16 +92,12 @@ struct BankReader {
   __device__ T operator()(int64_t d) const { return element_of_unit(raw(d), norm, normalize); }
 };
 
-// One step of the canonical sum that decides, and the score from the sum.
+// One step of the canonical sum that decides.
 template <typename T>
 __device__ __forceinline__ T score_step(bool l2, T x, T y, T sum) {
   if (!l2) return fma(x, y, sum);
   const T difference = x - y;
   return fma(difference, difference, sum);
-}
-template <typename T>
-__device__ __forceinline__ T score_of_sum(bool l2, T sum) {
-  return l2 ? -sqrt(sum) : sum;
 }
 
 }  // namespace dgcl

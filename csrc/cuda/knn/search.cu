@@ -80,7 +80,7 @@ int power_of_two(int64_t least) {
 
 int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
   KnnSearchPlan& plan = a.plan;
-  plan.filter = allow_filter && !a.is_double && a.k <= kMostFilterK;
+  plan.filter = allow_filter && !a.is_double && a.k <= kMostFilterK && a.dim <= kMostBoundedColumns;
   int error = a.is_double
                   ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan.exact_blocks)
                   : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan.exact_blocks);
