@@ -1,4 +1,4 @@
-// Counts and offsets on the CPU: int64 vectors whose values a kernel checks before it reads rows by them.
+// Counts and offsets on the CPU. A kernel reads rows by these numbers, so it checks them first.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 

@@ -1,13 +1,13 @@
-// Histogram of labels: a histogram per block in shared memory where it fits, added to the result at the end.
+// A histogram of labels. Each block has a histogram in shared memory, if it fits, and adds it to the result at the end.
 #include "class_counts_kernel.h"
 #include "compat.cuh"
 
 namespace dgcl {
 
 constexpr int kCountThreads = 256;
-constexpr int64_t kSharedClasses = 8192;  // beyond, the result itself is counted up
+constexpr int64_t kSharedClasses = 8192;  // with more classes, blocks count in the result itself
 
-// Dynamic shared memory: num_classes unsigned counts if num_classes <= kSharedClasses.
+// Dynamic shared memory: num_classes unsigned counts, if num_classes <= kSharedClasses.
 template <typename Label>
 __global__ void __launch_bounds__(kCountThreads) class_counts_kernel(ClassCountsArguments a) {
   DGCL_DYNAMIC_SHARED(unsigned, block_counts);
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kCountThreads) class_counts_kernel(ClassCounts
 #ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
 namespace {
 
-constexpr int64_t kMostBlocks = 512;  // each block adds its histogram once; labels per block fit 32-bit counts
+constexpr int64_t kMostBlocks = 512;  // each adds its histogram once; labels per block fit 32-bit counts
 
 template <typename Label>
 void launch(const ClassCountsArguments& a, void* stream) {

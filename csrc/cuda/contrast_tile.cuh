@@ -1,8 +1,8 @@
-// What the kernels of the contrastive loss share: unit rows, made once, and products of a tile of them with a stream of
-// them.
+// What the kernels of the contrastive loss share: unit rows, and products of a tile of rows with a stream of rows.
 //
-// Unit rows go to scratch memory in the compute type, padded with zeros: then every later read is an aligned 16-byte
-// cp.async, whatever the inputs' dtypes, strides and lengths are, and the products are those of the CPU's unit rows.
+// Unit rows are written once, to scratch memory in the compute type, padded with zeros. So every later read is an
+// aligned 16-byte cp.async, whatever the inputs' dtypes, strides and lengths. The products are those of the CPU's unit
+// rows.
 #pragma once
 #include "density_contrast_kernel.h"
 #include "rows.cuh"
@@ -11,20 +11,20 @@ namespace dgcl {
 
 constexpr int kContrastThreads = 128;
 constexpr int kContrastWarps = kContrastThreads / kWarp;
-constexpr int kContrastBlocks = 3;  // on a multiprocessor at once, so that 168 registers are left to a thread
+constexpr int kContrastBlocks = 3;  // per multiprocessor, which leaves 168 registers per thread
 constexpr int kVectorBytes = 16;    // of one cp.async
 
-// Sizes of a tile in rows and elements; in bytes they are the same for float and double.
+// Sizes of a tile in rows and elements. In bytes they are the same for float and double.
 template <typename T>
 struct ContrastTile {
   static constexpr int kVector = kVectorBytes / sizeof(T);
-  static constexpr int kOwn = 16;  // rows of a block
+  static constexpr int kOwn = 16;  // rows per block
   static constexpr int kOwnPerWarp = kOwn / kContrastWarps;
   static constexpr int kOthersPerLane = 16 / sizeof(T);
-  static constexpr int kOthers = kWarp * kOthersPerLane;  // rows that pass by together
-  static constexpr int kRowVectors = 4;                   // of one row in one step
+  static constexpr int kOthers = kWarp * kOthersPerLane;  // streamed rows per step
+  static constexpr int kRowVectors = 4;                   // of one row per step
   static constexpr int kDepth = kRowVectors * kVector;    // columns of a step
-  // One vector more, so that lanes that read neighbouring rows use different banks.
+  // One extra vector, so that lanes that read neighbouring rows use different banks.
   static constexpr int kPitch = kDepth + kVector;
   static constexpr int kStage = (kOwn + kOthers) * kPitch;  // elements of shared memory
   static constexpr int kRowsPerCopy = kContrastThreads / kRowVectors;
@@ -52,7 +52,7 @@ __device__ __forceinline__ RowReader<T> contrast_row(const ContrastProblem& p, i
   return slot < p.num_negatives ? RowReader<T>(p.negatives, slot, group) : RowReader<T>(p.keys, 0, group);
 }
 
-// Whether the counts leave this slot in use. Rows that are not may hold anything and are not read.
+// Whether the counts leave this slot in use. Unused rows may hold anything, and are not read.
 __device__ __forceinline__ bool contrast_is_used(const ContrastProblem& p, int64_t group, int64_t slot) {
   if (slot < p.num_anchors) return slot < contrast_count(p.anchor_counts, group, p.num_anchors);
   slot -= p.num_anchors;
@@ -64,7 +64,7 @@ __device__ __forceinline__ T* unit_row_of(const ContrastProblem& p, int64_t grou
   return static_cast<T*>(p.unit_rows) + (group * p.slots() + slot) * p.unit_pitch;
 }
 
-// A warp per slot; the unit rows of unused slots stay unset.
+// A warp per slot. The unit rows of unused slots stay unset.
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) contrast_unit_rows_kernel(ContrastProblem p) {
   const int64_t item = own_warp<kContrastWarps>();
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_unit_rows_kernel(Co
     unit[d] = d < p.dim ? unit_element(x(d), norm) : T(0);
 }
 
-// One vector to shared memory, there after the next wait for the pipeline; zeros where it is not in use.
+// Copies one vector to shared memory; it is there after the next wait for the pipeline. Writes zeros if it is not used.
 template <typename T>
 __device__ __forceinline__ void copy_vector(T* to, const T* from, bool used) {
   if (used)
@@ -86,8 +86,8 @@ __device__ __forceinline__ void copy_vector(T* to, const T* from, bool used) {
     store_vector(to, ContrastVector<T>{});
 }
 
-// Double-buffered steps: load(step, stage) starts copies into stage 0 or 1, use(step, stage) works on them while the
-// next are under way. Called by all threads of the block; ends with all of them past their last use.
+// Double-buffered steps. load(step, stage) starts copies into stage 0 or 1; use(step, stage) works on them while the
+// next copies run. All threads of the block call this. It ends when all of them are past their last use.
 template <typename Load, typename Use>
 __device__ __forceinline__ void pipelined(int steps, const Load& load, const Use& use) {
   if (steps > 0) load(0, 0);
@@ -102,11 +102,11 @@ __device__ __forceinline__ void pipelined(int steps, const Load& load, const Use
   }
 }
 
-// Unit rows that pass by, kOthers at a time.
+// A stream of unit rows, kOthers at a time.
 template <typename T>
 struct OtherRows {
-  const T* rows;  // the first of those that pass by now; the next is one pitch further
-  int64_t left;   // from it on
+  const T* rows;  // first of the current rows, each one pitch long
+  int64_t left;   // rows from there on
 
   __device__ void advance(int64_t pitch) {
     rows += ContrastTile<T>::kOthers * pitch;
@@ -117,11 +117,11 @@ struct OtherRows {
   }
 };
 
-// products [kOwnPerWarp][kOthers], of this warp: <own row warp * kOwnPerWarp + r, other row j>; 0 where a row is not in
-// use. Lane l writes j = l, l + 32, ... and may read them at once. `own` is the own row that this thread copies, number
-// threadIdx.x / kRowVectors; not read unless `own_used`. `stages` [2 * kStage]. By the whole block.
+// products [kOwnPerWarp][kOthers] of this warp: <own row warp * kOwnPerWarp + r, other row j>, and 0 for unused rows.
+// Lane l writes j = l, l + 32, ... and may read them at once. `own` is the own row that this thread copies, number
+// threadIdx.x / kRowVectors; it is not read unless `own_used`. `stages` [2 * kStage]. Called by the whole block.
 //
-// The products go to shared memory, not to registers: what is made of them takes many registers itself.
+// The products go to shared memory, because what is computed from them needs the registers.
 template <typename T>
 __device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const OtherRows<T>& others, int pitch,
                                               T* stages, T* products) {
@@ -170,7 +170,7 @@ __device__ __forceinline__ void multiply_tile(const T* own, bool own_used, const
     for (int c = 0; c < Tile::kOthersPerLane; ++c) products[r * Tile::kOthers + lane + c * kWarp] = sum[r][c];
 }
 
-// The anchor's logit at its key, from the canonical product of the unit rows, by a warp: the same bits as on the CPU.
+// The anchor's logit at its key, from the canonical product of the unit rows, by a warp. Same bits as on the CPU.
 template <typename T>
 __device__ __forceinline__ double key_logit(const ContrastProblem& p, int64_t group, int64_t anchor) {
   const T *a = unit_row_of<T>(p, group, anchor), *k = unit_row_of<T>(p, group, p.slots() - 1);

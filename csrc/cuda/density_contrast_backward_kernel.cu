@@ -1,23 +1,23 @@
-// Gradients of the contrastive loss. With the group's scale from contrast_gradient_scale (math/contrast.h), p_ij
-// recomputed from the logits and the saved lse, and unit rows a_i, n_j and k:
+// Gradients of the contrastive loss. The group's scale comes from contrast_gradient_scale (math/contrast.h), p_ij is
+// recomputed from the logits and the saved lse, and a_i, n_j and k are unit rows:
 //
 //   dL/da_i = at_key_i k + sum_j scale p_ij n_j        dL/dn_j = sum_i scale p_ij a_i
 //   dL/dk   = sum_i at_key_i a_i                       at_key_i = scale (p_i0 - 1)
 //
-// Each row's sum is made by one block in one order; then a warp per row turns it into the gradient for the raw row.
+// One block sums each row, in one order. A warp per row then turns the sum into the gradient of the raw row.
 #include "../math/contrast.h"
 #include "contrast_tile.cuh"
 #include "density_contrast_backward_kernel.h"
 
 namespace dgcl {
 
-// Sizes of the second product of the gradient kernel, weights times rows.
+// Sizes of the gradient kernel's second product: weights times rows.
 template <typename T>
 struct GradientTile : ContrastTile<T> {
   using Base = ContrastTile<T>;
   static constexpr int kVectorsPerLane = 2;
-  static constexpr int kColumns = kWarp * kVectorsPerLane * Base::kVector;  // of the gradient, made by one block
-  static constexpr int kRows = 8;                                           // of a step
+  static constexpr int kColumns = kWarp * kVectorsPerLane * Base::kVector;  // of the gradient, computed by one block
+  static constexpr int kRows = 8;                                           // per step
   static constexpr int kSumStage = kRows * kColumns;
   static constexpr int kSumRowVectors = kColumns / Base::kVector;
   static constexpr int kSumRowsPerCopy = kContrastThreads / kSumRowVectors;
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_anchor_kernel(Densi
   a.at_keys[item] = scale * (contrast_probability(logit, lse) - 1);
 }
 
-// What an own row's unit gradient adds up over the other rows. Own rows are the anchors, or the negatives in use and,
-// as the last, the key; the other rows are the negatives, or the anchors.
+// What is summed over the other rows for the unit gradient of an own row. Own rows are the anchors, with the negatives
+// as other rows. Or own rows are the used negatives, followed by the key, with the anchors as other rows.
 template <typename T, bool kOwnAnchors>
 struct GradientSide {
   const DensityContrastBackwardArguments& a;
@@ -82,8 +82,8 @@ struct GradientSide {
   }
 };
 
-// A block per group, kOwn own rows and kColumns columns of their unit gradients. Beyond kColumns columns the products
-// are made again for each further block: dearer than one pass, cheaper than storing them.
+// A block per group, kOwn own rows and kColumns columns of their unit gradients. With more than kColumns columns, each
+// further block recomputes the products. That costs more than one pass, and less than storing them.
 template <typename T, bool kOwnAnchors>
 __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     contrast_gradient_kernel(DensityContrastBackwardArguments a, int64_t tiles, int column_blocks) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t copied = first + threadIdx.x / Tile::kRowVectors, mine = first + warp * kOwnPerWarp;
   const T* own = side.own_unit(copied);
-  const int column = first_column + lane * kVector;  // and kWarp * kVector further for each next vector
+  const int column = first_column + lane * kVector;  // the next vector is kWarp * kVector further
   T gradient[kOwnPerWarp][Tile::kVectorsPerLane][kVector];
   const T* key = unit_row_of<T>(a.problem, group, a.problem.slots() - 1);
 #pragma unroll
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
   T* weights = tile_weights + warp * kOwnPerWarp * Tile::kOthers;
   OtherRows<T> others = side.others();
   for (int64_t passed = 0; others.left > 0; others.advance(pitch), passed += Tile::kOthers) {
-    // 1. Products, and from them dL / d<own, other>, in their place.
+    // 1. Products, replaced by dL / d<own, other>.
     multiply_tile(own, copied < count, others, pitch, stages, weights);
     const int rows = others.count();
 #pragma unroll 1
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
         T& weight = weights[r * Tile::kOthers + j];
         weight = j < rows && mine + r < count ? side.weight(mine + r, passed + j, weight) : T(0);
       }
-    // 2. Their product with the other rows, kRows rows at a time. The weights are read past the pipeline's first
+    // 2. Their product with the other rows, kRows rows at a time. The weights are read after the pipeline's first
     // barrier.
     const auto load = [&](int step, int stage) {
       const int to_row = threadIdx.x / Tile::kSumRowVectors, to_column = threadIdx.x % Tile::kSumRowVectors * kVector;
@@ -180,15 +180,15 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
   }
 }
 
-// A warp per row: from the gradient of the unit row to that of the raw row; 0 for rows not in use.
+// A warp per row turns the gradient of the unit row into that of the raw row. Unused rows get 0.
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads) contrast_finish_kernel(DensityContrastBackwardArguments a) {
   const ContrastProblem& p = a.problem;
-  const int64_t slots = a.all_gradients ? p.slots() : p.num_anchors;
+  const int64_t slots = a.needs_key_grad ? p.slots() : p.num_anchors;
   const int64_t item = own_warp<kContrastWarps>();
   const int64_t group = item / slots, slot = item % slots;
   if (group >= p.groups) return;
-  GradientRows to = a.keys;
+  GradientOut to = a.keys;
   int64_t row = group;
   if (slot < p.num_anchors) {
     to = a.anchors;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kContrastThreads) contrast_finish_kernel(Densi
   }
   if (!contrast_is_used(p, group, slot)) return store_zeros<T>(p.dim, to.raw, to.dtype, row);
   const RowNorm<T> norm = warp_row_norm<T>(contrast_row<T>(p, group, slot), p.dim);
-  // A lane reads and writes the same elements, so that the gradients for unit and raw row may share their memory.
+  // A lane reads and writes the same elements, so both gradients may share their memory.
   const T *u = unit_row_of<T>(p, group, slot), *g = static_cast<const T*>(to.unit) + row * p.dim;
   store_raw_gradient([&](int64_t d) { return g[d]; }, [&](int64_t d) { return u[d]; }, norm, p.dim, to.raw, to.dtype,
                      row);
@@ -227,8 +227,8 @@ void launch(const DensityContrastBackwardArguments& a, void* stream) {
     DGCL_LAUNCH(contrast_anchor_kernel<T>, blocks_for(anchors, kContrastWarps), threads, 0, stream, a);
     launch_gradient<T, true>(a, p.num_anchors, stream);
   }
-  if (a.all_gradients) launch_gradient<T, false>(a, p.num_negatives + 1, stream);
-  const int64_t finished = a.all_gradients ? p.groups * slots : anchors;
+  if (a.needs_key_grad) launch_gradient<T, false>(a, p.num_negatives + 1, stream);
+  const int64_t finished = a.needs_key_grad ? p.groups * slots : anchors;
   if (finished > 0) DGCL_LAUNCH(contrast_finish_kernel<T>, blocks_for(finished, kContrastWarps), threads, 0, stream, a);
 }
 

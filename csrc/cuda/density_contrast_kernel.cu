@@ -1,11 +1,11 @@
-// The contrastive loss: logits are made tile by tile and go at once into the running log-sum-exp of their anchor; none
-// is stored.
+// The contrastive loss. Logits are computed tile by tile and go straight into the log-sum-exp of their anchor. None is
+// stored.
 #include "../math/contrast.h"
 #include "contrast_tile.cuh"
 
 namespace dgcl {
 
-// A block per group and kOwn anchors; each warp keeps kOwnPerWarp of them, each lane its share of the negatives.
+// A block per group and kOwn anchors. Each warp has kOwnPerWarp of them, and each lane takes part of the negatives.
 template <typename T>
 __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     density_contrast_kernel(DensityContrastArguments a) {

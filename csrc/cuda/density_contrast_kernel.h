@@ -5,17 +5,17 @@
 
 namespace dgcl {
 
-// What forward and backward have in common. The rows of a group have slots: anchors [0, A), negatives [A, A + N), and
-// the key, A + N.
+// What forward and backward share. The rows of a group have slots: anchors [0, A), negatives [A, A + N), and the key at
+// A + N.
 struct ContrastProblem {
-  Rows anchors;                    // [G, A, E]
-  Rows keys;                       // [G, 1, E]
-  Rows negatives;                  // [G, N, E]
-  const int64_t* anchor_counts;    // [G] or nullptr: all; clamped to [0, A]
-  const int64_t* negative_counts;  // [G] or nullptr: all; clamped to [0, N]
+  RowView anchors;                 // [G, A, E]
+  RowView keys;                    // [G, 1, E]
+  RowView negatives;               // [G, N, E]
+  const int64_t* anchor_counts;    // [G], clamped to [0, A]; nullptr: all
+  const int64_t* negative_counts;  // [G], clamped to [0, N]; nullptr: all
   int64_t groups, num_anchors, num_negatives, dim;
   double temperature;
-  bool is_double;   // compute in double, not in float
+  bool is_double;   // compute in double, else in float
   void* unit_rows;  // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
   int unit_pitch;   // contrast_unit_pitch(dim)
 
@@ -29,9 +29,9 @@ constexpr int64_t kMostContrastColumns = 1 << 30;  // columns are counted in int
 struct DensityContrastArguments {
   ContrastProblem problem;
   double eps;
-  double* terms;  // scratch [G, A]: the loss of each anchor
+  double* terms;  // scratch [G, A], the loss of each anchor
   void* loss;     // [G], float or double
-  void* lse;      // [G, A], the same
+  void* lse;      // [G, A], the same type
 };
 
 int launch_density_contrast(const DensityContrastArguments& arguments, void* stream);

@@ -1,7 +1,7 @@
-// The vectors of chosen pixels, copied as words of 2, 4, 8 or 16 bytes.
+// Copies the vectors of chosen pixels in words of 2, 4, 8 or 16 bytes.
 //
-// A pixel that the maps do not have gives a row of ones in every bit, a NaN in each dtype: no access outside the
-// maps, and nothing that could pass for a feature.
+// A pixel outside the maps gives a row with every bit set, which is a NaN in each dtype. So nothing outside the maps is
+// read, and no result can pass for a feature.
 #include "compat.cuh"
 #include "gather_rows_kernel.h"
 
@@ -20,14 +20,14 @@ __device__ __forceinline__ uint4 all_ones<uint4>() {
   return make_uint4(~0u, ~0u, ~0u, ~0u);
 }
 
-// Where the vector of pixel number p begins, in elements; -1 for a pixel that is none.
+// Where the vector of pixel p begins, in elements. -1 for a pixel outside the maps.
 __device__ __forceinline__ int64_t pixel_offset(const GatherRowsArguments& a, int64_t p) {
   if (p < 0 || p >= a.num_images * a.area) return -1;
   const int64_t image = p / a.area;
   return image * a.image_stride + (p - image * a.area) * a.pixel_stride;
 }
 
-// Channels lie side by side: a warp copies a vector.
+// Channels are contiguous: a warp copies a vector.
 template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_direct_kernel(GatherRowsArguments a) {
   const Word* maps = static_cast<const Word*>(a.maps);
@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(kGatherThreads) gather_rows_direct_kernel(Gath
   for (int64_t d = threadIdx.x % kWarp; d < a.dim; d += kWarp) row[d] = from < 0 ? all_ones<Word>() : maps[from + d];
 }
 
-// Channels lie far apart: lanes read neighbours in the list of pixels, which often are neighbours in the map, and
-// write neighbouring channels, by way of a tile that is one word wider than the warp, against bank conflicts. A block
-// per tile, all tiles of 32 pixels one after the other.
+// Channels are far apart. Lanes read neighbours in the list of pixels, which often are neighbours in the map. They
+// write neighbouring channels, by way of a tile. The tile is one word wider than the warp to avoid bank conflicts. Each
+// tile has a block; all tiles of 32 pixels come one after another.
 template <typename Word>
 __global__ void __launch_bounds__(kGatherThreads) gather_rows_transposed_kernel(GatherRowsArguments a) {
   DGCL_SHARED(Word, tile, [kGatherTile][kGatherTile + 1]);  // [channel][pixel]
@@ -76,7 +76,7 @@ void launch_words(const GatherRowsArguments& a, void* stream) {
   DGCL_LAUNCH(gather_rows_transposed_kernel<Word>, grid, dim3(kGatherThreads), 0, stream, a);
 }
 
-// The same vectors in words of 16 bytes, where channels lie side by side and every vector is aligned.
+// Switches to words of 16 bytes, if channels are contiguous and every vector is aligned.
 bool widen(GatherRowsArguments& a) {
   const int64_t per_word = static_cast<int64_t>(sizeof(uint4)) / a.element_bytes;
   const uintptr_t bytes = reinterpret_cast<uintptr_t>(a.maps) | reinterpret_cast<uintptr_t>(a.rows);

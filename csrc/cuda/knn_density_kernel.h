@@ -3,7 +3,7 @@
 
 namespace dgcl {
 
-constexpr int kMostScales = 64;  // they travel as a kernel argument
+constexpr int kMostScales = 64;  // they are part of a kernel argument
 
 struct KnnDensityArguments {
   KnnSearchArguments search;

@@ -1,6 +1,6 @@
-// Gradients of the k best scores, with the neighbours held fixed (math/score_gradient.h). A warp per row, whether query
-// or bank row, adds up its own pairs in the order of the queries: no atomic additions, the same bits every time. The
-// pairs of a bank row are found by sorting all pairs by bank row, stably.
+// Gradients of the k best scores, with the neighbours held fixed (math/score_gradient.h). Each row, query or bank row,
+// has a warp that sums the row's pairs in the order of the queries. So there are no atomic additions, and the bits are
+// the same every time. A stable sort of all pairs by bank row gives the pairs of each bank row.
 #include "../math/score_gradient.h"
 #include "knn_topk_backward_kernel.h"
 #include "rows.cuh"
@@ -9,24 +9,24 @@ namespace dgcl {
 
 constexpr int kGradientThreads = 128;
 constexpr int kGradientWarps = kGradientThreads / kWarp;
-// On a multiprocessor at once, so that 128 registers are left to a thread, or 168 in double.
+// Per multiprocessor, which leaves 128 registers per thread, or 168 in double.
 template <typename T>
 constexpr int kGradientBlocks = sizeof(T) == sizeof(double) ? 3 : 4;
-constexpr int kColumnsPerLane = 4;  // summed at a time
-constexpr int kPairsAtOnce = 2;     // whose rows are under way together
+constexpr int kColumnsPerLane = 4;  // per sum at a time
+constexpr int kPairsAtOnce = 2;     // pairs whose rows are loaded together
 
-// -1 for a query of no class; otherwise in [0, C), whatever the offsets are.
+// -1 for a query of no class, else in [0, C), whatever the offsets are.
 __device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {
   if (a.offsets == nullptr) return 0;
   if (query < a.offsets[0] || query >= a.offsets[a.num_classes]) return -1;
   return partition_point(a.num_classes - 1, [&](int64_t c) { return a.offsets[c + 1] <= query; });
 }
 
-// Whether the pair adds to any gradient, its class apart.
+// Whether the pair adds to a gradient. Its class is checked elsewhere.
 template <typename T>
 __device__ __forceinline__ bool pair_is_used(const KnnTopkBackwardArguments& a, int64_t pair) {
   const int64_t index = a.indices[pair];
-  return index < a.bank_rows && pair_has_gradient(a.l2, index, static_cast<const T*>(a.grad_values)[pair],
+  return index < a.bank_rows && pair_has_gradient(a.l2, index, static_cast<const T*>(a.dL_dvalues)[pair],
                                                   static_cast<const T*>(a.values)[pair]);
 }
 
@@ -43,12 +43,12 @@ __global__ void __launch_bounds__(kGradientThreads) knn_pair_keys_kernel(KnnTopk
   a.keys[pair] = key;
 }
 
-// One pair, seen from one of its rows: what the other row adds.
+// One pair, as one of its rows sees it: what the other row adds.
 template <typename T>
 struct PairTerm {
   bool used = false;
   T factor = 0;
-  int64_t begin = 0;  // of the other row, in elements
+  int64_t begin = 0;  // start of the other row, in elements
   RowNorm<T> norm = {1, 0};
 };
 
@@ -61,10 +61,10 @@ __device__ __forceinline__ void load_columns_of(const void* data, int64_t begin,
     x[i] = first + i * kWarp < dim ? static_cast<T>(widen(row[first + i * kWarp])) : T(0);
 }
 
-// x = columns first, first + 32, ... of a row, 0 beyond its end. One branch for all of them: between two loads it would
-// make the second wait for the first.
+// x = columns first, first + 32, ... of a row, and 0 beyond its end. One branch serves all loads; a branch between two
+// loads would make the second wait for the first.
 template <typename T>
-__device__ __forceinline__ void load_columns(const Rows& rows, int64_t begin, int64_t first, int64_t dim,
+__device__ __forceinline__ void load_columns(const RowView& rows, int64_t begin, int64_t first, int64_t dim,
                                              T (&x)[kColumnsPerLane]) {
   switch (rows.dtype) {
     case Dtype::float16:
@@ -78,10 +78,10 @@ __device__ __forceinline__ void load_columns(const Rows& rows, int64_t begin, in
   }
 }
 
-// sum [dim] = sum over n of the terms term_at(n), n = 0 ... count - 1, in this order; the other rows are of `source`.
-// Lane l writes the columns l, l + 32, ... By a whole warp.
+// sum [dim] = the sum of the terms term_at(n), n = 0 ... count - 1, in this order. The other rows are those of
+// `source`. Lane l writes columns l, l + 32, ... Called by a whole warp.
 template <typename T, typename TermAt>
-__device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& source, bool l2, bool normalize,
+__device__ __forceinline__ void sum_terms(const RowReader<T>& own, const RowView& source, bool l2, bool normalize,
                                           int64_t dim, int64_t count, const TermAt& term_at, T* sum) {
   const int lane = threadIdx.x % kWarp;
   for (int64_t first = lane; first - lane < dim; first += kWarp * kColumnsPerLane) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void sum_terms(const RowReader<T>& own, const Rows& s
   }
 }
 
-// From the sum to the gradient of the raw row.
+// Stores the gradient of the raw row, given the sum.
 template <typename T>
 __device__ __forceinline__ void store_gradient(const RowReader<T>& own, const RowNorm<T>& norm, bool normalize,
                                                int64_t dim, const T* sum, void* out, Dtype dtype, int64_t row) {
@@ -139,7 +139,7 @@ __device__ __forceinline__ void store_gradient(const RowReader<T>& own, const Ro
 
 template <typename T>
 __device__ __forceinline__ T factor_of_pair(const KnnTopkBackwardArguments& a, int64_t pair) {
-  return pair_factor(a.l2, static_cast<const T*>(a.grad_values)[pair], static_cast<const T*>(a.values)[pair]);
+  return pair_factor(a.l2, static_cast<const T*>(a.dL_dvalues)[pair], static_cast<const T*>(a.values)[pair]);
 }
 
 template <typename T>
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
   for (int64_t query = warp; query < a.num_queries; query += static_cast<int64_t>(gridDim.x) * kGradientWarps) {
     const int64_t group = gradient_class(a, query);
     if (group < 0) {
-      store_zeros<T>(a.dim, a.grad_queries, a.queries.dtype, query);
+      store_zeros<T>(a.dim, a.dL_dqueries, a.queries.dtype, query);
       continue;
     }
     const RowReader<T> own(a.queries, query, 0);
@@ -168,11 +168,11 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
     sum_terms(own, a.bank, a.l2, a.normalize_bank, a.dim, a.k, term_at, sum);
     const RowNorm<T> norm =
         a.normalize_queries ? static_cast<const RowNorm<T>*>(a.query_norms)[query] : RowNorm<T>{1, 0};
-    store_gradient(own, norm, a.normalize_queries, a.dim, sum, a.grad_queries, a.queries.dtype, query);
+    store_gradient(own, norm, a.normalize_queries, a.dim, sum, a.dL_dqueries, a.queries.dtype, query);
   }
 }
 
-// The first of the sorted keys that is not below `key`.
+// The first sorted key that is not below `key`.
 __device__ inline int64_t first_pair_of(const KnnTopkBackwardArguments& a, int64_t key) {
   return partition_point(a.num_queries * a.k, [&](int64_t pair) { return a.sorted_keys[pair] < key; });
 }
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
   for (int64_t row = warp; row < rows; row += static_cast<int64_t>(gridDim.x) * kGradientWarps) {
     const int64_t begin = first_pair_of(a, row), end = first_pair_of(a, row + 1);
     if (begin == end) {
-      store_zeros<T>(a.dim, a.grad_bank, a.bank.dtype, row);
+      store_zeros<T>(a.dim, a.dL_dbank, a.bank.dtype, row);
       continue;
     }
     const RowReader<T> own(a.bank, row % a.bank_rows, row / a.bank_rows);
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks<T>)
     };
     sum_terms(own, a.queries, a.l2, a.normalize_queries, a.dim, end - begin, term_at, sum);
     const RowNorm<T> norm = a.normalize_bank ? static_cast<const RowNorm<T>*>(a.bank_norms)[row] : RowNorm<T>{1, 0};
-    store_gradient(own, norm, a.normalize_bank, a.dim, sum, a.grad_bank, a.bank.dtype, row);
+    store_gradient(own, norm, a.normalize_bank, a.dim, sum, a.dL_dbank, a.bank.dtype, row);
   }
 }
 
@@ -211,7 +211,7 @@ namespace {
 
 const dim3 kThreads(kGradientThreads);
 
-// Of warps that take rows by turns.
+// Blocks of warps that take rows in turns.
 dim3 gradient_blocks(int64_t rows) {
   return blocks_for(rows < kMostGradientWarps ? rows : kMostGradientWarps, kGradientWarps);
 }
@@ -222,7 +222,7 @@ void launch_keys(const KnnTopkBackwardArguments& a, void* stream) {
 }
 
 template <typename T>
-void launch_norms(const Rows& rows, int64_t groups, int64_t per_group, int64_t dim, void* norms, void* stream) {
+void launch_norms(const RowView& rows, int64_t groups, int64_t per_group, int64_t dim, void* norms, void* stream) {
   static_assert(sizeof(RowNorm<T>) == row_norm_bytes(sizeof(T) == sizeof(double)));
   if (groups * per_group > 0)
     DGCL_LAUNCH(row_norms_kernel<T>, blocks_for(groups * per_group, kRowsPerBlock), dim3(kRowThreads), 0, stream, rows,

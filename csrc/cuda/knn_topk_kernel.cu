@@ -1,4 +1,4 @@
-// knn_topk's last step: each query's list, with -inf and -1 where neighbours are missing. A warp a query.
+// The last step of knn_topk: each query's list, padded with -inf and -1. A warp per query.
 #include "knn/merge.cuh"
 #include "knn_topk_kernel.h"
 
@@ -11,12 +11,12 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_topk_kernel(KnnTopkArgumen
   const int lane = threadIdx.x % kWarp;
   T* values = static_cast<T*>(a.values) + query * a.k;
   int64_t* indices = a.indices + query * a.k;
-  const int found = warp_found(a.search, query);
-  for (int64_t rank = (found < 0 ? 0 : found) + lane; rank < a.k; rank += kWarp) {
+  const int count = neighbour_count(a.search, query);
+  for (int64_t rank = (count < 0 ? 0 : count) + lane; rank < a.k; rank += kWarp) {
     values[rank] = -std::numeric_limits<T>::infinity();
     indices[rank] = -1;
   }
-  warp_merge<T>(a.search, query, found, [&](int rank, T score, int32_t index) {
+  warp_merge<T>(a.search, query, count, [&](int rank, T score, int32_t index) {
     if (rank % kWarp != lane) return;
     values[rank] = score;
     indices[rank] = index;

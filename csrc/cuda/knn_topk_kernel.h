@@ -5,7 +5,7 @@ namespace dgcl {
 
 struct KnnTopkArguments {
   KnnSearchArguments search;
-  int64_t k;     // columns of the output, search.k or more
+  int64_t k;     // columns of the output, at least search.k
   void* values;  // [M][k] T
   int64_t* indices;
 };

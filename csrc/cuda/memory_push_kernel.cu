@@ -1,7 +1,7 @@
-// Arriving rows into a ring, a warp per row; then the rings' counts and heads.
+// Writes arriving rows into a ring, a warp per row; then updates the rings' counts and heads.
 //
-// The same bits as on the CPU: a unit row comes from the canonical sum, an element changes its dtype by one rounding.
-// Device-side numbers may be anything: they are clamped, so that no slot lies outside its ring.
+// Same bits as on the CPU: a unit row comes from the canonical sum, and an element changes its dtype by one rounding.
+// Counts and heads on the device may hold anything. They are clamped, so that no slot is outside its ring.
 #include "memory_push_kernel.h"
 #include "rows.cuh"
 
@@ -11,8 +11,8 @@ constexpr int kPushThreads = 256;
 constexpr int kPushWarps = kPushThreads / kWarp;
 constexpr int kPushVectorBytes = sizeof(uint4);
 
-// Calls copy(c, i, slot) with the warp's row i of class c and its place, if there is one. Of more rows than a ring
-// holds the last ones stay, so that no slot is written twice.
+// Calls copy(c, i, slot) with the warp's row i of class c and its slot, if there is one. If more rows arrive than a
+// ring holds, only the last ones are written, so no slot is written twice.
 template <typename Copy>
 __device__ __forceinline__ void with_own_row(const MemoryPushArguments& a, const Copy& copy) {
   const int64_t most = a.num_rows < a.capacity ? a.num_rows : a.capacity;
@@ -25,7 +25,7 @@ __device__ __forceinline__ void with_own_row(const MemoryPushArguments& a, const
   copy(c, i, c * a.capacity + (clamped(a.heads[c], a.capacity - 1) + i) % a.capacity);
 }
 
-// By way of T, which holds the values of both dtypes exactly.
+// Converts through T, which holds the values of both dtypes exactly.
 template <typename T, bool kNormalize>
 __global__ void __launch_bounds__(kPushThreads) convert_rows_kernel(MemoryPushArguments a, RingPush push) {
   with_own_row(a, [&](int64_t c, int64_t i, int64_t slot) {
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kPushThreads) convert_rows_kernel(MemoryPushAr
   });
 }
 
-// Row and slot are the same bytes, aligned for vectors: `row_bytes` of them. Strides in bytes.
+// Copies rows whose slots have the same bytes, aligned for vectors: `row_bytes` per row. Strides are in bytes.
 __global__ void __launch_bounds__(kPushThreads)
     copy_rows_kernel(MemoryPushArguments a, RingPush push, int64_t row_bytes, int64_t row_stride,
                      int64_t group_stride) {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kPushThreads)
   });
 }
 
-// Runs last in the stream: the kernels above read the old heads.
+// Runs last in the stream, because the kernels above read the old heads.
 __global__ void __launch_bounds__(kPushThreads) advance_rings_kernel(MemoryPushArguments a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kPushThreads + threadIdx.x;
   if (c >= a.num_classes) return;

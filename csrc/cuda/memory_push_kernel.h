@@ -3,9 +3,9 @@
 
 namespace dgcl {
 
-// One kind of rows and where they go: `rows` [C, P, dim], `ring` [C, capacity, dim] contiguous.
+// One kind of rows and its ring: `rows` [C, P, dim], `ring` [C, capacity, dim] contiguous.
 struct RingPush {
-  Rows rows;
+  RowView rows;
   void* ring;
   Dtype ring_dtype;
   int64_t dim;

@@ -1,24 +1,24 @@
-// Sums of distances by class, exact from differences in float64: |x - y|^2 = sum over d of (x_d - y_d)^2.
+// Sums of distances by class, from differences in float64: |x - y|^2 = sum over d of (x_d - y_d)^2.
 //
-// A block holds 64 rows against 64 features at a time, 4 x 4 pairs per thread, columns of both staged in shared memory.
-// Tiles of features begin anew at each class, so that a tile has one class and the sums stay in registers until the
-// class is done; a block writes its own cells of the result alone: a fixed order without atomics.
-// Offsets may be anything: they are clamped to the features there are.
+// A block compares 64 rows with 64 features at a time. Each thread has 4 x 4 pairs, and columns of both sides are
+// staged in shared memory. A tile of features never spans two classes, so the sums stay in registers until the class is
+// done. A block writes only its own cells of the result, so the order is fixed without atomics. Offsets may hold
+// anything; they are clamped to the number of features.
 #include "rows.cuh"
 #include "silhouette_sums_kernel.h"
 
 namespace dgcl {
 
-constexpr int kPairSide = 16;     // threads along each side of a tile
-constexpr int kPairsPerSide = 4;  // of a thread
+constexpr int kPairSide = 16;     // threads on each side of a tile
+constexpr int kPairsPerSide = 4;  // pairs per thread and side
 constexpr int kPairTile = kPairSide * kPairsPerSide;
 constexpr int kPairThreads = kPairSide * kPairSide;
 constexpr int kPairDepth = 16;             // columns staged at a time
-constexpr int kPairPitch = kPairTile + 1;  // one more against bank conflicts
+constexpr int kPairPitch = kPairTile + 1;  // one extra against bank conflicts
 
-// to[d][r] = row `first` + r, column `column` + d; 0 for what is not there.
-__device__ __forceinline__ void stage_columns(const Rows& from, int64_t first, int64_t end, int64_t column, int64_t dim,
-                                              double (*to)[kPairPitch]) {
+// to[d][r] = row `first` + r, column `column` + d. Missing elements are 0.
+__device__ __forceinline__ void stage_columns(const RowView& from, int64_t first, int64_t end, int64_t column,
+                                              int64_t dim, double (*to)[kPairPitch]) {
 #pragma unroll
   for (int e = threadIdx.x; e < kPairTile * kPairDepth; e += kPairThreads) {
     const int r = e / kPairDepth, d = e % kPairDepth;
@@ -31,7 +31,7 @@ __device__ __forceinline__ int64_t clamped_offset(const SilhouetteSumsArguments&
   return clamped(a.offsets[c], a.num_features);
 }
 
-// blockIdx.x: the tile of rows; blockIdx.y: which classes, every gridDim.y-th.
+// blockIdx.x is the tile of rows. blockIdx.y is the first class; every gridDim.y-th class follows.
 __global__ void __launch_bounds__(kPairThreads) silhouette_sums_kernel(SilhouetteSumsArguments a) {
   DGCL_SHARED(double, left, [kPairDepth][kPairPitch]);
   DGCL_SHARED(double, right, [kPairDepth][kPairPitch]);
@@ -65,14 +65,14 @@ __global__ void __launch_bounds__(kPairThreads) silhouette_sums_kernel(Silhouett
         }
         __syncthreads();
       }
-      // 2. Distances, to the thread's own sums.
+      // 2. Distances, added to the thread's own sums.
 #pragma unroll
       for (int j = 0; j < kPairsPerSide; ++j)
         if (first + x + j * kPairSide < end)
 #pragma unroll
           for (int i = 0; i < kPairsPerSide; ++i) sums[i] += sqrt(squares[i][j]);
     }
-    // 3. The sums of the 16 threads of a row: halves of a warp.
+    // 3. The sums of the 16 threads of a row, each in half a warp.
 #pragma unroll
     for (int i = 0; i < kPairsPerSide; ++i) {
 #pragma unroll
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kPairThreads) silhouette_sums_kernel(Silhouett
 #ifndef __CUDACC_RTC__  // host code, which NVRTC does not compile
 namespace {
 
-// For the largest devices. With fewer tiles of rows, the classes are shared out.
+// Enough for the largest devices. With fewer tiles of rows, the classes are divided among blocks.
 constexpr int64_t kEnoughBlocks = 1024;
 
 }  // namespace

@@ -4,7 +4,7 @@
 namespace dgcl {
 
 struct SilhouetteSumsArguments {
-  Rows rows, features;  // [M, D], [N, D]
+  RowView rows, features;  // [M, D], [N, D]
   int64_t num_rows, num_features, dim, num_classes;
   const int64_t* offsets;  // [C + 1]
   double* sums;            // [M, C]

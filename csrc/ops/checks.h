@@ -1,5 +1,5 @@
-// The check of every operator: shapes, dtypes and devices, read from the tensors' metadata. The first line of each kernel.
-// What each operator does: dgcl_ops/ops/.
+// The checks of shapes, dtypes and devices. They read metadata only. Each kernel calls its check in its first line. The
+// contract of each operator is in dgcl_ops/ops/.
 #pragma once
 #include <optional>
 #include <vector>
@@ -15,7 +15,7 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels);
 void check_knn_topk(const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts);
 
-void check_knn_topk_backward(const Tensor& grad_values, const Tensor& queries, const Tensor& bank, const Tensor& values,
+void check_knn_topk_backward(const Tensor& dL_dvalues, const Tensor& queries, const Tensor& bank, const Tensor& values,
                              const Tensor& indices, const std::string& metric,
                              const std::optional<Tensor>& query_offsets);
 

@@ -20,7 +20,7 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   check_given(op, "pixels", pixels);
   if (pixels.scalar_type() != ScalarType::Long)
     fail(op, "pixels must be int64, got ", dtype_name(pixels.scalar_type()));
-  check_same_device(op, "pixels", pixels, maps);
+  check_same_device(op, "pixels", pixels, "maps", maps);
 }
 
 }  // namespace dgcl

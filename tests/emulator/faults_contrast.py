@@ -92,7 +92,7 @@ FAULTS = [
     gradient(PLACE, "item % column_blocks) * Tile::kColumns;", "item % column_blocks);"),
     gradient(MERGE, "static_cast<double>(anchor_count),", "static_cast<double>(a.problem.num_anchors),"),
     gradient(MERGE, "starts && d < pitch ? at_key * key[d] : T(0);", "T(0);"),
-    gradient_launch(LAUNCH, "a.all_gradients ? p.groups * slots : anchors", "anchors"),
+    gradient_launch(LAUNCH, "a.needs_key_grad ? p.groups * slots : anchors", "anchors"),
     gradient_launch(LAUNCH, "a, p.num_negatives + 1, stream", "a, p.num_negatives, stream"),
     gradient_launch(LAUNCH, "(a.problem.unit_pitch + Tile::kColumns - 1) / Tile::kColumns", "1"),
 ]  # fmt: skip

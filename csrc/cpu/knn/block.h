@@ -1,7 +1,7 @@
-// One thread's search for a block of queries of one class. The class's bank goes by in panels; the scorer's tiles give
-// scores; those that reach the query's threshold are kept in a small buffer per query, and when that fills the threshold
-// rises. What a filter kept at the end gets its canonical score, bank row by bank row, so that a row is near for all
-// queries that ask for it.
+// One thread's search for a block of queries of one class. The bank passes in panels, and the scorer scores tiles.
+// Scores that reach a query's threshold go to a small buffer per query; when it fills, the threshold rises. In the end,
+// what a filter has kept gets canonical scores. This goes bank row by bank row, so that a row is loaded once for all
+// queries that kept it.
 #pragma once
 #include <vector>
 
@@ -11,15 +11,16 @@
 namespace dgcl {
 
 struct BlockSize {
-  int64_t queries;    // of one block
-  int64_t survivors;  // kept per query before the threshold rises, at most
-  int64_t stride() const { return survivors + kMaxTileColumns + kMaxWidth; }  // what the leaf functions may touch
+  int64_t queries;     // in a block
+  int64_t candidates;  // per query, at most, before the threshold rises
+  // The leaf functions write beyond the candidates.
+  int64_t stride() const { return candidates + kMaxTileColumns + kMaxWidth; }
 };
 
 template <typename T, typename Scorer>
 class BlockSearch {
  public:
-  // `bank` is what the scorer keeps of it, if anything.
+  // `bank` is the scorer's copy of the bank, if it has one.
   template <typename... Bank>
   BlockSearch(const KnnRows<T>& rows, BlockSize size, const KnnEmit<T>& emit, const Bank&... bank)
       : rows_(rows),
@@ -31,37 +32,38 @@ class BlockSearch {
         index_(size.queries * size.stride()),
         kept_(size.queries),
         limit_(size.queries),
-        first_(size.queries),
-        from_(size.queries),
+        front_(size.queries),
+        rescored_(size.queries),
         threshold_(size.queries + kMaxTileRows),
         order_(size.stride()),
         order_index_(size.stride()),
         neighbours_(size.stride()),
         scratch_(rows.p.dim) {}
 
-  // Emits `count` queries, at most size.queries, of one class, but appends to `unsettled` those that a filter gives up.
-  void search(int64_t group, const int64_t* queries, int64_t count, std::vector<int64_t>& unsettled) {
+  // Emits the results of `count` queries of one class, at most size.queries. Queries that the filter cannot resolve go
+  // to `unresolved` instead.
+  void search(int64_t group, const int64_t* queries, int64_t count, std::vector<int64_t>& unresolved) {
     group_ = group;
     queries_ = queries;
     count_ = count;
-    spare_ = scorer_.loud_rows(group);
-    begin_queries(unsettled);
+    unbounded_ = scorer_.large_norm_rows(group);
+    begin_queries(unresolved);
     const int64_t bank_rows = rows_.p.counts[static_cast<size_t>(group)];
     for (int64_t start = 0; start < bank_rows && active_ > 0; start += scorer_.tile_columns()) {
       const int64_t columns = std::min<int64_t>(scorer_.tile_columns(), bank_rows - start);
       scorer_.begin_panel(start, columns);
       for (int64_t c = 0; c < kMaxTileColumns; ++c) panel_index_[c] = static_cast<int32_t>(start + c);
-      for (int64_t tile = 0; tile < count; tile += scorer_.tile_rows()) scan_tile(tile, start, unsettled);
+      for (int64_t tile = 0; tile < count; tile += scorer_.tile_rows()) scan_tile(tile, start, unresolved);
     }
     finish();
   }
 
  private:
-  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // below it are only scores of no neighbour
-  static constexpr T kNever = std::numeric_limits<T>::quiet_NaN();  // a threshold that nothing reaches
+  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // lower scores are no neighbours
+  static constexpr T kNever = std::numeric_limits<T>::quiet_NaN();  // no score reaches this threshold
 
   struct Pair {
-    int32_t query, entry;  // of those that the query kept
+    int32_t query, entry;  // entry: number among the query's candidates
   };
 
   const KnnRows<T>& rows_;
@@ -69,14 +71,15 @@ class BlockSearch {
   const BlockSize size_;
   const KnnEmit<T>& emit_;
   int64_t group_ = 0, count_ = 0, active_ = 0;
-  int64_t spare_ = 0;  // scores of +infinity that vouch for nothing
+  // Rows with score +infinity because the filter cannot bound them. They say nothing about the k-th score.
+  int64_t unbounded_ = 0;
   const int64_t* queries_ = nullptr;
-  Buffer<T> row_;    // [queries][dim], as the canonical score wants them
+  Buffer<T> row_;    // [queries][dim], for canonical scores
   Buffer<T> score_;  // [queries][stride]
   Buffer<int32_t> index_;
   Buffer<int64_t> kept_, limit_;
-  Buffer<int64_t> first_;  // of the entries kept: how many come first,
-  Buffer<int64_t> from_;   // and from which one on scores are not canonical
+  Buffer<int64_t> front_;     // number of best entries, moved to the front
+  Buffer<int64_t> rescored_;  // number of entries with canonical scores
   Buffer<T> threshold_;
   Buffer<T> order_;
   Buffer<int32_t> order_index_;
@@ -91,7 +94,7 @@ class BlockSearch {
   const T* row(int64_t q) const { return row_.get() + q * rows_.p.dim; }
   int64_t k() const { return rows_.p.k; }
 
-  void begin_queries(std::vector<int64_t>& unsettled) {
+  void begin_queries(std::vector<int64_t>& unresolved) {
     active_ = 0;
     scorer_.begin_group(group_);
     for (int64_t q = 0; q < count_; ++q) {
@@ -103,35 +106,35 @@ class BlockSearch {
       if (!use) {
         norm = kNever;
         emit_(queries_[q], nullptr, -1);
-      } else if (!Scorer::kExact && KnnRows<T>::is_loud(norm)) {
+      } else if (!Scorer::kExact && KnnRows<T>::has_large_norm(norm)) {
         use = false;
         norm = kNever;
-        unsettled.push_back(queries_[q]);
+        unresolved.push_back(queries_[q]);
       }
       scorer_.set_query(q, to, norm);
       kept_[q] = use ? 0 : -1;
       threshold_[q] = use ? kLowest : kNever;
-      limit_[q] = next_limit(k() + spare_);
+      limit_[q] = next_limit(k() + unbounded_);
       active_ += use;
     }
-    for (int64_t q = count_; q % scorer_.tile_rows() != 0; ++q) {  // what fills up the last tile
+    for (int64_t q = count_; q % scorer_.tile_rows() != 0; ++q) {  // fills up the last tile
       scorer_.set_query(q, nullptr, kNever);
       threshold_[q] = kNever;
     }
   }
 
-  // How many to keep before the threshold rises, if `kept` are left after the last time.
-  int64_t next_limit(int64_t kept) const { return std::min(size_.survivors, kept + std::max<int64_t>(kept, 64)); }
+  // The number of entries at which the threshold rises next, if `kept` are left now.
+  int64_t next_limit(int64_t kept) const { return std::min(size_.candidates, kept + std::max<int64_t>(kept, 64)); }
 
-  void scan_tile(int64_t tile, int64_t start, std::vector<int64_t>& unsettled) {
+  void scan_tile(int64_t tile, int64_t start, std::vector<int64_t>& unresolved) {
     uint64_t passes[kMaxTileRows];
     scorer_.score(tile, threshold_.get() + tile, tile_scores_, passes);
     const int64_t end = std::min<int64_t>(scorer_.tile_rows(), count_ - tile);
     for (int64_t r = 0; r < end; ++r)
-      if (passes[r]) keep(tile + r, start, passes[r], tile_scores_ + r * scorer_.tile_columns(), unsettled);
+      if (passes[r]) keep(tile + r, start, passes[r], tile_scores_ + r * scorer_.tile_columns(), unresolved);
   }
 
-  void keep(int64_t q, int64_t start, uint64_t bits, const T* tile_row, std::vector<int64_t>& unsettled) {
+  void keep(int64_t q, int64_t start, uint64_t bits, const T* tile_row, std::vector<int64_t>& unresolved) {
     if (rows_.p.exclude_self) {
       const int64_t self = queries_[q] - rows_.p.offsets[static_cast<size_t>(group_)] - start;
       if (self >= 0 && self < kMaxTileColumns) bits &= ~(uint64_t(1) << self);
@@ -140,11 +143,11 @@ class BlockSearch {
     kept_[q] = n + rows_.prims.append(tile_row, panel_index_, bits, scores(q) + n, indices(q) + n);
     if (kept_[q] < limit_[q]) return;
     if constexpr (Scorer::kExact) {
-      cut_exactly(q);
+      keep_best(q);
     } else {
-      raise_threshold(q, (k() + spare_) * 9 / 8);
-      if (kept_[q] > size_.survivors / 4 * 3) {
-        unsettled.push_back(queries_[q]);
+      raise_threshold(q, (k() + unbounded_) * 9 / 8);
+      if (kept_[q] > size_.candidates / 4 * 3) {
+        unresolved.push_back(queries_[q]);
         threshold_[q] = kNever;
         kept_[q] = -1;
         --active_;
@@ -152,11 +155,11 @@ class BlockSearch {
     }
   }
 
-  // Drops what cannot be among the k best any more, and returns a filter score that `k` rows reach; about k if `most` is.
-  // Of a row's filter score s the canonical score is within the error e: a row below s_(k) - 2 e has k rows with a
-  // higher one. An error that is no number drops nothing.
+  // Drops entries that cannot be among the k best, and returns a filter score that k rows reach. Leaves about k if
+  // `most` is. A filter score s and its canonical score differ by at most the error e. So a row below s_(k) - 2 e has k
+  // rows with a higher score. A NaN error drops nothing.
   T raise_threshold(int64_t q, int64_t most) {
-    const int64_t rank = k() + spare_;
+    const int64_t rank = k() + unbounded_;
     if (kept_[q] <= rank) return kLowest;
     const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, std::max(rank, most));
     threshold_[q] = std::max(kLowest, kth - 2 * scorer_.error(q));
@@ -165,8 +168,9 @@ class BlockSearch {
     return kth;
   }
 
-  // Of final scores: keeps the k best, of equal ones the first. Only a higher score than the last of them can follow.
-  void cut_exactly(int64_t q) {
+  // For final scores: keeps the k best, and of equal scores the first. From then on only scores above the k-th can
+  // enter.
+  void keep_best(int64_t q) {
     T* score = scores(q);
     int32_t* index = indices(q);
     const int64_t n = kept_[q];
@@ -187,33 +191,33 @@ class BlockSearch {
   }
 
   void finish() {
-    if constexpr (!Scorer::kExact) settle();
+    if constexpr (!Scorer::kExact) rescore();
     for (int64_t q = 0; q < count_; ++q) {
       const int64_t n = kept_[q];
       if (n < 0) continue;
       for (int64_t i = 0; i < n; ++i) neighbours_[i] = {scores(q)[i], indices(q)[i]};
-      const int64_t found = std::min(n, k());
-      std::partial_sort(neighbours_.get(), neighbours_.get() + found, neighbours_.get() + n,
+      const int64_t count = std::min(n, k());
+      std::partial_sort(neighbours_.get(), neighbours_.get() + count, neighbours_.get() + n,
                         [](const auto& a, const auto& b) { return comes_before(a.score, a.index, b.score, b.index); });
-      emit_(queries_[q], neighbours_.get(), found);
+      emit_(queries_[q], neighbours_.get(), count);
     }
   }
 
-  // Canonical scores of what the filter kept: first of the k that it puts first. The last of these then says, with one
-  // error instead of two, which others can still be neighbours.
-  void settle() {
-    for (int64_t q = 0; q < count_; ++q) put_first(q, raise_threshold(q, 0));
-    std::fill_n(from_.get(), count_, int64_t(0));
-    score_survivors(first_.get());
+  // Gives canonical scores to what the filter kept, first to the k or more with the best filter scores. The k-th of
+  // these says, with one error instead of two, which others can still be neighbours.
+  void rescore() {
+    for (int64_t q = 0; q < count_; ++q) move_best_to_front(q, raise_threshold(q, 0));
+    std::fill_n(rescored_.get(), count_, int64_t(0));
+    rescore_entries(front_.get());
     for (int64_t q = 0; q < count_; ++q) {
-      const int64_t n = first_[q];
+      const int64_t n = front_[q];
       if (kept_[q] > n) {
         const T reached = rows_.prims.reached_by(scores(q), n, k(), k());
         kept_[q] = n + rows_.prims.drop_below(scores(q) + n, indices(q) + n, kept_[q] - n,
-                                              std::max(kLowest, scorer_.least(q, reached)));
+                                              std::max(kLowest, scorer_.lowest_filter_score(q, reached)));
       }
     }
-    score_survivors(kept_.get());
+    rescore_entries(kept_.get());
     for (int64_t q = 0; q < count_; ++q) {
       if (kept_[q] < 0) continue;
       T cut = kLowest;
@@ -222,32 +226,33 @@ class BlockSearch {
     }
   }
 
-  // Moves the rows of at least this score to the front, both parts in their order. All of them, if there are not k.
-  void put_first(int64_t q, T least) {
+  // Moves entries with at least this score to the front and keeps the order of both parts. Moves nothing if at most k
+  // entries are left.
+  void move_best_to_front(int64_t q, T least) {
     T* score = scores(q);
     int32_t* index = indices(q);
     const int64_t n = std::max<int64_t>(kept_[q], 0);
-    first_[q] = n;
-    if (n <= k() + spare_) return;
+    front_[q] = n;
+    if (n <= k() + unbounded_) return;
     int64_t front = 0, back = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const bool is_first = score[i] >= least;
+      const bool in_front = score[i] >= least;
       order_[back] = score[i];
       order_index_[back] = index[i];
       score[front] = score[i];
       index[front] = index[i];
-      front += is_first;
-      back += !is_first;
+      front += in_front;
+      back += !in_front;
     }
     std::copy_n(order_.get(), back, score + front);
     std::copy_n(order_index_.get(), back, index + front);
-    first_[q] = front;
+    front_[q] = front;
   }
 
-  // Canonical scores in place of the filter's, of entries [from, to) of each query, and moves `from` to `to`. In the
-  // order of the bank rows: those of a window are sorted by counting, each then serves all queries that kept it. A NaN
-  // becomes -infinity, which is no neighbour's either.
-  void score_survivors(const int64_t* to) {
+  // Replaces filter scores by canonical ones, for entries [rescored_, to) of each query, and sets rescored_ to `to`.
+  // Works in windows of bank rows: the pairs of a window are sorted by row, so that one load serves all queries that
+  // kept the row. A NaN becomes -infinity, which is never a neighbour.
+  void rescore_entries(const int64_t* to) {
     constexpr int64_t kWindow = 2048;
     int32_t begin[kWindow + 1];
     const int64_t bank_rows = rows_.p.counts[static_cast<size_t>(group_)];
@@ -255,16 +260,16 @@ class BlockSearch {
       const int64_t end = std::min(first + kWindow, bank_rows);
       std::fill_n(begin, end - first + 1, 0);
       for (int64_t q = 0; q < count_; ++q)
-        for (int64_t i = from_[q]; i < to[q] && indices(q)[i] < end; ++i) ++begin[indices(q)[i] - first + 1];
+        for (int64_t i = rescored_[q]; i < to[q] && indices(q)[i] < end; ++i) ++begin[indices(q)[i] - first + 1];
       for (int64_t i = 0; i < end - first; ++i) begin[i + 1] += begin[i];
       const int64_t total = begin[end - first];
       if (static_cast<int64_t>(pairs_.size()) < total) pairs_.resize(static_cast<size_t>(total));
       for (int64_t q = 0; q < count_; ++q) {
-        int64_t i = from_[q];
+        int64_t i = rescored_[q];
         for (; i < to[q] && indices(q)[i] < end; ++i)
           pairs_[static_cast<size_t>(begin[indices(q)[i] - first]++)] = {static_cast<int32_t>(q),
                                                                          static_cast<int32_t>(i)};
-        from_[q] = i;
+        rescored_[q] = i;
       }
       for (int64_t i = 0, at = 0; i < end - first; at = begin[i], ++i)
         if (begin[i] > at) score_row(first + i, pairs_.data() + at, begin[i] - at);

@@ -1,4 +1,4 @@
-// No filter: canonical scores of everything. For few queries, and for those whose neighbours a filter cannot tell apart.
+// Scores every pair canonically. Used for few queries, and for queries whose neighbours a filter cannot resolve.
 #pragma once
 #include "../../math/score.h"
 #include "rows.h"
@@ -16,7 +16,7 @@ class ExactScorer {
 
   int tile_rows() const { return kRows; }
   int tile_columns() const { return kMaxTileColumns; }
-  int64_t loud_rows(int64_t) const { return 0; }
+  int64_t large_norm_rows(int64_t) const { return 0; }
   void set_query(int64_t q, const T* row, T) { queries_[q] = row ? row : queries_[q - 1]; }
   void begin_group(int64_t group) { group_ = group; }
 

@@ -1,4 +1,4 @@
-// The filter in T itself: the same products as the canonical score, in an order that runs faster.
+// A filter in T: the same products as the canonical score, added in a faster order.
 #pragma once
 #include <vector>
 
@@ -9,13 +9,13 @@
 
 namespace dgcl {
 
-// What the filter needs to know of every bank row, once per call.
+// What the filter knows about each bank row. Computed once per call.
 template <typename T>
 struct FloatBank {
   struct Group {
     T largest_norm = 0;
-    int64_t loud = 0;
-    T* bias = nullptr;  // [bank_rows]: added to the product; -infinity for rows with a NaN, +infinity for loud ones
+    int64_t large_norms = 0;
+    T* bias = nullptr;  // [bank_rows], added to the product; KnnRows::special_bias for rows without a bound
   };
   std::vector<Group> groups;
   Buffer<T> bias;
@@ -32,8 +32,8 @@ struct FloatBank {
         for (int64_t i = 0; i < p.counts[static_cast<size_t>(group)]; ++i) {
           const T* row = rows.bank_row(group, i, scratch.get());
           const T square = rows.prims.dot(row, row, p.dim), norm = rows.norm_bound(row, square);
-          whole.bias[i] = KnnRows<T>::beyond_filter(norm);
-          whole.loud += whole.bias[i] > 0;
+          whole.bias[i] = KnnRows<T>::special_bias(norm);
+          whole.large_norms += whole.bias[i] > 0;
           if (whole.bias[i] != 0) continue;
           if (p.metric == Metric::l2) whole.bias[i] = -square / 2;
           whole.largest_norm = std::max(whole.largest_norm, norm);
@@ -60,13 +60,13 @@ class FloatFilter {
 
   int tile_rows() const { return rows_.prims.tile_rows; }
   int tile_columns() const { return rows_.prims.tile_columns; }
-  int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
+  int64_t large_norm_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].large_norms; }
   T error(int64_t q) const { return error_[q]; }
-  T least(int64_t, T) const { return -std::numeric_limits<T>::infinity(); }  // error() leaves hardly any row too many
+  T lowest_filter_score(int64_t, T) const { return -std::numeric_limits<T>::infinity(); }  // error() is tight enough
 
   void begin_group(int64_t group) { group_ = group; }
 
-  // A query without a norm (NaN) takes part as zeros.
+  // A query with a NaN, of norm NaN, takes part as zeros.
   void set_query(int64_t q, const T* row, T norm) {
     const int64_t dim = rows_.p.dim, tile_rows = rows_.prims.tile_rows;
     T* out = queries_.get() + q / tile_rows * tile_rows * dim + q % tile_rows;
@@ -82,7 +82,7 @@ class FloatFilter {
       T* scratch = scratch_.get() + c * dim;
       bias_[c] = bank_.groups[static_cast<size_t>(group_)].bias[start + c];
       row[c] = rows_.bank_row(group_, start + c, scratch);
-      if (std::isinf(bias_[c])) {  // zeros keep the tile's arithmetic plain
+      if (std::isinf(bias_[c])) {  // zeros, so that the row adds no infinity or NaN
         std::fill_n(scratch, dim, T(0));
         row[c] = scratch;
       }

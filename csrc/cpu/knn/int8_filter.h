@@ -1,4 +1,4 @@
-// The filter in 8-bit integers, both sides centred at the class's mean: a quarter of the work, and an error bound that
+// A filter in 8-bit integers, with both sides centred at the class's mean: a quarter of the work. Its error bound
 // shrinks with the class's radius (math/filter_bound.h).
 #pragma once
 #include <cstring>
@@ -11,14 +11,14 @@
 
 namespace dgcl {
 
-// The bank in 8 bits: panels of 64 rows, [steps][64][4], and what belongs to each row. One byte an element, once per
-// call.
+// The bank in 8 bits: panels of 64 rows, [steps][64][4], and the scale, bias and offset of each row. One byte per
+// element, quantized once per call.
 class Int8Bank {
  public:
   struct Group {
     float norm = 0, residual = 0, error = 0;  // largest |b|, |b - mean|, |b - mean - its 8-bit copy|
     float mean_norm = 0;
-    int64_t loud = 0;
+    int64_t large_norms = 0;
   };
 
   Int8Bank(const KnnRows<float>& rows, const std::vector<int64_t>& chosen)
@@ -29,7 +29,7 @@ class Int8Bank {
         place_(rows.p.counts.size()) {
     struct Panel {
       int64_t group, first;
-      Group found;
+      Group part;
     };
     std::vector<Panel> panels;
     for (size_t i = 0; i < chosen.size(); ++i) {
@@ -45,22 +45,22 @@ class Int8Bank {
     scale_ = Buffer<float>(padded);
     bias_ = Buffer<float>(padded);
     run_queue(static_cast<int64_t>(chosen.size()), [&](auto& next) {
-      for (int64_t i; (i = next()) >= 0;) take_mean(chosen[static_cast<size_t>(i)]);
+      for (int64_t i; (i = next()) >= 0;) compute_mean(chosen[static_cast<size_t>(i)]);
     });
     run_queue(static_cast<int64_t>(panels.size()), [&](auto& next) {
       Buffer<float> row(rows.p.dim), residual(rows.p.dim);
       Buffer<int8_t> integers(steps * 4);
       for (int64_t i; (i = next()) >= 0;) {
         Panel& panel = panels[static_cast<size_t>(i)];
-        pack_panel(panel.group, panel.first, row.get(), residual.get(), integers.get(), panel.found);
+        pack_panel(panel.group, panel.first, row.get(), residual.get(), integers.get(), panel.part);
       }
     });
     for (const Panel& panel : panels) {
       Group& whole = groups[static_cast<size_t>(panel.group)];
-      whole.norm = std::max(whole.norm, panel.found.norm);
-      whole.residual = std::max(whole.residual, panel.found.residual);
-      whole.error = std::max(whole.error, panel.found.error);
-      whole.loud += panel.found.loud;
+      whole.norm = std::max(whole.norm, panel.part.norm);
+      whole.residual = std::max(whole.residual, panel.part.residual);
+      whole.error = std::max(whole.error, panel.part.error);
+      whole.large_norms += panel.part.large_norms;
     }
   }
 
@@ -72,7 +72,7 @@ class Int8Bank {
   const float* scale(int64_t group, int64_t row) const { return scale_.get() + at(group, row); }
   const float* bias(int64_t group, int64_t row) const { return bias_.get() + at(group, row); }
 
-  // residual = row - mean; returns an upper bound of its length.
+  // residual = row - mean. Returns an upper bound of its length.
   float centre(int64_t group, const float* row, float* residual) const {
     const float* mu = mean(group);
     for (int64_t d = 0; d < rows_.p.dim; ++d) residual[d] = row[d] - mu[d];
@@ -84,7 +84,7 @@ class Int8Bank {
 
  private:
   struct Place {
-    int64_t number, first_row;  // among the classes and rows that are packed
+    int64_t number, first_row;  // among the packed classes and rows
   };
   const KnnRows<float>& rows_;
   const Int8Primitives& prims_;
@@ -96,17 +96,17 @@ class Int8Bank {
 
   int64_t at(int64_t group, int64_t row) const { return place_[static_cast<size_t>(group)].first_row + row; }
 
-  // Any row would do for a mean; that of a sample is nearly as good as that of all.
-  void take_mean(int64_t group) {
+  // Any row is a valid mean. The mean of a sample is nearly as good as the mean of all rows.
+  void compute_mean(int64_t group) {
     constexpr int64_t kSample = 512;
-    const int64_t dim = rows_.p.dim, count = rows_.p.counts[group], taken = std::min(count, kSample);
+    const int64_t dim = rows_.p.dim, count = rows_.p.counts[group], sampled = std::min(count, kSample);
     float* mu = mean_.get() + place_[static_cast<size_t>(group)].number * dim;
     std::fill_n(mu, dim, 0.0f);
     Buffer<float> scratch(dim);
     int64_t used = 0;
-    for (int64_t i = 0; i < taken; ++i) {
-      const float* row = rows_.bank_row(group, i * count / taken, scratch.get());
-      if (KnnRows<float>::is_loud(rows_.norm_bound(row, rows_.prims.dot(row, row, dim)))) continue;
+    for (int64_t i = 0; i < sampled; ++i) {
+      const float* row = rows_.bank_row(group, i * count / sampled, scratch.get());
+      if (KnnRows<float>::has_large_norm(rows_.norm_bound(row, rows_.prims.dot(row, row, dim)))) continue;
       for (int64_t d = 0; d < dim; ++d) mu[d] += row[d];
       ++used;
     }
@@ -121,13 +121,13 @@ class Int8Bank {
     for (int64_t c = 0; c < kPanelRows; ++c) {
       const int64_t i = first + c, to = at(group, i);
       Quantized q{0, 0, 0};
-      float bias = -std::numeric_limits<float>::infinity();  // of padding
+      float bias = -std::numeric_limits<float>::infinity();  // for padding
       std::fill_n(integers, steps * 4, int8_t(0));
       if (i < rows_.p.counts[group]) {
         const float* row = rows_.bank_row(group, i, scratch);
         const float norm = rows_.norm_bound(row, rows_.prims.dot(row, row, dim));
-        bias = KnnRows<float>::beyond_filter(norm);
-        part.loud += bias > 0;
+        bias = KnnRows<float>::special_bias(norm);
+        part.large_norms += bias > 0;
         if (bias == 0) {
           const float length = centre(group, row, residual);
           q = prims_.quantize(residual, dim, integers);
@@ -138,7 +138,7 @@ class Int8Bank {
           part.error = std::max(part.error, q.scale > 0 ? q.error : length);
         }
       }
-      start_[to] = -128 * q.sum;  // the queries' integers are stored with 128 added
+      start_[to] = -128 * q.sum;  // queries are stored with 128 added
       scale_[to] = q.scale;
       bias_[to] = bias;
       for (int64_t s = 0; s < steps; ++s) std::memcpy(out + (s * kPanelRows + c) * 4, integers + s * 4, 4);
@@ -164,29 +164,30 @@ class Int8Filter {
 
   int tile_rows() const { return prims_.tile_rows; }
   int tile_columns() const { return kPanelRows; }
-  int64_t loud_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].loud; }
+  int64_t large_norm_rows(int64_t group) const { return bank_.groups[static_cast<size_t>(group)].large_norms; }
   float error(int64_t q) const { return error_[q]; }
-  // A row with a lower filter score has a lower canonical score than `canonical`.
-  float least(int64_t q, float canonical) const {
+  // Rows below this filter score have a canonical score below `canonical`.
+  float lowest_filter_score(int64_t q, float canonical) const {
     const float product = rows_.p.metric == Metric::l2 ? -canonical * canonical / 2 : canonical;
     return product - omitted_[q] - error_[q] - rounding_[q];
   }
   void begin_group(int64_t group) { group_ = group; }
 
-  // A query without a norm (NaN) takes part as zeros.
+  // A query with a NaN, of norm NaN, takes part as zeros.
   void set_query(int64_t q, const float* row, float norm) {
     const Int8Bank::Group& group = bank_.groups[static_cast<size_t>(group_)];
     std::fill_n(integers_.get(), bank_.steps * 4, int8_t(0));
-    Quantized made{0, 0, 0};
+    Quantized quantized{0, 0, 0};
     float length = 0;
     if (!std::isnan(norm)) {
       length = bank_.centre(group_, row, residual_.get());
-      made = prims_.quantize(residual_.get(), rows_.p.dim, integers_.get());
+      quantized = prims_.quantize(residual_.get(), rows_.p.dim, integers_.get());
     }
-    scale_[q] = made.scale;
+    scale_[q] = quantized.scale;
     const bool l2 = rows_.p.metric == Metric::l2;
     const CentredLengths lengths{norm, group.norm, group.mean_norm, length, group.residual};
-    error_[q] = int8_filter_bound(l2, rows_.p.dim, lengths, made.scale > 0 ? made.error : length, group.error);
+    error_[q] =
+        int8_filter_bound(l2, rows_.p.dim, lengths, quantized.scale > 0 ? quantized.error : length, group.error);
     rounding_[q] = int8_filter_bound(l2, rows_.p.dim, lengths, 0, 0);
     if (!std::isnan(norm))
       omitted_[q] = l2 ? -rows_.prims.dot(residual_.get(), residual_.get(), rows_.p.dim) / 2
@@ -212,8 +213,8 @@ class Int8Filter {
   int64_t group_ = 0, start_ = 0;
   Buffer<uint8_t> queries_;
   Buffer<float> scale_, error_;
-  Buffer<float> rounding_;  // what of the error is not the integers'
-  Buffer<float> omitted_;   // the terms of the canonical score that a query's filter scores leave out
+  Buffer<float> rounding_;  // the part of the error that is not quantization
+  Buffer<float> omitted_;   // the terms of the canonical score that the filter omits
   Buffer<float> residual_;
   Buffer<int8_t> integers_;
 };

@@ -7,8 +7,8 @@ namespace dgcl {
 KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,
                             const std::string& metric, const std::optional<Tensor>& query_offsets,
                             const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank) {
-  KnnTensors made;
-  KnnProblem& p = made.problem;
+  KnnTensors input;
+  KnnProblem& p = input.problem;
   const int64_t num_queries = queries.size(0);
   p.dim = queries.size(1);
   p.bank_rows = bank.size(bank.dim() - 2);
@@ -24,9 +24,9 @@ KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor&
   const size_t classes = p.offsets.size() - 1;
   p.counts = bank_counts ? read_counts(op, "bank_counts", *bank_counts, p.bank_rows)
                          : std::vector<int64_t>(classes, p.bank_rows);
-  p.queries = row_source(queries, made.queries);
-  p.bank = row_source(bank, made.bank);
-  return made;
+  p.queries = row_source(queries, input.queries);
+  p.bank = row_source(bank, input.bank);
+  return input;
 }
 
 }  // namespace dgcl

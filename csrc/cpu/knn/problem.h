@@ -1,4 +1,5 @@
-// From tensors that passed their checks to a KnnProblem; reads and checks the values of offsets and counts.
+// What a search is given and what it returns. Makes a KnnProblem from checked tensors, and checks the values of offsets
+// and counts.
 #pragma once
 #include <functional>
 #include <optional>
@@ -19,23 +20,23 @@ struct KnnProblem {
   RowSource queries, bank;
   int64_t dim = 0;
   int64_t bank_rows = 0;         // rows allocated per class
-  std::vector<int64_t> offsets;  // [classes + 1], queries of class c are [offsets[c], offsets[c + 1])
-  std::vector<int64_t> counts;   // [classes], rows of the bank in use
+  std::vector<int64_t> offsets;  // [classes + 1]: class c has queries [offsets[c], offsets[c + 1])
+  std::vector<int64_t> counts;   // [classes]: bank rows in use
   int64_t k = 1;
   Metric metric = Metric::cosine;
   bool exclude_self = false;
-  bool unit_bank = false;  // cosine: the bank's rows have length 1 already
+  bool unit_bank = false;  // for cosine: the bank rows have length 1
 };
 
-// Receives each query once, from any thread: neighbours [found] sorted by (score downward, index upward), found <= k.
-// A query with a NaN gets found = -1. Queries outside all classes, of a class without rows, or, with exclude_self, beyond the bank's
-// rows get no call.
+// Receives the result of each query once, from any thread: neighbours [count], sorted by score downward, then by index
+// upward. count <= k. A query with a NaN has count -1. There is no call for a query of no class, for a query of a class
+// without rows, or, with exclude_self, for a query beyond the bank's rows.
 template <typename T>
-using KnnEmit = std::function<void(int64_t query, const Neighbour<T>* neighbours, int64_t found)>;
+using KnnEmit = std::function<void(int64_t query, const Neighbour<T>* neighbours, int64_t count)>;
 
 struct KnnTensors {
   KnnProblem problem;
-  Tensor queries, bank;  // what the problem's row sources point into
+  Tensor queries, bank;  // own the memory of the problem's rows
 };
 
 KnnTensors make_knn_problem(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,

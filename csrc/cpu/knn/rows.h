@@ -1,4 +1,4 @@
-// What a search reads: queries and bank rows as rows of T, normalised where the metric asks for it.
+// Reads queries and bank rows as rows of T, of unit length for cosine.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -16,8 +16,8 @@ class KnnRows {
 
   static constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
-  // Whether the bank's rows can be read in place.
-  static bool stored_as_wanted(const KnnProblem& p) {
+  // Whether bank rows are read in place.
+  static bool read_in_place(const KnnProblem& p) {
     return p.bank.dtype == kType && (p.metric != Metric::cosine || p.unit_bank);
   }
 
@@ -29,16 +29,16 @@ class KnnRows {
     if (p.metric == Metric::cosine) unit_row(prims, out, p.dim, out);
   }
 
-  // In place where it is stored as it is wanted, else in `scratch`.
+  // In place if possible, else in `scratch`.
   const T* bank_row(int64_t group, int64_t i, T* scratch) const {
     const char* stored = p.bank.row(i, group);
-    if (stored_as_wanted(p)) return reinterpret_cast<const T*>(stored);
+    if (read_in_place(p)) return reinterpret_cast<const T*>(stored);
     load_row(prims, p.bank.dtype, stored, p.dim, scratch);
     if (p.metric == Metric::cosine && !p.unit_bank) unit_row(prims, scratch, p.dim, scratch);
     return scratch;
   }
 
-  // An upper bound of |x| from the canonical <x, x>, safe where that sum left the normal range. NaN where x has one.
+  // An upper bound of |x|, from the canonical <x, x>. Also valid if that sum left the normal range. NaN if x has a NaN.
   T norm_bound(const T* x, T square) const {
     if (is_safe_square(square) || std::isnan(square)) return length_bound(square);
     T largest = 0;
@@ -46,14 +46,15 @@ class KnnRows {
     return length_bound_of_largest(largest, p.dim, kLengthMargin<T>);
   }
 
-  // So long, or infinite, that products of two such rows could overflow: a filter passes them on, unjudged.
-  static bool is_loud(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
+  // Whether the norm is infinite, or so large that products of two such rows could overflow. A filter cannot bound such
+  // rows.
+  static bool has_large_norm(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
 
-  // What a filter scores a bank row with that it cannot judge: -infinity if it has a NaN, for it is no neighbour, and
-  // +infinity if it is loud. 0 for all others.
-  static T beyond_filter(T norm) {
+  // The bias of a bank row that a filter cannot bound: -infinity with a NaN, since the row is no neighbour, and
+  // +infinity with a large norm. 0 for all other rows.
+  static T special_bias(T norm) {
     const T infinity = std::numeric_limits<T>::infinity();
-    return std::isnan(norm) ? -infinity : is_loud(norm) ? infinity : T(0);
+    return std::isnan(norm) ? -infinity : has_large_norm(norm) ? infinity : T(0);
   }
 };
 

@@ -14,12 +14,12 @@
 namespace dgcl {
 namespace {
 
-constexpr int64_t kBlockQueries = 504;        // enough that a bank row fetched again serves several queries
-constexpr int64_t kBlockBytes = 1 << 20;      // of a block's query rows
-constexpr int64_t kSurvivorBytes = 4 << 20;   // survivor buffers of one block
-constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalized once, up front
-constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together until they take this
-constexpr int64_t kFewQueries = 32;           // of a class, for which no filter is worth preparing
+constexpr int64_t kBlockQueries = 504;        // enough that a bank row, loaded again, serves several queries
+constexpr int64_t kBlockBytes = 1 << 20;      // query rows of a block
+constexpr int64_t kCandidateBytes = 4 << 20;  // candidate buffers of a block
+constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalised once, up front
+constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together, up to this size
+constexpr int64_t kFewQueries = 32;           // of a class: too few for a filter to pay
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -29,19 +29,19 @@ template <typename T>
 BlockSize block_size(const KnnProblem& p) {
   const int64_t k = std::max<int64_t>(1, std::min(p.k, p.bank_rows));
   BlockSize size;
-  size.survivors =
+  size.candidates =
       std::min(k <= 256 ? std::max<int64_t>(8 * k, 1024) : std::max<int64_t>(4 * k, 2048), p.bank_rows + k);
   const int64_t total = p.offsets.back() - p.offsets.front();
-  // Small enough that all threads are busy to the end.
+  // Small enough to keep all threads busy to the end.
   size.queries = std::clamp<int64_t>(total / (8 * thread_count()), 48, kBlockQueries);
   size.queries = std::min(size.queries, kBlockBytes / (p.dim * static_cast<int64_t>(sizeof(T)) + 1));
   size.queries =
-      std::min(size.queries, kSurvivorBytes / (size.stride() * static_cast<int64_t>(sizeof(T) + sizeof(int32_t))));
+      std::min(size.queries, kCandidateBytes / (size.stride() * static_cast<int64_t>(sizeof(T) + sizeof(int32_t))));
   size.queries = std::max<int64_t>(size.queries / 12, 1) * 12;
   return size;
 }
 
-// A bank copied as unit rows of T (cosine) or widened to T.
+// Copies the bank as unit rows of T (cosine), or widened to T.
 template <typename T>
 Buffer<T> copy_bank(KnnProblem& p) {
   const int64_t groups = static_cast<int64_t>(p.counts.size());
@@ -64,33 +64,33 @@ Buffer<T> copy_bank(KnnProblem& p) {
   return copy;
 }
 
-// Searches items with one scorer, and what it leaves unsettled without any filter.
+// Searches items with one scorer, and without a filter the queries that the scorer leaves unresolved.
 template <typename T, typename Scorer, typename... Bank>
 void search_items(const KnnRows<T>& rows, std::vector<Item>& items, BlockSize size, const KnnEmit<T>& emit,
                   const Bank&... bank) {
-  // The longest first, so that the last ones to end are short.
+  // The longest first, so that the last items are short.
   const auto cost = [&](const Item& item) { return item.count * rows.p.counts[static_cast<size_t>(item.group)]; };
   std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
-  // Classes of which whole blocks stayed unsettled are not tried again.
-  std::vector<std::atomic<bool>> hopeless(rows.p.counts.size());
+  // If a class leaves most of a block unresolved, its later blocks skip the filter.
+  std::vector<std::atomic<bool>> skip_filter(rows.p.counts.size());
   run_queue(static_cast<int64_t>(items.size()), [&](auto& next) {
     BlockSearch<T, Scorer> block(rows, size, emit, bank...);
     std::unique_ptr<BlockSearch<T, ExactScorer<T>>> exact;
-    std::vector<int64_t> queries, unsettled, none;
+    std::vector<int64_t> queries, unresolved, none;
     for (int64_t i; (i = next()) >= 0;) {
       const Item& item = items[static_cast<size_t>(i)];
       queries.resize(static_cast<size_t>(item.count));
       std::iota(queries.begin(), queries.end(), item.first);
-      std::atomic<bool>& skip = hopeless[static_cast<size_t>(item.group)];
-      unsettled.clear();
+      std::atomic<bool>& skip = skip_filter[static_cast<size_t>(item.group)];
+      unresolved.clear();
       if (skip.load(std::memory_order_relaxed))
-        unsettled.swap(queries);
+        unresolved.swap(queries);
       else
-        block.search(item.group, queries.data(), item.count, unsettled);
-      if (unsettled.empty()) continue;
-      if (2 * static_cast<int64_t>(unsettled.size()) > item.count) skip.store(true, std::memory_order_relaxed);
+        block.search(item.group, queries.data(), item.count, unresolved);
+      if (unresolved.empty()) continue;
+      if (2 * static_cast<int64_t>(unresolved.size()) > item.count) skip.store(true, std::memory_order_relaxed);
       if (!exact) exact = std::make_unique<BlockSearch<T, ExactScorer<T>>>(rows, size, emit);
-      exact->search(item.group, unsettled.data(), static_cast<int64_t>(unsettled.size()), none);
+      exact->search(item.group, unresolved.data(), static_cast<int64_t>(unresolved.size()), none);
     }
   });
 }
@@ -103,14 +103,14 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const int64_t groups = static_cast<int64_t>(p.counts.size());
   Buffer<T> copy;
   const double bytes = static_cast<double>(groups) * p.bank_rows * p.dim * sizeof(T);  // may exceed int64
-  if (!KnnRows<T>::stored_as_wanted(p) && bytes <= kCopyBytes) copy = copy_bank<T>(p);
+  if (!KnnRows<T>::read_in_place(p) && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
   const BlockSize size = block_size<T>(p);
   const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
   const bool filter = in_int8 || (primitives<T>().filter_pays && p.dim <= kMostBoundedColumns);
   const KnnRows<T> rows(p);
   std::vector<Item> exact, filtered;
-  std::vector<int64_t> prepared;  // the classes of `filtered`
+  std::vector<int64_t> prepared;  // the classes in `filtered`
   int64_t bytes_prepared = 0;
   const auto search_filtered = [&] {
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -124,7 +124,7 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
-    if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // further queries are no bank rows
+    if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // later queries are no bank rows
     if (end <= p.offsets[c]) continue;
     const bool few = !filter || end - p.offsets[c] <= kFewQueries || 2 * p.k > p.counts[c];
     for (int64_t first = p.offsets[c]; first < end; first += size.queries)

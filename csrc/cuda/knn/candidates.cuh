@@ -1,6 +1,6 @@
-// The bank rows that may yet be among a query's k nearest: a list per query that any thread of the block appends to and
-// one warp cuts down whenever it has filled up. What is kept depends on scores and indices only, never on the order
-// of arrival.
+// The candidates of a query: bank rows that may be among its k nearest. Any thread of the block appends to the list,
+// and one warp cuts it down when it is full. What stays depends on scores and indices only, never on the order of
+// arrival.
 #pragma once
 #include <climits>
 
@@ -16,8 +16,8 @@ struct CandidateList {
   int32_t* index;
 };
 
-// Sorts the first n entries by (score downward, index upward): a bitonic network, by one warp. Entries up to the next
-// power of two are overwritten.
+// Sorts the first n entries by score downward, then by index upward: a bitonic network, by one warp. Overwrites entries
+// up to the next power of two.
 template <typename T>
 __device__ void warp_sort(const CandidateList<T>& list, int n) {
   const int lane = threadIdx.x % kWarp;
@@ -47,8 +47,8 @@ __device__ void warp_sort(const CandidateList<T>& list, int n) {
   }
 }
 
-// A value that at least k of the n >= k scores reach, close to the largest such value: halving the range of scores,
-// by one warp.
+// A value that at least k of the n >= k scores reach, close to the largest such value. One warp halves the range of
+// scores.
 template <typename T>
 __device__ T warp_kth_bound(const T* score, int n, int k) {
   constexpr int kHalvings = 12;
@@ -72,7 +72,7 @@ __device__ T warp_kth_bound(const T* score, int n, int k) {
   return low;
 }
 
-// Keeps the entries with score >= cut, in their order, and returns how many they are; by one warp.
+// Keeps the entries with score >= cut, in their order, and returns their number. By one warp.
 template <typename T>
 __device__ int warp_keep(const CandidateList<T>& list, int n, T cut) {
   const int lane = threadIdx.x % kWarp;
@@ -83,7 +83,7 @@ __device__ int warp_keep(const CandidateList<T>& list, int n, T cut) {
     const int32_t index = i < n ? list.index[i] : 0;
     const bool keep = i < n && score >= cut;
     const unsigned keepers = __ballot_sync(kFullWarp, keep);
-    __syncwarp();  // all have read before any writes
+    __syncwarp();  // all reads come before any write
     if (keep) {
       const int at = kept + __popc(keepers & ((1u << lane) - 1));
       list.score[at] = score;
@@ -95,7 +95,7 @@ __device__ int warp_keep(const CandidateList<T>& list, int n, T cut) {
   return kept;
 }
 
-// The sorted list's first entries into the query's result.
+// Writes the first entries of the sorted list to the query's result.
 template <typename T>
 __device__ void warp_write_list(const KnnSearchArguments& a, int32_t split, int64_t query, const CandidateList<T>& list,
                                 int length) {

@@ -1,8 +1,9 @@
-// Exact search: canonical scores (csrc/math/canonical.h) of all pairs, tile by tile.
+// The exact search: canonical scores (csrc/math/canonical.h) of all pairs, tile by tile.
 //
-// A warp holds 8 x 8 pairs (8 x 4 in double). Its lanes are the 32 partial sums of the canonical dot product, so a step
-// over 32 columns is one fused multiply-add a pair and two loads for eight of them, as in an ordinary register-tiled
-// product; the price of exactness is one tree reduction of all pairs at the end (62 shuffles). Any dtype, metric, size.
+// A warp holds 8 x 8 pairs, or 8 x 4 in double. Its lanes are the 32 partial sums of the canonical dot product. So a
+// step over 32 columns is one fused multiply-add per pair, and two loads for eight of them, as in an ordinary
+// register-tiled product. The price of exactness is one tree reduction of all pairs at the end (62 shuffles). Works for
+// any dtype, metric and size.
 #pragma once
 #include "candidates.cuh"
 #include "items.cuh"
@@ -10,28 +11,29 @@
 namespace dgcl {
 
 constexpr int kExactThreads = 256;
-constexpr int kExactRows = 32;  // queries of a tile: 4 warps of 8
+constexpr int kExactRows = 32;  // queries per tile: 4 warps of 8
 constexpr int kPairRows = 8;
 template <typename T>
 constexpr int kPairColumns = 32 / static_cast<int>(sizeof(T));
 template <typename T>
-constexpr int kExactColumns = 2 * kPairColumns<T>;  // bank rows of a tile: 2 warps
+constexpr int kExactColumns = 2 * kPairColumns<T>;  // bank rows per tile: 2 warps
 static_assert(kExactRows / kPairRows * 2 * kWarp == kExactThreads);
 static_assert(kItemQueries % kExactRows == 0);
 
-// Columns of rows that are in shared memory at a time: 1 KB a row.
+// Columns of a row in shared memory at a time: 1 KB per row.
 template <typename T>
 constexpr int kExactDepth = 1024 / static_cast<int>(sizeof(T));
 template <typename T>
 constexpr size_t kExactShared = (kExactRows + 2 * kExactColumns<T>)*kExactDepth<T> * sizeof(T);
 
-// Bank rows [start, start + kExactColumns) and columns [depth, depth + kExactDepth), zeros beyond either end.
+// Stages bank rows [start, start + kExactColumns) and columns [depth, depth + kExactDepth), with zeros beyond either
+// end.
 template <typename T>
 __device__ void stage_exact_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int64_t start,
                                  int64_t depth, T* tile) {
   constexpr int kDepth = kExactDepth<T>, kVector = 16 / static_cast<int>(sizeof(T)), kColumns = kExactColumns<T>;
   const int columns = static_cast<int>(clamped(a.dim - depth, kDepth));
-  if (vectors) {  // stored as wanted and aligned: copied while the last tile is computed
+  if (vectors) {  // no conversion, and aligned: copied while the last tile is computed
     constexpr int kPerRow = kDepth / kVector, kRowsAtOnce = kExactThreads / kPerRow;
     const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
     const int real = static_cast<int>(clamped(columns - d, kVector) * sizeof(T));
@@ -53,8 +55,8 @@ __device__ void stage_exact_bank(const KnnSearchArguments& a, const KnnItem& it,
   __pipeline_commit();
 }
 
-// The canonical tree for n pairs at once, n = 32 or 64: lane l ends with the sums of pairs l n / 32 + i in v[i]. In
-// each step a lane hands over the half that its partner keeps.
+// The canonical tree for n pairs at once, n = 32 or 64. Lane l ends with the sums of pairs l n / 32 + i in v[i]. In
+// each step a lane sends the half that its partner keeps.
 template <int kStep = kWarp / 2, typename T, int n>
 __device__ __forceinline__ void reduce_pairs(T (&v)[n]) {
   constexpr int kHalf = kStep * n / kWarp;
@@ -76,8 +78,8 @@ __global__ void __launch_bounds__(kExactThreads, 1)
   DGCL_DYNAMIC_SHARED(T, shared);
   T* query_tile = shared;                            // [kExactRows][kDepth]
   T* bank_tiles = query_tile + kExactRows * kDepth;  // [2][kColumns][kDepth]
-  DGCL_SHARED(T, threshold, [kExactRows]);           // what a score must exceed
-  DGCL_SHARED(int, length, [kExactRows]);            // of the candidate list
+  DGCL_SHARED(T, threshold, [kExactRows]);           // a score must exceed it
+  DGCL_SHARED(int, length, [kExactRows]);            // length of the candidate list
   DGCL_SHARED(T, norm_value, [kExactRows]);
   DGCL_SHARED(int, norm_exponent, [kExactRows]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -90,25 +92,25 @@ __global__ void __launch_bounds__(kExactThreads, 1)
   };
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    if (a.plan.filter && a.settled[item]) continue;
+    if (a.plan.filter && a.resolved[item]) continue;
     const KnnItem it = knn_item(a, item);
     for (int half = 0; half < it.queries; half += kExactRows) {
       const int rows = it.queries - half < kExactRows ? it.queries - half : kExactRows;
-      // 1. Lengths and first thresholds of the queries.
+      // 1. Norms and first thresholds of the queries.
       for (int row = warp; row < kExactRows; row += kWarps) {
         RowNorm<T> norm{1, 0};
-        bool lost = row >= rows;  // nothing passes the threshold of a padding row or of a query with a NaN
-        if (!lost) {
+        bool unused = row >= rows;  // no score passes the threshold of a padding row or of a query with a NaN
+        if (!unused) {
           norm = query_norm<T>(a, it.first_query + half + row);
           const QueryReader<T> query(a, it.first_query + half + row, norm);
           const T square = warp_dot<T>(query, query, a.dim);
-          lost = square != square;
+          unused = square != square;
         }
         if (lane == 0) {
           norm_value[row] = norm.value;
           norm_exponent[row] = norm.exponent;
-          threshold[row] = lost ? std::numeric_limits<T>::infinity() : -std::numeric_limits<T>::infinity();
-          length[row] = lost ? -1 : 0;
+          threshold[row] = unused ? std::numeric_limits<T>::infinity() : -std::numeric_limits<T>::infinity();
+          length[row] = unused ? -1 : 0;
         }
       }
       __syncthreads();
@@ -126,7 +128,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
       for (int64_t step = 0; step < steps; ++step, now.advance()) {
         const int64_t depth = now.chunk * int64_t(kDepth);
         const int columns = static_cast<int>(clamped(a.dim - depth, kDepth));
-        // 2. The columns that this step needs, of the queries and, a step ahead, of the bank.
+        // 2. Stage the columns of the queries for this step, and of the bank for the next.
         if (step == 0 || chunks > 1) {
           for (int row = warp; row < kExactRows; row += kWarps) {
             const int64_t query = it.first_query + half + (row < rows ? row : 0);
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
               sum = score_step(kL2, x[i], y[j], sum);
             }
         }
-        // 4. Scores above the threshold to the lists; lists that are full are cut down, and the threshold rises.
+        // 4. Scores above the threshold go to the lists. Full lists are cut down, and the threshold rises.
         const bool finished = now.chunk == chunks - 1;
         if (finished) {
           reduce_pairs(sums);
@@ -190,13 +192,13 @@ __global__ void __launch_bounds__(kExactThreads, 1)
           warp_sort(list_of(row), length[row]);
           if (lane == 0) {
             length[row] = length[row] < a.k ? length[row] : a.k;
-            // Later rows have higher indices: an equal score does not displace what is here.
+            // Later rows have higher indices, so an equal score does not displace these.
             if (length[row] == a.k) threshold[row] = list_of(row).score[a.k - 1];
           }
           __syncwarp();
         }
       }
-      // 5. The lists, each by the warp that cut it down.
+      // 5. Write the lists, each by the warp that cut it down.
       for (int row = warp; row < rows; row += kWarps) {
         if (length[row] > 0) warp_sort(list_of(row), length[row]);
         warp_write_list(a, it.split, it.first_query + half + row, list_of(row), length[row] < a.k ? length[row] : a.k);

@@ -1,10 +1,10 @@
-// Search in two steps: tensor cores score all pairs in bfloat16, within a proven bound of the score that decides
-// (csrc/math/filter_bound.h); rows that may be neighbours are kept and scored exactly at the end.
+// The search in two steps. Tensor cores score all pairs in bfloat16, within a proven bound of the canonical score
+// (csrc/math/filter_bound.h). Rows that may be neighbours are kept and scored canonically at the end.
 //
 // Both sides are centred at the class's mean row, which makes the bound small for compact classes. 64 queries stay in
-// shared memory as bfloat16; the bank goes by in its own dtype, 128 rows x 32 columns at a time, double-buffered, and
-// is centred and rounded on its way into registers: no copy of the bank is made. Each warp multiplies all 64 queries by
-// 16 rows. An item whose candidates do not fit (rows too much alike for bfloat16) is left unsettled, for
+// shared memory as bfloat16. The bank streams in its own dtype, 128 rows x 32 columns at a time, double-buffered. It is
+// centred and rounded on its way into registers, so there is no copy of the bank. Each warp multiplies all 64 queries
+// by 16 rows. If an item's candidates do not fit, because its rows are too close for bfloat16, the item is left to
 // knn_exact_kernel.
 #pragma once
 #include "../../math/filter_bound.h"
@@ -14,8 +14,8 @@
 
 namespace dgcl {
 
-// Replaces the filter scores of candidates [first, first + kTogether) by canonical ones: several at a time, because
-// each waits for a row from far away.
+// Replaces the filter scores of candidates [first, first + kTogether) by canonical scores. It takes several at a time,
+// because each row comes from global memory.
 constexpr int kTogether = 4;
 template <typename Stored>
 __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const KnnItem& it,
@@ -33,7 +33,7 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
   }
 #pragma unroll 1
   for (int64_t d = lane; d < a.dim; d += kWarp) {
-    float y[kTogether];  // all loads first: a division between them would make each wait for the one before
+    float y[kTogether];  // all loads first: with a division in between, each would wait for the one before
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) y[i] = widen(rows[i][d]);
     const float x = query(d);
@@ -54,13 +54,13 @@ template <typename Stored>
 __global__ void __launch_bounds__(kFilterThreads, 2)
     knn_filter_kernel(KnnSearchArguments a, int64_t items, bool vectors) {
   DGCL_DYNAMIC_SHARED(unsigned char, shared);
-  DGCL_SHARED(float, threshold, [kItemQueries]);  // what a filter score must reach
-  DGCL_SHARED(float, bound, [kItemQueries]);      // of |filter score - canonical score|, up to the query's constant
+  DGCL_SHARED(float, threshold, [kItemQueries]);  // a filter score must reach it
+  DGCL_SHARED(float, bound, [kItemQueries]);      // |filter score - canonical score|, without the query's constant
   DGCL_SHARED(float, norm_value, [kItemQueries]);
   DGCL_SHARED(int, norm_exponent, [kItemQueries]);
-  DGCL_SHARED(int, length, [kItemQueries]);  // of the candidate list; -1 for a query with a NaN
+  DGCL_SHARED(int, length, [kItemQueries]);  // length of the candidate list; -1 for a query with a NaN
   DGCL_SHARED(int, overflow, [1]);
-  DGCL_SHARED(KnnItem, shared_item, [1]);  // rather than in the registers of every thread
+  DGCL_SHARED(KnnItem, shared_item, [1]);  // not in the registers of every thread
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kItemQueries * a.plan.capacity;
   const CandidateList<float> lists{static_cast<float*>(a.candidate_score) + scratch, a.candidate_index + scratch};
@@ -79,11 +79,11 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
     float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
     const FilterBlock<Stored> block{a, it, queries, mean, norm_value, norm_exponent};
-    // 1. Lengths, bounds and first thresholds of the queries.
+    // 1. Norms, bounds and first thresholds of the queries.
     for (int row = warp; row < kItemQueries; row += kFilterWarps) {
       float start = std::numeric_limits<float>::infinity(), error = 0;
       RowNorm<float> norm{1, 0};
-      bool lost = false;
+      bool has_nan = false;
       if (row < it.queries) {
         norm = query_norm<float>(a, it.first_query + row);
         const QueryReader<float> query(a, it.first_query + row, norm);
@@ -94,16 +94,16 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         error = bfloat16_filter_bound(a.l2, a.dim,
                                       {warp_length_bound(query, a.dim), lengths.row, lengths.mean,
                                        warp_length_bound(residual, a.dim), lengths.residual});
-        lost = square != square;
-        if (!lost) start = -start;
+        has_nan = square != square;
+        if (!has_nan) start = -start;
       }
       if (lane == 0) {
         norm_value[row] = norm.value;
         norm_exponent[row] = norm.exponent;
         threshold[row] = start;
         bound[row] = error;
-        length[row] = lost ? -1 : 0;
-        if (!lost && !(error < kLargestBound)) atomicMax(&overflow[0], 1);
+        length[row] = has_nan ? -1 : 0;
+        if (!has_nan && !(error < kLargestBound)) atomicMax(&overflow[0], 1);
       }
     }
     __syncthreads();
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     if (steps > 0) stage(0);
     for (int64_t step = 0; step < steps; ++step, now.advance()) {
       const int start = static_cast<int>(now.start), down = now.chunk, column = down * kFilterStep % kFilterDepth;
-      // 2. The columns that this step needs, of the queries and, a step ahead, of the bank.
+      // 2. Stage the columns of the queries for this step, and of the bank for the next.
       if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
       if (step + 1 < steps) {
         stage(step + 1);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         __pipeline_wait_prior(0);
       }
       __syncthreads();
-      if (overflow[0]) break;  // the same for all: it is set between the barriers below and above
+      if (overflow[0]) break;  // the same for all threads: set between the barriers below and above
       if (down == 0) {
 #pragma unroll
         for (int t = 0; t < kRowTiles; ++t)
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       }
       // 3. Products on tensor cores.
       block.multiply(scores, scale, bank + step % 2 * kFilterColumns * kBankPitch, column);
-      // 4. Scores above the threshold to the lists; lists that are full are cut down, and the threshold rises.
+      // 4. Scores above the threshold go to the lists. Full lists are cut down, and the threshold rises.
       const bool finished = down == steps_down - 1;
       if (finished) {
 #pragma unroll
@@ -192,10 +192,10 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     __pipeline_wait_prior(0);
     __syncthreads();
 
-    // 5. Exact scores of the candidates, a warp a query.
-    const bool settled = !overflow[0];
-    if (threadIdx.x == 0) a.settled[item] = settled;
-    for (int row = warp; settled && row < it.queries; row += kFilterWarps) {
+    // 5. Canonical scores of the candidates, a warp per query.
+    const bool resolved = !overflow[0];
+    if (threadIdx.x == 0) a.resolved[item] = resolved;
+    for (int row = warp; resolved && row < it.queries; row += kFilterWarps) {
       const CandidateList<float> list = list_of(row);
       int n = length[row];
       if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * bound[row]);

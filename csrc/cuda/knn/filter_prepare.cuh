@@ -1,4 +1,4 @@
-// What the tensor-core filter needs to know about each class's bank rows: a centre, a bias a row, bounds of lengths.
+// What the tensor-core filter needs per class: a centre, a bias per bank row, and bounds of lengths.
 #pragma once
 #include "../../math/length_bound.h"
 #include "items.cuh"
@@ -6,25 +6,25 @@
 namespace dgcl {
 
 constexpr int kMeanThreads = 256;
-constexpr int kMeanRows = 256;  // rows that are averaged, evenly spaced: any centre is valid, this one is near
+constexpr int kMeanRows = 256;  // evenly spaced rows that the mean is of; any centre is valid, a near one is better
 
-// An upper bound of |x|, safe where the sum of squares leaves the normal range; by one warp.
+// An upper bound of |x|, also valid if the sum of squares leaves the normal range. By one warp.
 template <typename Row>
 __device__ float warp_length_bound(const Row& x, int64_t dim) {
   const float square = warp_dot<float>(x, x, dim);
   if (is_safe_square(square)) return length_bound(square);
   float largest = 0;
-  bool lost = false;
+  bool has_nan = false;
   for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
     const float magnitude = fabs(x(d));
-    lost = lost || magnitude != magnitude;
+    has_nan = has_nan || magnitude != magnitude;
     largest = magnitude > largest ? magnitude : largest;
   }
-  if (__any_sync(kFullWarp, lost)) return std::numeric_limits<float>::quiet_NaN();
+  if (__any_sync(kFullWarp, has_nan)) return std::numeric_limits<float>::quiet_NaN();
   return length_bound_of_largest(warp_reduce_max(largest), dim, kBfloat16LengthMargin);
 }
 
-// mean [classes][dim]: a block for 32 columns of a class, a warp for every eighth of the rows.
+// Writes mean [classes][dim]: a block per 32 columns of a class, a warp per eighth of the rows.
 __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArguments a) {
   constexpr int kWarps = kMeanThreads / kWarp;
   DGCL_SHARED(float, part, [kWarps][kWarp]);
@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArgu
   a.mean[group * a.dim + d] = fabs(sum) <= std::numeric_limits<float>::max() ? sum : 0.0f;
 }
 
-// Bounds are not negative, so their bits are ordered like the numbers. All rows of a class raise the same ones, most of
-// them to less than they are: reading is cheaper than an atomic, and an old value only means one atomic more.
+// Bounds are not negative, so their bits have the order of the numbers. All rows of a class raise the same bounds, and
+// most raise nothing. A read is cheaper than an atomic, and an old value only costs one atomic more.
 __device__ __forceinline__ void raise_bound(float* bound, float value) {
   if (value <= load_relaxed(bound)) return;
   atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
 }
 
-// bias and lengths, a warp a row. A row that holds a NaN has no bounds: it passes no threshold, and no neighbour is lost.
+// Writes bias and lengths, a warp per row. A row with a NaN has no bounds. It passes no threshold, and it is no
+// neighbour.
 __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSearchArguments a) {
   const int64_t at = own_warp<kRowsPerBlock>();
   if (at >= a.num_classes * a.bank_rows) return;
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSea
   if (threadIdx.x % kWarp != 0) return;
   a.bias[at] = bias;
   if (length != length) return;
-  // A row whose length is held with an exponent (below 2^-45 or above 2^64) is not for the filter.
+  // The filter cannot take a row whose norm has an exponent (below 2^-45 or above 2^64).
   const bool extreme = a.normalize_bank && row.norm.exponent != 0;
   raise_bound(&lengths.row, extreme ? std::numeric_limits<float>::infinity() : length);
   raise_bound(&lengths.residual, residual_length);

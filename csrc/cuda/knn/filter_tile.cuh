@@ -5,13 +5,13 @@
 namespace dgcl {
 
 constexpr int kFilterThreads = 256, kFilterWarps = kFilterThreads / kWarp;
-constexpr int kFilterColumns = 128;            // bank rows of a tile
-constexpr int kFilterDepth = 256;              // columns of queries in shared memory
-constexpr int kFilterStep = 32;                // columns of the bank in shared memory
-constexpr int kQueryPitch = kFilterDepth + 8;  // in elements; the padding keeps 8 rows x 4 words on 32 banks
+constexpr int kFilterColumns = 128;            // bank rows per tile
+constexpr int kFilterDepth = 256;              // query columns in shared memory
+constexpr int kFilterStep = 32;                // bank columns in shared memory
+constexpr int kQueryPitch = kFilterDepth + 8;  // in elements; the padding spreads 8 rows x 4 words over 32 banks
 constexpr int kBankPitch = kFilterStep + 8;
 constexpr int kRowTiles = kItemQueries / 16, kColumnTiles = kFilterColumns / kFilterWarps / 8;
-constexpr float kLargestBound = 1e30f;  // beyond, products might overflow
+constexpr float kLargestBound = 1e30f;  // beyond it, products might overflow
 static_assert(kFilterDepth % kFilterStep == 0 && kFilterStep % 16 == 0);
 
 template <typename Stored>
@@ -31,7 +31,8 @@ __device__ __forceinline__ float2 load_pair(const __half* p) {
   return make_float2(__half2float(pair[0]), __half2float(pair[1]));
 }
 
-// Bank rows [start, start + kFilterColumns), columns [depth, depth + kFilterStep), as stored; zeros beyond either end.
+// Stages bank rows [start, start + kFilterColumns) and columns [depth, depth + kFilterStep) in their dtype, with zeros
+// beyond either end.
 template <typename Stored>
 __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int64_t start,
                                   int64_t depth, Stored* tile) {
@@ -59,7 +60,7 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
   __pipeline_commit();
 }
 
-// One block's shared memory and its place in the problem.
+// A block's shared memory and its item.
 template <typename Stored>
 struct FilterBlock {
   const KnnSearchArguments& a;
@@ -71,7 +72,7 @@ struct FilterBlock {
 
   __device__ RowNorm<float> norm(int row) const { return {norm_value[row], norm_exponent[row]}; }
 
-  // Columns [depth, depth + kFilterDepth) of queries and mean.
+  // Loads columns [depth, depth + kFilterDepth) of queries and mean.
   __device__ void load_queries(int64_t depth) const {
     const float* centre = a.mean + it.group * a.dim + depth;
     for (int d = threadIdx.x; d < kFilterDepth; d += kFilterThreads) mean[d] = depth + d < a.dim ? centre[d] : 0.0f;
@@ -85,12 +86,12 @@ struct FilterBlock {
     }
   }
 
-  // scores += queries x bank tile over kFilterStep columns; `column` is the first of them within the query columns.
+  // scores += queries x bank tile over kFilterStep columns. `column` is the first of them among the query columns.
   __device__ __forceinline__ void multiply(float (&scores)[kRowTiles][kColumnTiles][4],
                                            const float (&scale)[kColumnTiles], const Stored* tile, int column) const {
-    const int group = threadIdx.x % kWarp / 4, pair = threadIdx.x % 4 * 2;  // as the mma instruction numbers lanes
+    const int group = threadIdx.x % kWarp / 4, pair = threadIdx.x % 4 * 2;  // lanes as mma numbers them
     const Stored* rows = tile + (threadIdx.x / kWarp * kColumnTiles * 8 + group) * kBankPitch + pair;
-#pragma unroll 1  // unrolled, its loads would take more registers than there are
+#pragma unroll 1  // unrolled, the loads would need too many registers
     for (int d = 0; d < kFilterStep; d += 16) {
       uint32_t right[kColumnTiles][2];
 #pragma unroll

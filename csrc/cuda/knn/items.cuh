@@ -1,4 +1,4 @@
-// Which queries and which bank rows a block works on, without the host knowing the class sizes.
+// Which queries and bank rows a block works on. The host does not know the class sizes.
 #pragma once
 #include "../../math/score.h"
 #include "../rows.cuh"
@@ -18,14 +18,14 @@ __device__ __forceinline__ int64_t class_rows(const KnnSearchArguments& a, int64
 struct KnnItem {
   int64_t group;               // class
   int64_t first_query;         // queries [first_query, first_query + queries)
-  int64_t first_place;         // place of the first query within its class
-  int queries;                 // 0: nothing to do
+  int64_t first_place;         // position of the first query in its class
+  int queries;                 // 0: no work
   int32_t begin_row, end_row;  // bank rows of this part
   int32_t split;
 };
 
-// Class c has room for its tiles from number begin(c) / kItemQueries + c on: at most one more than it needs, so that
-// the tiles of all classes are counted without a prefix sum. Surplus tiles are empty.
+// Tiles of class c start at number begin(c) / kItemQueries + c. That leaves at most one surplus tile per class, so no
+// prefix sum is needed. Surplus tiles are empty.
 __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   const int64_t tile = item / a.plan.splits;
   const int64_t group = partition_point(
@@ -35,7 +35,7 @@ __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   it.split = static_cast<int32_t>(item % a.plan.splits);
   const int64_t begin = class_begin(a, group), rows = class_rows(a, group);
   int64_t end = class_begin(a, group + 1);
-  if (a.exclude_self && end > begin + rows) end = begin + rows;  // further queries are no bank rows
+  if (a.exclude_self && end > begin + rows) end = begin + rows;  // later queries are no bank rows
   it.first_place = (tile - (begin / kItemQueries + group)) * kItemQueries;
   it.first_query = begin + it.first_place;
   const int64_t left = rows == 0 || it.first_place < 0 ? 0 : end - it.first_query;
@@ -46,7 +46,7 @@ __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   return it;
 }
 
-// Over the bank rows of an item tile by tile, and over the columns of a tile chunk by chunk.
+// Walks over the bank rows of an item tile by tile, and over the columns of a tile chunk by chunk.
 struct TileWalk {
   int64_t start;  // first row of the tile
   int chunk = 0;
@@ -60,7 +60,7 @@ struct TileWalk {
   }
 };
 
-// Elements of a query as the score uses them: widened, and of unit length for cosine.
+// The elements of a query, widened, and of unit length for cosine.
 template <typename T>
 struct QueryReader {
   RowReader<T> raw;
@@ -78,7 +78,7 @@ __device__ RowNorm<T> query_norm(const KnnSearchArguments& a, int64_t query) {
   return warp_row_norm<T>(RowReader<T>(a.queries, query, 0), a.dim);
 }
 
-// Elements of bank row i of a class, likewise.
+// The same for bank row i of a class.
 template <typename T>
 struct BankReader {
   RowReader<T> raw;
@@ -92,7 +92,7 @@ struct BankReader {
   __device__ T operator()(int64_t d) const { return element_of_unit(raw(d), norm, normalize); }
 };
 
-// One step of the canonical sum that decides.
+// One step of the canonical sum of a pair.
 template <typename T>
 __device__ __forceinline__ T score_step(bool l2, T x, T y, T sum) {
   if (!l2) return fma(x, y, sum);

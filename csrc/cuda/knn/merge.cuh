@@ -1,4 +1,4 @@
-// From the sorted lists of all parts of the bank to one: exact, in a fixed order, by one warp.
+// Merges a query's sorted lists from all parts of the bank: exact, in a fixed order, by one warp.
 #pragma once
 #include <climits>
 
@@ -6,10 +6,10 @@
 
 namespace dgcl {
 
-static_assert(kMostSplits <= kWarp);  // a lane each
+static_assert(kMostSplits <= kWarp);  // a lane per part
 
-// Neighbours of a query that were found, at most k; -1 for a query with a NaN.
-__device__ inline int warp_found(const KnnSearchArguments& a, int64_t query) {
+// The number of neighbours of a query, at most k. -1 for a query with a NaN.
+__device__ inline int neighbour_count(const KnnSearchArguments& a, int64_t query) {
   const int lane = threadIdx.x % kWarp;
   const int length = lane < a.plan.splits ? a.list_length[lane * a.num_queries + query] : 0;
   if (__any_sync(kFullWarp, length < 0)) return -1;
@@ -17,19 +17,19 @@ __device__ inline int warp_found(const KnnSearchArguments& a, int64_t query) {
   return sum < a.k ? sum : a.k;
 }
 
-// Calls take(rank, score, index) on all lanes, with the same values, for ranks 0 to found - 1.
+// Calls take(rank, score, index) on all lanes, with the same values, for ranks 0 to count - 1.
 template <typename T, typename Take>
-__device__ void warp_merge(const KnnSearchArguments& a, int64_t query, int found, const Take& take) {
+__device__ void warp_merge(const KnnSearchArguments& a, int64_t query, int count, const Take& take) {
   const int lane = threadIdx.x % kWarp;
   const T* scores = static_cast<const T*>(a.list_score);
   if (a.plan.splits == 1) {
-    for (int rank = 0; rank < found; ++rank) take(rank, scores[query * a.k + rank], a.list_index[query * a.k + rank]);
+    for (int rank = 0; rank < count; ++rank) take(rank, scores[query * a.k + rank], a.list_index[query * a.k + rank]);
     return;
   }
   const int64_t list = lane * a.num_queries + query;
   const int length = lane < a.plan.splits ? a.list_length[list] : 0;
-  int head = 0;  // of this lane's list
-  for (int rank = 0; rank < found; ++rank) {
+  int head = 0;  // position in this lane's list
+  for (int rank = 0; rank < count; ++rank) {
     const T own_score = head < length ? scores[list * a.k + head] : -std::numeric_limits<T>::infinity();
     const int32_t own_index = head < length ? a.list_index[list * a.k + head] : INT_MAX;
     T score = own_score;

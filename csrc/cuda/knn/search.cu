@@ -4,7 +4,7 @@
 namespace dgcl {
 namespace {
 
-// Blocks of `kernel` that the current device runs at a time; also opts in to its dynamic shared memory.
+// The number of blocks of `kernel` that the current device runs at a time. Also opts in to the dynamic shared memory.
 template <typename Kernel>
 int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
   int device = 0, processors = 0, each = 0;
@@ -12,7 +12,7 @@ int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
-  if (error != cudaSuccess) cudaGetLastError();  // said here: not to be found by the next launch
+  if (error != cudaSuccess) cudaGetLastError();  // reported here, so the next launch must not see it
   *blocks = static_cast<int64_t>(processors) * each;
   return static_cast<int>(error);
 }
@@ -22,7 +22,7 @@ auto exact_kernel(const KnnSearchArguments& a) {
   return a.l2 ? knn_exact_kernel<T, true> : knn_exact_kernel<T, false>;
 }
 
-// Calls use(a value of the type that the bank is stored in).
+// Calls use(value) with a value of the bank's stored type.
 template <typename Use>
 int with_bank_type(const KnnSearchArguments& a, const Use& use) {
   if (a.bank.dtype == Dtype::float16) return use(__half());
@@ -31,7 +31,7 @@ int with_bank_type(const KnnSearchArguments& a, const Use& use) {
 }
 
 // Whether bank rows can be copied to shared memory 16 bytes at a time.
-bool is_aligned(const Rows& rows) {
+bool is_aligned(const RowView& rows) {
   const int64_t size = bytes_of(rows.dtype);
   return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride * size % 16 == 0 &&
          rows.group_stride * size % 16 == 0;
@@ -90,10 +90,10 @@ int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
       return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan.filter_blocks);
     });
   if (error != 0) return error;
-  // Room for k, for a tile more, and for what the filter cannot tell apart from the k-th.
+  // Space for k entries, for one more tile, and for what the filter cannot tell from the k-th.
   plan.capacity =
       power_of_two(plan.filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
-  // Few queries: parts of the bank go to different blocks.
+  // With few queries, different blocks search parts of the bank.
   const int64_t most_blocks = plan.filter ? plan.filter_blocks : plan.exact_blocks;
   const int64_t tiles = a.num_queries / kItemQueries + a.num_classes;
   const int64_t filled = a.num_queries < tiles ? a.num_queries : tiles;  // at most

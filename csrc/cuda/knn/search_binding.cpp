@@ -6,12 +6,12 @@
 namespace dgcl {
 namespace {
 
-// DGCL_OPS_CUDA_SEARCH=exact leaves tensor cores out: the yardstick, and the way to tell whose fault a difference is.
+// DGCL_OPS_CUDA_SEARCH=exact turns the tensor cores off: for comparison, and to see whether they cause a difference.
 bool filter_allowed(const char* op) {
   const char* set = std::getenv("DGCL_OPS_CUDA_SEARCH");
-  const std::string wanted = set ? set : "auto";
-  if (wanted != "auto" && wanted != "exact") fail(op, "DGCL_OPS_CUDA_SEARCH must be auto or exact, got ", wanted);
-  return wanted == "auto";
+  const std::string setting = set ? set : "auto";
+  if (setting != "auto" && setting != "exact") fail(op, "DGCL_OPS_CUDA_SEARCH must be auto or exact, got ", setting);
+  return setting == "auto";
 }
 
 }  // namespace
@@ -30,8 +30,8 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
                                      void* stream)
     : like_(queries) {
   const Metric kind = parse_metric(op, metric);
-  a_.queries = rows_of(queries, queries_);
-  a_.bank = rows_of(bank, bank_);
+  a_.queries = row_view(queries, queries_);
+  a_.bank = row_view(bank, bank_);
   a_.dim = queries.size(1);
   a_.num_queries = queries.size(0);
   a_.bank_rows = bank.size(bank.dim() - 2);
@@ -45,22 +45,22 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
   a_.exclude_self = exclude_self;
   a_.is_double = compute_type(queries, bank) == ScalarType::Double;
 
-  // Indices and lists of candidates are counted in 32 bits; a grid has less than 2^31 blocks of 8 rows.
+  // Indices and candidate lists are counted in 32 bits. A grid has fewer than 2^31 blocks of 8 rows.
   constexpr int64_t kMostRows = (1 << 30) - 4 * kItemQueries, kMostInAll = int64_t(8) * INT32_MAX;
   if (a_.bank_rows > kMostRows)
-    fail(op, "bank must have at most ", kMostRows, " rows a class on CUDA, got ", a_.bank_rows);
+    fail(op, "bank must have at most ", kMostRows, " rows per class on CUDA, got ", a_.bank_rows);
   if (a_.num_queries > kMostInAll)
     fail(op, "queries must have at most ", kMostInAll, " rows on CUDA, got ", a_.num_queries);
   if (a_.num_classes > kMostInAll / std::max<int64_t>(1, a_.bank_rows))
     fail(op, "bank must have at most ", kMostInAll, " rows on CUDA, got ", shape_of(bank));
 
-  const bool nothing = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
-  if (!nothing) check_launch(op, plan_knn_search(a_, filter_allowed(op)));
+  const bool is_empty = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
+  if (!is_empty) check_launch(op, plan_knn_search(a_, filter_allowed(op)));
   const KnnSearchPlan& plan = a_.plan;
   const int64_t size = a_.is_double ? sizeof(double) : sizeof(float);
   const int64_t rows = a_.num_classes * a_.bank_rows, lists = plan.splits * a_.num_queries;
   a_.list_length = scratch<int32_t>(lists, true);
-  if (nothing) return;
+  if (is_empty) return;
   const int64_t candidates = plan.candidate_lists * plan.capacity;
   a_.candidate_score = scratch<char>(candidates * size);
   a_.candidate_index = scratch<int32_t>(candidates);
@@ -71,7 +71,7 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
     a_.mean = scratch<float>(a_.num_classes * a_.dim);
     a_.bias = scratch<float>(rows);
     a_.lengths = scratch<BankLengths>(a_.num_classes, true);
-    a_.settled = scratch<int32_t>(plan.items, true);
+    a_.resolved = scratch<int32_t>(plan.items, true);
   }
   check_launch(op, launch_knn_search(a_, stream));
 }

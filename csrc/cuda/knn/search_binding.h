@@ -1,4 +1,4 @@
-// From tensors that passed their checks to a search on the device: arguments, scratch memory, launches.
+// Turns checked tensors into a search on the device: arguments, scratch memory, launches.
 #pragma once
 #include <vector>
 
@@ -10,7 +10,7 @@ namespace dgcl {
 
 class KnnSearchOnDevice {
  public:
-  // Launches the search: past it in the stream, the lists are there.
+  // Launches the search. Later work in the stream can read the lists.
   KnnSearchOnDevice(const char* op, const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts,
                     bool exclude_self, bool unit_bank, void* stream);
@@ -18,7 +18,7 @@ class KnnSearchOnDevice {
   const KnnSearchArguments& arguments() const { return a_; }
 
  private:
-  // `count` numbers of U that live as long as this object; PyTorch's allocator hands memory back in stream order.
+  // `count` elements of type U that live as long as this object. PyTorch's allocator reuses memory in stream order.
   template <typename U>
   U* scratch(int64_t count, bool zeros = false);
 
