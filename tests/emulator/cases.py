@@ -8,9 +8,9 @@ a tile, odd lengths, empty and unequal classes, NaNs, ties, views. The sanitizer
 import contextlib
 import functools
 import os
+import re
 import zlib
 from collections.abc import Callable
-import re
 from dataclasses import dataclass
 from unittest import mock
 
