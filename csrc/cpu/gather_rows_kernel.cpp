@@ -64,7 +64,7 @@ Tensor gather_rows_cpu(const Tensor& maps, const Tensor& pixels) {
   const int64_t count = dense_pixels.numel();
   for (int64_t i = 0; i < count; ++i)
     if (pixel[i] < 0 || pixel[i] >= map.images * map.area)
-      fail("gather_rows", "pixels must lie in [0, ", map.images * map.area, "), got ", pixel[i]);
+      fail("gather_rows", "indices must lie in [0, ", map.images * map.area, "), got ", pixel[i]);
   std::vector<int64_t> shape(pixels.sizes().begin(), pixels.sizes().end());
   shape.push_back(map.dim);
   Tensor out = torch::stable::new_empty(maps, shape);

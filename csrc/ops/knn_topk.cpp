@@ -18,11 +18,11 @@ void check_knn_topk_backward(const Tensor& dL_dvalues, const Tensor& queries, co
   check_knn_arguments(op, queries, bank, metric, query_offsets, std::nullopt);
   check_shape(op, "values", values, {queries.size(0), -1}, "[M, k]");
   check_shape(op, "indices", indices, {queries.size(0), values.size(1)}, "[M, k]");
-  check_shape(op, "grad_values", dL_dvalues, {queries.size(0), values.size(1)}, "[M, k]");
+  check_shape(op, "dL_dvalues", dL_dvalues, {queries.size(0), values.size(1)}, "[M, k]");
   if (indices.scalar_type() != ScalarType::Long)
     fail(op, "indices must be int64, got ", dtype_name(indices.scalar_type()));
   const ScalarType type = compute_type(queries, bank);
-  for (const auto& [name, tensor] : {std::pair{"values", values}, std::pair{"grad_values", dL_dvalues}}) {
+  for (const auto& [name, tensor] : {std::pair{"values", values}, std::pair{"dL_dvalues", dL_dvalues}}) {
     if (tensor.scalar_type() != type)
       fail(op, name, " must be ", dtype_name(type), ", got ", dtype_name(tensor.scalar_type()));
     check_same_device(op, name, tensor, "queries", queries);

@@ -17,7 +17,7 @@ _KNN = {
     "query_offsets": "[C + 1]",
     "bank_counts": "[C]",
 }
-_TOPK_GRADIENT = {"values": "[M, k]", "indices": "[M, k]", "grad_values": "[M, k]"}
+_TOPK_GRADIENT = {"values": "[M, k]", "indices": "[M, k]", "dL_dvalues": "[M, k]"}
 _CONTRAST = {
     "anchors": "[G, A, E]",
     "keys": "[G, E] with the anchors' G and E",
@@ -55,9 +55,9 @@ FLOATS = {
 }
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-INT64 = {"pixels", "indices"}
+INT64 = {"indices"}
 # Of the dtype in which the operator computes.
-COMPUTED = {"values", "grad_values", "dL_dloss", "lse"}
+COMPUTED = {"values", "dL_dvalues", "dL_dloss", "lse"}
 # Entries lie in [0, this size]; heads below it.
 LARGEST = {
     "query_offsets": "M",
@@ -118,7 +118,7 @@ def check(op: str, given: dict) -> None:
     _check_dtypes(op, given)
     sizes = _check_shapes(op, given)
     if op == "gather_rows":
-        _check_pixels(op, given["maps"], given["pixels"])
+        _check_map_indices(op, given["maps"], given["indices"])
     if op == "knn_topk_backward":
         indices, bank_rows = given["indices"], given["bank"].shape[-2]
         wrong = indices[(indices < -1) | (indices >= bank_rows)]
@@ -204,13 +204,13 @@ def _check_shapes(op: str, given: dict) -> dict:
     return sizes
 
 
-def _check_pixels(op: str, maps: Tensor, pixels: Tensor) -> None:
+def _check_map_indices(op: str, maps: Tensor, indices: Tensor) -> None:
     total = maps.shape[0] * maps.shape[2] * maps.shape[3]
     if total >= 2**63:
         raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(maps.shape)}")
-    wrong = pixels[(pixels < 0) | (pixels >= total)]
+    wrong = indices[(indices < 0) | (indices >= total)]
     if wrong.numel():
-        raise RuntimeError(f"{op}: pixels must lie in [0, {total}), got {int(wrong[0])}")
+        raise RuntimeError(f"{op}: indices must lie in [0, {total}), got {int(wrong[0])}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

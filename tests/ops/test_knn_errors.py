@@ -92,7 +92,7 @@ def test_bad_tensors_are_refused_by_both_knn_operators(change, text, is_group):
 
 
 def topk_gradient_arguments():
-    """grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank."""
+    """dL_dvalues, queries, bank, values, indices, metric, query_offsets, unit_bank."""
     scores, indices, offsets = torch.ones(2, 1), integers([[0], [3]]), integers([0, 1, 2])
     queries, bank = torch.ones(2, 3), torch.ones(2, 4, 3)
     return [scores.clone(), queries, bank, scores, indices, "dot", offsets, False]
@@ -107,8 +107,8 @@ def topk_gradient_arguments():
         (4, integers([[0, 0], [0, 0]]), "indices must have shape [M, k], got [2, 2]"),
         (3, torch.ones(3, 1), "values must have shape [M, k], got [3, 1]"),
         (3, torch.ones(2, 1).double(), "values must be float32, got float64"),
-        (0, torch.ones(2, 2), "grad_values must have shape [M, k], got [2, 2]"),
-        (0, torch.ones(2, 1).half(), "grad_values must be float32, got float16"),
+        (0, torch.ones(2, 2), "dL_dvalues must have shape [M, k], got [2, 2]"),
+        (0, torch.ones(2, 1).half(), "dL_dvalues must be float32, got float16"),
         (5, "l1", "metric must be"),
         (6, integers([0, 1, 3]), "query_offsets must lie in [0, 2], got 3"),
     ],
