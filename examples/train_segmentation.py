@@ -132,7 +132,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
         say(f"no labelled image shows the classes {unseen}: they cannot be learned")
         if (
             trainer.contrast.strategy.start == "all_full"
-            and trainer.contrast.contrasted[unseen].any()
+            and trainer.contrast.included[unseen].any()
         ):
             say(
                 "the density loss waits for all classes and stays 0; contrast.start=per_class lifts that"

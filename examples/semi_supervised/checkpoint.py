@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgcl_ops._bank.exchange import gather, ranks_of
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
 
@@ -174,7 +173,7 @@ def averages(trainer) -> dict[str, Tensor]:
 def averages_of_ranks(trainer) -> dict[str, Tensor]:
     """The same of all ranks: [W, ...]."""
     own = averages(trainer)
-    rows = gather(ranks_of(None), torch.cat([each.flatten() for each in own.values()]))
+    rows = distributed.gather(torch.cat([each.flatten() for each in own.values()]))
     pieces = rows.split([each.numel() for each in own.values()], dim=1)
     return {
         name: piece.reshape(len(rows), *own[name].shape)

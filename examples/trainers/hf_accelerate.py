@@ -46,7 +46,7 @@ def main(arguments=None):
     done = 0
     if options.resume:
         accelerator.load_state(options.resume)
-        done = int(contrast.bank.pushes)  # one each step
+        done = int(contrast.bank.num_pushes)  # one each step
     for step, (images, labels) in enumerate(
         accelerator.skip_first_batches(loader, done), start=done + 1
     ):

@@ -86,7 +86,7 @@ def test_memory_and_objects_have_limits(soak):
     [
         (lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
         (lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
-        (lambda bank: bank.pushes.add_(1), "pushes"),
+        (lambda bank: bank.num_pushes.add_(1), "num_pushes"),
         (lambda bank: bank.features.mul_(1.001), "held features must be unit rows"),
         (lambda bank: bank.projections.fill_(torch.nan), "held projections"),
         (lambda bank: bank.density.add_(0.001), "densities of"),

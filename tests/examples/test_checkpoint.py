@@ -78,7 +78,7 @@ def fewer_ranks(state):
         (lambda state: state["run"].update(unknown=1), "got None"),
         (lambda state: state.update(step=6), r"must hold a step in \[0, 5\], got 6"),
         (no_tensor_of("student"), r"must hold classifier\.bias of student as .*, got None"),
-        (no_tensor_of("contrast"), r"must hold bank\.meaning of contrast as .*, got None"),
+        (no_tensor_of("contrast"), r"must hold bank\.config of contrast as .*, got None"),
         (no_tensor_of("averages"), r"running_var of averages as .*, got None"),
         (other_shape, r"layers\.3\.bias of projection as .* \(32,\)\), got .* \(1,\)\)"),
         (other_moments, "state of an optimizer of the same parameters"),
