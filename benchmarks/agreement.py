@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 from common import Disagreement
-from problem import Problem, density_of
 from torch import Tensor
+from workloads import Problem, density_of
 
 from dgcl_ops import reference
 from dgcl_ops.precision import compute_dtype

@@ -6,13 +6,13 @@ The plain tellings come from `dgcl_ops.reference`; nothing is programmed a secon
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import on_cuda
 import published
 import torch
-from problem import Contender, Problem, density_of
 from torch import Tensor
+from workloads import Problem, density_of
 
 from dgcl_ops import knn_density, knn_topk
 
@@ -27,6 +27,18 @@ PER_CLASS = "dgcl_ops, call per class"
 # scikit-learn holds float64 chunks of distances and its brute force is not made for millions of pairs.
 SKLEARN_PAIRS = 4_000_000
 MATRIX_BYTES = 4e9  # the largest matrix of scores that is built on the CPU
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`run` returns densities [M], or None if it computes none. `missing` says why it cannot take part.
+
+    `neighbours` returns scores and indices [M, max(scales)], if they can be asked for.
+    """
+
+    run: Callable[[Problem], Tensor | None]
+    missing: Callable[[Problem], str] = lambda problem: ""
+    neighbours: Callable[[Problem], tuple[Tensor, Tensor]] | None = None
 
 
 def _cosine_only(problem: Problem) -> str:

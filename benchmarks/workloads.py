@@ -1,8 +1,11 @@
 """Inputs of the density benchmarks."""
 
+from dataclasses import dataclass, replace
+
 import torch
-from problem import Problem
 from torch import Tensor
+
+from dgcl_ops.scales import scale_weights
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 CENTRES = 12
@@ -13,6 +16,45 @@ SPREADS = {"clusters": 0.905, "tight": 0.204, "compact": 0.0316, "near_equal": 0
 # Every row the same but for nothing, the last bit of each element, or noise of 1e-7: only ties and near-ties.
 TIES = ("equal", "one_ulp", "noise")
 SMALL_CLASS = 50  # queries of each class but the first, if the first has nearly all
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Queries and the bank they are measured against; grouped by class if there are offsets."""
+
+    queries: Tensor  # [M, D]
+    bank: Tensor  # [N, D], or [C, N, D]
+    unit_bank: Tensor  # the bank's rows divided by their norms, as MemoryBank stores them
+    scales: tuple[int, ...]
+    metric: str
+    offsets: Tensor | None = None  # [C + 1] int64
+    # The offsets on the host: code that goes class by class must not wait for the device.
+    cuts: tuple[int, ...] = ()
+
+    def copy(self) -> "Problem":
+        """With rows of its own."""
+        copies = {n: getattr(self, n).clone() for n in ("queries", "bank", "unit_bank")}
+        return replace(self, **copies)
+
+    def input_bytes(self) -> int:
+        """Of what each contender reads."""
+        return sum(t.numel() * t.element_size() for t in (self.queries, self.bank))
+
+    def classes(self) -> list["Problem"]:
+        if self.offsets is None:
+            return [self]
+        cuts = self.cuts
+        return [
+            replace(
+                self,
+                queries=self.queries[cuts[c] : cuts[c + 1]],
+                bank=self.bank[c],
+                unit_bank=self.unit_bank[c],
+                offsets=None,
+                cuts=(),
+            )
+            for c in range(len(cuts) - 1)
+        ]
 
 
 def random_rows(data: str, rows: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -72,3 +114,11 @@ def build(case: dict) -> Problem:
     cuts = tuple(offsets.tolist()) if classes else ()
     offsets = offsets.to(device) if classes else None
     return Problem(queries, bank, unit_bank, tuple(case["scales"]), case["metric"], offsets, cuts)
+
+
+def density_of(sorted_scores: Tensor, scales: tuple[int, ...]) -> Tensor:
+    """Scores [M, max(scales)], sorted downward, to densities [M]."""
+    ranks = max(scales)
+    found = torch.full((1,), ranks, device=sorted_scores.device)
+    weights = scale_weights(scales, found, ranks)[0]
+    return sorted_scores @ weights.to(sorted_scores.dtype)

@@ -1,4 +1,4 @@
-"""benchmarks/evidence.py: the runs are matched and resumed, and its report computes what it says."""
+"""benchmarks/evidence: the runs are matched and resumed, and its report computes what it says."""
 
 import csv
 import dataclasses
@@ -17,8 +17,8 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import evidence  # noqa: E402
-import evidence_report as tables  # noqa: E402
+from evidence import report as tables  # noqa: E402
+from evidence import run as evidence  # noqa: E402
 from semi_supervised.pretrained import PretrainedNetwork  # noqa: E402
 
 
@@ -206,7 +206,7 @@ def test_which_way_a_metric_is_better():
 
 
 def test_committed_runs_are_of_these_settings_and_the_report_is_of_these_runs(tmp_path):
-    results = ROOT / "benchmarks" / "results"
+    results = ROOT / "benchmarks" / "evidence" / "results"
     rows = tables.read_rows(results / "evidence.csv")
     variants = {v.name: v for found, *_ in evidence.STUDIES.values() for v in found}
     for row in rows:
@@ -225,7 +225,7 @@ def test_settings_of_older_rows_get_todays_names():
 
 
 def test_no_run_is_added_to_runs_under_earlier_rules(tmp_path):
-    committed = (ROOT / "benchmarks" / "results" / "evidence.csv").read_text()
+    committed = (ROOT / "benchmarks" / "evidence" / "results" / "evidence.csv").read_text()
     (tmp_path / "evidence.csv").write_text(committed)
     (tmp_path / "train" / "images").mkdir(parents=True)
     with pytest.raises(SystemExit, match=r"evidence\.csv holds runs under earlier rules"):

@@ -1,4 +1,4 @@
-"""Tables and plots of evidence.py's runs: means over seeds, and differences seed by seed with confidence intervals."""
+"""Tables and plots of the study's runs: means over seeds, and differences seed by seed with confidence intervals."""
 
 import csv
 import math
@@ -109,14 +109,16 @@ def heading(rows, path):
     }
     return (
         f"# Evidence: {len(rows)} runs\n\n"
-        "`python benchmarks/evidence.py --data DIR --out FILE` trains what the CSV file lacks and prints this; "
-        f"`--report` only prints it. Source: `{path.name}`, with every run's settings, seed and commit.\n\n"
-        "CamVid at 240 x 180, 11 classes, EfficientNet-Lite0 from ImageNet (frozen unless said), "
-        "mIoU and features of the EMA teacher on the 233 test images. "
-        "± after a mean: standard deviation over the seeds. ± after a difference: half of the 95 % confidence interval "
-        "(Student's t) of the paired differences; in brackets the seeds in which it is an improvement; null: the "
-        "interval contains 0, so no difference is shown.\n\n"
-        f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread a run."
+        "`python benchmarks/evidence/run.py --data DIR --out FILE` trains the runs that the CSV file lacks and prints "
+        "this page. `--report` prints it without training. "
+        f"Source: `{path.name}`, with the settings, seed and commit of every run.\n\n"
+        "CamVid at 240 x 180, 11 classes. EfficientNet-Lite0 from ImageNet, frozen unless a row says otherwise. "
+        "mIoU and features are the EMA teacher's on the 233 test images. "
+        "± after a mean: standard deviation over the seeds. "
+        "± after a difference: half of the 95 % confidence interval (Student's t) of the paired differences. "
+        "In brackets: the number of seeds that improve. "
+        "null: the interval contains 0, so no difference is shown.\n\n"
+        f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread per run."
     )
 
 
@@ -159,7 +161,7 @@ def published_table():
     body = [[name, *(f"{v:.2f}" for v in values)] for name, values in PUBLISHED.items()]
     clusters = [[name, *map(str, values)] for name, values in PUBLISHED_CLUSTERS.items()]
     return (
-        "## The paper's figures, for comparison (PASCAL VOC 2012, ResNet-101; not reproduced here)\n\n"
+        "## The paper's figures, for comparison (PASCAL VOC 2012, ResNet-101, not reproduced here)\n\n"
         f"{markdown(['mIoU %', *PUBLISHED_SHARES], body)}\n\n"
         f"{markdown(['features', *(title for _, title, *_ in METRICS[1:])], clusters)}"
     )
@@ -189,7 +191,7 @@ def ablation_table(rows, labelled):
         "paper, VOC mIoU at 183 / 1323 labels",
     ]
     return (
-        f"## Which anchors, which keys? {labelled} labelled images; differences from self-training\n\n"
+        f"## Which anchors and keys? {labelled} labelled images, differences from self-training\n\n"
         f"{markdown(header, body)}"
     )
 
@@ -211,9 +213,9 @@ def attempts_table(rows, labelled):
     header = ["", "mIoU %", "difference: validation mIoU"]
     header += [f"test {METRICS[0][1]}", *(title for _, title, *_ in METRICS[1:])]
     return (
-        f"## What we tried, {labelled} labelled images; differences from self-training trained in the same way\n\n"
-        "Each row is of its own seeds, whose number stands in brackets: compare the differences, not the means. Of so "
-        "many intervals one or the other leaves 0 by chance.\n\n"
+        f"## What we tried: {labelled} labelled images, differences from self-training trained in the same way\n\n"
+        "The brackets give each row's number of seeds. Seeds differ between rows: compare the differences, not the "
+        "means. With so many intervals, some exclude 0 by chance.\n\n"
         f"{markdown(header, body)}"
     )
 

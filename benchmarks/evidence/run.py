@@ -1,8 +1,8 @@
 """Does the density loss help on real images? Trains on CamVid with few labels, matched and seed by seed.
 
-    python benchmarks/evidence.py --data DIR --out FILE           # every run that the CSV file lacks; hours
-    python benchmarks/evidence.py --data DIR --out FILE --studies labels    # one study
-    python benchmarks/evidence.py --report                        # tables and plots of what is there, no training
+    python benchmarks/evidence/run.py --data DIR --out FILE           # every run that the CSV file lacks; hours
+    python benchmarks/evidence/run.py --data DIR --out FILE --studies labels    # one study
+    python benchmarks/evidence/run.py --report                        # tables and plots of what is there, no training
 
 DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). A run is one row of
 the CSV file, written when the run ends: end the program at any time, and start it again to go on.
@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import MACHINE_COLUMNS, ROOT, append_rows, machine, say
-from evidence_report import read_rows, report
 
 sys.path.insert(0, str(ROOT / "examples"))
 from semi_supervised import evaluate
@@ -35,6 +36,8 @@ from semi_supervised.images import batches
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.settings import SMALL, Settings
 from semi_supervised.trainer import Trainer
+
+from evidence.report import read_rows, report
 
 MEASURED = ("miou", "val_miou", *evaluate.SCORES, "class_iou", "ready_classes", "mean_density")
 COLUMNS = ("variant", "labelled", "seed", *MEASURED, "seconds", "settings", *MACHINE_COLUMNS)
@@ -108,7 +111,12 @@ def main(arguments=None):
     )
     add = parser.add_argument
     add("--data", type=Path, help="CamVid's folder")
-    add("--out", type=Path, default=ROOT / "benchmarks/results/evidence.csv", help="CSV file")
+    add(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "evidence.csv",
+        help="CSV file",
+    )
     add("--studies", nargs="+", choices=tuple(STUDIES), default=tuple(STUDIES))
     add("--workers", type=int, default=2, help="runs at a time, of one thread each")
     add("--report", action="store_true", help="only the tables and plots")

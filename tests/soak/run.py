@@ -1,27 +1,32 @@
 """A long run of the loss under bad conditions: forward, backward and push on small shapes, checked after each step.
 
-    python benchmarks/soak.py                    # 20,000 steps, some minutes
-    python benchmarks/soak.py --steps 600
+    python -m soak.run                    # 20,000 steps, some minutes
+    python -m soak.run --steps 600
 
 Every setting has its turn in each of several rounds. Batches are maps or flat, of any size down to none, in several
 dtypes, with classes missing and NaN and infinity in features and projections. Every so often the state is saved, and a
 fresh module that loads it goes on beside the old one, which must make no difference to a bit; then it takes its place.
-What is checked: soak_checks.py. No times are compared; the row of the CSV says what was done, and how memory stayed.
+What is checked: checks.py. No times are compared; the row of the CSV says what was done, and how memory stayed.
 """
 
 import argparse
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import soak_checks as checks
 import torch
-from common import MACHINE_COLUMNS, append_rows, machine, say
+from benchmark_runs import BENCHMARKS
 from torch import Tensor
 
 from dgcl_ops import DensityContrastLoss
+
+from . import checks
+
+sys.path.append(str(BENCHMARKS))
+from common import MACHINE_COLUMNS, append_rows, machine, say
 
 CLASSES, FEATURE_DIM, PROJECTION_DIM = 5, 6, 4
 SMALL = {
@@ -188,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.csv"))
     options = parser.parse_args(arguments)
     if options.steps < ROUNDS * len(SETTINGS):
         parser.error(f"--steps must be at least {ROUNDS * len(SETTINGS)}, got {options.steps}")
@@ -201,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     row = machine(torch.device("cpu"), None) | figures
-    append_rows(options.out / "soak.csv", COLUMNS, [row])
+    append_rows(options.out, COLUMNS, [row])
     return 0
 
 
