@@ -104,7 +104,7 @@ def method_of(weight):
 def train(options, config, weight: float, seed: int) -> summary.Run | None:
     """One run; None if it was told to stop before its end, and on all ranks but the first."""
     started = time.perf_counter()
-    rank, ranks = distributed.rank_and_ranks()
+    rank, ranks = distributed.rank_and_world_size()
     out = options.out / f"weight-{weight:g}-seed-{seed}"
     with usage_errors():
         checkpoint, resume = out / "checkpoint.pt", options.resume

@@ -115,3 +115,25 @@ def test_a_checkpoint_is_taken_whole_by_a_trainer_with_a_past(trained):
         trainer.load(path)
     assert fresh.step == 4
     assert_equal(everything(fresh), everything(used))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("scale", torch.nan, "finite and positive, got nan"),
+        ("scale", torch.inf, "finite and positive, got inf"),
+        ("scale", 0.0, r"finite and positive, got 0\.0"),
+        ("growth_factor", torch.nan, "finite and positive, got nan"),
+        ("backoff_factor", -0.5, r"finite and positive, got -0\.5"),
+        ("growth_interval", 0, "finite and positive, got 0"),
+        ("_growth_tracker", -1, "finite and not negative, got -1"),
+    ],
+)
+def test_a_gradient_scaler_that_cannot_train_changes_nothing(tmp_path, key, value, rule):
+    trainer, path, wrong = make_trainer(precision="float16"), tmp_path / "c.pt", tmp_path / "w.pt"
+    trainer.save(path)
+    state = torch.load(path)
+    state["scaler"][key] = value
+    torch.save(state, wrong)
+    assert_refused(trainer, wrong, rf"{key} of the gradient scaler must be {rule}")
+    trainer.load(path)

@@ -74,6 +74,18 @@ def test_wrong_keys_are_named(overrides, message):
         (["head_factor=-1"], r"head_factor must be finite and not negative, got -1"),
         (["jitter=.inf"], r"jitter must be finite and not negative, got inf"),
         (["epoch_steps=0"], r"epoch_steps must be at least 1, got 0"),
+        *(
+            (
+                [f"contrast.temperature={text}"],
+                rf"temperature must lie in \[1e-07, 1e\+07\], got {value}: outside",
+            )
+            for text, value in (
+                ("1e-300", "1e-300"),
+                (".nan", "nan"),
+                ("1e30", r"1e\+30"),
+                ("-1", "-1"),
+            )
+        ),
         (
             ["teacher_mode=eval", "teacher_averages=own"],
             r"teacher_averages must be 'student' with teacher_mode 'eval', got 'own'",

@@ -241,7 +241,7 @@ def test_one_process_goes_on_from_two_ranks(folder, printed, tmp_path, capsys, m
 def test_batch_norm_is_shared_on_cuda_alone(monkeypatch):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert distributed.with_shared_batch_norm(network, "cuda") is network  # one rank
-    monkeypatch.setattr(distributed, "rank_and_ranks", lambda: (0, 2))
+    monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (0, 2))
     assert distributed.with_shared_batch_norm(network, "cpu") is network
     assert isinstance(distributed.with_shared_batch_norm(network, "cuda:1")[1], nn.SyncBatchNorm)
 
@@ -257,7 +257,7 @@ def test_restarts_need_a_store_of_their_own(monkeypatch, tmp_path, capsys):
 
 
 def test_alone_there_is_nothing_to_wait_for():
-    assert distributed.rank_and_ranks() == (0, 1)
+    assert distributed.rank_and_world_size() == (0, 1)
     assert distributed.start("cpu") == "cpu"
     assert distributed.agree(3, "cpu")
     distributed.barrier()

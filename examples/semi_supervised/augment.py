@@ -109,19 +109,22 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
 
 def cutmix(
-    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, mode: str = "image"
-) -> list[Tensor]:
-    """Pastes a box of each image's neighbour into it, the same box in each map (images, pseudo labels, ...).
+    rng: np.random.Generator, *maps: Tensor | None, probability: float = 0.5, mode: str = "image"
+) -> list[Tensor | None]:
+    """Pastes a box of a neighbouring image into each image, at the same place in every map.
 
     Args:
         rng: source of the random numbers.
-        maps: [B, ..., H, W] each, of the same B, H, W.
-        probability: that an image, or the batch, is changed.
+        maps: [B, ..., H, W] each: images, labels, ... All share B, H and W. None stays None, except the first.
+        probability: chance that an image, or the batch, is changed.
         mode: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
             previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and
             comes from the next image.
+
+    Returns:
+        New maps in the same order.
     """
-    mixed = [each.clone() for each in maps]
+    mixed = [None if each is None else each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
     by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[mode]
     changed = not by_image and rng.random() < probability
@@ -134,7 +137,8 @@ def cutmix(
             box = np.s_[..., top : top + rows, left : left + columns]
             neighbour = i - 1 if by_image else (i + 1) % count
             for new, old in zip(mixed, maps, strict=True):
-                new[i][box] = old[neighbour][box]
+                if old is not None:
+                    new[i][box] = old[neighbour][box]
     return mixed
 
 

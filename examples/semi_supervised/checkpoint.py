@@ -4,6 +4,7 @@ Weights, optimizer, gradient scaler and memory bank are equal on all ranks. What
 averages of its batches (on CUDA even these are equal): the file holds those of all ranks.
 """
 
+import math
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -123,8 +124,18 @@ def check(trainer, state, path: Path) -> None:
     theirs, ours = state.get("scaler"), shapes(trainer.scaler.state_dict())
     if not isinstance(theirs, dict) or shapes(theirs) != ours:
         raise ValueError(f"{path} must hold the state of a gradient scaler as {ours}, got {theirs}")
+    check_scaler(theirs, path)
     if not optimizer_fits(trainer.optimizer, state["optimizer"]):
         raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
+
+
+def check_scaler(scaler: dict, path: Path) -> None:
+    """Raises ValueError if a gradient scaler's state holds a number that it cannot train with."""
+    for key, value in scaler.items():
+        least = 0 if key == "_growth_tracker" else math.ulp(0.0)
+        if not least <= value < math.inf:  # NaN too
+            rule = "finite and not negative" if least == 0 else "finite and positive"
+            raise ValueError(f"{path}: {key} of the gradient scaler must be {rule}, got {value}")
 
 
 def shapes(tensors: dict) -> dict:

@@ -34,6 +34,8 @@ class DeepLabV3Plus(nn.Module):
         images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]; with `auxiliary=True` also the second head's.
     """
 
+    min_batch = 2  # the batch norm after image pooling sees one value per image
+
     def __init__(
         self,
         num_classes: int,
