@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CI = ROOT / ".ci"
 KIT = CI / "gpu"
-PATIENCE = 120  # seconds, for what takes one or two: the machine may be busy
+PATIENCE = 1800  # seconds for what takes one or two; only a hang takes that long on a busy machine
 
 
 @pytest.fixture(name="kit")
@@ -36,7 +36,7 @@ def run_fixture(kit, tmp_path):
     return new_run(kit, tmp_path)
 
 
-def new_run(kit, tmp_path, budget: float = 1000.0):
+def new_run(kit, tmp_path, budget: float = 10.0 * PATIENCE):
     write = kit.summary.writer({"commit": "abc", "wheel": "some.whl"})
     return kit.runner.Run(tmp_path / "out", budget, dict(os.environ), tmp_path, write)
 

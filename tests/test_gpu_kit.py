@@ -147,7 +147,7 @@ def test_a_full_deadline(kit, run):
     assert "limit cut from 500 to" in page(run)
     cut = float(re.search(r"limit cut from 500 to (\d+) s", page(run))[1])
     assert cut <= 300 - kit.runner.RESERVE, "no time is kept for the summary"
-    assert "no time left of the run's 1000 s" in page(run)
+    assert f"no time left of the run's {run.budget:.0f} s" in page(run)
 
 
 def test_an_unreadable_wheel(kit, run, tmp_path):
@@ -188,9 +188,10 @@ def test_steps_that_run_together_have_results_of_their_own(kit, run):
 def test_no_device(tmp_path):
     """The command itself, on an empty folder: no wheel either. Every step says why it was left out."""
     command = [sys.executable, CI / "gpu_run", tmp_path, "--out", tmp_path / "out"]
+    command += ["--slower", "30"]  # the machine may be busy
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=env, check=False
+        command, capture_output=True, text=True, timeout=PATIENCE, env=env, check=False
     )
     assert done.returncode == 1, done.stderr
     text = (tmp_path / "out" / "summary.txt").read_text()

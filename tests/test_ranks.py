@@ -36,7 +36,7 @@ RULES = (
     "precision=float16 widths=[8,16] feature_dim=8"
 )
 ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-PATIENCE = 240  # seconds; a run of two ranks takes 10
+PATIENCE = 1800  # seconds for runs that take 10; only a hang takes that long on a busy machine
 
 # Each rank notes what it ends with. A group that is left and joined again in one process would find the addresses of
 # the first one: it is left once.
@@ -97,7 +97,7 @@ def on_two_ranks(folder, commands, *options, fault="") -> str:
         printed, _ = launcher.communicate(timeout=PATIENCE)
     finally:
         launcher.terminate()  # asked so, it ends its ranks
-        launcher.wait(timeout=60)
+        launcher.wait(timeout=PATIENCE)
     assert launcher.returncode == 0, printed
     return printed
 

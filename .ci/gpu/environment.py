@@ -14,7 +14,8 @@ QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,co
 
 
 def output_of(*command: str, limit: float = 20) -> str:
-    """What the command prints, or why it prints nothing."""
+    """Returns what a command prints, or why it prints nothing. The limit is in seconds."""
+    limit *= float(os.environ.get("DGCL_OPS_GPU_SLOWER", "1"))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except FileNotFoundError:

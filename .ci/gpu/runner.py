@@ -23,6 +23,9 @@ from report import MARK, SKIP
 
 TOKEN = "DGCL_OPS_GPU_STEP"  # in the environment of a step and of all that it starts
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
+GRACE_FOR_OUTPUT = (
+    60.0  # for its last lines; only a process that cannot be killed holds the pipe that long
+)
 RESERVE = 6.0  # kept at the end of the run for killing a step and writing the summary
 LEAST = 5.0  # a step with less time than this is not started
 LOG_BYTES = 700_000  # of one step in the log: 20 steps stay below 16 MiB
@@ -221,7 +224,7 @@ class Run:
                 self.ends_within(process, GRACE)
         finally:
             self._end(process, token)
-        reader.join(timeout=5)
+        reader.join(timeout=GRACE_FOR_OUTPUT)
         del self._active[process.pid]
         result.seconds, result.code = round(time.monotonic() - began, 1), process.returncode
         result.tail = list(tail)

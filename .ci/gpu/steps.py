@@ -265,8 +265,10 @@ class Plan:
         ]
 
 
-def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> dict:
-    """Variables of every step."""
+def environment_of(
+    folder: Path, work: Path, rehearsal: bool, commit: str, slower: float = 1.0
+) -> dict[str, str]:
+    """Returns the environment of every step."""
     packed = (folder / "wheel").is_dir()  # a rehearsal may run in the source tree
     library = work / "site" if packed else folder
     paths = [library, HERE / "plugins", *([STAND_INS] if rehearsal else [])]
@@ -278,6 +280,7 @@ def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> di
         "HYPOTHESIS_STORAGE_DIRECTORY": str(work / "hypothesis"),
         "DGCL_OPS_REQUIRE_COMPILED": "1",
         "DGCL_OPS_COMMIT": commit,
+        "DGCL_OPS_GPU_SLOWER": str(slower),
     }
     if rehearsal:
         env["PATH"] = f"{STAND_INS / 'bin'}{os.pathsep}{env['PATH']}"

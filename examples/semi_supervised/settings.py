@@ -32,8 +32,8 @@ FACTORS = (
     *("momentum", "weight_decay", "jitter", "balance"),
 )
 
-# float32 rounds a cosine by up to 6e-8. Below 1e-7 that error moves a logit, cosine / temperature, by about 1. Above 1e7
-# all logits round to the same softmax.
+# float32 rounds a cosine by up to 6e-8. Below 1e-7 that error moves a logit, cosine / temperature, by about 1. Above
+# 1e7 all logits round to the same softmax.
 TEMPERATURES = (1e-7, 1e7)
 
 # The paper's bank and samples, scaled to our maps: a tenth of the rows, 16 pushes to fill the bank.
