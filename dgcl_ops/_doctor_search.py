@@ -6,9 +6,10 @@ Each check gets the side under test and a tally, and knows no device: everything
 
 import torch
 
-from dgcl_ops import ops, reference, reference_backward
+from dgcl_ops import ops, reference
 from dgcl_ops._doctor_side import TOLERANCE, Side, Tally
-from dgcl_ops.scales import scale_weights
+from dgcl_ops._scales import scale_weights
+from dgcl_ops.reference import backward as reference_backward
 
 METRICS = ("cosine", "dot", "l2")
 

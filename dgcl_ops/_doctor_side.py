@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dgcl_ops import _extension
+from dgcl_ops import backend
 
 SEARCH = "DGCL_OPS_CUDA_SEARCH"
 # Largest difference allowed to the float64 reference, per size of what is compared: sums of at most a few hundred
@@ -54,9 +54,9 @@ class Side:
     def __init__(self, device: str):
         self.device = device
         kind = torch.device(device).type
-        key = _extension.DEVICE_KEYS.get(kind)
+        key = backend.DEVICE_KEYS.get(kind)
         self.compiled = (
-            key is not None and _extension._serving(kind, key)["implementation"] == "compiled"
+            key is not None and backend._serving(kind, key)["implementation"] == "compiled"
         )
         self.search_paths = ("auto", "exact") if kind == "cuda" and self.compiled else (None,)
 

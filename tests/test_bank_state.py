@@ -8,7 +8,7 @@ import torch
 from oracles import integers, random_rows
 
 from dgcl_ops import DensityContrastLoss, MemoryBank
-from dgcl_ops._bank_state import NAMES
+from dgcl_ops._bank.checkpoint import NAMES
 
 C, D, E = 3, 5, 4
 # Of each push: class 0 wraps at 12, class 2 is empty.

@@ -194,7 +194,7 @@ def test_settings_hold_while_their_contender_runs(benchmarks, monkeypatch):
     steps = loss_steps.builders("cuda")
     assert next(iter(steps)) == loss_steps.OURS
     small, cpu = loss_steps.SIZES["small"], torch.device("cpu")
-    monkeypatch.setattr("dgcl_ops.rings.knn_density", contenders.knn_density)
+    monkeypatch.setattr("dgcl_ops._bank.rings.knn_density", contenders.knn_density)
     monkeypatch.setattr("published.published_density", contenders.published.published_density)
     for name, expected in (
         ("dgcl_ops", ("auto", False)),

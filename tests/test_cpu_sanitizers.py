@@ -11,7 +11,7 @@ from cpu_sanitizers import build, cases, faults
 from emulator.worker import TIMED_OUT, Result
 
 import dgcl_ops
-from dgcl_ops import _extension
+from dgcl_ops.ops import _registry
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.what)
@@ -22,7 +22,7 @@ def test_a_fault_changes_one_place(fault, tmp_path):
 
 
 def test_each_sanitizer_has_faults_and_every_operator_cases():
-    ops = set(_extension.FALLBACKS)
+    ops = set(_registry.FALLBACKS)
     assert set(cases.all_cases()) == ops
     assert {op for op in ops if any(c.thread for c in cases.all_cases()[op])} == ops
     assert {fault.mode for fault in faults.FAULTS} == set(build.MODES)

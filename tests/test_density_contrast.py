@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import assert_close, integers, random_rows
 
-from dgcl_ops import reference_backward
+from dgcl_ops.reference import backward as reference_backward
 
 NAN = math.nan
 

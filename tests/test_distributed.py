@@ -15,9 +15,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops import MemoryBank
-from dgcl_ops.distributed import Ranks
-from dgcl_ops.rings import Rings
-from dgcl_ops.sharding import ShardedRings
+from dgcl_ops._bank.exchange import Ranks
+from dgcl_ops._bank.rings import Rings
+from dgcl_ops._bank.sharded_rings import ShardedRings
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs gloo", allow_module_level=True)

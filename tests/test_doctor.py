@@ -94,7 +94,7 @@ def test_both_paths_of_the_search_run_on_cuda(monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", checks)
     monkeypatch.setattr(doctor, "CUDA_CHECKS", {})
     monkeypatch.setenv("DGCL_OPS_CUDA_SEARCH", "auto")
-    monkeypatch.setattr("dgcl_ops._extension._serving", lambda *of: {"implementation": "compiled"})
+    monkeypatch.setattr("dgcl_ops.backend._serving", lambda *of: {"implementation": "compiled"})
     lines = [text[0] for text, _ in doctor.run_checks(Side("cuda"))]
     assert seen == ["auto", "exact", "auto"]
     assert os.environ["DGCL_OPS_CUDA_SEARCH"] == "auto"
@@ -306,7 +306,7 @@ def test_the_report_describes_the_gpu(monkeypatch):
 
 def test_plain_pytorch_is_not_held_to_equal_bits_and_may_wait(monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", {})
-    monkeypatch.setattr("dgcl_ops._extension._serving", lambda *of: {"implementation": "reference"})
+    monkeypatch.setattr("dgcl_ops.backend._serving", lambda *of: {"implementation": "reference"})
     side = Side("cuda")
     assert not side.compiled
     assert side.search_paths == (None,)

@@ -15,7 +15,8 @@ from builds import needs_extension
 from oracles import integers
 from test_op_contract import OPERATORS, samples
 
-from dgcl_ops import _extension, reference
+from dgcl_ops import _extension, backend, reference
+from dgcl_ops.ops import _registry
 
 KEYS = torch._C.DispatchKey
 pytestmark = needs_extension  # test_without_extension.py is about the others
@@ -29,7 +30,7 @@ def call_as(key: str, op: str, arguments):
 @pytest.fixture
 def unwarned(monkeypatch):
     """As in a fresh process without DGCL_OPS_REQUIRE_COMPILED."""
-    monkeypatch.setattr(_extension, "_warned_devices", set())
+    monkeypatch.setattr(_registry, "_warned_devices", set())
     monkeypatch.delenv(_extension.REQUIRE_COMPILED, raising=False)
 
 
@@ -90,7 +91,7 @@ def test_the_fallback_warns_once_per_device_type(unwarned):
         warnings.simplefilter("error")
         call_as("XPU", "class_counts", arguments)
         call_as("XPU", "memory_push", samples("memory_push")[0])
-    _extension._warned_devices.clear()
+    _registry._warned_devices.clear()
     with pytest.warns(UserWarning, match="memory_push has no compiled kernel"):
         call_as("MPS", "memory_push", samples("memory_push")[0])
 
@@ -98,10 +99,10 @@ def test_the_fallback_warns_once_per_device_type(unwarned):
 def test_each_device_type_has_its_own_warning(unwarned):
     for device in ("xpu", "mps"):
         with pytest.warns(UserWarning, match=f"device type '{device}'"):
-            _extension._announce_fallback("knn_topk", device)
+            _registry._announce_fallback("knn_topk", device)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _extension._announce_fallback("knn_density", "xpu")
+        _registry._announce_fallback("knn_density", "xpu")
 
 
 @pytest.mark.parametrize("value", ["1", "yes"])
@@ -188,7 +189,7 @@ def test_the_fallback_refuses_bad_contrast_counts(unwarned):
 
 
 def test_backend_info(unwarned):
-    info = _extension.backend_info()
+    info = backend.backend_info()
     package = importlib.import_module("dgcl_ops")
     assert info["version"] == package.__version__
     assert info["torch"] == torch.__version__
@@ -210,7 +211,7 @@ def test_backend_info(unwarned):
 
 def test_backend_info_under_require_compiled(unwarned, monkeypatch):
     monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", "1")
-    info = _extension.backend_info()
+    info = backend.backend_info()
     assert info["require_compiled"] is True
     assert info["devices"]["cpu"]["implementation"] == "compiled"
     assert info["devices"]["mps"]["implementation"] == "error"
@@ -226,6 +227,6 @@ def test_backend_info_names_what_is_missing(monkeypatch):
 
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", partly)
     monkeypatch.delenv(_extension.REQUIRE_COMPILED, raising=False)
-    xpu = _extension.backend_info()["devices"]["xpu"]
+    xpu = backend.backend_info()["devices"]["xpu"]
     assert xpu["implementation"] == "mixed"
     assert "no kernel for knn_topk_backward on" in xpu["reason"]

@@ -7,7 +7,7 @@ from cpu_sanitizers import faults as planting
 from emulator.worker import TIMED_OUT, Result
 from fuzz import faults, judge, mutations, run, samples
 
-from dgcl_ops import _extension
+from dgcl_ops.ops import _registry
 
 CASES = 120
 
@@ -19,7 +19,7 @@ def one_thread_afterwards():
 
 
 def test_every_operator_has_samples():
-    assert set(samples.SAMPLES) == set(_extension.FALLBACKS)
+    assert set(samples.SAMPLES) == set(_registry.FALLBACKS)
 
 
 @pytest.mark.parametrize("op", samples.SAMPLES)

@@ -21,16 +21,16 @@ from gpu_kit import (  # noqa: F401
     statuses,
 )
 
-from dgcl_ops import _extension
+from dgcl_ops.ops import _registry
 
 
 def test_every_operator_is_among_the_small_ones(kit):
     import small_ops
 
-    assert set(small_ops.CHECKS) == set(_extension.FALLBACKS)
+    assert set(small_ops.CHECKS) == set(_registry.FALLBACKS)
 
 
-@pytest.mark.parametrize("op", list(_extension.FALLBACKS))
+@pytest.mark.parametrize("op", list(_registry.FALLBACKS))
 def test_one_wrong_element_of_any_operator_is_found(kit, monkeypatch, capsys, op):
     import small_ops
 

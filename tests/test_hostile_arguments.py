@@ -5,7 +5,9 @@ import torch
 from oracles import integers, random_rows
 from test_op_contract import OPERATORS, push_arguments, samples
 
-from dgcl_ops import _checks, _extension, ops, reference, reference_backward
+from dgcl_ops import ops, reference
+from dgcl_ops.ops import _checks, _registry
+from dgcl_ops.reference import backward as reference_backward
 
 HUGE = [2**31, 2**40, 2**62, 2**63 - 1]
 
@@ -57,7 +59,7 @@ def on_meta(arguments):
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op in _checks.SHAPES])
 def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
-    names = _extension.argument_names(op)
+    names = _registry.argument_names(op)
     for change in (lambda t: t.flatten(), lambda t: t[(None,) * 4]):
         for n, arguments in enumerate(replaced(op, change)):
             kept = samples(op)[0]
@@ -134,7 +136,7 @@ def sharing():
 
 @pytest.mark.parametrize(("written", "shares", "given"), list(sharing()))
 def test_a_push_refuses_the_memory_that_it_writes(written, shares, given):
-    names = _extension.argument_names("memory_push")
+    names = _registry.argument_names("memory_push")
     before = [t.clone() for t in given[:9]]
     told = f"memory_push: {names[shares]} must not share memory with {names[written]}, which is written"
     with pytest.raises(RuntimeError, match=told):
@@ -194,7 +196,7 @@ def test_the_fallback_does_not_look_at_what_has_no_gradient():
 
 def test_the_fallback_refuses_indices_beyond_the_bank():
     given = samples("knn_topk_backward")[0]
-    names = _extension.argument_names("knn_topk_backward")
+    names = _registry.argument_names("knn_topk_backward")
     for stray in (11, -2):
         indices = given[4].clone()
         indices[2, 1] = stray
@@ -220,7 +222,7 @@ def test_a_key_without_anchors_may_be_nan():
     given = torch.ones(2), anchors, keys, negatives, lse, 0.5, counts, None, True
     want = torch.ops.dgcl_ops.density_contrast_backward(*given)
     for mine, theirs in zip(
-        _extension.FALLBACKS["density_contrast_backward"](*given), want, strict=True
+        _registry.FALLBACKS["density_contrast_backward"](*given), want, strict=True
     ):
         torch.testing.assert_close(mine, theirs)
         assert not bool(mine[1].any())

@@ -1,4 +1,4 @@
-"""dgcl_ops.integration: the projection head and the rule for DDP's buffers."""
+"""dgcl_ops: the projection head and the rule for DDP's buffers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from processes import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgcl_ops.integration import ProjectionHead, ddp_ignore_bank
+from dgcl_ops import ProjectionHead, ddp_ignore_bank
 from dgcl_ops.memory import PLACEMENTS, MemoryBank
 
 # ----------------------------------------------------------------------------- ProjectionHead

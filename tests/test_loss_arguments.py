@@ -21,7 +21,7 @@ from loss_oracle import (
     snapshot,
 )
 
-from dgcl_ops import sampling
+from dgcl_ops._step import sampling
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from oracles import assert_close, integers, random_rows
 
-from dgcl_ops import reference, reference_backward
-from dgcl_ops.precision import compute_dtype
-from dgcl_ops.scales import scale_weights
+from dgcl_ops import reference
+from dgcl_ops._precision import compute_dtype
+from dgcl_ops._scales import scale_weights
+from dgcl_ops.reference import backward as reference_backward
 
 METRICS = ("cosine", "dot", "l2")
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from oracles import integers
 
-from dgcl_ops import ops, sampling
-from dgcl_ops.batch import finite_rows
+from dgcl_ops import _random, ops
+from dgcl_ops._step import sampling
+from dgcl_ops._step.batch import finite_rows
 
 # Five standard deviations: with fixed seeds nothing here is a matter of luck, and a fault is far outside.
 SIGMAS = 5.0
@@ -41,14 +42,14 @@ def python_bits(seed: int, step: int, stream: int, index: int) -> int:
 @pytest.mark.parametrize("step", [0, 1, 2**40 + 7])
 def test_bits_are_those_of_unbounded_integers(seed, step):
     # Nothing overflowed, and a checkpoint written today draws the same numbers tomorrow.
-    got = sampling.random_bits(state(seed, step), 3, (2, 20))
+    got = _random.random_bits(state(seed, step), 3, (2, 20))
     want = [[python_bits(seed, step, 3, 20 * i + j) for j in range(20)] for i in range(2)]
     assert got.tolist() == want
 
 
 def test_mix_is_a_bijection_on_a_sample():
     words = torch.arange(1 << 16) * 65537 % (1 << 32)
-    mixed = sampling.mix(words)
+    mixed = _random.mix(words)
     assert mixed.unique().numel() == words.unique().numel()
     assert int(mixed.min()) >= 0
     assert int(mixed.max()) < 1 << 32
@@ -66,7 +67,7 @@ def chi_square(buckets: torch.Tensor, count: int) -> float:
 @pytest.mark.parametrize("stream", [0, 1])
 @pytest.mark.parametrize("shift", [0, 12, 24])
 def test_each_byte_is_even(seed, stream, shift):
-    bits = sampling.random_bits(state(seed), stream, (1 << 18,))
+    bits = _random.random_bits(state(seed), stream, (1 << 18,))
     assert abs(chi_square((bits >> shift) & 255, 256)) < SIGMAS
 
 
@@ -86,8 +87,8 @@ def test_each_byte_is_even(seed, stream, shift):
 def test_draws_are_independent(other):
     # Joint distribution of the top and of the bottom four bits: 256 buckets of pairs.
     size = 1 << 17
-    ours = sampling.random_bits(state(0), 0, (size,))
-    theirs = sampling.random_bits(state(*other[:2]), other[2], (size,))
+    ours = _random.random_bits(state(0), 0, (size,))
+    theirs = _random.random_bits(state(*other[:2]), other[2], (size,))
     assert abs(chi_square((ours >> 28) * 16 + (theirs >> 28), 256)) < SIGMAS
     assert abs(chi_square((ours & 15) * 16 + (theirs & 15), 256)) < SIGMAS
     assert abs(chi_square((ours[1:] >> 28) * 16 + (ours[:-1] >> 28), 256)) < SIGMAS
@@ -97,8 +98,8 @@ def test_draws_are_independent(other):
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 2**31 - 1])
 def test_ranks_lie_in_range_and_are_even(size):
-    bits = sampling.random_bits(state(5), 0, (1 << 16,))
-    ranks = sampling.random_ranks(bits, integers(size))
+    bits = _random.random_bits(state(5), 0, (1 << 16,))
+    ranks = _random.random_ranks(bits, integers(size))
     assert int(ranks.min()) >= 0
     assert int(ranks.max()) < max(size, 1)
     if 1 < size <= 1000:
@@ -107,24 +108,24 @@ def test_ranks_lie_in_range_and_are_even(size):
 
 def test_ranks_reach_both_ends():
     bits = integers([0, 2**32 - 1])
-    assert sampling.random_ranks(bits, integers(7)).tolist() == [0, 6]
-    assert sampling.random_ranks(bits, integers(2**31 - 1)).tolist() == [0, 2**31 - 2]
+    assert _random.random_ranks(bits, integers(7)).tolist() == [0, 6]
+    assert _random.random_ranks(bits, integers(2**31 - 1)).tolist() == [0, 2**31 - 2]
 
 
 def test_seed_comes_from_the_global_generator_if_none_is_given():
     torch.manual_seed(4)
-    first = sampling.new_rng_state(None)
-    assert not torch.equal(first, sampling.new_rng_state(None))
+    first = _random.new_rng_state(None)
+    assert not torch.equal(first, _random.new_rng_state(None))
     torch.manual_seed(4)
-    assert torch.equal(first, sampling.new_rng_state(None))
-    assert sampling.new_rng_state(9).tolist() == [9, 0]
+    assert torch.equal(first, _random.new_rng_state(None))
+    assert _random.new_rng_state(9).tolist() == [9, 0]
 
 
 # ---- segments ---------------------------------------------------------------------------------------
 
 
 def segments_of(labels, num_classes, ignore_index=255, usable=None, seed=0, step=0):
-    bits = sampling.random_bits(state(seed, step), 0, (labels.numel(),))
+    bits = _random.random_bits(state(seed, step), 0, (labels.numel(),))
     return sampling.partition(labels, num_classes, ignore_index, bits, usable)
 
 
@@ -182,7 +183,7 @@ def test_leading_rows_and_orders(labels, limits, seed):
     segments = segments_of(integers(labels), 4, seed=seed)
     size = min(len(labels), sum(limits)) or 1
     rows = sampling.leading_rows(segments, integers(limits), size)
-    values = (sampling.random_bits(state(seed), 9, (size,)) % 3).float()  # many equal ones
+    values = (_random.random_bits(state(seed), 9, (size,)) % 3).float()  # many equal ones
     order = sampling.order_by(values, rows)
     assert sorted(order.tolist()) == list(range(size))
     counts = rows.offsets.diff()
@@ -213,7 +214,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
     segments = segments_of(labels, 4)
     tables = [
         sampling.draw_negatives(segments, bits)  # 7 of at least 8 others
-        for bits in sampling.random_bits(state(0), 1, (4, 3000, 7)).unbind(1)
+        for bits in _random.random_bits(state(0), 1, (4, 3000, 7)).unbind(1)
     ]
     assert all(table.counts.tolist() == [7] * 4 for table in tables)
     drawn = torch.cat([table.index for table in tables], dim=1)
@@ -227,7 +228,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 12, 14, 40])
 def test_few_pixels_of_other_classes_are_negatives_once_each(limit):
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
-    bits = sampling.random_bits(state(1), 1, (4, limit))
+    bits = _random.random_bits(state(1), 1, (4, limit))
     table = sampling.draw_negatives(segments_of(labels, 4), bits)
     for c in range(4):
         others = [i for i, label in enumerate(labels.tolist()) if label not in (c, 255)]

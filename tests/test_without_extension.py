@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import dgcl_ops
-from dgcl_ops import _checks, _extension, reference, reference_backward
+from dgcl_ops import _extension, reference
+from dgcl_ops.ops import _checks, _registry
+from dgcl_ops.reference import backward as reference_backward
 
 HIDDEN = "import sys, warnings; sys.modules['dgcl_ops._C'] = None\n"
 SEARCH = "import torch, dgcl_ops; dgcl_ops.knn_topk(torch.ones(2, 3), torch.ones(4, 3), 2)\n"
@@ -133,7 +135,7 @@ def test_rows_without_numbers_are_zero_rows():
 
 def test_numbers_in_errors_are_the_kernels_own():
     anchors, keys, negatives = torch.ones(2, 3, 4), torch.ones(2, 4), torch.ones(2, 5, 4)
-    names = _extension.argument_names("density_contrast")
+    names = _registry.argument_names("density_contrast")
     for temperature, eps in ((-1.0, 0.0), (0.5, -1.0), (0.5, -1e-30)):
         call = (anchors, keys, negatives, temperature, None, None, eps)
         with pytest.raises(RuntimeError) as plain:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops.labels import ema_decay
+from dgcl_ops.schedules import ema_decay
 from semi_supervised.settings import Settings
 
 

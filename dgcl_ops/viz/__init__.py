@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dgcl_ops._viz_data import (
+from dgcl_ops.metrics import density_statistics
+from dgcl_ops.viz._data import (
     anchors_and_keys,
     bank_densities,
     check_shape,
     density_map,
     feature_density,
 )
-from dgcl_ops.metrics import density_statistics
 
 __all__ = [
     "add_legend",

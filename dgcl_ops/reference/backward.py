@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops.precision import compute_dtype, no_autocast
+from dgcl_ops._precision import compute_dtype, no_autocast
 from dgcl_ops.reference import unit_rows
 
 

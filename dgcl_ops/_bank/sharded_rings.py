@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dgcl_ops._bank_state import DTYPES, as_windows
-from dgcl_ops._modules import one_of
-from dgcl_ops.distributed import Arrivals, Ranks, gather
-from dgcl_ops.ops import knn_density, knn_topk, memory_push
+from dgcl_ops._bank.checkpoint import DTYPES, as_windows
+from dgcl_ops._bank.exchange import Arrivals, Ranks, gather
+from dgcl_ops.ops import _arguments, knn_density, knn_topk, memory_push
 
 PIECE = 4096  # queries of each process that travel at a time: bounds the memory of a search
 
@@ -169,7 +168,7 @@ def _most(bank, number: int, dtype: torch.dtype) -> int:
     """The largest of the ranks' numbers of queries. The host waits for it, and looks whether the queries fit each
     other and the windows are still their own."""
     ranks, owner = bank.rings.ranks, bank._owner
-    code = DTYPES.index(one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
+    code = DTYPES.index(_arguments.one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
     told = torch.tensor([number, code, -code], device=owner.device)
     told = torch.cat((told, (owner != ranks.rank).to(told.dtype).view(1)))
     most, last, first, overwritten = gather(ranks, told).amax(0).tolist()

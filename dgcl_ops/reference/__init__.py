@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dgcl_ops.precision import compute_dtype, no_autocast
+from dgcl_ops._precision import compute_dtype, no_autocast
 
 # 64 MiB of int64 indices or float64 scores, the widest numbers of a block.
 CHUNK_ELEMENTS = 1 << 23

@@ -6,7 +6,7 @@ The buffers are the bank's. A ring fills from slot 0 on.
 import torch
 from torch import Tensor
 
-from dgcl_ops.distributed import ALONE, Arrivals
+from dgcl_ops._bank.exchange import ALONE, Arrivals
 from dgcl_ops.ops import knn_density, memory_push
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgcl_ops import sampling, selection
-from dgcl_ops.batch import Batch, finite_rows
+from dgcl_ops._step import sampling, selection
+from dgcl_ops._step.batch import Batch, finite_rows
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 

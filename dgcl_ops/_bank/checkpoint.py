@@ -7,7 +7,8 @@ no buffer. torch.distributed.checkpoint alone writes into the buffers first, and
 import torch
 from torch import Tensor
 
-from dgcl_ops import distributed, sampling
+from dgcl_ops import _random
+from dgcl_ops._bank import exchange
 from dgcl_ops.ops import _arguments, memory_push
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -37,10 +38,10 @@ def checksum(bank) -> Tensor:
                 place = torch.arange(first, first + part.numel(), device=part.device)
                 word = part.to(torch.int64) & 0xFFFFFFFF
                 # Hashes of 32 bits: 2^31 of them fit into the sum.
-                total = total + sampling.mix(word ^ sampling.mix(place & 0xFFFFFFFF)).sum()
+                total = total + _random.mix(word ^ _random.mix(place & 0xFFFFFFFF)).sum()
                 first += part.numel()
         at += bank.num_classes * of_class
-    return distributed.gather(bank.rings.ranks, total).sum(0)
+    return exchange.gather(bank.rings.ranks, total).sum(0)
 
 
 def meaning(metric: str, dtype: torch.dtype, scales: tuple[int, ...], device=None) -> Tensor:

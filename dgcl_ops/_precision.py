@@ -1,8 +1,25 @@
-"""What the modules share: buffers that keep their dtype, checks of arguments."""
+"""In which dtype a step computes, under autocast too."""
 
+import contextlib
+
+import torch
 from torch import Tensor, nn
 
-from dgcl_ops.ops import _arguments
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is float64, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+# Looked up at import: Dynamo cannot trace the call in PyTorch 2.10 and 2.11.
+AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
+
+
+def no_autocast(tensor: Tensor):
+    """A context in which operations on the tensor's device keep the dtypes they are given."""
+    kind = tensor.device.type
+    has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
 
 
 class FixedDtypeModule(nn.Module):
@@ -25,18 +42,3 @@ class FixedDtypeModule(nn.Module):
             "thrown away after each forward, and the rows pushed into them with them; use "
             "torch.nn.parallel.DistributedDataParallel, or call the loss outside the replicated model"
         )
-
-
-def at_least(op: str, name: str, value, minimum: int) -> int:
-    """The value, if it is an integer of at least `minimum`."""
-    value = _arguments.integral(op, name, value)
-    if value < minimum:
-        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
-    return value
-
-
-def one_of(op: str, name: str, value, choices: tuple):
-    """The value, if it is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
-    return value

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops import sampling
-from dgcl_ops._modules import one_of
-from dgcl_ops.batch import Batch
+from dgcl_ops import _random
+from dgcl_ops._step import sampling
+from dgcl_ops._step.batch import Batch
+from dgcl_ops._step.sampling import Rows, Segments, Table
 from dgcl_ops.ops import _arguments, gather_rows
-from dgcl_ops.sampling import Rows, Segments, Table
 
 ANCHORS = ("low_density", "random", "low_confidence")
 KEYS = ("high_density", "average", "high_confidence")
@@ -41,9 +41,9 @@ class Strategy:
         op = "DensityContrastLoss"
         for name in ("num_anchors", "num_keys", "num_negatives", "max_candidates"):
             _arguments.positive_integer(op, name, getattr(self, name))
-        one_of(op, "anchors", self.anchors, ANCHORS)
-        one_of(op, "keys", self.keys, KEYS)
-        one_of(op, "start", self.start, STARTS)
+        _arguments.one_of(op, "anchors", self.anchors, ANCHORS)
+        _arguments.one_of(op, "keys", self.keys, KEYS)
+        _arguments.one_of(op, "start", self.start, STARTS)
         _arguments.integral(op, "ignore_index", self.ignore_index)
         if self.disjoint and self.keys == "average":
             raise ValueError(
@@ -148,7 +148,7 @@ def select(strategy: Strategy, bank, contrasted: Tensor, batch: Batch, push: boo
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
     shape = (bank.num_classes, strategy.num_negatives)
-    bits = sampling.random_bits(bank.rng_state, bank.first_stream() + 1, shape)
+    bits = _random.random_bits(bank.rng_state, bank.first_stream() + 1, shape)
     push_counts = torch.minimum(segments.counts, push_limits)
     return Choice(
         active=active,
@@ -177,7 +177,7 @@ def rows_to_push(bank, batch: Batch, ignore_index: int) -> Push:
 
 
 def _segments(bank, batch: Batch, ignore_index: int) -> Segments:
-    bits = sampling.random_bits(bank.rng_state, bank.first_stream(), (batch.labels.numel(),))
+    bits = _random.random_bits(bank.rng_state, bank.first_stream(), (batch.labels.numel(),))
     return sampling.partition(batch.labels, bank.num_classes, ignore_index, bits, batch.usable)
 
 
