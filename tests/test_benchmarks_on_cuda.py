@@ -120,7 +120,7 @@ def test_who_makes_the_host_wait_or_is_slow_to_enqueue_is_named(benchmarks, gpu,
     timing = common.seconds(step, torch.device("cuda"))
     assert timing.ahead is False
     assert timing.seconds > 2e-3
-    assert on_cuda.host_told([True, timing.ahead]) == "in the way"
+    assert on_cuda.host_column([True, timing.ahead]) == "in the way"
 
 
 @pytest.mark.parametrize("size", [1_000, 3_000_000, 10_000_000, 500_000_000])
@@ -226,7 +226,7 @@ def test_what_runs_on_the_cpu_only_is_absent_and_says_so(benchmarks, monkeypatch
     for name in ("faiss IndexFlat", "scikit-learn brute"):
         assert "CPU" in offered[name].missing(problem)
     for kind in ("TF32", "bf16"):
-        assert f"{kind} is for float32" in offered[f"authors' way, {kind}"].missing(
+        assert f"{kind} needs float32 rows" in offered[f"authors' way, {kind}"].missing(
             contenders.Problem(wide, wide, wide, (2,), "cosine")
         )
 

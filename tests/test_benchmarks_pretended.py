@@ -96,7 +96,7 @@ def test_knn_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatc
     assert float(rows["dgcl_ops"]["time_over_ours"]) == 1
     printed = capsys.readouterr().out
     assert "NVIDIA X1 (compute capability 9.0" in printed
-    assert "TF32 off but where a name says so" in printed
+    assert "TF32 off unless named" in printed
 
 
 def test_loss_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatch, capsys):

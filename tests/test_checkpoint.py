@@ -1,4 +1,4 @@
-"""A checkpoint: taken whole, or not at all with an error that names the file."""
+"""A checkpoint is loaded whole, or not at all with an error that names the file."""
 
 import copy
 import sys
@@ -100,13 +100,13 @@ def test_a_truncated_checkpoint_changes_nothing(trained, tmp_path, kept):
     trainer, path, wrong = *trained, tmp_path / "wrong.pt"
     whole = path.read_bytes()
     wrong.write_bytes(whole[: kept if kept in (0, 1, 100) else int(kept * len(whole))])
-    assert_refused(trainer, wrong, "is no checkpoint of this program, or not all of one")
+    assert_refused(trainer, wrong, "is not a checkpoint of this program, or is incomplete")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(2)], ids=type)
 def test_a_foreign_file_changes_nothing(trained, tmp_path, content):
     torch.save(content, tmp_path / "wrong.pt")
-    assert_refused(trained[0], tmp_path / "wrong.pt", "is no checkpoint of this program: it has no")
+    assert_refused(trained[0], tmp_path / "wrong.pt", "is not a checkpoint of this program: it has no")
 
 
 def test_a_checkpoint_is_taken_whole_by_a_trainer_with_a_past(trained):

@@ -205,7 +205,7 @@ def test_settings_refuse_unknown_choices():
 
 
 def test_digits_are_divided():
-    sizes = [len(scenes.split_digits(split)[1]) for split in scenes.SHARES]
+    sizes = [len(scenes.split_digits(split)[1]) for split in scenes.SPLITS]
     assert sum(sizes) == 1797
     images, labels = scenes.draw_scenes(3, "test", seed=5)
     again, _ = scenes.draw_scenes(3, "test", seed=5)

@@ -1,17 +1,15 @@
-"""The inspection of the wheel finds what it is there to find: faults are planted in wheels made here."""
+"""The inspection of a wheel reports each fault that is planted in wheels built here."""
 
 import functools
-import importlib.machinery
-import importlib.util
 import subprocess
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from gpu_kit import CI, command_of
 
-SCRIPT = Path(__file__).resolve().parent.parent / ".ci" / "inspect_wheel"
-if not SCRIPT.exists():
+if not CI.exists():
     pytest.skip("the inspection is in .ci/, and these tests stand alone", allow_module_level=True)
 pytest.importorskip("abi3audit", reason="the inspection needs the dependency group wheel")
 
@@ -30,12 +28,7 @@ PyMODINIT_FUNC PyInit__C() {
 
 @pytest.fixture(scope="module")
 def inspection():
-    loader = importlib.machinery.SourceFileLoader("inspect_wheel", str(SCRIPT))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader("inspect_wheel", loader)
-    )
-    loader.exec_module(module)
-    return module
+    return command_of("inspect_wheel")
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,7 @@ def test_one_process_goes_on_from_two_ranks(folder, printed, tmp_path, capsys, m
     seen = []
     monkeypatch.setattr(train_segmentation, "run_training", lambda *given: seen.append(given[0]))
     train_segmentation.main(arguments(tmp_path, "--resume", path))
-    assert "the checkpoint is of 2 ranks: this run goes on with" in capsys.readouterr().out
+    assert "2 ranks wrote the checkpoint: this run continues with" in capsys.readouterr().out
     first = {name: of_ranks[0] for name, of_ranks in stored(folder, "parts")["averages"].items()}
     assert_equal(first, checkpoint.averages(seen[0]))
     assert_equal(seen[0].contrast.state_dict(), stored(folder, "parts")["contrast"])

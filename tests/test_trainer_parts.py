@@ -1,4 +1,4 @@
-"""The trainer's parts one by one: batches read ahead, ranks, hard pixels, a second head, borders, logs, counts."""
+"""Parts of the trainer: batches read ahead, ranks, hard pixels, a second head, borders, logs, counts."""
 
 import csv
 import sys
@@ -73,10 +73,10 @@ def test_dropout_is_resumed_and_does_not_depend_on_the_workers(tmp_path):
     assert whole.history == helped.history == second.history
 
 
-def test_a_network_that_is_built_otherwise_is_refused(tmp_path):
+def test_a_network_of_another_structure_is_refused(tmp_path):
     make_trainer(Dropping()).save(tmp_path / "checkpoint.pt")
     for other in (Dropping(0.1), SegmentationNetwork(11, widths=(8, 16), feature_dim=16)):
-        with pytest.raises(ValueError, match=r"network must be built like that of the checkpoint"):
+        with pytest.raises(ValueError, match=r"network must have the structure of the one in"):
             make_trainer(other).load(tmp_path / "checkpoint.pt")
 
 
