@@ -66,9 +66,7 @@ def test_the_range_of_releases_is_the_same_everywhere(script):
 
 def test_wheels_are_built_with_the_same_headers_everywhere():
     root = ROOT
-    built = re.search(
-        r"CUDA_TORCH:-torch==([\d.]+)", (CI / "check_cuda_builds").read_text()
-    )
+    built = re.search(r"CUDA_TORCH:-torch==([\d.]+)", (CI / "check_cuda_builds").read_text())
     released = re.search(r"torch==([\d.]+) -r \.ci/nvcc", (root / "pyproject.toml").read_text())
     documented = re.search(
         r"headers of PyTorch ([\d.]+\d)", (root / "docs" / "compatibility.md").read_text()

@@ -106,7 +106,9 @@ def test_a_truncated_checkpoint_changes_nothing(trained, tmp_path, kept):
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(2)], ids=type)
 def test_a_foreign_file_changes_nothing(trained, tmp_path, content):
     torch.save(content, tmp_path / "wrong.pt")
-    assert_refused(trained[0], tmp_path / "wrong.pt", "is not a checkpoint of this program: it has no")
+    assert_refused(
+        trained[0], tmp_path / "wrong.pt", "is not a checkpoint of this program: it has no"
+    )
 
 
 def test_a_checkpoint_is_taken_whole_by_a_trainer_with_a_past(trained):

@@ -239,7 +239,9 @@ def test_labelled_images_can_be_asked_to_show_each_class(tmp_path):
     order = splits.draw_order(train, 6, 0, shown_in=1, ignore_index=255)
     shown = [set(np.unique(images.read_label(train[i]))) - {255} for i in order]
     assert set().union(*shown[:6]) == set().union(*shown)
-    with pytest.raises(ValueError, match=r"allow 9 images of each class, got 6: none of 10,000 draws"):
+    with pytest.raises(
+        ValueError, match=r"allow 9 images of each class, got 6: none of 10,000 draws"
+    ):
         splits.draw_order(train, 6, 0, shown_in=9, ignore_index=255)
 
 

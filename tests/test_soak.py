@@ -1,4 +1,4 @@
-"""The soak's short form, and that it sees what it is there to see; the long one's figures are committed."""
+"""A short soak passes and reports planted faults. The figures of a long one are committed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ STEPS, ROUNDS = 480, 2
 
 @pytest.fixture
 def broken():
-    """Runs the soak, and returns what it says is broken."""
+    """Runs the soak and returns the broken invariant."""
 
     def run() -> str:
         with pytest.raises(checks.Broken) as error:
@@ -45,11 +45,11 @@ def test_a_leak_of_tensors_is_seen(broken, monkeypatch):
 
 
 def test_a_leak_of_32_bytes_a_step_is_seen(broken, monkeypatch):
-    """As of a C++ object that nobody frees: neither Python nor resident memory shows it."""
+    """Like a C++ object that is never freed. Neither Python nor resident memory shows it."""
     import ctypes
 
     if allocated_bytes() is None:
-        pytest.skip("malloc() is asked by glibc's mallinfo2")
+        pytest.skip("needs glibc's mallinfo2")
     right, malloc = soak.checked_step, ctypes.CDLL(None).malloc
 
     def checked_step(*arguments):
@@ -74,7 +74,7 @@ def test_memory_and_objects_have_limits():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
         (lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
@@ -84,7 +84,7 @@ def test_memory_and_objects_have_limits():
         (lambda bank: bank.density.add_(0.001), "densities of"),
     ],
 )
-def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, told):
+def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, message):
     from dgcl_ops import MemoryBank
 
     right = MemoryBank.push_rows
@@ -95,7 +95,7 @@ def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, told):
             spoil(bank)
 
     monkeypatch.setattr(MemoryBank, "push_rows", push_rows)
-    assert told in broken()
+    assert message in broken()
 
 
 @pytest.mark.parametrize("lost", ["rng_state", "density", "heads"])

@@ -1,1 +1,1 @@
-"""A long run of the loss under bad conditions."""
+"""A long run of the loss under adverse conditions."""
