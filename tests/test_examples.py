@@ -126,7 +126,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     ):
         make_trainer(contrast_weight=0.0).load(tmp_path / "checkpoint.pt")
     (tmp_path / "other.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match=r"other\.pt is no checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pt is not a checkpoint"):
         make_trainer().load(tmp_path / "other.pt")
 
 

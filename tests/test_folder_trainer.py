@@ -157,7 +157,7 @@ def broken_image(data):
         (colour_label, "", r"one channel of integers, got uint8 \[32, 40, 3\] in .*01\.png"),
         (high_label, "num_classes=3", r"in \[0, 3\) or .* 255, got 37 in .*val/labels/01\.png"),
         (broken_image, "", r"cannot read .*01\.png as an image"),
-        (spoil_nothing, "--labelled 0", r"at least one labelled image, got 0 of 8"),
+        (spoil_nothing, "--labelled 0", r"must select at least one image, got 0 of 8"),
         (
             spoil_nothing,
             "--labelled few",

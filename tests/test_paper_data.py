@@ -152,12 +152,14 @@ def test_16_bits_of_grey_are_not_cut_off(tmp_path):
 
 def test_further_images_are_none_to_evaluate_on(tmp_path):
     home, _ = data_trees.voc(tmp_path, sbd=False)
-    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*/2008_000000\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"must not hold evaluation images, got .*/2008_000000\.jpg"
+    ):
         VocData(home, **OPTIONS, unlabelled=home / "JPEGImages")
     link = tmp_path / "further" / "a.jpg"
     link.parent.mkdir()
     link.symlink_to(home / "JPEGImages" / f"{data_trees.VOC_VAL[1]}.jpg")
-    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*further/a\.jpg"):
+    with pytest.raises(ValueError, match=r"must not hold evaluation images, got .*further/a\.jpg"):
         VocData(home, **OPTIONS, unlabelled=link.parent)
 
 

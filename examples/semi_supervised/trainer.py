@@ -141,12 +141,13 @@ class Trainer:
         # fills the bank. It uses the labelled images and the unlabelled ones that follow them in the batch.
         projections, size = self.project(features), features.shape[-2:]
         small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
+        optional = ()
         if self.needs_confidence:
             halves = (labelled_confidence, confidence)
-            confidence = torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves])
+            optional = (torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves]),)
         density_source = features if settings.density_of == "features" else projections
         contrast = self.contrast(
-            projections[: len(small)], small, density_source[: len(small)].detach(), confidence
+            projections[: len(small)], small, density_source[: len(small)].detach(), *optional
         )
 
         total = supervised + settings.unlabelled_weight * unlabelled

@@ -59,7 +59,7 @@ class VocData(FolderData):
         for sample in (*splits["train"], *splits["val"]):
             for path in sample:
                 if not path.is_file():
-                    raise FileNotFoundError(f"a list names {path}, which is missing")
+                    raise FileNotFoundError(f"{path} is missing, but a list names it")
         return splits
 
 
