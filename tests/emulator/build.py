@@ -18,6 +18,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from build_values import setup_value
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
@@ -74,9 +76,6 @@ def kernel_command(mode: str, flags: str = "") -> str:
 
 def binding_command() -> str:
     import pybind11
-
-    sys.path.append(str(ROOT / ".ci"))
-    from build_values import setup_value
 
     torch = torch_folder()
     return " ".join(

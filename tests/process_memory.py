@@ -1,4 +1,4 @@
-"""The memory of this process, counted in two ways."""
+"""Two measures of this process's memory."""
 
 import ctypes
 import os
@@ -18,21 +18,21 @@ class MallInfo(ctypes.Structure):
 
 
 def allocated_bytes() -> int | None:
-    """Bytes of malloc() in use: exact, whatever the system does with its pages. None without glibc.
+    """Returns malloc()'s bytes in use: tensors and C++ objects, but not Python's small objects.
 
-    They include tensors and all C++ objects, but not Python's small objects.
+    The number is exact and does not depend on the system's pages. None without glibc.
     """
     try:
-        ask = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, TypeError):  # another C library; Windows
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, TypeError):  # another C library, or Windows
         return None
-    ask.restype = MallInfo
-    info = ask()
+    mallinfo.restype = MallInfo
+    info = mallinfo()
     return info.uordblks + info.hblkhd
 
 
 def resident_bytes() -> int | None:
-    """Whole pages, with what malloc() keeps for reuse. None without Linux's /proc."""
+    """Returns the size of resident pages, including what malloc() keeps for reuse. None without Linux's /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

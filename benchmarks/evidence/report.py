@@ -1,94 +1,40 @@
-"""Tables and plots of evidence.py's runs: means over seeds, and differences seed by seed with confidence intervals."""
+"""Tables and plots of the study: means over seeds, and differences seed by seed with confidence intervals."""
 
-import csv
-import math
 import statistics
 from pathlib import Path
-from typing import NamedTuple
 
-from scipy import stats
+from evidence.compare import (
+    CONFIDENCE,
+    CONTROL,
+    METHOD,
+    METRICS,
+    RANDOM,
+    SUPERVISED,
+    attempts,
+    control_of,
+    paired,
+)
 
-# column, title, digits, and whether more is better
-METRICS = (
-    ("miou", "mIoU %", 2, True),
-    ("silhouette", "silhouette", 4, True),
-    ("calinski_harabasz", "Calinski-Harabasz", 1, True),
-    ("davies_bouldin", "Davies-Bouldin", 3, False),
-)
-SUPERVISED, CONTROL, METHOD = "supervised", "self-training", "density contrast"
-RANDOM, CONFIDENCE = (
-    "anchors random, keys average",
-    "anchors low_confidence, keys high_confidence",
-)
-# Wang et al., CVPR 2023: PASCAL VOC 2012 val, ResNet-101. Not ours, and another task.
+# Wang et al., CVPR 2023: PASCAL VOC 2012 val, ResNet-101. Another task than ours.
 PUBLISHED_SHARES = ("1/16", "1/8", "1/4", "1/2")
 PUBLISHED = {SUPERVISED: (67.87, 71.55, 75.80, 77.13), METHOD: (76.61, 78.37, 79.31, 80.96)}
 PUBLISHED_CLUSTERS = {CONTROL: (0.46, 3421.94, 1.53), METHOD: (0.70, 7937.87, 1.13)}
 PUBLISHED_ABLATION = {RANDOM: (71.82, 76.73), CONFIDENCE: (71.42, 77.11), METHOD: (77.14, 78.37)}
 
 
-def read_rows(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row["labelled"], row["seed"] = int(row["labelled"]), int(row["seed"])
-        for name in ("val_miou", *(name for name, *_ in METRICS)):
-            row[name] = float(row[name])
-    return rows
-
-
-class Paired(NamedTuple):
-    """Differences of the seeds that both sides have."""
-
-    differences: list[float]
-    better: int
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.differences)
-
-    @property
-    def half(self) -> float:
-        """Half the 95 % confidence interval of the mean, by Student's t; infinite for one seed."""
-        n = len(self.differences)
-        if n < 2:
-            return math.inf
-        spread = statistics.stdev(self.differences) / math.sqrt(n)
-        return float(stats.t.ppf(0.975, n - 1)) * spread
-
-    def text(self, digits: int) -> str:
-        shown = abs(self.mean) > self.half
-        verdict = "" if shown else ", null"
-        return (
-            f"{self.mean:+.{digits}f} ± {self.half:.{digits}f} "
-            f"({self.better}/{len(self.differences)}{verdict})"
-        )
-
-
-def paired(
-    rows: list[dict], treated: str, control: str, labelled: int, metric: str, upward: bool = True
-) -> Paired | None:
-    """`treated` minus `control`, seed by seed; None if no seed has both."""
-    sides = [
-        {r["seed"]: r[metric] for r in rows if (r["variant"], r["labelled"]) == (name, labelled)}
-        for name in (treated, control)
-    ]
-    seeds = sorted(sides[0].keys() & sides[1].keys())
-    differences = [sides[0][seed] - sides[1][seed] for seed in seeds]
-    better = sum(d > 0 if upward else d < 0 for d in differences)
-    return Paired(differences, better) if seeds else None
-
-
-def control_of(variant: str) -> str:
-    """The run with contrast weight 0 that a variant is compared with: trained in the same way."""
-    return CONTROL + variant.removeprefix(METHOD) if variant.startswith(METHOD) else CONTROL
-
-
 # ---- tables -----------------------------------------------------------------------------------------
 
 
 def report(rows: list[dict], path: Path) -> str:
-    """Markdown, also written beside the CSV file with the plots."""
+    """Writes the report and the plots.
+
+    Args:
+        rows: the runs.
+        path: the CSV file. The report and the plots go to the same folder, under its name.
+
+    Returns:
+        The report in Markdown.
+    """
     counts = sorted({row["labelled"] for row in rows})
     parts = [
         heading(rows, path),
@@ -103,29 +49,31 @@ def report(rows: list[dict], path: Path) -> str:
     return text
 
 
-def heading(rows, path):
+def heading(rows: list[dict], path: Path) -> str:
     facts = {
         name: ", ".join(sorted({row[name] for row in rows})) for name in ("cpu", "torch", "commit")
     }
     return (
         f"# Evidence: {len(rows)} runs\n\n"
-        "`python benchmarks/evidence.py --data DIR --out FILE` trains what the CSV file lacks and prints this; "
-        f"`--report` only prints it. Source: `{path.name}`, with every run's settings, seed and commit.\n\n"
-        "CamVid at 240 x 180, 11 classes, EfficientNet-Lite0 from ImageNet (frozen unless said), "
-        "mIoU and features of the EMA teacher on the 233 test images. "
-        "± after a mean: standard deviation over the seeds. ± after a difference: half of the 95 % confidence interval "
-        "(Student's t) of the paired differences; in brackets the seeds in which it is an improvement; null: the "
-        "interval contains 0, so no difference is shown.\n\n"
-        f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread a run."
+        "`python benchmarks/evidence/run.py --data DIR --out FILE` trains the runs that the CSV file lacks and prints "
+        "this page. `--report` prints it without training. "
+        f"Source: `{path.name}`, with the settings, seed and commit of every run.\n\n"
+        "CamVid at 240 x 180, 11 classes. EfficientNet-Lite0 from ImageNet, frozen unless a row says otherwise. "
+        "mIoU and features are the EMA teacher's on the 233 test images. "
+        "± after a mean: standard deviation over the seeds. "
+        "± after a difference: half of the 95 % confidence interval (Student's t) of the paired differences. "
+        "In brackets: the number of seeds that improve. "
+        "null: the interval contains 0, so no difference is shown.\n\n"
+        f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread per run."
     )
 
 
-def markdown(header, body):
+def markdown(header: list[str], body: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def mean_text(rows, variant, labelled, metric, digits):
+def mean_text(rows: list[dict], variant: str, labelled: int, metric: str, digits: int) -> str:
     values = [r[metric] for r in rows if (r["variant"], r["labelled"]) == (variant, labelled)]
     if not values:
         return "-"
@@ -133,12 +81,20 @@ def mean_text(rows, variant, labelled, metric, digits):
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
-def difference_text(rows, treated, control, labelled, metric, digits, upward=True):
-    found = paired(rows, treated, control, labelled, metric, upward)
-    return found.text(digits) if found else "-"
+def difference_text(
+    rows: list[dict],
+    treated: str,
+    control: str,
+    labelled: int,
+    metric: str,
+    digits: int,
+    upward: bool = True,
+) -> str:
+    difference = paired(rows, treated, control, labelled, metric, upward)
+    return difference.text(digits) if difference else "-"
 
 
-def labels_table(rows, labelled):
+def labels_table(rows: list[dict], labelled: int) -> str:
     body = [
         [name, *(mean_text(rows, name, labelled, metric, d) for metric, _, d, _ in METRICS)]
         for name in (SUPERVISED, CONTROL, METHOD)
@@ -154,18 +110,18 @@ def labels_table(rows, labelled):
     return f"{title}\n\n{markdown(['', *(title for _, title, *_ in METRICS)], body)}"
 
 
-def published_table():
-    """The authors' own figures, for the eye: another data set, network and length."""
+def published_table() -> str:
+    """Shows the authors' figures. They have another data set, network and length."""
     body = [[name, *(f"{v:.2f}" for v in values)] for name, values in PUBLISHED.items()]
     clusters = [[name, *map(str, values)] for name, values in PUBLISHED_CLUSTERS.items()]
     return (
-        "## The paper's figures, for comparison (PASCAL VOC 2012, ResNet-101; not reproduced here)\n\n"
+        "## The paper's figures, for comparison (PASCAL VOC 2012, ResNet-101, not reproduced here)\n\n"
         f"{markdown(['mIoU %', *PUBLISHED_SHARES], body)}\n\n"
         f"{markdown(['features', *(title for _, title, *_ in METRICS[1:])], clusters)}"
     )
 
 
-def ablation_table(rows, labelled):
+def ablation_table(rows: list[dict], labelled: int) -> str:
     names = {
         RANDOM: "random anchors, average keys",
         CONFIDENCE: "low-confidence anchors, high-confidence keys",
@@ -189,12 +145,12 @@ def ablation_table(rows, labelled):
         "paper, VOC mIoU at 183 / 1323 labels",
     ]
     return (
-        f"## Which anchors, which keys? {labelled} labelled images; differences from self-training\n\n"
+        f"## Which anchors and keys? {labelled} labelled images, differences from self-training\n\n"
         f"{markdown(header, body)}"
     )
 
 
-def attempts_table(rows, labelled):
+def attempts_table(rows: list[dict], labelled: int) -> str:
     body = []
     for variant in attempts(rows):
         control = control_of(variant)
@@ -211,25 +167,18 @@ def attempts_table(rows, labelled):
     header = ["", "mIoU %", "difference: validation mIoU"]
     header += [f"test {METRICS[0][1]}", *(title for _, title, *_ in METRICS[1:])]
     return (
-        f"## What we tried, {labelled} labelled images; differences from self-training trained in the same way\n\n"
-        "Each row is of its own seeds, whose number stands in brackets: compare the differences, not the means. Of so "
-        "many intervals one or the other leaves 0 by chance.\n\n"
+        f"## What we tried: {labelled} labelled images, differences from self-training trained in the same way\n\n"
+        "The brackets give each row's number of seeds. Seeds differ between rows: compare the differences, not the "
+        "means. With so many intervals, some exclude 0 by chance.\n\n"
         f"{markdown(header, body)}"
     )
-
-
-def attempts(rows):
-    """All variants with the density loss, in the order of the file."""
-    plain = {SUPERVISED, RANDOM, CONFIDENCE}
-    names = dict.fromkeys(row["variant"] for row in rows)
-    return [name for name in names if name not in plain and not name.startswith(CONTROL)]
 
 
 # ---- plots ------------------------------------------------------------------------------------------
 
 
 def plot(rows: list[dict], counts: list[int], path: Path) -> None:
-    """mIoU by the number of labels; what each variant of the loss changes: mean, 95 % interval, and the seeds."""
+    """Plots mIoU by number of labels, and the change by each variant: mean, 95 % interval and seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -268,13 +217,12 @@ def plot(rows: list[dict], counts: list[int], path: Path) -> None:
         right, ("miou", METRICS[2][0]), ("mIoU", METRICS[2][1]), strict=True
     ):
         for y, (_, name, count) in enumerate(names):
-            found = paired(rows, name, control_of(name), count, metric)
-            if len(found.differences) > 1:
-                axes.errorbar(
-                    found.mean, -y, xerr=found.half, fmt="o", ms=4, color="#1f2733", capsize=2, lw=1
-                )
-            heights = [-y] * len(found.differences)
-            axes.scatter(found.differences, heights, s=9, color="#f0722a", alpha=0.7, zorder=3)
+            change = paired(rows, name, control_of(name), count, metric)
+            if len(change.differences) > 1:
+                interval = {"xerr": change.half, "capsize": 2, "lw": 1}
+                axes.errorbar(change.mean, -y, fmt="o", ms=4, color="#1f2733", **interval)
+            heights = [-y] * len(change.differences)
+            axes.scatter(change.differences, heights, s=9, color="#f0722a", alpha=0.7, zorder=3)
         axes.axvline(0, color="#8b95a3", lw=1)
         axes.set_yticks([-y for y in range(len(names))], [])
         axes.set_title(f"{title} minus self-training's", fontsize=10, loc="left")

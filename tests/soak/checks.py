@@ -1,4 +1,4 @@
-"""What must hold after each step of soak.py, and of its memory at the end."""
+"""The soak's checks: of each step, and of memory at the end."""
 
 import gc
 
@@ -8,27 +8,27 @@ from torch import Tensor
 
 from dgcl_ops import DensityContrastLoss, MemoryBank, reference
 
-# Of a density, times (1 + |density|). Stored rows are the features rounded to the bank's dtype, and the stored
-# density is float32 or wider: a few dozen roundings of 2^-24, or of bfloat16's 2^-8 and a few float32 ones.
+# Error of a density, relative to 1 + |density|. Stored rows are features rounded to the bank's dtype, and densities are
+# float32 or wider: a few dozen roundings of 2^-24, or some of bfloat16's 2^-8 and a few of float32.
 DENSITY_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
-# Of a unit row's length: the rounding of each of its elements.
+# Error of a unit row's length: the rounding of its elements.
 LENGTH_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
-# Bytes of malloc() a step after the warm-up. Its smallest piece takes 32, so a leak of one a step shows as 32 or more.
-# Where nothing leaks, the number is the same to the byte after each round. The unrest allows for what grows once, such
-# as a cache.
-ALLOCATED_PER_STEP, ALLOCATED_UNREST = 16, 2 << 10
-# Resident bytes see what malloc() does not count, but coarsely. A leak of 96 bytes a step once went unnoticed: it took
-# 1.5 MB of the 5 allowed, and the holes in the heap were filled by the step's other tensors.
-RSS_PER_STEP, RSS_UNREST = 200, 2 << 20
-# Python's objects, after the warm-up: caches of PyTorch and Python fill slowly, a leak has at least one a step.
-OBJECTS_PER_STEP, OBJECTS_UNREST = 0.05, 200
+# Growth of malloc()'s bytes after the warm-up, per step and once. The smallest block takes 32 bytes, so one leak per
+# step shows as 32 or more. Without leaks the number is the same to the byte after each round. The one-time slack is for
+# caches.
+ALLOCATED_PER_STEP, ALLOCATED_SLACK = 16, 2 << 10
+# Resident bytes include memory outside malloc(), but are coarse: holes in the heap can hide 100 bytes per step.
+RSS_PER_STEP, RSS_SLACK = 200, 2 << 20
+# Python's objects: caches of PyTorch and Python fill slowly, but a leak has at least one object per step.
+OBJECTS_PER_STEP, OBJECTS_SLACK = 0.05, 200
 
 
 class Broken(AssertionError):
     """An invariant does not hold."""
 
 
-def expect(holds: bool, what: str, *got) -> None:
+def expect(holds: bool, what: str, *got: object) -> None:
+    """Raises Broken if an invariant does not hold."""
     if not holds:
         raise Broken(what + (f", got {', '.join(map(str, got))}" if got else ""))
 
@@ -37,6 +37,7 @@ def expect(holds: bool, what: str, *got) -> None:
 
 
 def check_loss(value: Tensor, projections: Tensor) -> None:
+    """Checks a loss and its gradient."""
     expect(bool(value.isfinite()), "the loss must be finite", value.item())
     expect(value.grad_fn is not None, "the loss must be connected to the projections")
     value.backward()
@@ -45,7 +46,7 @@ def check_loss(value: Tensor, projections: Tensor) -> None:
 
 
 def arrivals(module: DensityContrastLoss, batch: dict) -> Tensor:
-    """[C]: how many rows of each class the batch brings, counted from its labels alone."""
+    """Returns how many rows of each class the batch pushes, [C], counted from its labels."""
     usable = batch["labels"].reshape(-1).long()
     for name in ("features", "projections", "confidence"):
         if name == "confidence" and not module.strategy.by_confidence:
@@ -53,9 +54,9 @@ def arrivals(module: DensityContrastLoss, batch: dict) -> Tensor:
         maps = batch[name].detach()
         flat = maps.movedim(1, -1).flatten(0, -2) if name != "confidence" else maps.reshape(-1, 1)
         usable = torch.where(flat.isfinite().all(1), usable, 255)
-    found = torch.stack([(usable == c).sum() for c in range(module.num_classes)])
-    found[list(module.exclude_classes)] = 0
-    return found.clamp(max=module.bank.rows_per_push)
+    counts = torch.stack([(usable == c).sum() for c in range(module.num_classes)])
+    counts[list(module.exclude_classes)] = 0
+    return counts.clamp(max=module.bank.rows_per_push)
 
 
 def state(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -63,13 +64,21 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def same_state(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:
+    """Checks that two states are bitwise equal. NaN equals NaN."""
     for name, tensor in a.items():
         same = torch.equal(tensor.nan_to_num(7.0), b[name].nan_to_num(7.0))
         expect(tensor.dtype == b[name].dtype and same, f"{what} must have the same {name}")
 
 
 def check_bank(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, pushed: bool) -> None:
-    """Counts, heads and pushes are those before and what came; what is held is finite, and unit for the cosine."""
+    """Checks a bank after a push.
+
+    Args:
+        bank: the bank.
+        before: the module's state before.
+        came: [C], pushed rows.
+        pushed: whether the step pushed.
+    """
     counts, heads = before["bank.counts"], before["bank.heads"]
     expect(
         torch.equal(bank.counts, (counts + came).clamp(max=bank.capacity)), "counts", bank.counts
@@ -94,7 +103,17 @@ def check_bank(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, pushed
 
 
 def check_densities(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, c: int) -> int:
-    """The densities of class c are what reference.py says of rows and bank. Returns how many were compared."""
+    """Compares the densities of a class with the reference.
+
+    Args:
+        bank: the bank.
+        before: the module's state before.
+        came: [C], pushed rows.
+        c: the class.
+
+    Returns:
+        How many densities were compared.
+    """
     rows, held = bank.features[c].double(), int(bank.counts[c])
     was_ready = int(before["bank.counts"][c]) >= bank.min_rows
     due = bank.backfill and not was_ready
@@ -120,7 +139,7 @@ def check_densities(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, c
     untouched[slots] = False
     if not due:
         same = torch.equal(bank.density[c][untouched], before["bank.density"][c][untouched])
-        expect(same, f"densities of rows of class {c} that stay must stay")
+        expect(same, f"densities of older rows of class {c} must not change")
     return held if due else len(slots)
 
 
@@ -128,27 +147,33 @@ def check_densities(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, c
 
 
 def usage() -> dict[str, int | None]:
-    """What lives now: tensors and objects of Python, bytes of malloc(), resident bytes."""
+    """Returns the number of tensors and Python objects, malloc()'s bytes and resident bytes."""
     gc.collect()
     objects = gc.get_objects()
     tensors, count = sum(issubclass(type(o), Tensor) for o in objects), len(objects)
-    del objects  # a list of megabytes
+    del objects  # the list takes megabytes
     bytes_held = {"allocated": allocated_bytes(), "rss": resident_bytes()}
     return {"tensors": tensors, "objects": count, **bytes_held}
 
 
 def check_memory(warm: dict, end: dict, steps: int) -> None:
-    """`warm` after the warm-up, `end` as many steps later; both with no module alive."""
+    """Checks the growth of memory. No module may be alive at either time.
+
+    Args:
+        warm: usage after the warm-up.
+        end: usage at the end.
+        steps: number of steps in between.
+    """
     expect(
         end["tensors"] <= warm["tensors"],
         f"tensors alive must stay {warm['tensors']}",
         end["tensors"],
     )
-    most = warm["objects"] + OBJECTS_UNREST + OBJECTS_PER_STEP * steps
+    most = warm["objects"] + OBJECTS_SLACK + OBJECTS_PER_STEP * steps
     expect(end["objects"] <= most, f"objects alive must stay below {most:.0f}", end["objects"])
     limits = {
-        "allocated": (ALLOCATED_UNREST + ALLOCATED_PER_STEP * steps, "bytes of malloc()"),
-        "rss": (RSS_UNREST + RSS_PER_STEP * steps, "resident bytes"),
+        "allocated": (ALLOCATED_SLACK + ALLOCATED_PER_STEP * steps, "bytes of malloc()"),
+        "rss": (RSS_SLACK + RSS_PER_STEP * steps, "resident bytes"),
     }
     for kind, (more, words) in limits.items():
         if end[kind] is not None:

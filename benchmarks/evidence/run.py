@@ -1,16 +1,16 @@
-"""Does the density loss help on real images? Trains on CamVid with few labels, matched and seed by seed.
+"""Does the density loss help on real images? Trains on CamVid with few labels, in matched runs, seed by seed.
 
-    python benchmarks/evidence.py --data DIR --out FILE           # every run that the CSV file lacks; hours
-    python benchmarks/evidence.py --data DIR --out FILE --studies labels    # one study
-    python benchmarks/evidence.py --report                        # tables and plots of what is there, no training
+    python benchmarks/evidence/run.py --data DIR --out FILE                     # all runs that FILE lacks; hours
+    python benchmarks/evidence/run.py --data DIR --out FILE --studies labels    # one study
+    python benchmarks/evidence/run.py --report                                  # tables and plots only, no training
 
-DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). A run is one row of
-the CSV file, written when the run ends: end the program at any time, and start it again to go on.
+DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). Each run adds one
+row to the CSV file when it ends. The program can be stopped at any time, and continues when it is started again.
 
-Matched: runs of one seed and one number of labels have the same labelled images, weights at the start, batches and
-random numbers; self-training is the very same code with contrast weight 0. Settings are compared by the validation
-images; the tables give the test images. The contrast uses the strong, mixed view, as in the committed rows. The
-published view is the weak one. Needs `pip install ".[evidence]"`.
+Runs with the same seed and number of labels are matched: they share labelled images, initial weights, batches and
+random numbers. Self-training is the same code with contrast weight 0. Settings were chosen by the validation images.
+The tables show the test images. The contrast uses the strong, mixed view, as in the committed rows. The published view
+is the weak one. Needs `pip install ".[evidence]"`.
 """
 
 import argparse
@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import MACHINE_COLUMNS, ROOT, append_rows, machine, say
-from evidence_report import read_rows, report
 
 sys.path.insert(0, str(ROOT / "examples"))
 from semi_supervised import evaluate
@@ -35,6 +36,9 @@ from semi_supervised.images import batches
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.settings import SMALL, Settings
 from semi_supervised.trainer import Trainer
+
+from evidence.compare import read_rows
+from evidence.report import report
 
 MEASURED = ("miou", "val_miou", *evaluate.SCORES, "class_iou", "ready_classes", "mean_density")
 COLUMNS = ("variant", "labelled", "seed", *MEASURED, "seconds", "settings", *MACHINE_COLUMNS)
@@ -56,14 +60,22 @@ CROP = (128, 160)
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of BASE, with the name that stands in tables."""
+    """Changes of BASE.
+
+    Attributes:
+        name: its name in tables.
+        changes: changed settings.
+        contrast: changed keys of `Settings.contrast`.
+        tuned: whether to train the backbone as well, at a tenth of the learning rate.
+    """
 
     name: str
-    changes: dict = field(default_factory=dict)  # of Settings
-    contrast: dict = field(default_factory=dict)  # of Settings.contrast
-    tuned: bool = False  # the backbone is trained too, at a tenth of the rate
+    changes: dict = field(default_factory=dict)
+    contrast: dict = field(default_factory=dict)
+    tuned: bool = False
 
     def settings(self, seed: int) -> Settings:
+        """Returns the variant's settings."""
         settings = replace(BASE, seed=seed, contrast={**SMALL, **self.contrast})
         if self.tuned:
             settings = replace(settings, learning_rate=BASE.learning_rate / 10, head_factor=10.0)
@@ -94,7 +106,7 @@ OTHER_TRAINING = [
     Variant("self-training, backbone tuned", WITHOUT, tuned=True),
     Variant("density contrast, backbone tuned", tuned=True),
 ]
-# Study: (variants, numbers of labelled images, seeds). Runs that two studies ask for are done once.
+# Study: (variants, numbers of labelled images, seeds). Runs that occur in two studies are done once.
 STUDIES = {
     "labels": ((SUPERVISED, CONTROL, METHOD), (12, 46), range(5)),
     "ablation": ((CONTROL, *ABLATION, METHOD), (12,), range(5)),
@@ -102,17 +114,22 @@ STUDIES = {
 }
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--data", type=Path, help="CamVid's folder")
-    add("--out", type=Path, default=ROOT / "benchmarks/results/evidence.csv", help="CSV file")
+    add(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "evidence.csv",
+        help="CSV file",
+    )
     add("--studies", nargs="+", choices=tuple(STUDIES), default=tuple(STUDIES))
-    add("--workers", type=int, default=2, help="runs at a time, of one thread each")
-    add("--report", action="store_true", help="only the tables and plots")
-    add("--steps", type=int, default=BASE.steps, help="of a run; fewer to try the program out")
+    add("--workers", type=int, default=2, help="runs at a time, with one thread each")
+    add("--report", action="store_true", help="only tables and plots")
+    add("--steps", type=int, default=BASE.steps, help="steps per run; few to try the program")
     options = parser.parse_args(arguments)
     if not options.report:
         if options.data is None:
@@ -121,14 +138,14 @@ def main(arguments=None):
             parser.error(f"--data must hold train/, val/ and test/, got {options.data}")
         if options.steps < 4 or options.workers < 1:
             parser.error(
-                f"--steps 4 and --workers 1 at least, got {options.steps}, {options.workers}"
+                f"--steps must be at least 4 and --workers at least 1, got {options.steps}, {options.workers}"
             )
         train_all(options)
     print(report(read_rows(options.out), options.out))
 
 
-def train_all(options):
-    """Every case of the studies that the file lacks, with a line each."""
+def train_all(options: argparse.Namespace) -> None:
+    """Trains every case of the studies that the file lacks, and prints a line for each."""
     cases = {
         (variant.name, labelled, seed): variant
         for study in options.studies
@@ -140,18 +157,18 @@ def train_all(options):
     done = read_rows(options.out) if options.out.exists() else []
     for row in done:
         variant = cases.pop((row["variant"], row["labelled"], row["seed"]), None)
-        if variant and named_now(row["settings"]) != named_now(
+        if variant and settings_in(row["settings"]) != settings_in(
             described(settings_of(variant, row["seed"], options))
         ):
             raise SystemExit(
-                f"{options.out} holds '{row['variant']}' with other settings; choose another --out"
+                f"evidence: {options.out} holds '{row['variant']}' with other settings; choose another --out"
             )
     if cases and any(is_older(row["settings"]) for row in done):
         raise SystemExit(
-            f"{options.out} holds runs under earlier rules of the trainer, with which new runs cannot be compared; "
-            "choose another --out"
+            f"evidence: {options.out} holds runs with earlier rules of the trainer, which are not comparable; choose "
+            "another --out"
         )
-    say(f"{len(done)} runs are there, {len(cases)} to do")
+    say(f"{len(done)} runs done, {len(cases)} to do")
     started = time.perf_counter()
     jobs = [(variant, *case[1:], options) for case, variant in cases.items()]
     for finished, row in enumerate(results(jobs, options.workers), 1):
@@ -164,7 +181,7 @@ def train_all(options):
 
 
 def results(jobs: list[tuple], workers: int) -> Iterator[dict]:
-    """The rows, in the order in which the runs end."""
+    """Trains and yields rows in the order in which the runs end."""
     if workers == 1:
         yield from (train(*job) for job in jobs)
         return
@@ -174,38 +191,49 @@ def results(jobs: list[tuple], workers: int) -> Iterator[dict]:
             yield done.result()
 
 
-def settings_of(variant: Variant, seed: int, options) -> Settings:
+def settings_of(variant: Variant, seed: int, options: argparse.Namespace) -> Settings:
+    """Returns a variant's settings, with the warm-up scaled to --steps."""
     settings = variant.settings(seed)
     warm_up = settings.warm_up * options.steps // BASE.steps
     return replace(settings, steps=options.steps, warm_up=warm_up)
 
 
 def described(settings: Settings) -> str:
-    """What differs from the defaults, as JSON."""
-    usual = asdict(Settings())
-    changed = {name: value for name, value in asdict(settings).items() if value != usual[name]}
+    """Returns the settings that differ from the defaults, as JSON."""
+    defaults = asdict(Settings())
+    changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
     return json.dumps(changed, separators=(",", ":"))
 
 
 def is_older(described: str) -> bool:
-    """Whether a row's run had the earlier schedule of the contrast and drew negatives with replacement always."""
+    """Returns whether a run used the earlier schedule of the contrast and always drew negatives with replacement."""
     return "bfloat16" in json.loads(described)
 
 
-def named_now(described: str) -> dict:
-    """The settings of a row. An old row has `bfloat16`, and no `contrast_view`, which was always "strong"."""
+def settings_in(described: str) -> dict:
+    """Returns the settings of a row. Older rows have `bfloat16` and no `contrast_view`, which was always "strong"."""
     changed = json.loads(described)
     if changed.pop("bfloat16", False):
         changed |= {"precision": "bfloat16", "contrast_view": "strong"}
     return changed
 
 
-def train(variant: Variant, labelled: int, seed: int, options) -> dict:
-    """One run: a row of the file."""
+def train(variant: Variant, labelled: int, seed: int, options: argparse.Namespace) -> dict:
+    """Trains and evaluates one run.
+
+    Args:
+        variant: what to train.
+        labelled: number of labelled images.
+        seed: of the labelled images, weights and batches.
+        options: the command line.
+
+    Returns:
+        A row of the file.
+    """
     torch.set_num_threads(1)
     started = time.perf_counter()
     data = FolderData(options.data, labelled=str(labelled), crop=CROP, seed=seed, shown_in=1)
-    torch.manual_seed(seed)  # the weights at the start
+    torch.manual_seed(seed)  # the initial weights
     network = PretrainedNetwork(data.num_classes, frozen=not variant.tuned)
     settings = settings_of(variant, seed, options)
     trainer = Trainer(network, data, settings)
@@ -234,10 +262,10 @@ def train(variant: Variant, labelled: int, seed: int, options) -> dict:
     }
 
 
-def together(samples, count=8):
-    """The samples in batches: CamVid's images have one size."""
-    one_by_one = batches(samples)
-    while group := list(itertools.islice(one_by_one, count)):
+def together(samples: list, count: int = 8) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yields samples in batches, since CamVid's images have one size."""
+    single = batches(samples)
+    while group := list(itertools.islice(single, count)):
         yield tuple(map(torch.cat, zip(*group, strict=True)))
 
 

@@ -1,27 +1,32 @@
-"""A long run of the loss under bad conditions: forward, backward and push on small shapes, checked after each step.
+"""A long run of the loss under adverse conditions: forward, backward and push on small shapes, checked at each step.
 
-    python benchmarks/soak.py                    # 20,000 steps, some minutes
-    python benchmarks/soak.py --steps 600
+    python -m soak.run                    # from tests/; 20,000 steps, some minutes
+    python -m soak.run --steps 600
 
-Every setting has its turn in each of several rounds. Batches are maps or flat, of any size down to none, in several
-dtypes, with classes missing and NaN and infinity in features and projections. Every so often the state is saved, and a
-fresh module that loads it goes on beside the old one, which must make no difference to a bit; then it takes its place.
-What is checked: soak_checks.py. No times are compared; the row of the CSV says what was done, and how memory stayed.
+Each of several rounds runs every setting. Batches are maps or flat, also empty, in several dtypes, with missing classes
+and with NaN and infinity. From time to time the state is saved. A fresh module loads it, runs in parallel with the old
+one with bitwise equal results, and then replaces it. checks.py lists what is checked. No times are compared. The CSV
+row records what was done and how memory changed.
 """
 
 import argparse
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import soak_checks as checks
 import torch
-from common import MACHINE_COLUMNS, append_rows, machine, say
+from benchmark_runs import BENCHMARKS
 from torch import Tensor
 
 from dgcl_ops import DensityContrastLoss
+
+from . import checks
+
+sys.path.append(str(BENCHMARKS))
+from common import MACHINE_COLUMNS, append_rows, machine, say
 
 CLASSES, FEATURE_DIM, PROJECTION_DIM = 5, 6, 4
 SMALL = {
@@ -47,8 +52,8 @@ SETTINGS += [
     {"disjoint": True, "normalize_keys": True, "eps": 1e-6},
     {"exclude_classes": (0, 3), "grad_scale": 0.5, "min_rows": 7},
 ]
-ROUNDS = 5  # the first one warms up
-BESIDE = 5  # steps that a resumed module runs beside the old one
+ROUNDS = 5  # the first one is the warm-up
+PARALLEL = 5  # steps that a resumed module runs in parallel with the old one
 COUNTED = ("pushed_rows", "zero_losses", "empty_batches", "bad_batches", "resumes", "densities")
 COLUMNS = (
     *MACHINE_COLUMNS,
@@ -59,7 +64,7 @@ COLUMNS = (
 
 
 def batch_of(rng: random.Random) -> tuple[dict, set[str]]:
-    """A batch, and what is bad about it."""
+    """Draws a batch, and returns what is wrong with it."""
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     size = rng.choice(((2, 5, 7), (1, 6, 6), (3, 1, 9), (50,), (13,), (1,), (1, 1, 1)))
     if rng.random() < 0.05:
@@ -68,7 +73,7 @@ def batch_of(rng: random.Random) -> tuple[dict, set[str]]:
     present = rng.sample(range(CLASSES), rng.randint(1, CLASSES))
     choice = torch.tensor([*present, 255] if rng.random() < 0.7 else present)
     labels = choice[torch.randint(len(choice), size, generator=generator)]
-    shift = torch.randn(CLASSES + 1, FEATURE_DIM, generator=generator)  # classes lie apart
+    shift = torch.randn(CLASSES + 1, FEATURE_DIM, generator=generator)  # separates the classes
 
     def maps(channels: int) -> Tensor:
         drawn = torch.randn(*size, channels, generator=generator)
@@ -93,21 +98,23 @@ def batch_of(rng: random.Random) -> tuple[dict, set[str]]:
 
 
 def step(module: DensityContrastLoss, batch: dict) -> tuple[Tensor, Tensor]:
-    """Loss and gradient."""
+    """Returns loss and gradient of a step."""
     projections = batch["projections"].clone().requires_grad_()
     value = module(**{**batch, "projections": projections})
     checks.check_loss(value, projections)
     return value.detach(), projections.grad
 
 
-def checked_step(module: DensityContrastLoss, batch: dict, rng: random.Random, done: Counter):
-    """A step and what must hold after it; now and then one that must not change anything."""
+def checked_step(
+    module: DensityContrastLoss, batch: dict, rng: random.Random, done: Counter
+) -> tuple[Tensor, Tensor]:
+    """Runs a step and checks it. Sometimes it also runs one in evaluation mode, which must not change anything."""
     before = checks.state(module)
     if rng.random() < 0.03:
         module.eval()
         step(module, batch)
         module.train()
-        checks.same_state(checks.state(module), before, "a module that does not train")
+        checks.same_state(checks.state(module), before, "a module in evaluation mode")
     result = step(module, batch)
     came = checks.arrivals(module, batch)
     checks.check_bank(module.bank, before, came, pushed=batch["labels"].numel() > 0)
@@ -132,53 +139,65 @@ def resume(setting: dict, file: Path) -> DensityContrastLoss:
 
 
 def run_setting(setting: dict, steps: int, rng: random.Random, folder: Path, done: Counter) -> None:
-    """A new module's training, with resumes."""
+    """Trains a new module, with resumes."""
     module = new_module(setting, rng.getrandbits(60))
-    beside, left = None, 0
+    resumed, left = None, 0
     for _ in range(steps):
-        if beside is None and rng.random() < 0.02:
+        if resumed is None and rng.random() < 0.02:
             torch.save(module.state_dict(), folder / "state.pt")
-            beside, left = resume(setting, folder / "state.pt"), BESIDE
-            sums = module.bank.checksum(), beside.bank.checksum()
+            resumed, left = resume(setting, folder / "state.pt"), PARALLEL
+            sums = module.bank.checksum(), resumed.bank.checksum()
             checks.expect(torch.equal(*sums), "a resumed bank must have the same checksum", *sums)
             done["resumes"] += 1
         batch, bad = batch_of(rng)
         done.update(bad)
         mine = checked_step(module, batch, rng, done)
-        if beside is None:
+        if resumed is None:
             continue
-        theirs = step(beside, batch)
+        theirs = step(resumed, batch)
         for name, a, b in zip(("loss", "gradient"), mine, theirs, strict=True):
             checks.expect(torch.equal(a, b), f"a resumed module must have the same {name}", a, b)
-        checks.same_state(checks.state(module), checks.state(beside), "a resumed module")
+        checks.same_state(checks.state(module), checks.state(resumed), "a resumed module")
         left -= 1
         if not left:
-            module, beside = beside, None
+            module, resumed = resumed, None
 
 
 def soak(steps: int, seed: int, rounds: int = ROUNDS) -> dict:
-    """All settings in turn, in each of the rounds. Raises Broken; returns the figures."""
+    """Runs all settings in each round.
+
+    Args:
+        steps: number of steps in all.
+        seed: of the batches.
+        rounds: number of rounds. The first is the warm-up.
+
+    Returns:
+        The figures of the CSV row.
+
+    Raises:
+        Broken: an invariant does not hold.
+    """
     rng, done, began = random.Random(seed), Counter(dict.fromkeys(COUNTED, 0)), time.perf_counter()
     turns = [setting for _ in range(rounds) for setting in SETTINGS]
     warm_turns = len(SETTINGS)
-    share = [steps * (n + 1) // len(turns) - steps * n // len(turns) for n in range(len(turns))]
+    steps_of = [steps * (n + 1) // len(turns) - steps * n // len(turns) for n in range(len(turns))]
     with tempfile.TemporaryDirectory() as folder:
         for n, setting in enumerate(turns):
             try:
-                run_setting(setting, share[n], rng, Path(folder), done)
+                run_setting(setting, steps_of[n], rng, Path(folder), done)
             except checks.Broken as error:
                 raise checks.Broken(f"round {n // warm_turns}, {setting}: {error}") from error
             if n + 1 == warm_turns:
                 warm = checks.usage()
             passed = time.perf_counter() - began
-            say(f"{sum(share[: n + 1])}/{steps} steps, {passed:.0f} s, turn {n + 1}: {setting}")
+            say(f"{sum(steps_of[: n + 1])}/{steps} steps, {passed:.0f} s, turn {n + 1}: {setting}")
     end = checks.usage()
-    checks.check_memory(warm, end, sum(share[warm_turns:]))
+    checks.check_memory(warm, end, sum(steps_of[warm_turns:]))
     figures = {"steps": steps, "seed": seed, "settings": len(SETTINGS), "rounds": rounds, **done}
-    for name, told in (("warm", warm), ("end", end)):
-        figures |= {f"tensors_{name}": told["tensors"], f"objects_{name}": told["objects"]}
-        figures[f"rss_mb_{name}"] = "" if told["rss"] is None else round(told["rss"] / 2**20, 2)
-        figures[f"allocated_{name}"] = "" if told["allocated"] is None else told["allocated"]
+    for name, usage in (("warm", warm), ("end", end)):
+        figures |= {f"tensors_{name}": usage["tensors"], f"objects_{name}": usage["objects"]}
+        figures[f"rss_mb_{name}"] = "" if usage["rss"] is None else round(usage["rss"] / 2**20, 2)
+        figures[f"allocated_{name}"] = "" if usage["allocated"] is None else usage["allocated"]
     return figures | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -188,11 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.csv"))
     options = parser.parse_args(arguments)
     if options.steps < ROUNDS * len(SETTINGS):
         parser.error(f"--steps must be at least {ROUNDS * len(SETTINGS)}, got {options.steps}")
-    torch.set_num_threads(1)  # the shapes are small
+    torch.set_num_threads(1)  # enough for small shapes
     try:
         figures = soak(options.steps, options.seed)
     except checks.Broken as error:
@@ -201,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, figure in figures.items():
         print(f"{name}: {figure}")
     row = machine(torch.device("cpu"), None) | figures
-    append_rows(options.out / "soak.csv", COLUMNS, [row])
+    append_rows(options.out, COLUMNS, [row])
     return 0
 
 
