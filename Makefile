@@ -28,7 +28,7 @@ fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressS
 	cd tests && $(abspath $(BIN))/python -m fuzz.run --mode address --seconds 120 $(FUZZ)
 
 soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, checked one by one; minutes
-	$(BIN)/python benchmarks/soak.py
+	cd tests && $(abspath $(BIN))/python -m soak.run
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51

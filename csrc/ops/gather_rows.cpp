@@ -1,6 +1,6 @@
-#include "gather_rows.h"
-
 #include <cstdint>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {
@@ -20,7 +20,7 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   check_given(op, "indices", pixels);
   if (pixels.scalar_type() != ScalarType::Long)
     fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
-  check_same_device(op, "indices", pixels, maps);
+  check_same_device(op, "indices", pixels, "maps", maps);
 }
 
 }  // namespace dgcl

@@ -142,14 +142,16 @@ def _check_search(op: str, given: dict) -> None:
     if shape[-1] != columns:
         raise RuntimeError(f"{op}: bank must have {columns} columns like queries, got {shape}")
     if shape[-2] >= 2**31:
-        raise RuntimeError(f"{op}: bank must have fewer than 2^31 rows a class, got {shape}")
+        raise RuntimeError(f"{op}: bank must have fewer than 2^31 rows per class, got {shape}")
     if bank.dim() == 3 and offsets is None:
-        raise RuntimeError(f"{op}: query_offsets is needed with a bank of shape [C, N, D]")
+        raise RuntimeError(
+            f"{op}: query_offsets is required with a bank of shape [C, N, D], got None"
+        )
     for name in ("query_offsets", "bank_counts"):
         if bank.dim() == 2 and given.get(name) is not None:
             raise RuntimeError(f"{op}: {name} needs a bank of shape [C, N, D], got {shape}")
     if "scales" in given and not given["scales"]:
-        raise RuntimeError(f"{op}: scales must name at least one k, got none")
+        raise RuntimeError(f"{op}: scales must contain at least one k, got []")
     for k in given.get("scales", ()):
         if k < 1:
             raise RuntimeError(f"{op}: scales must be positive, got {k}")
@@ -160,7 +162,7 @@ def _check_contrast_numbers(op: str, given: dict) -> None:
     if not 0 < temperature < math.inf:
         raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature:g}")
     if not 0 <= eps < math.inf:
-        raise RuntimeError(f"{op}: eps must be 0 or positive, got {eps:g}")
+        raise RuntimeError(f"{op}: eps must be finite and at least 0, got {eps:g}")
 
 
 def _check_floats(op: str, tensors: dict) -> None:
@@ -223,10 +225,13 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 def _check_rings(op: str, given: dict) -> None:
     shape = list(given["bank_features"].shape)
     if shape[1] < 1:
-        raise RuntimeError(f"{op}: bank_features must have room for a row, got {shape}")
+        raise RuntimeError(f"{op}: bank_features must have a capacity of at least 1, got {shape}")
     for name in WRITTEN:
         if not given[name].is_contiguous():
-            raise RuntimeError(f"{op}: {name} must be contiguous: it is written in place")
+            raise RuntimeError(
+                f"{op}: {name} must be contiguous, because it is written in place, got strides "
+                f"{list(given[name].stride())}"
+            )
     if given["bank_features"].device.type == "meta":
         return
     spans = {name: _span(value) for name, value in given.items() if isinstance(value, Tensor)}

@@ -5,15 +5,13 @@ would be registered twice.
 """
 
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
+from build_values import extension_argument, level_names, macros, setup_value
 from emulator import build as emulator
 
 ROOT, CSRC = emulator.ROOT, emulator.CSRC
-sys.path.append(str(ROOT / ".ci"))
-from build_values import extension_argument, level_names, macros, setup_value  # noqa: E402
 
 CACHE = ROOT / "build" / "cpu_sanitizers"
 MODES = ("address", "thread")

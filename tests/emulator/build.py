@@ -18,6 +18,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from build_values import setup_value
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
@@ -75,9 +77,6 @@ def kernel_command(mode: str, flags: str = "") -> str:
 def binding_command() -> str:
     import pybind11
 
-    sys.path.append(str(ROOT / ".ci"))
-    from build_values import setup_value
-
     torch = torch_folder()
     return " ".join(
         [
@@ -101,11 +100,11 @@ CSRC = ROOT / "csrc"
 
 
 def kernels() -> list[Path]:
-    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "self_test.cu"]
+    return [*sorted((CSRC / "cuda").rglob("*.cu")), HERE / "self_test.cu"]
 
 
 def bindings() -> list[Path]:
-    return sorted((CSRC / "cuda").glob("*_binding.cpp"))
+    return sorted((CSRC / "cuda").rglob("*_binding.cpp"))
 
 
 def operators() -> list[Path]:
