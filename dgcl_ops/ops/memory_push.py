@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dgcl_ops import reference
 from dgcl_ops.ops import _arguments, _registry
-from dgcl_ops.ops._checks import WRITTEN
+from dgcl_ops.ops._rules import WRITTEN
 
 _OP = "dgcl_ops::memory_push"
 _registry.define(

@@ -215,6 +215,31 @@ def test_by_hand(implementation, device):
     assert_close(loss, torch.tensor([math.log1p(math.exp(0.4))], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+        ({"temperature": -0.5}, ValueError, "temperature must be positive and finite, got -0.5"),
+        ({"temperature": NAN}, ValueError, "temperature must be positive and finite, got nan"),
+        ({"temperature": math.inf}, ValueError, "temperature must be positive and finite, got inf"),
+        ({"temperature": "1"}, TypeError, "temperature must be a number, got '1'"),
+        ({"temperature": None}, TypeError, "temperature must be a number, got None"),
+        ({"eps": -1e-6}, ValueError, "eps must be at least 0 and finite, got -1e-06"),
+        ({"eps": True}, TypeError, "eps must be a number, got True"),
+        ({"anchors": 1}, TypeError, "anchors must be a torch.Tensor, got int"),
+        ({"negatives": None}, TypeError, "negatives must be a torch.Tensor, got NoneType"),
+    ],
+)
+def test_errors(change, error, text):
+    from dgcl_ops import ops
+
+    anchors, keys, negatives = case()
+    arguments = {"anchors": anchors, "keys": keys, "negatives": negatives} | change
+    with pytest.raises(error) as caught:
+        ops.density_contrast(**arguments)
+    assert str(caught.value).startswith(f"density_contrast: {text}"), str(caught.value)
+
+
 def test_backward_computes_only_the_gradients_that_are_wanted():
     """With detached keys and negatives the anchors' gradient is the same, and the others are never made."""
     rows = [torch.randn(2, 5, 7), torch.randn(2, 7), torch.randn(2, 6, 7)]

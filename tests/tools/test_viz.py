@@ -10,6 +10,7 @@ import torch
 from loss_oracle import C, D, filled, loss_of
 
 from dgcl_ops import viz
+from dgcl_ops.viz import _figures
 
 NAMES = ["ground", "one", "two", "three", "four"]
 
@@ -100,8 +101,8 @@ def test_limits_do_not_see_what_is_not_finite():
 
 def test_principal_components_are_sorted_and_repeat():
     features = torch.randn(50, 4) * torch.tensor([0.1, 5.0, 1.0, 0.1])
-    points = viz._principal_components(features)
-    assert torch.equal(points, viz._principal_components(features))
+    points = _figures._principal_components(features)
+    assert torch.equal(points, _figures._principal_components(features))
     assert points[:, 0].var() > points[:, 1].var() > 0.5
     torch.testing.assert_close(points[:, 0].var(), features[:, 1].double().var(), rtol=0.02, atol=0)
     assert torch.dot(points[:, 0], features[:, 1].double()) > 0
@@ -208,6 +209,7 @@ sys.modules["matplotlib"] = None  # as if it were not installed
 import dgcl_ops, torch
 assert "dgcl_ops.viz" not in sys.modules
 from dgcl_ops import viz
+from dgcl_ops.viz import _figures
 viz.bank_densities(dgcl_ops.MemoryBank(2, 3, capacity=4))
 maps = torch.zeros(1, 2, 2)
 for function, arguments in {
