@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
 
@@ -55,12 +55,12 @@ def scale_tuple(op: str, scales: object) -> tuple[int, ...]:
     return integers
 
 
-def metric_name(op: str, metric: object) -> str:
+def metric_name(op: str, metric: object) -> Metric:
     if not isinstance(metric, str):
         raise TypeError(f"{op}: metric must be a string, got {metric!r}")
     if metric not in METRICS:
         raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    return metric
+    return cast(Metric, metric)
 
 
 def number(op: str, name: str, value: Any, *, positive: bool) -> float:

@@ -123,15 +123,15 @@ def anchors_and_keys(
         ValueError: the strategy uses confidence, and `confidence` is None.
     """
     numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
-    given = {name: number for name, number in numbers.items() if number is not None}
+    given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     strategy = replace(loss.strategy, **given)
-    if strategy.by_confidence and confidence is None:
-        raise ValueError(
-            f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
-            f"{strategy.keys!r}, got None"
-        )
     usable = finite_rows(features)
     if strategy.by_confidence:
+        if confidence is None:
+            raise ValueError(
+                f"viz.anchors_and_keys: confidence is required with anchors {strategy.anchors!r} and keys "
+                f"{strategy.keys!r}, got None"
+            )
         usable = usable & torch.isfinite(confidence)
     batch = Batch(features, labels, features, confidence, usable, "viz.anchors_and_keys")
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)

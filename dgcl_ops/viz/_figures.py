@@ -62,8 +62,8 @@ def plot_panels(
         height = 1.6 * images.shape[-2] / images.shape[-1]
         size = (1.6 * columns + 0.7 * bool(densities), height * rows + 0.6)
         figure = matplotlib.figure.Figure(size, layout="constrained")
-    if densities and limits is None:
-        limits = density_limits(*densities.values())
+    if limits is None:
+        limits = density_limits(*densities.values()) if densities else (0.0, 1.0)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, row in enumerate(grid):
         panels = [("image", to_numpy(images[i]).transpose(1, 2, 0))]
@@ -135,17 +135,17 @@ def plot_features(
     if own:
         axes = matplotlib.figure.Figure((6, 5.2), layout="constrained").add_subplot()
     points = to_numpy(_principal_components(features) if points is None else points)
-    labels = to_numpy(labels)
+    classes = to_numpy(labels)
     rings, stars = (
-        np.zeros(len(labels), bool) if marks is None else to_numpy(marks).astype(bool)
+        np.zeros(len(classes), bool) if marks is None else to_numpy(marks).astype(bool)
         for marks in (anchors, keys)
     )
-    labelled = (labels >= 0) & (labels < len(class_names))
+    labelled = (classes >= 0) & (classes < len(class_names))
     rings, stars = rings & labelled, stars & labelled
     ink, colors = matplotlib.rcParams["text.color"], class_colors(len(class_names))
-    trained = np.unique(labels[rings | stars])
+    trained = np.unique(classes[rings | stars])
     for c, name in enumerate(class_names):
-        members = labels == c
+        members = classes == c
         faint = len(trained) > 0 and c not in trained
         if members.any():
             color, alpha = (IGNORED, 0.6) if faint else (colors[c], 0.85)
@@ -156,7 +156,7 @@ def plot_features(
         axes.scatter(*points[rings].T, label="anchors", **ring)
     if stars.any():
         star = {"marker": "*", "edgecolors": ink, "s": 60, "lw": 0.6}
-        axes.scatter(*points[stars].T, c=colors[labels[stars]], **star)
+        axes.scatter(*points[stars].T, c=colors[classes[stars]], **star)
         axes.scatter([], [], label="keys", color=ink, **star | {"edgecolors": "none"})
     axes.set(xticks=[], yticks=[])
     if own:

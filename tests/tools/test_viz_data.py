@@ -64,9 +64,7 @@ def test_anchors_and_keys_are_the_steps(numbers):
 
 def test_anchors_by_confidence_need_it():
     module = filled(loss_of(anchors="low_confidence"))
-    with pytest.raises(
-        ValueError, match=r"anchors_and_keys: confidence must be given with anchors"
-    ):
+    with pytest.raises(ValueError, match=r"anchors_and_keys: confidence is required with anchors"):
         viz.anchors_and_keys(module, torch.randn(3, D), torch.zeros(3, dtype=torch.int64))
     rows, labels = torch.randn(20, D), torch.zeros(20, dtype=torch.int64)
     anchors, _ = viz.anchors_and_keys(
