@@ -43,6 +43,7 @@ bench: $(VENV)/installed  ## everything against its alternatives and aims; a qua
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/installed

@@ -42,7 +42,7 @@ class LeadingPixels(NamedTuple):
 class Table(NamedTuple):
     """Up to `width` entries for each class. Entries from counts[c] on are unused, but valid indices."""
 
-    index: Tensor  # [C, width] int64
+    index: Tensor  # type: ignore[assignment]  # [C, width] int64; hides tuple.index
     counts: Tensor  # [C] int64
 
 
