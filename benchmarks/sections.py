@@ -162,7 +162,7 @@ def search(run: Run) -> None:
 
 
 def worst(run: Run) -> None:
-    """ties and near-ties, which no filter can tell apart"""
+    """ties and near-ties, which no filter can separate"""
     for data in TIES:
         case = run.case(run.sizes.square, run.sizes.square, data=data)
         rows = run.measure((OURS, PLAIN, FLOOR), case)
