@@ -77,16 +77,16 @@ def constant(file: str, name: str) -> int:
     return int(found[1])
 
 
-FILTER_QUERIES = constant("knn_search_launch.h", "kItemQueries")
-LEAST_SPLIT_ROWS = constant("knn_search_launch.h", "kLeastSplitRows")
-MOST_SPLITS = constant("knn_search_launch.h", "kMostSplits")
-FILTER_COLUMNS = constant("knn_filter_tile.cuh", "kFilterColumns")
-FILTER_STEP = constant("knn_filter_tile.cuh", "kFilterStep")
-FILTER_DEPTH = constant("knn_filter_tile.cuh", "kFilterDepth")
-FILTER_THREADS = constant("knn_filter_tile.cuh", "kFilterThreads")
-EXACT_QUERIES = constant("knn_exact_kernel.cuh", "kExactRows")
+FILTER_QUERIES = constant("knn/search.h", "kItemQueries")
+LEAST_SPLIT_ROWS = constant("knn/search.h", "kLeastSplitRows")
+MOST_SPLITS = constant("knn/search.h", "kMostSplits")
+FILTER_COLUMNS = constant("knn/filter_tile.cuh", "kFilterColumns")
+FILTER_STEP = constant("knn/filter_tile.cuh", "kFilterStep")
+FILTER_DEPTH = constant("knn/filter_tile.cuh", "kFilterDepth")
+FILTER_THREADS = constant("knn/filter_tile.cuh", "kFilterThreads")
+EXACT_QUERIES = constant("knn/exact.cuh", "kExactRows")
 EXACT_COLUMNS, EXACT_ROW = 16, 1024  # kExactColumns<float>; bytes of kExactDepth columns
-EXACT_THREADS = constant("knn_exact_kernel.cuh", "kExactThreads")
+EXACT_THREADS = constant("knn/exact.cuh", "kExactThreads")
 PADDING = 8  # elements, of rows in the filter's shared memory
 
 # kernel -> dynamic shared memory of its launch, in bytes: kFilterShared, kExactShared

@@ -145,7 +145,7 @@ def train(
         say(f"no labelled image shows the classes {unseen}, so they cannot be learned")
         if (
             trainer.contrast.strategy.start == "all_full"
-            and trainer.contrast.contrasted[unseen].any()
+            and trainer.contrast.included[unseen].any()
         ):
             say(
                 "the density loss waits for all classes and stays 0; contrast.start=per_class changes that"

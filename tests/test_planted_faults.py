@@ -36,14 +36,14 @@ def test_there_are_several_of_each_kind_and_some_for_each_operator():
     assert {fault.op for fault in ALL} == set(cases.all_cases())
 
 
-@pytest.mark.parametrize("file", sorted(KERNELS.glob("*.cuh")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(KERNELS.rglob("*.cu*")), ids=lambda file: file.name)
 def test_every_barrier_wait_and_atomic_is_dropped_once(file):
     """So that a new one comes with a fault, which shows that the cases need it."""
     text = file.read_text()
     words = r"__syncthreads\(\);|__syncwarp\(\);|__pipeline_wait_prior\(\d\);|__pipeline_commit\(\);|\batomic[A-Z]\w+\("
     dropped = set()
     for fault in ALL:
-        if fault.file == file.name:
+        if KERNELS / fault.file == file:
             begin = text.index(fault.old)
             dropped |= {begin + at for at in changed_places(fault.old, fault.new)}
     missing = [
@@ -83,14 +83,14 @@ def test_a_fault_is_found_and_no_fault_is_not():
 
 
 def test_a_change_that_does_not_fit_is_an_error(tmp_path):
-    stray = faults.Fault(faults.READ, "silhouette_sums", "silhouette_sums_kernel.cuh", "no()", "")
+    stray = faults.Fault(faults.READ, "silhouette_sums", "silhouette_sums_kernel.cu", "no()", "")
     with pytest.raises(LookupError, match="has 0 times, not once"):
         faults.plant(stray, tmp_path)
 
 
 def test_the_search_that_breaks_is_not_a_fault_found():
     """What cannot be loaded, or hangs, or says something else, is not the fault showing."""
-    race = faults.Fault(faults.RACE, "class_counts", "class_counts_kernel.cuh", "", "")
+    race = faults.Fault(faults.RACE, "class_counts", "class_counts_kernel.cu", "", "")
     other = worker.Result(worker.WRONG, "result 0: 3 of 5 values differ", 0.1)
     assert not faults.is_found(race, other)
     assert faults.is_found(race, worker.Result(66, "WARNING: ThreadSanitizer: data race", 0.1))

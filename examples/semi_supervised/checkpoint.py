@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dgcl_ops._bank.exchange import gather, ranks_of
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
 
@@ -199,7 +198,7 @@ def averages(trainer: "Trainer") -> dict[str, Tensor]:
 def averages_of_ranks(trainer: "Trainer") -> dict[str, Tensor]:
     """Returns the batch-norm averages of all ranks, [world size, ...]."""
     own = averages(trainer)
-    rows = gather(ranks_of(None), torch.cat([each.flatten() for each in own.values()]))
+    rows = distributed.gather(torch.cat([each.flatten() for each in own.values()]))
     pieces = rows.split([each.numel() for each in own.values()], dim=1)
     return {
         name: piece.reshape(len(rows), *own[name].shape)

@@ -4,10 +4,8 @@ import gc
 import os
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
-
-from dgcl_ops._bank.exchange import gather, ranks_of
 
 
 def start(device: str) -> str:
@@ -73,6 +71,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def gather(tensor: Tensor) -> Tensor:
+    """Gathers a tensor of one shape from all ranks: [...] -> [W, ...]."""
+    world_size = rank_and_world_size()[1]
+    if world_size == 1:
+        return tensor.unsqueeze(0)
+    received = [torch.empty_like(tensor) for _ in range(world_size)]
+    dist.all_gather(received, tensor.contiguous())
+    return torch.stack(received)
+
+
 def agree(number: int, device: str | torch.device) -> bool:
     """Returns whether all ranks have the same number."""
-    return bool((gather(ranks_of(None), torch.tensor(number, device=device)) == number).all())
+    return bool((gather(torch.tensor(number, device=device)) == number).all())

@@ -46,7 +46,7 @@ def main(arguments=None):
     done = 0
     if options.resume:
         accelerator.load_state(options.resume)
-        done = int(contrast.bank.pushes)  # one push per step
+        done = int(contrast.bank.num_pushes)  # one push per step
     for step, (images, labels) in enumerate(
         accelerator.skip_first_batches(loader, done), start=done + 1
     ):

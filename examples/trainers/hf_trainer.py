@@ -42,7 +42,7 @@ class WithContrast(nn.Module):
         small = resize_labels(labels, features.shape[-2:])
         contrast_loss = self.contrast(self.project(features), small, features)
         loss = output.loss + 0.5 * contrast_loss
-        progress(int(self.contrast.bank.pushes), loss, contrast_loss, self.contrast)
+        progress(int(self.contrast.bank.num_pushes), loss, contrast_loss, self.contrast)
         return {"loss": loss, "logits": output.logits}
 
 

@@ -61,8 +61,8 @@ FAULTS = [
         "the bank's row after the last",
         "knn_topk_backward",
         "cpu/knn_topk_kernel.cpp",
-        "row[i] >= made.problem.bank_rows)",
-        "row[i] > made.problem.bank_rows)",
+        "row[i] >= input.problem.bank_rows)",
+        "row[i] > input.problem.bank_rows)",
         BEYOND,
     ),
     Fault(
@@ -74,10 +74,10 @@ FAULTS = [
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
     ),
     Fault(
-        "survivors without room for a whole tile more",
+        "candidates without room for a whole tile more",
         "knn_topk",
-        "cpu/knn_block.h",
-        "return survivors + kMaxTileColumns + kMaxWidth;",
+        "cpu/knn/block.h",
+        "return candidates + kMaxTileColumns + kMaxWidth;",
         "return survivors;",
         BEYOND,
     ),
@@ -119,8 +119,8 @@ FAULTS = [
         "one scratch for all threads",
         "knn_topk_backward",
         "cpu/knn_topk_kernel.cpp",
-        f"{QUEUE}      Rows rows(p_.dim);\n",
-        f"    Rows rows(p_.dim);\n{QUEUE}",
+        f"{QUEUE}      Scratch scratch(p_.dim);\n",
+        f"    Scratch scratch(p_.dim);\n{QUEUE}",
         RACE,
         "thread",
     ),
@@ -194,7 +194,7 @@ def build_faulty(fault: Fault, folder: Path) -> Path:
     concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", csrc / "ops" / f"{stem}.cpp"]
     concerned += (csrc / "cpu" / "simd").glob("*.cpp")
     if stem.startswith("knn"):
-        concerned.append(csrc / "cpu" / "knn_search.cpp")
+        concerned.append(csrc / "cpu" / "knn" / "search.cpp")
     changed = {s for s in concerned if (csrc / fault.file) in includes(s, set())}
     if not changed:
         raise LookupError(f"{fault.op} is not made of {fault.file}")

@@ -100,11 +100,11 @@ CSRC = ROOT / "csrc"
 
 
 def kernels() -> list[Path]:
-    return [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "self_test.cu"]
+    return [*sorted((CSRC / "cuda").rglob("*.cu")), HERE / "self_test.cu"]
 
 
 def bindings() -> list[Path]:
-    return sorted((CSRC / "cuda").glob("*_binding.cpp"))
+    return sorted((CSRC / "cuda").rglob("*_binding.cpp"))
 
 
 def operators() -> list[Path]:

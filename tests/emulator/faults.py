@@ -59,8 +59,8 @@ REPORTS = {
     ALIGNMENT: "misaligned|outside of its arrays|use-after-poison",
 }
 
-# Kernels whose launchers and bindings an operator needs.
-STEMS = {op: ("knn_search", op) for op in ("knn_topk", "knn_density")}
+# The kernels and bindings that the operators with a search share.
+SEARCH = ("knn/search.cu", "knn/search_binding.cpp")
 # Of the plain mode; the others take the second.
 SCHEDULES = (("reverse", 1), ("random", 2), ("sequential", 3))
 
@@ -136,16 +136,21 @@ def includes(source: Path, seen: set[Path]) -> set[Path]:
     return seen
 
 
+def sources_of(op: str) -> list[tuple[str, str]]:
+    """Kernels and bindings, in csrc/cuda."""
+    search = [SEARCH] if op in ("knn_topk", "knn_density") else []
+    return [*search, (f"{op}_kernel.cu", f"{op}_binding.cpp")]
+
+
 def build_faulty(fault: Fault, mode: str, csrc: Path) -> Path:
     """The operator's module with the kernels that hold the fault compiled anew, the rest as it was built."""
     own, shared = build.CACHE / mode, build.CACHE / "shared"
     changed = (csrc / "cuda" / fault.file).resolve()
     objects = []
-    for stem in STEMS.get(fault.op, (fault.op,)):
-        launch, binding = csrc / "cuda" / f"{stem}_launch.cu", csrc / "cuda" / f"{stem}_binding.cpp"
+    for kernel, binding in sources_of(fault.op):
         for source, folder, command in (
-            (launch, own, f"{build.kernel_command(mode)} -O1 -x c++"),
-            (binding, shared, build.binding_command()),
+            (csrc / "cuda" / kernel, own, f"{build.kernel_command(mode)} -O1 -x c++"),
+            (csrc / "cuda" / binding, shared, build.binding_command()),
         ):
             if changed in includes(source.resolve(), set()):
                 # first in the link: of an inline function in several objects, the first one counts

@@ -84,12 +84,16 @@ def check_bank(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, pushed
         torch.equal(bank.counts, (counts + came).clamp(max=bank.capacity)), "counts", bank.counts
     )
     expect(torch.equal(bank.heads, (heads + came) % bank.capacity), "heads", bank.heads)
-    expect(int(bank.pushes) == int(before["bank.pushes"]) + pushed, "pushes", bank.pushes)
+    expect(
+        int(bank.num_pushes) == int(before["bank.num_pushes"]) + pushed,
+        "num_pushes",
+        bank.num_pushes,
+    )
     filling = bank.counts < bank.capacity
     expect(
         torch.equal(bank.heads[filling], bank.counts[filling]), "heads of rings that are not full"
     )
-    held = bank.held()
+    held = bank.valid_slots()
     for name in ("features", "projections", "density"):
         expect(bool(getattr(bank, name)[held].isfinite().all()), f"held {name} must be finite")
     if bank.metric == "cosine":
@@ -113,7 +117,7 @@ def check_densities(bank: MemoryBank, before: dict[str, Tensor], came: Tensor, c
     rows, held = bank.features[c].double(), int(bank.counts[c])
     was_ready = int(before["bank.counts"][c]) >= bank.min_rows
     due = bank.backfill and not was_ready
-    due |= bool(bank.refresh_every) and int(bank.pushes) % max(1, bank.refresh_every) == 0
+    due |= bool(bank.refresh_every) and int(bank.num_pushes) % max(1, bank.refresh_every) == 0
     slots = (int(before["bank.heads"][c]) + torch.arange(int(came[c]))) % bank.capacity
     expected = before["bank.density"][c].double()
     search = bank.scales, bank.metric
