@@ -225,7 +225,7 @@ def dims(run: Run) -> None:
     """dimensions, k, metrics and dtypes, one at a time"""
     m, done = run.sizes.middle, []
 
-    def compare(label: str, names: tuple[str, ...], **more) -> dict:
+    def compare(label: str, names: tuple[str, ...], **more: object) -> dict:
         rows = run.measure(names, run.case(m, m, **more))
         for name in (PLAIN, PLAIN_FP32):
             if name in rows and "median_ms" in rows[name]:
