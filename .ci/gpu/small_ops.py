@@ -1,9 +1,9 @@
-"""Step 1: every operator, small, on the device and by the compiled CPU operator.
+"""Step 1: compares every operator on the device with the compiled CPU operator, on small inputs.
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-Results that must be equal (search, push, gather, counts) are compared bit by bit. Sums that are added in another order
-have the doctor's tolerance. --quick runs fewer cases: a sanitizer slows kernels 10 to 50 times.
+Search, push, gather and counts must be bitwise equal. Results with another order of summation have the doctor's
+tolerance. --quick runs fewer cases, since a sanitizer slows kernels 10 to 50 times.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from torch import Tensor
 from dgcl_ops import ops
 from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
 
-QUERIES, BANK, DIM = 230, 700, 67  # beyond a tile in each direction, and odd
-FLOAT64 = 1e-12  # sums of a few hundred float64 numbers
+QUERIES, BANK, DIM = 230, 700, 67  # larger than a tile in each direction, and odd
+FLOAT64 = 1e-12  # tolerance for sums of a few hundred float64 numbers
 METRICS = ("cosine", "dot", "l2")
 
 
 class Draw:
-    """The same numbers each time."""
+    """Draws random inputs. Every instance draws the same numbers."""
 
     def __init__(self, seed: int = 0):
         self.generator = torch.Generator().manual_seed(seed)
@@ -38,19 +38,19 @@ class Draw:
 
 
 def tolerance(result: Tensor) -> float:
-    """Both sides round; narrow dtypes once more."""
+    """Returns the tolerance for a result. Both sides round, and narrow dtypes round once more."""
     narrow = result.dtype in (torch.float16, torch.bfloat16)
     return 2 * TOLERANCE + (torch.finfo(result.dtype).eps if narrow else 0.0)
 
 
 def offset(rows: Tensor) -> Tensor:
-    """The same rows, at an address that no 16-byte load can take."""
+    """Copies rows to an address that is not aligned to 16 bytes."""
     wider = torch.cat([rows.flatten()[:1], rows.flatten()])
     return wider[1:].view(rows.shape)
 
 
 def strided(rows: Tensor) -> Tensor:
-    """The same rows, each element apart from the next."""
+    """Copies rows to memory with strided elements."""
     return rows.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
@@ -86,7 +86,7 @@ def search_cases(quick: bool) -> Iterator[tuple[str, dict]]:
 
 
 def search(op, bank, misaligned: bool = False, **case):
-    """Moving a tensor to a device aligns it, so a misaligned bank is made on the device."""
+    """Calls a search. A misaligned bank is created on the device, since moving a tensor aligns it."""
     return op(bank=offset(bank) if misaligned else bank, **case)
 
 
@@ -128,7 +128,7 @@ def check_knn_topk_backward(side: Side, tally: Tally, quick: bool) -> None:
 
 
 def detached(value):
-    """Strides are kept: `clone` keeps those of dense tensors."""
+    """Copies a tensor with its strides."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

@@ -154,7 +154,7 @@ class Plan:
             "DGCL_OPS_GPU_SECONDS": str(self.sizes.seconds_a_test),
         }
 
-    def pytest(self, *arguments) -> list:
+    def pytest(self, *arguments: str) -> list:
         pretended = ["-p", "pretended_tests"] if self.rehearsal else []
         command = [self.python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
         # A file that cannot be imported must not keep the others from running.
@@ -210,7 +210,7 @@ class Plan:
 
     # ---- how fast ------------------------------------------------------------------------------------
 
-    def bench(self, name: str, title: str, limit: float, script: str, *arguments) -> Step:
+    def bench(self, name: str, title: str, limit: float, script: str, *arguments: str) -> Step:
         command = self.program(
             self.folder / "benchmarks" / script,
             "--device",

@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parents[3] / "tests"
 NAME = "NVIDIA X1 (pretended)"
 
 
-def is_cuda(value) -> bool:
+def is_cuda(value: object) -> bool:
     if isinstance(value, str):
         return value.split(":")[0] == "cuda"
     return isinstance(value, torch.device) and value.type == "cuda"
@@ -38,26 +38,28 @@ class OnTheCpu(TorchFunctionMode):
 
 
 class Event:
+    """Reads the host's clock."""
+
     def __init__(self, enable_timing: bool = False):
         self.at = 0.0
 
-    def record(self, stream=None):
+    def record(self, stream: object = None) -> None:
         self.at = time.perf_counter()
 
     def query(self) -> bool:
         return False
 
-    def elapsed_time(self, other) -> float:
+    def elapsed_time(self, other: "Event") -> float:
         return 1e3 * (other.at - self.at)
 
 
 class Profile(torch.profiler.profile):
     """Counts operations of the library and of PyTorch as kernels."""
 
-    def __init__(self, activities=None, **options):
+    def __init__(self, activities: object = None, **options: object):
         super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **options)
 
-    def events(self):
+    def events(self) -> list[types.SimpleNamespace]:
         return [
             types.SimpleNamespace(
                 name=e.name,
@@ -69,7 +71,7 @@ class Profile(torch.profiler.profile):
         ]
 
 
-def properties(device=None):
+def properties(device: object = None) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         name=NAME,
         major=9,
@@ -110,7 +112,7 @@ def cuda_functions() -> dict:
     }
 
 
-def emulated():
+def emulated() -> contextlib.AbstractContextManager:
     """Replaces the CPU kernels by the CUDA kernels inside the context."""
     from emulator import replace
 
