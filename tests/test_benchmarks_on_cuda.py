@@ -260,7 +260,7 @@ def test_contenders_stay_on_the_device_and_do_not_wait(benchmarks, grouped):
 @pytest.fixture
 def everything_pretended(benchmarks, monkeypatch):
     """A device whose tensors are the CPU's and whose events read this process's clock."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     class Event:
         def __init__(self, enable_timing):

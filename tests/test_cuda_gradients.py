@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from emulator import replace
+from kernels.emulator import replace
 from oracles import TOLERANCES, assert_close, contrast_case, gradients, integers, random_rows
 
 from dgcl_ops import backend_info, ops, reference

@@ -11,12 +11,12 @@ import types
 
 import pytest
 import torch
+from dgcl_ops._doctor_checks import CHECKS
+from dgcl_ops._doctor_side import Side, Tally
 from recorded import pretend_graphs
 
 import dgcl_ops
 from dgcl_ops import _doctor_search, _doctor_step, doctor
-from dgcl_ops._doctor_checks import CHECKS
-from dgcl_ops._doctor_side import Side, Tally
 from dgcl_ops.memory import MemoryBank
 
 CASES = ("cosine", "l2 grouped", "k 300", "zero, NaN and extreme rows")
@@ -70,7 +70,7 @@ class Emulated(Side):
         super().__init__("cpu")
 
     def kernels(self):
-        from emulator import replace
+        from kernels.emulator import replace
 
         return replace.emulated_kernels("doctor")
 

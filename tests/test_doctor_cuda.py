@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
+from dgcl_ops._doctor_cuda import Versions, misfit
 
 import dgcl_ops
 from dgcl_ops import _doctor_cuda, doctor
-from dgcl_ops._doctor_cuda import Versions, misfit
 
 ARCHS = ((8, 0), (8, 6), (8, 9), (9, 0))
 DRIVERS = (None, (11, 8), (12, 2), (12, 4), (12, 8), (13, 0), (13, 2))

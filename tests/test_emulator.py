@@ -1,17 +1,21 @@
 """The tool tests itself, and then runs every CUDA kernel under the sanitizers.
 
-A tool that finds nothing may be blind: faults are planted in small kernels (emulator/self_test_kernels.cuh), and it
-is asserted which mode finds each. The prototype was blind to two of them until they were planted.
+A tool that finds nothing may be blind: small kernels (kernels/emulator/self_test_kernels.cuh) contain faults, and the
+tests say which mode must find each.
 """
 
 import contextlib
+import functools
 import math
 import re
 import subprocess
 
 import pytest
 import torch
-from emulator import build, cases, worker
+from kernels.emulator import build
+from kernels.harness.worker import Worker
+
+from dgcl_ops.doctor.cases import all_cases
 
 if not (build.ROOT / "csrc").exists():
     pytest.skip("the emulator needs csrc/, and these tests stand alone", allow_module_level=True)
@@ -25,12 +29,10 @@ CAUGHT = {
     "sum/mask_too_wide": {"plain", "address", "thread"},
     "sum/lane_exited": {"plain", "address", "thread"},
     "sum/uninitialised_shared": {"plain", "address", "thread"},
-    "sum/race_between_blocks": {
-        "thread"
-    },  # blocks run one after the other: only the order proves it
-    "reverse/missing_syncwarp": {
-        "thread"
-    },  # a vote meets all lanes, so the values are always right
+    # Blocks run one after the other: only the order shows it.
+    "sum/race_between_blocks": {"thread"},
+    # A vote meets all lanes, so the values are always right.
+    "reverse/missing_syncwarp": {"thread"},
     "twice/misaligned_vector": {"plain", "address", "thread"},
     "twice/alignment_too_low": {"plain", "address", "thread"},
     "twice/global_out_of_bounds": {"address"},
@@ -38,7 +40,7 @@ CAUGHT = {
     "product/copy_waited_for_too_late": {"plain"},  # where copies land late
     "product/copy_overwrites_what_is_read": {"plain", "address", "thread"},
 }
-REPORTS = {  # what is said, by the mode that says it
+REPORTS = {  # the mode that reports it, and its text
     "transpose/barrier_in_branch": ("plain", "divergent __syncthreads at self_test_kernels.cuh"),
     "transpose/shared_out_of_bounds": ("address", "use-after-poison"),
     "sum/mask_too_wide": ("plain", "deadlock in block"),
@@ -62,15 +64,15 @@ def workers():
         def start(mode):
             if mode not in started:
                 build.build(mode)
-                started[mode] = stack.enter_context(worker.Worker(mode, seconds=300))
-            return started[mode]
+                started[mode] = stack.enter_context(Worker("emulator", mode, seconds=1200))
+            return functools.partial(started[mode].run, file=build.module(mode).file)
 
         yield start
 
 
 def self_test(workers, mode, name):
     return [
-        workers(mode).run("self_test", name=name, schedule=schedule, seed=seed)
+        workers(mode)("self_test", name=name, schedule=schedule, seed=seed)
         for seed, schedule in enumerate(SCHEDULES[mode])
     ]
 
@@ -89,7 +91,7 @@ def test_every_planted_fault_has_its_line():
 def test_kernels_without_faults_are_clean(workers, mode):
     for name in {name.partition("/")[0] for name in CAUGHT}:
         for schedule in build.SCHEDULES:
-            result = workers(mode).run("self_test", name=name, schedule=schedule, seed=7)
+            result = workers(mode)("self_test", name=name, schedule=schedule, seed=7)
             assert result.clean, f"{name}, {schedule}:\n{result.output}"
 
 
@@ -99,13 +101,13 @@ def test_kernels_without_faults_are_clean(workers, mode):
 def test_planted_faults_are_found(workers, name, mode):
     results = self_test(workers, mode, name)
     assert any(not result.clean for result in results)
-    told_by, text = REPORTS.get(name, (None, ""))
-    if told_by == mode:
+    mode_that_reports, text = REPORTS.get(name, (None, ""))
+    if mode_that_reports == mode:
         outputs = "\n".join(result.output for result in results)
         assert re.search(text, outputs), outputs
 
 
-def test_two_faults_pass_for_right_without_the_race_detector():
+def test_two_faults_give_right_values_without_the_race_detector():
     emulator = build.load("plain")
     emulator.configure("sequential", 1)
     assert emulator.self_test("sum/race_between_blocks")
@@ -202,7 +204,7 @@ def test_what_must_not_compile(text, tmp_path):
 
 # ---- the kernels ----------------------------------------------------------------------------------
 
-OPERATORS = sorted(cases.all_cases())
+OPERATORS = sorted(all_cases())
 
 
 def test_every_operator_has_cases():
@@ -214,19 +216,19 @@ def test_every_operator_has_cases():
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_values(workers, op, schedule):
-    result = workers("plain").run("cases", op=op, schedule=schedule, seed=2)
+    result = workers("plain")("cases", op=op, schedule=schedule, seed=2)
     assert result.clean, result.output
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_under_address_sanitizer(workers, op):
     """Bounds of global and shared memory, undefined behaviour."""
-    result = workers("address").run("cases", op=op, schedule="random", seed=3)
+    result = workers("address")("cases", op=op, schedule="random", seed=3)
     assert result.clean, result.output
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_under_thread_sanitizer(workers, op):
-    """Barriers: two accesses that none of them orders are a race, whatever the schedule was."""
-    result = workers("thread").run("cases", op=op, thread=True, schedule="random", seed=4)
+    """Barriers: two accesses that none of them orders are a race, whatever the schedule."""
+    result = workers("thread")("cases", op=op, thread=True, schedule="random", seed=4)
     assert result.clean, result.output

@@ -1,4 +1,4 @@
-"""What the fuzzing of tests/fuzz/ found, each once: arguments that were taken wrongly."""
+"""What the fuzzing of tests/kernels/fuzz found, each once: arguments that were taken wrongly."""
 
 import pytest
 import torch

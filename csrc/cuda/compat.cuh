@@ -1,4 +1,4 @@
-// The one device-side file that knows who compiles it: nvcc, or g++ with the stand-in of tests/emulator. Kernels and
+// The one device-side file that knows who compiles it: nvcc, or g++ with the stand-in of tests/kernels/emulator. Kernels and
 // launchers include it and no other CUDA header. Nothing beyond sm_80.
 #pragma once
 #include <stdint.h>

@@ -1,173 +1,200 @@
-"""The doctor's checks of the other operators, built like those in `_doctor_search`."""
+"""The doctor's checks of the operators: every named case, and the gradients of the public functions.
+
+A check gets the device under test and a comparison, and knows no device: everything goes through `target` (the device)
+and `target.expected` (the compiled CPU operators).
+"""
+
+import functools
 
 import torch
+from torch import Tensor
 
-from dgcl_ops import ops, reference
-from dgcl_ops._doctor_search import (
-    Random,
-    check_knn_density,
-    check_knn_density_backward,
-    check_knn_topk,
-    check_knn_topk_backward,
-    gradient_tolerance,
-)
-from dgcl_ops._doctor_side import Side, Tally
-from dgcl_ops._doctor_step import check_step
+from dgcl_ops import _extension, ops, reference, reference_backward
+from dgcl_ops.doctor.cases import Case, all_cases
+from dgcl_ops.doctor.cases.tensors import rows
+from dgcl_ops.doctor.compare import TOLERANCE, Comparison, Target, call
+from dgcl_ops.doctor.step import check_step
+from dgcl_ops.scales import scale_weights
 
 EQUAL = 1e-9  # nothing is rounded
 FLOAT64 = 1e-12  # sums of at most a few hundred float64 numbers, each rounded to 1e-16
 
-# ---- contrast -------------------------------------------------------------------------------------
+# ---- cases ------------------------------------------------------------------------------------------
 
 
-def contrast_cases():
-    random = Random()
-
-    def rows(dtype=torch.float32):
-        shapes = (5, 37, 67), (5, 67), (5, 201, 67)
-        return [random.rows(*shape, dtype=dtype) for shape in shapes]
-
-    counts = {
-        "anchor_counts": torch.tensor([37, 0, 17, 1, 37]),
-        "negative_counts": torch.tensor([201, 5, 0, 64, 130]),
-    }
-    yield "all rows", rows(), {"temperature": 0.5}
-    yield "counts and eps", rows(), {**counts, "temperature": 0.1, "eps": 0.1}
-    yield "bfloat16", rows(torch.bfloat16), {**counts, "temperature": 0.5}
-    zero = rows()
-    for part in zero:
-        part[..., 0, :] = 0
-    zero[0][2, 17:] = torch.nan  # beyond the count: not looked at
-    yield "zero rows", zero, {**counts, "temperature": 0.5}
+def rounding(result: Tensor) -> float:
+    """Results in 16 bits are rounded once more."""
+    narrow = result.dtype in (torch.float16, torch.bfloat16)
+    return TOLERANCE + (torch.finfo(result.dtype).eps if narrow else 0.0)
 
 
-def contrast_and_gradients(weights, telling, rows, **options):
-    for part in rows:
-        part.requires_grad_()
-    loss = telling.density_contrast(*rows, **options)
-    return loss.detach(), *torch.autograd.grad((loss * weights.to(loss)).sum(), rows)
+def widened(arguments: tuple) -> list:
+    """The same numbers in float64."""
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
 
 
-def check_density_contrast(side: Side, tally: Tally) -> None:
-    """Exponentials and logarithms are rounded differently from device to device: no equal bits, but repeatable ones."""
-    for name, rows, options in contrast_cases():
-        weights = Random(1).rows(5)
-        ours, again = (
-            side(contrast_and_gradients, weights, ops, rows, **options) for _ in range(2)
-        )
-        tally.same(f"{name}, repeated", again, ours)
-        wide = [part.double() for part in rows]
-        exact = contrast_and_gradients(weights, reference, wide, **options)
-        parts = ("loss", "of anchors", "of keys", "of negatives")
-        for part, mine, theirs in zip(parts, ours, exact, strict=True):
-            tally.near(f"{name}, {part}", mine, theirs, gradient_tolerance(mine))
+def compare_choice(comparison: Comparison, case: Case, given: list, values, indices) -> None:
+    """knn_topk: the values, and the float64 scores of the rows that were chosen."""
+    queries, bank, _, *options = given
+    scores, ranked = reference.knn_topk(queries, bank, max(1, bank.shape[-2]), *options)
+    missing = scores.new_full((scores.shape[0], 1), -torch.inf)
+    width = values.shape[1]
+    best = torch.cat([scores, missing.expand(-1, width)], dim=1)[:, :width]
+    comparison.near(f"{case.name}, values", values, best)
+    table = torch.cat([scores, missing], dim=1)  # by row; the last column stands for a missing one
+    table = table.scatter(1, ranked % table.shape[1], scores)
+    chosen = table.gather(1, indices % table.shape[1])
+    comparison.near(f"{case.name}, chosen rows", values, chosen)
 
 
-# ---- rows and labels --------------------------------------------------------------------------------
+def compare_float64(comparison: Comparison, case: Case, results: list[Tensor]) -> None:
+    """With reference.py in float64."""
+    given = widened(case.repaired() if case.repaired else case.arguments())
+    if case.op == "knn_topk":
+        compare_choice(comparison, case, given, *results)
+        return
+    if case.answer:
+        exact = case.answer()
+    elif case.changes:
+        given = [a.clone() if i < case.changes else a for i, a in enumerate(given)]
+        _extension.FALLBACKS[case.op](*given)
+        exact = given[: case.changes]
+    else:
+        exact = _extension.FALLBACKS[case.op](*given)
+        exact = [exact] if isinstance(exact, Tensor) else exact
+    for part, (ours, wanted) in enumerate(zip(results, exact, strict=True)):
+        tolerance = rounding(ours) if ours.is_floating_point() else EQUAL
+        tolerance = FLOAT64 if case.op == "silhouette_sums" else tolerance
+        comparison.near(f"{case.name}, result {part}", ours, wanted, tolerance)
 
 
-def pushed(telling, state, arriving, normalize):
-    state = [part.clone() for part in state]
-    telling.memory_push(*state, *arriving, normalize=normalize)
-    return state
+def compare_cpu(target: Target, comparison: Comparison, case: Case, results: list[Tensor]) -> None:
+    """With the compiled CPU operators: the same bits, or near where sums are added in another order."""
+    if case.answer:
+        expected = case.answer()
+    else:
+        arguments = case.repaired() if case.repaired else case.arguments()
+        expected = target.expected(call, "dgcl_ops", case.op, case.changes, arguments)
+    if case.tolerance:
+        comparison.near(case.name, results, expected, case.tolerance, source="CPU")
+    else:
+        comparison.same(case.name, results, expected)
 
 
-def check_memory_push(side: Side, tally: Tally) -> None:
-    random = Random()
+def check_case(target: Target, comparison: Comparison, case: Case, *, float64: bool = True) -> None:
+    """Against the CPU's operators and, with `float64`, the reference; then the results must also be repeatable."""
+    results = target.run(case)
+    if results is None or case.anything:
+        return
+    compare_cpu(target, comparison, case, results)
+    if not float64:
+        return
+    if case.tolerance:
+        comparison.same(f"{case.name}, repeated", target.run(case), results)
+    if not case.float32_only:
+        compare_float64(comparison, case, results)
+
+
+def check_operator(op: str, target: Target, comparison: Comparison) -> None:
+    for case in all_cases()[op]:
+        if not case.vast:  # 8 GiB are more than some devices have
+            check_case(target, comparison, case)
+
+
+# ---- gradients of the public functions ---------------------------------------------------------------
+
+
+def gradients(function, weights: Tensor, inputs: tuple, *arguments, **options) -> tuple:
+    """Of a weighted sum of the finite outputs."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    output = function(*inputs, *arguments, **options)
+    output = output[0] if isinstance(output, tuple) else output
+    total = torch.where(output.isfinite(), output, 0.0) * weights.to(output.dtype)
+    return torch.autograd.grad(total.sum(), inputs)
+
+
+def check_gradients(target, comparison, name: str, exact, *arguments, **options) -> None:
+    """`exact`: in float64. `arguments`: those of gradients(), which must also give the same bits twice."""
+    ours, again = (target(gradients, *arguments, **options) for _ in range(2))
+    comparison.same(f"{name}, repeated", again, ours)
+    for part, (gradient, wanted) in enumerate(zip(ours, exact, strict=True)):
+        comparison.near(f"{name}, of argument {part}", gradient, wanted, rounding(gradient))
+
+
+def neighbour_gradients(target: Target, pair: tuple, k: int, metric: str, weights: Tensor):
+    """The formulas in float64, for the rows that the CPU selects."""
+    values, indices = target.expected(ops.knn_topk, *pair, k, metric=metric)
+    weights = torch.where(indices >= 0, weights, 0.0).double()
+    wide = (t.double() for t in pair)
+    return reference_backward.knn_topk_backward(weights, *wide, values.double(), indices, metric)
+
+
+def search_pairs():
+    yield "float32", (rows(130, 67, seed=1), rows(300, 67, seed=2))
+    holes = rows(80, 40, seed=1).bfloat16(), rows(90, 40, seed=2).half()
+    for t in holes:
+        t[5], t[70, 3] = 0, torch.nan
+    yield "16 bits, zero and NaN rows", holes
+
+
+def check_topk_gradients(target: Target, comparison: Comparison) -> None:
+    for name, pair in search_pairs():
+        for metric in ("cosine", "dot", "l2"):
+            weights = rows(pair[0].shape[0], 33, seed=3)
+            exact = neighbour_gradients(target, pair, 33, metric, weights)
+            options = {"k": 33, "metric": metric}
+            what = f"{name}, {metric}"
+            check_gradients(target, comparison, what, exact, ops.knn_topk, weights, pair, **options)
+
+
+def check_density_gradients(target: Target, comparison: Comparison) -> None:
+    scales = (33, 4)
+    for name, pair in search_pairs():
+        for metric in ("cosine", "dot", "l2"):
+            weights = rows(pair[0].shape[0], seed=3)
+            count = (target.expected(ops.knn_topk, *pair, 33, metric=metric)[1] >= 0).sum(1)
+            each = scale_weights(scales, count, 33) * weights[:, None]
+            exact = neighbour_gradients(target, pair, 33, metric, each)
+            options = {"scales": scales, "metric": metric}
+            what = f"{name}, {metric}"
+            check_gradients(
+                target, comparison, what, exact, ops.knn_density, weights, pair, **options
+            )
+
+
+def check_contrast_gradients(target: Target, comparison: Comparison) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        rings = [random.rows(4, 70, *width).to(dtype) for width in ((67,), (40,))]
-        state = [*rings, random.rows(4, 70)]
-        state += [torch.tensor([70, 20, 0, 68]), torch.tensor([66, 20, 0, 68])]
-        arriving = [random.rows(4, 150, 67), random.rows(4, 150, 40), random.rows(4, 150)]
-        arriving[0][0, 3] = 0
-        arriving[0][1, 5, 2] = torch.nan
-        arriving[0][3, 7] *= 2.0**100
-        arriving.append(torch.tensor([30, 150, 0, 1]))
-        for normalize in (False, True):
-            name = f"{dtype}, {'normalised' if normalize else 'as they are'}"
-            ours = side(pushed, ops, state, arriving, normalize)
-            tally.same(name, ours, side.twin(pushed, ops, state, arriving, normalize))
-            if normalize:
-                arriving[0] = arriving[0].double()
-            exact = pushed(reference, state, arriving, normalize)
-            for part, mine, theirs in zip(("features", "projections"), ours, exact, strict=False):
-                tally.near(f"{name}, {part}", mine, theirs, gradient_tolerance(mine))
+        shapes = (5, 37, 67), (5, 67), (5, 201, 67)
+        three = tuple(rows(*shape, dtype=dtype, seed=n) for n, shape in enumerate(shapes))
+        options = {"temperature": 0.1, "anchor_counts": torch.tensor([37, 0, 17, 1, 37])}
+        weights = rows(5, seed=3)
+        wide = tuple(t.double() for t in three)
+        exact = gradients(reference.density_contrast, weights, wide, **options)
+        arguments = (ops.density_contrast, weights, three)
+        check_gradients(target, comparison, f"{dtype}", exact, *arguments, **options)
 
 
-def check_class_counts(side: Side, tally: Tally) -> None:
+def check_gather_gradients(target: Target, comparison: Comparison) -> None:
+    """PyTorch adds the rows that meet in a pixel, in no fixed order: no equal bits."""
     generator = torch.Generator().manual_seed(0)
-    for dtype, classes, ignored in (
-        (torch.uint8, 21, 255),
-        (torch.int64, 21, 3),
-        (torch.int32, 10_000, -1),
-    ):
-        labels = torch.randint(0, classes, (3, 150, 170), generator=generator)
-        labels[torch.rand(labels.shape, generator=generator) < 0.1] = ignored
-        name, arguments = f"{dtype}, {classes} classes", (labels.to(dtype), classes, ignored)
-        ours = side(ops.class_counts, *arguments)
-        tally.same(name, ours, side.twin(ops.class_counts, *arguments))
-        kept = labels[labels != ignored]
-        tally.near(name, ours, kept.bincount(minlength=classes), EQUAL)
-
-
-def gathered(telling, maps, pixels, channels_last: bool):
-    return telling.gather_rows(laid_out(maps, channels_last), pixels)
-
-
-def laid_out(maps, channels_last: bool):
-    return maps.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
-
-
-def gathered_gradient(weights, maps, pixels):
-    maps.requires_grad_()
-    return torch.autograd.grad((ops.gather_rows(maps, pixels) * weights).sum(), maps)[0]
-
-
-def check_gather_rows(side: Side, tally: Tally) -> None:
-    random = Random()
+    pixels = torch.randint(0, 3 * 13 * 11, (5, 50), generator=generator)
     for dtype in (torch.float32, torch.float16):
-        for dim in (37, 40, 1):  # 40: whole 16-byte words
-            maps = random.rows(3, dim, 13, 11, dtype=dtype)
-            pixels = torch.randint(0, 3 * 13 * 11, (5, 50), generator=random.generator)
-            for channels_last in (False, True):
-                name = f"{dtype}, {dim} channels{' last' if channels_last else ''}"
-                ours = side(gathered, ops, maps, pixels, channels_last)
-                tally.same(name, ours, side.twin(gathered, ops, maps, pixels, channels_last))
-                tally.near(name, ours, reference.gather_rows(maps, pixels), EQUAL)
-        weights = random.rows(5, 50, 1, dtype=dtype)
-        gradient = side(gathered_gradient, weights, maps, pixels)
+        maps, weights = rows(3, 1, 13, 11, dtype=dtype), rows(5, 50, 1, dtype=dtype, seed=1)
+        (gradient,) = target(gradients, ops.gather_rows, weights, (maps,), pixels)
         exact = torch.zeros(3 * 13 * 11, dtype=torch.float64)
         exact.index_add_(0, pixels.flatten(), weights.double().flatten())
-        exact = exact.view(maps.shape)
-        # up to a handful of rows meet in a pixel, each addition rounded to the map's dtype
-        tally.near(f"{dtype}, gradient", gradient, exact, 8 * gradient_tolerance(gradient))
+        # Up to a handful of rows meet in a pixel, each addition rounded to the map's dtype.
+        tolerance = 8 * rounding(gradient)
+        comparison.near(f"{dtype}", gradient, exact.view(maps.shape), tolerance)
 
 
-def check_silhouette_sums(side: Side, tally: Tally) -> None:
-    """Added in another order than on the CPU, in float64: no equal bits, but repeatable ones."""
-    random = Random()
-    offsets = torch.tensor([0, 130, 130, 131, 290])
-    for dtype in (torch.float32, torch.bfloat16):
-        features = random.rows(300, 33, dtype=dtype)
-        for rows in (None, random.rows(70, 33)):
-            name = f"{dtype}, {'all rows' if rows is None else 'other rows'}"
-            ours, again = (side(ops.silhouette_sums, features, offsets, rows) for _ in range(2))
-            tally.same(f"{name}, repeated", again, ours)
-            tally.near(name, ours, reference.silhouette_sums(features, offsets, rows), FLOAT64)
-
-
+OPERATORS = {op: functools.partial(check_operator, op) for op in _extension.FALLBACKS}
 CHECKS = {
-    "knn_topk": check_knn_topk,
-    "knn_density": check_knn_density,
-    "knn_topk backward": check_knn_topk_backward,
-    "knn_density backward": check_knn_density_backward,
-    "density_contrast": check_density_contrast,
-    "memory_push": check_memory_push,
-    "class_counts": check_class_counts,
-    "gather_rows": check_gather_rows,
-    "silhouette_sums": check_silhouette_sums,
+    **OPERATORS,
+    "knn_topk gradients": check_topk_gradients,
+    "knn_density gradients": check_density_gradients,
+    "density_contrast gradients": check_contrast_gradients,
+    "gather_rows gradients": check_gather_gradients,
     "DensityContrastLoss": check_step,
 }
 BY_SEARCH = ("knn_topk", "knn_density")  # on each path of the search

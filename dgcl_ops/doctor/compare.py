@@ -1,4 +1,4 @@
-"""The two sides of the doctor's comparisons: the operators on the device under test, and what they must equal."""
+"""The device under test, and comparisons of its results."""
 
 import contextlib
 import os
@@ -10,16 +10,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dgcl_ops import _extension
+from dgcl_ops.doctor.cases import Case
 
 SEARCH = "DGCL_OPS_CUDA_SEARCH"
-# Largest difference allowed to the float64 reference, per size of what is compared: sums of at most a few hundred
-# float32 products, each rounded to 6e-8, leave room of a factor of ten and more.
+# Allowed difference from float64, relative to the largest number. A few hundred float32 products, each rounded to 6e-8,
+# leave a margin of ten and more.
 TOLERANCE = 2e-5
 
 
 @contextlib.contextmanager
 def environment(name: str, value: str | None):
-    """The variable set to the value for a while; None leaves it alone."""
+    """Sets the variable for a while. None leaves it alone."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value
@@ -42,14 +43,18 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-class Side:
-    """The device under test. Called with a function and its arguments, runs it there and brings the result back.
+class Target:
+    """The device under test. A call runs a function there and returns the result on the CPU.
 
     Attributes:
         device: its name.
-        compiled: whether compiled kernels serve it: then selections equal the compiled CPU operators' exactly.
-        search_paths: values of DGCL_OPS_CUDA_SEARCH to go through; (None,) where there is no choice.
+        compiled: whether compiled kernels serve it. Then selections equal the compiled CPU operators' exactly.
+        checks_values: whether the operators refuse values such as a stray label. CUDA kernels clamp or skip them.
+        search_paths: values of DGCL_OPS_CUDA_SEARCH to run; (None,) if there is no choice.
+        namespace: of the raw operators.
     """
+
+    namespace = "dgcl_ops"
 
     def __init__(self, device: str):
         self.device = device
@@ -58,10 +63,12 @@ class Side:
         self.compiled = (
             key is not None and _extension._serving(kind, key)["implementation"] == "compiled"
         )
-        self.search_paths = ("auto", "exact") if kind == "cuda" and self.compiled else (None,)
+        on_cuda = kind == "cuda" and self.compiled
+        self.checks_values = not on_cuda
+        self.search_paths = ("auto", "exact") if on_cuda else (None,)
 
     def kernels(self):
-        """A context in which the kernels under test are in force."""
+        """A context in which the kernels under test serve the operators."""
         return contextlib.nullcontext()
 
     def __call__(self, function: Callable, *arguments, **options):
@@ -69,33 +76,73 @@ class Side:
         with self.kernels():
             return move(function(*arguments, **options), "cpu")
 
-    def twin(self, function: Callable, *arguments, **options):
-        """By the compiled CPU operators: on another number of threads, should they themselves be under test."""
+    def expected(self, function: Callable, *arguments, **options):
+        """By the CPU operators, on another number of threads in case they are under test."""
         with threads(1 if torch.get_num_threads() > 1 else 3):
             return function(*arguments, **options)
 
+    def run(self, case: Case) -> list[Tensor] | None:
+        """A case's results; None if it may be refused and was."""
+        name, value = case.environment or (SEARCH, None)
+        with environment(name, value):
+            try:
+                return self(call, self.namespace, case.op, case.changes, case.arguments())
+            except RuntimeError as error:
+                allowed = case.anything or (self.checks_values and case.may_be_refused)
+                if not allowed or not str(error).startswith(case.op):
+                    raise
+            if case.repaired is None:
+                return None
+            return self(call, self.namespace, case.op, case.changes, case.repaired())
+
+
+def call(namespace: str, op: str, changes: int, arguments: tuple) -> list[Tensor]:
+    """The raw operator's results, or the arguments that it changes."""
+    arguments = [a.clone() if i < changes else a for i, a in enumerate(arguments)]
+    outputs = getattr(getattr(torch.ops, namespace), op)(*arguments)
+    if changes:
+        return arguments[:changes]
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
 
 def move(values, device: str):
-    """Nested tensors on another device; they keep their strides, and share their memory if they are there already."""
+    """Nested tensors on another device. They keep their strides, and their memory if they are there already."""
 
     def one(value):
-        return value.detach().to(device) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach()
+        if value.is_contiguous() or value.device.type == torch.device(device).type:
+            return value.to(device)
+        # to() makes a view dense. Its whole memory moves instead.
+        memory = torch.empty(0, dtype=value.dtype, device=value.device).set_(
+            value.untyped_storage()
+        )
+        return memory.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
     return tree_map(one, values)
 
 
+def bits(t: Tensor) -> Tensor:
+    """As integers; all NaNs alike."""
+    if not t.is_floating_point():
+        return t
+    size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return torch.where(t.isnan(), torch.full_like(t, torch.nan), t).contiguous().view(size)
+
+
 @dataclass
-class Tally:
-    """What one check has found."""
+class Comparison:
+    """What the comparisons of one check found."""
 
     exact: bool  # whether equal bits are promised
-    elements: int = 0  # that were compared for equality
+    elements: int = 0  # compared for equality
     unequal: int = 0
-    worst: float = 0.0  # largest difference from float64, as a share of what is allowed
+    worst: float = 0.0  # largest difference from float64, as a share of the allowed one
     notes: list[str] = field(default_factory=list)
 
     def same(self, what: str, ours, theirs) -> None:
-        """Tensors, or tuples of them, must be equal in every element; NaN where the other is NaN."""
+        """Tensors, or tuples of them, must have the same bits. NaNs are alike."""
         if not self.exact:
             return
         if not isinstance(ours, Tensor):
@@ -103,13 +150,9 @@ class Tally:
                 self.same(f"{what}[{part}]", one, other)
             return
         self.elements += ours.numel()
-        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-            self.unequal += 1
-            self.notes.append(
-                f"{what}: {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(theirs.shape)}"
-            )
+        if not self._same_kind(what, ours, theirs):
             return
-        wrong = (ours != theirs) & ~(ours.isnan() & theirs.isnan())
+        wrong = bits(ours) != bits(theirs)
         if wrong.any():
             self.unequal += int(wrong.sum())
             at = tuple(wrong.nonzero()[0].tolist())
@@ -118,8 +161,27 @@ class Tally:
                 f"{ours[at].item()!r}, CPU {theirs[at].item()!r}"
             )
 
-    def near(self, what: str, ours: Tensor, exact: Tensor, tolerance: float = TOLERANCE) -> None:
-        """Within tolerance * largest magnitude of float64; the same NaN and infinities."""
+    def _same_kind(self, what: str, ours: Tensor, theirs: Tensor) -> bool:
+        if (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype):
+            return True
+        self.unequal += 1
+        self.notes.append(
+            f"{what}: {ours.dtype} {list(ours.shape)}, not {theirs.dtype} {list(theirs.shape)}"
+        )
+        return False
+
+    def near(
+        self, what: str, ours, exact, tolerance: float = TOLERANCE, source: str = "float64"
+    ) -> None:
+        """Tensors, or tuples of them: within tolerance * largest magnitude; the same NaNs and infinities."""
+        if not isinstance(ours, Tensor):
+            for part, (one, other) in enumerate(zip(ours, exact, strict=True)):
+                self.near(f"{what}[{part}]", one, other, tolerance, source)
+            return
+        if ours.shape != exact.shape:
+            self.worst = torch.inf
+            self.notes.append(f"{what}: shape {list(ours.shape)}, {source} {list(exact.shape)}")
+            return
         got, want = ours.double(), exact.double()
         finite = want.isfinite()
         special = torch.where(finite, 0.0, want)
@@ -135,7 +197,9 @@ class Tally:
         self.worst = max(self.worst, worst)
         if worst > 1:
             at = tuple(share.eq(worst).nonzero()[0].tolist())
-            self.notes.append(f"{what}: at {at} {ours[at].item()!r}, float64 {exact[at].item()!r}")
+            self.notes.append(
+                f"{what}: at {at} {ours[at].item()!r}, {source} {exact[at].item()!r}, {worst:.3g} of allowed"
+            )
 
     @property
     def good(self) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops._doctor_side import Side, Tally, move
+from dgcl_ops.doctor.compare import Comparison, Target, move
 from dgcl_ops.losses import DensityContrastLoss
 
 CLASSES, FEATURES, PROJECTIONS = 5, 40, 24
@@ -50,20 +50,20 @@ def several_steps(batches):
     return torch.stack(values), torch.stack(gradients), loss.state_dict()
 
 
-def check_step(side: Side, tally: Tally) -> None:
+def check_step(target: Target, comparison: Comparison) -> None:
     """What is drawn, chosen and stored must be the CPU's to the last bit; value and gradient near float64's."""
     batches = [new_batch(number) for number in range(STEPS)]
-    values, gradients, state = side(several_steps, batches)
+    values, gradients, state = target(several_steps, batches)
     # float64 projections: the loss in float64, for the same choice from the same features
     wide = [(p.double(), *rest) for p, *rest in batches]
-    exact_values, exact_gradients, exact_state = side.twin(several_steps, wide)
+    exact_values, exact_gradients, exact_state = target.expected(several_steps, wide)
     for name, expected in exact_state.items():
-        tally.same(f"state {name} after {STEPS} steps", state[name], expected)
-    tally.near("values", values, exact_values)
-    tally.near("gradients", gradients, exact_gradients)
+        comparison.same(f"state {name} after {STEPS} steps", state[name], expected)
+    comparison.near("values", values, exact_values)
+    comparison.near("gradients", gradients, exact_gradients)
     if not exact_gradients[1:].flatten(1).any(1).all():
-        tally.notes.append("no gradient: nothing was checked")
-        tally.worst = torch.inf
+        comparison.notes.append("no gradient: nothing was checked")
+        comparison.worst = torch.inf
 
 
 # ---- waiting ----------------------------------------------------------------------------------------
@@ -102,20 +102,20 @@ class Stepper:
         return values, gradients, move(dict(self.loss.state_dict()), "cpu")
 
 
-def check_no_waiting(side: Side, tally: Tally) -> None:
+def check_no_waiting(target: Target, comparison: Comparison) -> None:
     """PyTorch raises where the host would wait for the device."""
-    stepper = Stepper(side.device)
+    stepper = Stepper(target.device)
     for number in range(STEPS):  # libraries and the allocator's pools set themselves up
         stepper.load(number)
         stepper.step()
-    torch.cuda.synchronize(side.device)
+    torch.cuda.synchronize(target.device)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         stepper.step()
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    torch.cuda.synchronize(side.device)
+    torch.cuda.synchronize(target.device)
 
 
 def captured(step, device: str):
@@ -138,18 +138,18 @@ def captured(step, device: str):
     return replay
 
 
-def check_graph(side: Side, tally: Tally) -> None:
+def check_graph(target: Target, comparison: Comparison) -> None:
     """One captured step, replayed on other batches and a bank that fills, does what eager steps do.
 
     A capture also refuses the waiting that PyTorch does not see: that of the library's own kernels' launches.
     """
-    stepper = Stepper(side.device)
+    stepper = Stepper(target.device)
     values, gradients, state = stepper.run(stepper.step)
-    again = stepper.run(captured(stepper.step, side.device))
-    tally.near("values", again[0], values)
-    tally.near("gradients", again[1], gradients)
+    again = stepper.run(captured(stepper.step, target.device))
+    comparison.near("values", again[0], values)
+    comparison.near("gradients", again[1], gradients)
     for name, expected in state.items():
-        tally.same(f"state {name}", again[2][name], expected)
+        comparison.same(f"state {name}", again[2][name], expected)
 
 
 CUDA_CHECKS = {"step without waiting": check_no_waiting, "step in a CUDA graph": check_graph}

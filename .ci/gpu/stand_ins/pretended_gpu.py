@@ -112,7 +112,7 @@ def cuda_functions() -> dict:
 
 def emulated():
     """The CUDA kernels in the place of the CPU's, while the context is open."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     return replace.emulated_kernels("rehearsal")
 
@@ -129,16 +129,17 @@ def install(kernels: str) -> None:
         import dgcl_ops
     except ImportError:  # the step that looks at PyTorch alone
         return
-    from dgcl_ops import _doctor_side, _extension, doctor
+    from dgcl_ops import _extension
+    from dgcl_ops.doctor import compare, reporting
 
     serving = _extension._serving
     compiled = {"implementation": "compiled", "reason": "pretended: the emulator runs the kernels"}
     _extension._serving = lambda device, key: compiled if device == "cuda" else serving(device, key)
-    doctor.driver_version = lambda: "580.0 (pretended)"
+    reporting.driver_version = lambda: "580.0 (pretended)"
     assert dgcl_ops.backend_info()["devices"]["cuda"] == compiled
     if kernels == "side":
-        _doctor_side.Side.kernels = lambda side: (
-            emulated() if is_cuda(side.device) else contextlib.nullcontext()
+        compare.Target.kernels = lambda target: (
+            emulated() if is_cuda(target.device) else contextlib.nullcontext()
         )
     elif kernels == "all":
         contextlib.ExitStack().enter_context(emulated())

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import torch
 
-from .cases import NAN, Case, integers, rows
+from . import Case
+from .tensors import BF16, COLUMNS, F16, F32, F64, FLOATS, NAN, guarded, integers, rows
 
 # Logits are summed over other pairs at a time than on the CPU, in float64; products are float32 sums of up to 130
 # terms in another order, each of 2^-24, in front of an exponential whose slope is at most 1 / temperature.
-LOSS = {torch.float64: 1e-12, torch.float32: 2e-5}
-ROUNDED = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # gradients in the inputs' dtype
+LOSS = {F64: 1e-12, F32: 2e-5, F16: 2e-5, BF16: 2e-5}
+ROUNDED = {F16: 2e-3, BF16: 1e-2}  # gradients in the inputs' dtype
 
 
 def losses() -> Iterator[tuple[str, tuple, dict]]:
@@ -70,19 +71,71 @@ def backward(sizes: tuple, options: dict, wanted: bool, instead: dict | None = N
 def cases() -> Iterator[Case]:
     partial = functools.partial
     for name, sizes, options in losses():
-        dtype = options.get("dtype", torch.float32)
-        tolerance = LOSS[torch.float64 if dtype == torch.float64 else torch.float32]
+        dtype = options.get("dtype", F32)
         thread, repaired = options.get("thread", False), options.get("repaired")
         make = partial(forward, sizes, options)
         other = partial(make, repaired) if repaired else None
-        yield Case("density_contrast", name, make, thread, other, tolerance=tolerance)
+        yield Case("density_contrast", name, make, LOSS[dtype], repaired=other, thread=thread)
         for wanted in (False, True):
             make = partial(backward, sizes, options, wanted)
             yield Case(
                 "density_contrast_backward",
                 name + (", all gradients" if wanted else ""),
                 make,
-                thread and wanted,
-                partial(make, repaired) if repaired else None,
-                tolerance=ROUNDED.get(dtype, tolerance),
+                ROUNDED.get(dtype, LOSS[dtype]),
+                repaired=partial(make, repaired) if repaired else None,
+                thread=thread and wanted,
             )
+    for case in (*cases_of_all_widths(), *everyday_cases()):
+        yield from case
+
+
+def both(name: str, three: tuple, options: tuple, **marks) -> Iterator[Case]:
+    """The loss, and its gradient in all inputs. `options`: temperature, counts of anchors and of negatives, eps."""
+
+    def gradient() -> tuple:
+        loss, lse = torch.ops.dgcl_ops.density_contrast(*three, *options)
+        return torch.ones_like(loss), *three, lse, *options[:3], True
+
+    dtype = three[0].dtype
+    yield Case("density_contrast", name, lambda: (*three, *options), LOSS[dtype], **marks)
+    tolerance = ROUNDED.get(dtype, LOSS[dtype])
+    yield Case("density_contrast_backward", name, gradient, tolerance, **marks)
+
+
+def cases_of_all_widths() -> Iterator[Iterator[Case]]:
+    sizes = [(2, 5, 9, columns, F32) for columns in COLUMNS]
+    sizes += [(3, 21, 30, 37, dtype) for dtype in FLOATS]
+    sizes += [(0, 4, 4, 4, F32), (2, 0, 4, 4, F32), (2, 4, 0, 4, F32), (2, 4, 4, 0, F32)]
+    sizes += [(6, 300, 65, 19, F32), (2, 200, 33, 12, F64)]  # several blocks of anchors each
+    for groups, anchors, negatives, columns, dtype in sizes:
+        three = (
+            guarded(rows(groups, anchors, columns, dtype=dtype, seed=1)),
+            guarded(rows(groups, columns, dtype=dtype, seed=2)),
+            guarded(rows(groups, negatives, columns, dtype=dtype, seed=3)),
+        )
+        counts = integers([anchors - g % 2 for g in range(groups)]).clamp(0)
+        name = f"{groups} x {anchors} x {negatives} x {columns}, {dtype}"
+        # Without negatives a gradient is the difference of nearly equal numbers.
+        marks = {
+            "parallel": anchors >= 200,
+            "anything": columns == 0,
+            "float32_only": negatives == 0,
+        }
+        yield both(name, three, (0.5, counts, None, 1e-6), **marks)
+
+
+def everyday_cases() -> Iterator[Iterator[Case]]:
+    def three(dtype=F32) -> tuple:
+        shapes = (5, 37, 67), (5, 67), (5, 201, 67)
+        return tuple(rows(*shape, dtype=dtype, seed=n) for n, shape in enumerate(shapes))
+
+    counts = integers([37, 0, 17, 1, 37]), integers([201, 5, 0, 64, 130])
+    yield both("all rows", three(), (0.5, None, None, 0.0))
+    yield both("counts and eps", three(), (0.1, *counts, 0.1))
+    yield both("counts of bfloat16", three(BF16), (0.5, *counts, 0.0))
+    zero = three()
+    for part in zero:
+        part[..., 0, :] = 0
+    zero[0][2, 17:] = NAN  # beyond the count
+    yield both("zero rows", zero, (0.5, *counts, 0.0))

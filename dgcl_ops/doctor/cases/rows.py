@@ -1,18 +1,23 @@
-"""Cases of the operators that count, copy and add distances."""
+"""Cases of the operators that count labels, gather rows and add distances."""
 
 from collections.abc import Iterator
 
 import torch
 
-from .cases import NAN, Case, integers, rows, subnormal
-from .cases_search import four_thousand_million
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-def labels(number: int, classes: int, dtype=torch.int64, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(classes, (number,), generator=generator).to(dtype)
+from . import Case
+from .tensors import (
+    BF16,
+    COLUMNS,
+    F16,
+    F32,
+    FLOATS,
+    NAN,
+    guarded,
+    integers,
+    labels,
+    rows,
+    vast_memory,
+)
 
 
 def class_counts() -> Iterator[Case]:
@@ -35,6 +40,18 @@ def class_counts() -> Iterator[Case]:
     yield case("ignored inside the range", few, 3, 0)
     stray = torch.cat([labels(300, 7), integers([-1, 7, 2**40, -(2**40), 2**32])])
     yield case("stray labels", stray, 7, 255, repaired=(labels(300, 7), 7, 255))
+    for far in (-(2**63), 2**63 - 1, 7, -1):
+        yield case(f"label {far} of 7", integers([0, 1, 6, far]), 7, 255, anything=True)
+    yield case("no classes", integers([]), 0, 255, anything=True)
+    for dtype, classes, ignored in (
+        (torch.uint8, 21, 255),
+        (torch.int64, 21, 3),
+        (torch.int32, 10_000, -1),
+    ):
+        image = labels(3 * 150 * 170, classes, seed=1)
+        image[rows(len(image)) > 1.3] = ignored  # a tenth
+        image = image.to(dtype).view(3, 150, 170)
+        yield case(f"an image of {dtype}, {classes} classes", image, classes, ignored, long=True)
 
 
 def doubled(maps):
@@ -74,15 +91,32 @@ def gather_rows() -> Iterator[Case]:
             )
     narrow = rows(2, 6, 5, 3)[..., 1:2]  # the step from pixel to pixel is that of the rows
     yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
-    far = four_thousand_million().as_strided((2, 4, 1, 2), (2**31, 2**29, 2, 1), 128)
-    far.copy_(rows(2, 4, 1, 2))
-    yield Case("gather_rows", "maps far apart", lambda: (far, labels(9, 4)))
+
+    def far_apart() -> tuple:
+        maps = vast_memory().as_strided((2, 4, 1, 2), (2**31, 2**29, 2, 1), 128)
+        return maps.copy_(rows(2, 4, 1, 2)), labels(9, 4)
+
+    yield Case("gather_rows", "maps far apart", far_apart, vast=True)
     # Words of every size: 40 channels are whole vectors in each dtype, 37 in none, a single one is neither.
     for dtype in FLOATS:
         for layout in ("channel first", "channel last"):
             for channels in (1, 37, 40):
                 maps = layouts[layout](rows(2, channels, 3, 4, dtype=dtype))
                 yield stray_pixels(f"stray pixels, {layout}, {channels} of {dtype}", maps)
+
+    maps = rows(2, 19, 23, 31)
+    whole = torch.randperm(2 * 23 * 31, generator=torch.Generator().manual_seed(0))
+    yield Case("gather_rows", "every pixel", lambda: (maps, whole), parallel=True)
+    yield Case("gather_rows", "no pixels", lambda: (maps, integers([])))
+    for stray in (2 * 23 * 31, -1, 2**62):
+        far = integers([0, stray])
+        yield Case("gather_rows", f"pixel {stray}", lambda far=far: (maps, far), anything=True)
+    for dtype in (F32, F16):
+        for dim in (37, 40, 1):  # 40: whole 16-byte words
+            some = rows(3, dim, 13, 11, dtype=dtype), labels(250, 3 * 13 * 11).view(5, 50)
+            yield Case("gather_rows", f"{dim} channels of {dtype}", lambda some=some: some)
+            last = layouts["channel last"](some[0]), some[1]
+            yield Case("gather_rows", f"{dim} last channels of {dtype}", lambda last=last: last)
 
 
 def stray_pixels(name: str, maps) -> Case:
@@ -94,73 +128,6 @@ def stray_pixels(name: str, maps) -> Case:
         return [torch.where(((pixels >= 0) & (pixels < 24))[:, None], good, NAN)]
 
     return Case("gather_rows", name, lambda: (maps, pixels), answer=answer)
-
-
-def push(classes, capacity, number, columns, projected, ring, new, counts, heads, arriving):
-    return (
-        rows(classes, capacity, columns, dtype=ring, seed=1),
-        rows(classes, capacity, projected, dtype=ring, seed=2),
-        rows(classes, capacity, seed=3),
-        integers(counts),
-        integers(heads),
-        rows(classes, number, columns, dtype=new, seed=4),
-        rows(classes, number, projected, dtype=new, seed=5),
-        rows(classes, number, seed=6),
-        integers(arriving),
-    )
-
-
-def memory_push() -> Iterator[Case]:
-    def case(name, state, normalize, repaired=None, **options):
-        other = None if repaired is None else lambda: (*repaired, normalize)
-        arguments = lambda: (*state, normalize)
-        return Case("memory_push", name, arguments, repaired=other, changes=5, **options)
-
-    f32 = torch.float32
-    for normalize in (False, True):
-        how = "unit rows" if normalize else "rows"
-        for capacity, number in ((1, 3), (7, 4), (8, 8), (8, 9), (9, 30)):
-            state = push(
-                *(3, capacity, number, 33, 4, f32, f32),
-                *([capacity, capacity // 2, 0], [capacity - 1, capacity // 2, 0]),
-                [number, number - 1, 0],
-            )
-            name = f"{number} {how} to {capacity} slots"
-            yield case(name, state, normalize, thread=capacity == 9)
-        for ring in FLOATS:
-            for new in FLOATS:
-                state = push(2, 6, 4, 37, 3, ring, new, [6, 2], [4, 2], [4, 1])
-                yield case(f"{how} from {new} to {ring}", state, normalize)
-    for columns in (4, 8, 128, 132):  # copied by 16 bytes
-        state = push(2, 6, 4, columns, 8, f32, f32, [6, 2], [5, 2], [4, 3])
-        yield case(f"{columns} columns as they are", state, False, thread=columns == 132)
-    for columns, width in (
-        (33, 36),
-        (8, 9),
-    ):  # vectors fit the rows but not the ring, or the other way round
-        state = list(push(2, 6, 4, columns, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
-        state[5] = rows(2, 4, width, seed=4)[..., :columns]
-        yield case(f"{columns} columns of {width}", state, False)
-    wide = list(push(2, 6, 8, 66, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
-    wide[5:8] = wide[5][:, ::2, 33:], wide[6][:, ::2], wide[7][:, ::2]
-    wide[0] = wide[0][..., :33].contiguous()
-    yield case("views", wide, True)
-    spread = list(push(2, 6, 8, 66, 8, f32, f32, [6, 2], [5, 2], [4, 3]))
-    spread[5:8] = spread[5][:, ::2, ::2], spread[6][:, ::2, ::2], spread[7][:, ::2]  # copied first
-    spread[0], spread[1] = spread[0][..., :33].contiguous(), spread[1][..., :4].contiguous()
-    yield case("columns that are not side by side", spread, True)
-    strange = push(4, 5, 3, 6, 2, f32, f32, [9, -1, 3, 5], [5, -3, 2, 4], [4, -2, 3, 2**40])
-    good = (*strange[:3], integers([5, 0, 3, 5]), integers([4, 0, 2, 4]))
-    good += (*strange[5:8], integers([3, 0, 3, 3]))
-    yield case("numbers out of range", strange, False, repaired=good)
-    odd = list(push(2, 6, 4, 5, 3, f32, f32, [0, 0], [0, 0], [4, 4]))
-    odd[5] = odd[5].clone()
-    odd[5][0, 0], odd[5][0, 1, 2], odd[5][1, 0] = 0, NAN, odd[5][1, 0] * 2.0**-100
-    yield case("zero, NaN and tiny unit rows", odd, True)
-    for dtype in FLOATS[:2]:
-        small = list(push(2, 6, 4, 5, 3, dtype, dtype, [0, 0], [0, 0], [4, 4]))
-        small[5] = subnormal(small[5])
-        yield case(f"subnormal unit rows of {dtype}", small, True)
 
 
 def silhouette_sums() -> Iterator[Case]:
@@ -182,6 +149,22 @@ def silhouette_sums() -> Iterator[Case]:
     # With one tile of rows the grid has 1024 blocks: six of them take a second class. Most classes are empty.
     offsets = torch.arange(1031).sub(1000).clamp(min=0)
     yield case("more classes than blocks", (rows(30, 3), offsets, None), long=True)
+    for columns in COLUMNS:
+        some = guarded(rows(21, columns)), integers([0, 4, 21]), guarded(rows(9, columns, seed=1))
+        yield case(f"{columns} columns, other rows", some)
+    for dtype in FLOATS:
+        some = guarded(rows(300, 21, dtype=dtype)), integers([2, 90, 90, 280]), None
+        yield case(f"300 rows of {dtype}", some, parallel=dtype == F16)
+    many = rows(400, 6), integers([0, 100, 300]), rows(300, 6, seed=1)
+    yield case("many other rows", many, parallel=True)
+    for number, columns in ((0, 4), (4, 0), (0, 0)):
+        some = rows(number, columns), integers([0, number]), None
+        yield case(f"{number} x {columns}", some, anything=True)
+    offsets = integers([0, 130, 130, 131, 290])
+    for dtype in (F32, BF16):
+        features = rows(300, 33, dtype=dtype, seed=1)
+        for name, other in (("all rows", None), ("70 other rows", rows(70, 33, seed=2))):
+            yield case(f"{name} of {dtype}", (features, offsets, other))
     inside, outside = integers([0, 20, 40]), integers([-5, 20, 99])
     yield Case(
         "silhouette_sums",
@@ -193,5 +176,5 @@ def silhouette_sums() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    for each in (class_counts, gather_rows, memory_push, silhouette_sums):
+    for each in (class_counts, gather_rows, silhouette_sums):
         yield from each()

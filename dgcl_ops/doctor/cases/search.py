@@ -1,19 +1,15 @@
-"""Cases of the nearest-neighbour operators."""
+"""Cases of the nearest-neighbour operators: edges of tiles, dtypes, numbers out of the ordinary."""
 
-import functools
 from collections.abc import Iterator
 
 import torch
 
-from .cases import INF, NAN, Case, integers, rows, subnormal, whole_rows
-
-METRICS = ("cosine", "dot", "l2")
-EXACT = {"environment": ("DGCL_OPS_CUDA_SEARCH", "exact")}
-F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+from . import Case
+from .search_builder import Search, search_cases
+from .tensors import BF16, F16, F32, F64, INF, METRICS, NAN, rows, subnormal, whole_rows
 
 
-def searches() -> Iterator[tuple[str, tuple, int, dict]]:
-    """Name, (queries, bank), k and options; for knn_topk and knn_density alike."""
+def searches() -> Iterator[Search]:
     for metric in METRICS:
         # Edges of the tiles: 32 or 64 queries, 16 or 128 bank rows, 32 columns.
         for queries, bank, columns, k in (
@@ -89,140 +85,7 @@ def searches() -> Iterator[tuple[str, tuple, int, dict]]:
     yield "subnormal rows", (subnormal(rows(5, 9, seed=1)), subnormal(rows(40, 9, seed=2))), 6, {}
     double = rows(5, 9, dtype=F64, seed=1), rows(40, 9, dtype=F64, seed=2)
     yield "subnormal rows, double", (subnormal(double[0]), subnormal(double[1])), 6, {}
-    yield from far_apart()
-    yield from searches_on_the_bound()
-    yield from grouped_searches()
-    yield from exact_searches()
-
-
-@functools.cache
-def four_thousand_million() -> torch.Tensor:
-    """So many elements of address space; only the pages that somebody touches take memory."""
-    return torch.empty(2**32 + 64, dtype=BF16)
-
-
-def far_apart() -> Iterator[tuple[str, tuple, int, dict]]:
-    """Rows more than 2^31 elements from the first: offsets need 64 bits."""
-    bank = four_thousand_million().as_strided((5, 8), (2**30, 1))
-    bank.copy_(rows(5, 8, dtype=BF16, seed=2))
-    for metric in ("cosine", "dot"):
-        yield f"{metric} rows far apart", (rows(3, 8, seed=1), bank), 3, {"metric": metric}
-    floats = four_thousand_million().view(F32).as_strided((3, 8), (2**30, 1), 16)  # elsewhere
-    floats.copy_(rows(3, 8, seed=3))
-    yield "exact rows far apart", (rows(3, 8, seed=1), floats), 3, {"metric": "dot"} | EXACT
-
-
-def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A query, a row A and a row B, [65] each, with equal products. bfloat16 rounds A down and B up, on both sides, all
-    the same way: in the filter B is ahead by as much as its bound allows it to be wrong."""
-    half = 32
-    down, up = 1 + 2**-8 * 0.98, 1 + 2**-8 * 1.02  # where bfloat16 has steps of 2^-7
-    generator = torch.Generator().manual_seed(seed)
-    magnitudes = 2.0 ** torch.randint(-2, 3, (half,), generator=generator)
-    query, row_a, row_b = torch.zeros(3, 2 * half + 1)
-    query[:half] = row_a[:half] = down * magnitudes
-    query[half:-1] = row_b[half:-1] = up * magnitudes
-    query[-1] = 1
-    row_b[-1] = query @ row_a - query @ row_b
-    return query, row_a, row_b
-
-
-def searches_on_the_bound() -> Iterator[tuple[str, tuple, int, dict]]:
-    """40 of A, truly a little ahead of 60 of B. The mean of the averaged rows is 0: centring changes nothing."""
-    query, row_a, row_b = rounded_apart(seed=1)
-    near, far = (1 + 2**-16) * row_a, row_b
-    for name, size, places in (
-        # All of them when a list is first cut down.
-        ("first cut", 256, lambda i: True),
-        # A comes later, against the threshold that B has set. Every third row is not among the 256 that are averaged.
-        ("threshold", 384, lambda i: i % 3 == 2 and i >= 256),
-    ):
-        bank = torch.zeros(size, len(query))
-        free = [i for i in range(size) if i % 3 != 2]
-        late = [i for i in range(size) if places(i) and i not in free[:120]][:40]
-        bank[free[:60]], bank[free[60:120]], bank[late] = far, -far, near
-        if size == 256:
-            bank[[i for i in range(size) if i not in free[:120] and i not in late][:40]] = -near
-        yield f"rows on the bound: {name}", (query.repeat(3, 1), bank), 32, {"metric": "dot"}
-
-
-def grouped_searches() -> Iterator[tuple[str, tuple, int, dict]]:
-    offsets, counts = integers([2, 2, 40, 105, 106, 110]), integers([30, 9, 33, 0, 1])
-    for metric in METRICS:
-        for itself in (False, True):
-            pair = rows(112, 10, seed=1), rows(5, 33, 10, seed=2)
-            options = {"metric": metric, "offsets": offsets, "counts": counts}
-            options["exclude_self"] = itself
-            options["thread"] = metric == "cosine" and itself
-            name = f"{metric} classes{', not itself' if itself else ''}"
-            yield name, pair, 8, options
-    bank = rows(70, 7, seed=3)
-    yield "bank against itself", (bank, bank), 5, {"exclude_self": True}
-    yield "bank of ties against itself", (bank.round(), bank.round()), 69, {"exclude_self": True}
-    pair = rows(30, 6, seed=1), rows(3, 9, 6)
-    wrong = {"offsets": integers([-3, 20, 20, 99]), "counts": integers([-1, 50, 4])}
-    right = {"offsets": integers([0, 20, 20, 30]), "counts": integers([0, 9, 4])}
-    yield "offsets and counts out of range", pair, 4, wrong | {"repaired": right}
-    for first in (65, 130):  # queries before the first class fill tiles of their own
-        late = {"offsets": integers([first, first + 20, first + 69]), "counts": integers([30, 9])}
-        yield f"{first} queries of no class", (rows(200, 6, seed=1), rows(2, 33, 6)), 4, late
-    yield "offsets that decrease", pair, 4, {"offsets": integers([25, 3, 99, 7]), "anything": True}
-
-
-def exact_searches() -> Iterator[tuple[str, tuple, int, dict]]:
-    """Without the tensor cores' filter."""
-    for metric in METRICS:
-        for queries, bank, columns, k in (
-            (1, 1, 1, 1),
-            (31, 15, 31, 3),
-            (33, 17, 33, 16),
-            (65, 90, 32, 40),
-            (3, 40, 260, 5),
-        ):
-            name = f"exact {metric} {queries} x {bank} x {columns}, k {k}"
-            options = {"metric": metric, "thread": queries == 33 or columns == 260}
-            pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
-            yield name, pair, k, options | EXACT
-    yield "exact ties", (whole_rows(9, 3), whole_rows(150, 3)), 10, EXACT
-    # The last tile fills the lists up.
-    full = rows(5, 8, seed=1), rows(128, 8, seed=2)
-    yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
-    grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
-    yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
-    # Three blocks run at a time: each takes a second class.
-    several = {"offsets": torch.arange(0, 14, 2)}
-    yield (
-        "exact, more classes than blocks",
-        (rows(12, 8, seed=1), rows(6, 20, 8)),
-        4,
-        several | EXACT,
-    )
-    lost = rows(5, 7, seed=1)
-    lost[2, 3] = NAN
-    yield "exact, a NaN query", (lost, rows(40, 7, seed=2)), 5, EXACT
-    bank = rows(40, 7, seed=3)
-    yield "exact bank against itself", (bank, bank), 5, {"exclude_self": True} | EXACT
-
-
-def density_scales(k: int) -> list[int]:
-    return sorted({max(1, k // 3), max(1, k // 2), k})
 
 
 def cases() -> Iterator[Case]:
-    for name, (queries, bank), k, options in searches():
-        thread, repaired = options.get("thread", False), options.get("repaired")
-
-        def arguments(op, name=name, queries=queries, bank=bank, k=k, o=options, instead=None):
-            o = o | (instead or {})
-            flags = o.get("exclude_self", False)
-            common = o.get("metric", "cosine"), o.get("offsets"), o.get("counts"), flags
-            unit = o.get("unit_bank", False)
-            if op == "knn_topk":
-                return (queries, bank, k, *common, unit)
-            return (queries, bank, density_scales(k), *common, len(name) % 2 == 0, unit)
-
-        for op in ("knn_topk", "knn_density"):
-            make = functools.partial(arguments, op)
-            other = functools.partial(arguments, op, instead=repaired) if repaired else None
-            more = {key: options[key] for key in ("anything", "environment") if key in options}
-            yield Case(op, name, make, thread=thread, repaired=other, **more)
+    yield from search_cases(searches())

@@ -1,27 +1,22 @@
-#!/usr/bin/env python3
-"""The CPU kernels for aarch64: that they compile without a warning, and that they give the same bits.
+"""The CPU kernels for aarch64: they compile without a warning, and their numeric functions give the same bits.
 
-    .ci/check_aarch64 [--install]    (--install: apt-get installs what is missing, which needs root)
-
-Every file that setup.py compiles is compiled with its flags and -Werror, against the headers of the PyTorch beside this
-Python. Then the leaf functions (tests/aarch64/leaf_bits.cpp) are built for x86-64 and for aarch64, the latter run by
-qemu, and every line that they print is compared: with x86-64's portable level all of them, with its others those that
-promise the same bits everywhere. A build that lets the compiler fuse products and sums has to show a difference.
+Every file that setup.py compiles is compiled with its flags and -Werror. leaf_bits.cpp calls the numeric functions. It
+is built for x86-64 and for aarch64, where qemu runs it, and the printed lines are compared: all of them with x86-64's
+portable level, and with the other levels those that promise the same bits everywhere. A build that lets the compiler
+fuse products and sums must show a difference. The operators are not run: that would need PyTorch for aarch64.
 """
 
-import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from build_values import ROOT, extension_argument, level_names, macros, setup_value
+from kernels.harness.build import COMPILER, CSRC
+from kernels.sanitizers.build import LEVELS, extension_argument, headers, macros, setup_value
 
 TOOLS = {
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
@@ -29,9 +24,12 @@ TOOLS = {
     "qemu-aarch64": "qemu-user",
 }
 CROSS, NM, QEMU = TOOLS
-NATIVE = os.environ.get("CXX", "g++")
-LEAVES = ROOT / "tests" / "aarch64" / "leaf_bits.cpp"
+LEAVES = Path(__file__).resolve().parent / "leaf_bits.cpp"
 FUSED = "-ffp-contract=fast"
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--install", action="store_true", help="apt-get what is missing; as root")
 
 
 def provide_tools(install: bool) -> None:
@@ -46,21 +44,13 @@ def provide_tools(install: bool) -> None:
             f"SKIPPED: aarch64 was NOT CHECKED: no {', '.join(lacking)} on this machine.\n"
             f"    apt-get update && apt-get install --no-install-recommends {' '.join(missing)}"
         )
-        # Without a package server there is nothing to be had; asked without --install, it is a failure.
+        # Without a package server nothing can be installed. Without --install it is a failure.
         sys.exit(0 if install else 1)
 
 
-def headers() -> list[str]:
-    torch = importlib.util.find_spec("torch")
-    if not torch:
-        sys.exit("FAILED: check_aarch64 needs PyTorch's headers; call it by .venv/bin/python")
-    torch_include = f"{torch.submodule_search_locations[0]}/include"
-    return ["-isystem", torch_include, "-isystem", sysconfig.get_path("include")]
-
-
 def compile_one(compiler: str, source: Path, output: Path, *more: str) -> str:
-    """Returns what the compiler says, nothing if all is well."""
-    flags = [*setup_value("FLAGS"), "-fPIC", *macros(), *headers(), *more]
+    """The compiler's messages; empty if all is well."""
+    flags = [*setup_value("FLAGS"), "-fPIC", *macros(), *headers().split(), *more]
     command = [compiler, *flags, "-c", source, "-o", output]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stderr or ("" if done.returncode == 0 else f"exit code {done.returncode}")
@@ -71,21 +61,21 @@ def undefined_names(objects: list[Path], folder: Path) -> list[str]:
     library = folder / "all.so"
     subprocess.run([CROSS, "-shared", *objects, "-o", library], check=True)
     command = [NM, "--dynamic", "--undefined-only", "--demangle", library]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [line.split(maxsplit=1)[1] for line in told.splitlines() if "dgcl::" in line]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split(maxsplit=1)[1] for line in output.splitlines() if "dgcl::" in line]
 
 
 def check_compiles(folder: Path) -> int:
     files = extension_argument("sources")
     objects = [folder / f"{n}.o" for n in range(len(files))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = list(pool.map(lambda s, o: compile_one(CROSS, s, o, "-Werror"), files, objects))
+        messages = list(pool.map(lambda s, o: compile_one(CROSS, s, o, "-Werror"), files, objects))
     failed = [
-        f"{s.relative_to(ROOT)}:\n{text}" for s, text in zip(files, said, strict=True) if text
+        f"{s.relative_to(CSRC)}:\n{text}" for s, text in zip(files, messages, strict=True) if text
     ]
     if not failed:
         failed = [f"not defined for aarch64: {name}" for name in undefined_names(objects, folder)]
-    guarded = ROOT / "csrc" / "cpu" / "simd" / "level_avx2.cpp"
+    guarded = CSRC / "cpu" / "simd" / "level_avx2.cpp"
     if not compile_one(CROSS, guarded, folder / "x.o", "-D__x86_64__"):
         failed.append("x86-64's instructions compile for aarch64: this is another compiler")
     for text in failed:
@@ -98,18 +88,18 @@ def check_compiles(folder: Path) -> int:
 def build_leaves(compiler: str, folder: Path, *more: str) -> Path:
     """The program that prints bits, of the files that it needs."""
     folder.mkdir()
-    sources = [LEAVES, ROOT / "csrc" / "cpu" / "rows.cpp"]
-    sources += sorted((ROOT / "csrc" / "cpu" / "simd").glob("*.cpp"))
+    sources = [LEAVES, CSRC / "cpu" / "rows.cpp"]
+    sources += sorted((CSRC / "cpu" / "simd").glob("*.cpp"))
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def one(source: Path, output: Path) -> str:
-        levels = setup_value("LEVEL_FLAGS") if compiler == NATIVE else {}
+        levels = setup_value("LEVEL_FLAGS") if compiler == COMPILER else {}
         return compile_one(compiler, source, output, *levels.get(source.name, []), *more)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = "".join(pool.map(one, sources, objects))
-    if said:
-        sys.exit(f"FAILED: the leaf functions do not compile:\n{said}")
+        messages = "".join(pool.map(one, sources, objects))
+    if messages:
+        sys.exit(f"FAILED: the leaf functions do not compile:\n{messages}")
     program = folder / "leaf_bits"
     subprocess.run([compiler, "-static", *objects, "-o", program], check=True)
     return program
@@ -139,11 +129,11 @@ def promised(lines: list[str]) -> list[str]:
 
 
 def check_bits(folder: Path) -> int:
-    native = build_leaves(NATIVE, folder / "x86-64")
+    native = build_leaves(COMPILER, folder / "x86-64")
     foreign = build_leaves(CROSS, folder / "aarch64")
     here = lines_of(QEMU, foreign)
     failed = 0
-    for level in level_names():
+    for level in LEVELS:
         if level != "portable" and lines_of(QEMU, foreign, level=level) is not None:
             print(f"FAILED: aarch64 takes {level} for a level of its own")
             failed += 1
@@ -152,10 +142,10 @@ def check_bits(folder: Path) -> int:
             print(f"aarch64 against x86-64 {level}: NOT compared, this processor has no such level")
             continue
         pair = (here, there) if level == "portable" else (promised(here), promised(there))
-        found = differing(*pair)
-        failed += bool(found)
-        print(f"aarch64 against x86-64 {level}: {len(found)} of {len(pair[0])} lines differ")
-        print(*found[:10], sep="\n", end="\n" if found else "")
+        different = differing(*pair)
+        failed += bool(different)
+        print(f"aarch64 against x86-64 {level}: {len(different)} of {len(pair[0])} lines differ")
+        print(*different[:10], sep="\n", end="\n" if different else "")
     fused = differing(lines_of(QEMU, build_leaves(CROSS, folder / "fused", FUSED)), here)
     names = ", ".join(sorted({line.split()[line.startswith("level ")] for line in fused}))
     print(f"with {FUSED}: {len(fused)} of {len(here)} lines differ ({names})")
@@ -165,18 +155,10 @@ def check_bits(folder: Path) -> int:
     return failed
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--install", action="store_true")
-    provide_tools(parser.parse_args().install)
+def run(chosen) -> int:
+    provide_tools(chosen.install)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         failed = check_compiles(Path(folder)) + check_bits(Path(folder))
     print(f"aarch64: {failed} checks failed; {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

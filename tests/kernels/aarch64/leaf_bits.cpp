@@ -9,13 +9,13 @@
 #include <limits>
 #include <vector>
 
-#include "../../csrc/cpu/panel.h"
-#include "../../csrc/cpu/rows.h"
-#include "../../csrc/cpu/simd/primitives.h"
-#include "../../csrc/math/density.h"
-#include "../../csrc/math/filter_bound.h"
-#include "../../csrc/math/score_gradient.h"
-#include "../../csrc/math/unit_row.h"
+#include "../../../csrc/cpu/panel.h"
+#include "../../../csrc/cpu/rows.h"
+#include "../../../csrc/cpu/simd/primitives.h"
+#include "../../../csrc/math/density.h"
+#include "../../../csrc/math/filter_bound.h"
+#include "../../../csrc/math/score_gradient.h"
+#include "../../../csrc/math/unit_row.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Small kernels with faults that can be planted in them: the tool's test of itself. Ordinary CUDA C++.
 #pragma once
-#include "../../csrc/cuda/compat.cuh"
+#include "../../../csrc/cuda/compat.cuh"
 
 namespace dgcl::self_test {
 

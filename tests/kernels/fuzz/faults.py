@@ -1,10 +1,10 @@
-"""Faults planted in copies of the kernels and checks: what finds nothing may be blind. See cpu_sanitizers/faults.py."""
+"""Faults planted in copies of the CPU kernels and of their checks."""
 
-from cpu_sanitizers.faults import BEYOND, Fault
+from kernels.sanitizers.faults import BEYOND, fault
 
 KERNEL, CHECKS = "cpu/memory_push_kernel.cpp", "ops/memory_push.cpp"
 FAULTS = [
-    Fault(
+    fault(
         "the pixel after the last",
         "gather_rows",
         "cpu/gather_rows_kernel.cpp",
@@ -12,7 +12,7 @@ FAULTS = [
         "pixel[i] > map.images * map.area)",
         f"{BEYOND}|Assertion '__n < this->size\\(\\)' failed|PROBLEM gather_rows",
     ),
-    Fault(
+    fault(
         "heads of any size",
         "memory_push",
         KERNEL,
@@ -20,7 +20,7 @@ FAULTS = [
         'read_counts(op, "heads", heads, INT64_MAX)',
         "runtime error: signed integer overflow|PROBLEM memory_push.*heads must lie in",
     ),
-    Fault(
+    fault(
         "a count is written before all is checked",
         "memory_push",
         KERNEL,
@@ -29,7 +29,7 @@ FAULTS = [
         '  const std::vector<int64_t> head = read_counts(op, "heads"',
         "PROBLEM memory_push.*an error, and changed: counts",
     ),
-    Fault(
+    fault(
         "rows of a ring are pushed into the ring",
         "memory_push",
         CHECKS,

@@ -3,8 +3,9 @@
 import random
 
 import torch
-from cpu_sanitizers.cases import guarded
 from torch import Tensor
+
+from dgcl_ops.doctor.cases.tensors import guarded
 
 from .samples import schema
 

@@ -1,14 +1,16 @@
-"""Runs emulated kernels in processes of their own, under a sanitizer where the mode has one.
+"""Runs jobs in processes of their own, under a sanitizer where the mode has one.
 
-A worker starts Python once per mode, with PyTorch and the sanitizer's library, and forks for every job: a
-job may crash, be stopped by its sanitizer or hang. What a job does is the program's that the worker runs; the CPU
-kernels have another one (cpu_sanitizers/worker.py).
+A worker starts Python once, with PyTorch and the sanitizer's library, and forks for every job. A job may crash, hang,
+or be stopped by its sanitizer. The harness's `jobs.py` holds the jobs: `prepare()` runs before the forks, `run(job,
+file, **arguments)` in each of them. An AssertionError says that a value is wrong.
 
-    with Worker("thread") as worker:
-        result = worker.run("self_test", name="sum/race_between_blocks", schedule="reverse", seed=1)
+    with Worker("emulator", "thread") as worker:
+        result = worker.run("self_test", file, name="sum/race_between_blocks", schedule="reverse", seed=1)
 """
 
+import ctypes
 import functools
+import importlib
 import json
 import os
 import signal
@@ -18,20 +20,24 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import build
+from kernels.harness.build import COMPILER, ROOT
 
 LIBRARIES = {"plain": [], "address": ["libasan.so"], "thread": ["libtsan.so"]}
-# PyTorch's allocations outlive the process on purpose
 SANITIZER_OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",
+    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # PyTorch's allocations outlive the process on purpose
     "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:atexit_sleep_ms=0",
 }
-WRONG, FAILED = 1, 2  # exit codes: other values than expected; an exception
+WRONG, FAILED = 1, 2  # exit codes: a wrong value; another exception
 TIMED_OUT = -signal.SIGALRM
+# What a line of output contains that says what went wrong, most precise first.
+EVIDENCE = (
+    *("PROBLEM ", "SUMMARY:", "CUDA emulator:", "runtime error:", "Assertion", " differ, first at"),
+    *(" of allowed", "RuntimeError", "ERROR"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,35 @@ class Result:
     def clean(self) -> bool:
         return self.code == 0
 
+    def evidence(self) -> str:
+        """The line that says what went wrong, without folders."""
+        if self.code < 0:
+            return f"signal {-self.code}"
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        for text in EVIDENCE:
+            for line in lines:
+                if text in line:
+                    return shortened(line)
+        return shortened(lines[-1]) if lines else f"exit code {self.code}"
+
+
+def shortened(line: str) -> str:
+    words = (word.rsplit("/", 1)[-1] if word.startswith("/") else word for word in line.split(" "))
+    return " ".join(words)[:150]
+
 
 def library(name: str) -> str:
-    command = [build.COMPILER, f"-print-file-name={name}"]
+    command = [COMPILER, f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @functools.cache
 def environment(mode: str) -> dict[str, str]:
     changed = {**os.environ, **SANITIZER_OPTIONS, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # the same packages as here; without an installed one, the source tree's
-    changed["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), str(build.ROOT)])
+    # The packages of this process. Without an installed dgcl_ops, the source tree's.
+    changed["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
     if LIBRARIES[mode]:
-        # libstdc++ too: the sanitizer has to find exceptions' functions before PyTorch brings them
+        # libstdc++ too: the sanitizer must find the functions of exceptions before PyTorch brings them.
         names = [*LIBRARIES[mode], "libstdc++.so.6"]
         changed["LD_PRELOAD"] = ":".join(library(name) for name in names)
     return changed
@@ -64,7 +86,7 @@ def environment(mode: str) -> dict[str, str]:
 
 @functools.cache
 def prefix(mode: str) -> tuple[str, ...]:
-    """ThreadSanitizer wants memory where some kernels put other things; without randomisation it is free."""
+    """ThreadSanitizer needs addresses that some kernels give to others. Without randomisation they are free."""
     if mode != "thread":
         return ()
     probe = subprocess.run([sys.executable, "-c", ""], env=environment(mode), capture_output=True)
@@ -72,16 +94,15 @@ def prefix(mode: str) -> tuple[str, ...]:
 
 
 class Worker:
-    program = "emulator.worker"
-
-    def __init__(self, mode: str, seconds: float = 120):
-        self.mode, self.seconds = mode, seconds
+    def __init__(self, harness: str, mode: str, seconds: float = 120):
+        self.harness, self.mode, self.seconds = harness, mode, seconds
 
     def __enter__(self) -> "Worker":
+        program = ["-m", "kernels.harness.worker", self.harness, str(self.seconds)]
         self._process = subprocess.Popen(
-            [*prefix(self.mode), sys.executable, "-m", self.program, str(self.seconds)],
+            [*prefix(self.mode), sys.executable, *program],
             env=environment(self.mode),
-            cwd=build.HERE.parent,
+            cwd=ROOT / "tests",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,45 +113,37 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
 
-    def run(self, job: str, file: Path | None = None, **arguments) -> Result:
-        """`file`: the module to load, by default the mode's own, which has to be built."""
-        file = file or build.module_file(self.mode)
-        request = {"job": job, "file": str(file), "arguments": arguments}
+    def run(self, job: str, file: Path, **arguments) -> Result:
+        """`file`: the module of kernels to load."""
+        request = {"job": job, "file": str(file), **arguments}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the worker of mode {self.mode} ended: {self._process.wait()}")
+            code = self._process.wait()
+            raise RuntimeError(f"the worker of {self.harness}, mode {self.mode}, ended with {code}")
         return Result(**json.loads(answer))
 
 
-def self_test(emulator, name: str, schedule: str) -> None:
-    if not emulator.self_test(name):
-        raise AssertionError(f"{name}: wrong values")
+# ---- in the worker ------------------------------------------------------------------------------------
 
 
-def operator_cases(emulator, **arguments) -> None:
-    from . import cases
-
-    cases.check(emulator, **arguments)
-
-
-JOBS = {"self_test": self_test, "cases": operator_cases}
-
-
-def emulated(job: str, file: str, arguments: dict) -> None:
-    emulator = build.load(file=Path(file))
-    emulator.configure(arguments["schedule"], arguments.pop("seed"))
-    JOBS[job](emulator, **arguments)
+@functools.cache
+def poison_function():
+    """AddressSanitizer's, which makes touching (address, size) an error from then on; None if it is not loaded."""
+    function = getattr(ctypes.CDLL(None), "__asan_poison_memory_region", None)
+    if function:
+        function.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    return function
 
 
-def child(do: Callable, request: dict, output: int) -> None:
+def child(run: Callable, request: dict, output: int) -> None:
     """Never returns."""
     code = FAILED
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        do(**request)
+        run(**request)
         code = 0
     except AssertionError as error:
         code = WRONG
@@ -156,30 +169,24 @@ def wait(pid: int, seconds: float) -> int:
         pause = min(2 * pause, 0.05)
 
 
-def serve(do: Callable) -> None:
-    """Forks for every request and has the child call do(job, file, arguments)."""
+def main() -> None:
+    harness, seconds = sys.argv[1:]
+    jobs = importlib.import_module(f"kernels.{harness}.jobs")
+    jobs.prepare()
     import torch
 
     torch.set_num_threads(1)
-    seconds = float(sys.argv[1])
     for line in sys.stdin:
         began = time.monotonic()
         with tempfile.TemporaryFile() as output:
             pid = os.fork()
             if pid == 0:
-                child(do, json.loads(line), output.fileno())
-            code = wait(pid, seconds)
+                child(jobs.run, json.loads(line), output.fileno())
+            code = wait(pid, float(seconds))
             output.seek(0)
             text = output.read().decode(errors="replace")
         result = Result(code, text[-20000:], round(time.monotonic() - began, 3))
-        print(json.dumps(result.__dict__), flush=True)
-
-
-def main() -> None:
-    from . import cases  # the libraries are loaded once, before the forks
-
-    cases.prepare()
-    serve(emulated)
+        print(json.dumps(asdict(result)), flush=True)
 
 
 if __name__ == "__main__":

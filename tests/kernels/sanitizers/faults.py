@@ -1,38 +1,21 @@
-"""Faults planted in copies of the CPU kernels: a sanitizer that reports nothing may be blind.
+"""Faults planted in copies of the CPU kernels, each for one mode, which must report it."""
 
-Each changes one place of one file, has one mode that has to report it, and counts as found only by what should be said.
-"""
-
-import re
-import shutil
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
-
-from emulator.faults import change_once, includes
-from emulator.worker import TIMED_OUT, Result
-
-from . import build
+from kernels.harness.faults import Fault
 
 BEYOND = "heap-buffer-overflow|use-after-poison|unknown-crash"
 RACE = "ThreadSanitizer: data race"
 
 
-@dataclass(frozen=True)
-class Fault:
-    what: str
-    op: str  # whose cases are to find it
-    file: str  # in csrc
-    old: str  # occurs once
-    new: str
-    says: str  # a pattern of the report
-    mode: str = "address"
+def fault(
+    kind: str, op: str, file: str, old: str, new: str, report: str, mode: str = "address"
+) -> Fault:
+    return Fault(kind, op, file, old, new, mode, report)
 
 
 QUEUE = "    run_queue((count + chunk - 1) / chunk, [&](auto& next) {\n"
 FAULTS = [
     # ---- AddressSanitizer: writes
-    Fault(
+    fault(
         "scratch of the tile product: one logit too many",
         "density_contrast",
         "cpu/density_contrast_kernel.cpp",
@@ -40,7 +23,7 @@ FAULTS = [
         "for (int64_t c = 0; c <= prims_.tile_columns; ++c)\n          logits_",
         BEYOND,
     ),
-    Fault(
+    fault(
         "scratch of the gradients: one element too many is cleared",
         "density_contrast_backward",
         "cpu/density_contrast_kernel.cpp",
@@ -48,7 +31,7 @@ FAULTS = [
         "std::fill_n(key_gradient.get(), p.dim + 1, T(0));",
         BEYOND,
     ),
-    Fault(
+    fault(
         "the ring's slot after the last",
         "memory_push",
         "cpu/memory_push_kernel.cpp",
@@ -57,7 +40,7 @@ FAULTS = [
         BEYOND,
     ),
     # ---- AddressSanitizer: reads
-    Fault(
+    fault(
         "the bank's row after the last",
         "knn_topk_backward",
         "cpu/knn_topk_kernel.cpp",
@@ -65,7 +48,7 @@ FAULTS = [
         "row[i] > made.problem.bank_rows)",
         BEYOND,
     ),
-    Fault(
+    fault(
         "the pixel after the last",
         "gather_rows",
         "cpu/gather_rows_kernel.cpp",
@@ -73,7 +56,7 @@ FAULTS = [
         "pixel[i] > map.images * map.area)",
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
     ),
-    Fault(
+    fault(
         "survivors without room for a whole tile more",
         "knn_topk",
         "cpu/knn_block.h",
@@ -81,7 +64,7 @@ FAULTS = [
         "return survivors;",
         BEYOND,
     ),
-    Fault(
+    fault(
         "a whole register where fewer columns are left",
         "knn_topk",
         "math/canonical.h",
@@ -89,7 +72,7 @@ FAULTS = [
         "if (left >= 1) {",
         BEYOND,
     ),
-    Fault(
+    fault(
         "a count of the standard library's vector",
         "knn_topk_backward",
         "cpu/knn_topk_kernel.cpp",
@@ -98,7 +81,7 @@ FAULTS = [
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
     ),
     # ---- UndefinedBehaviorSanitizer
-    Fault(
+    fault(
         "signed overflow in a check",
         "class_counts",
         "cpu/class_counts_kernel.cpp",
@@ -106,7 +89,7 @@ FAULTS = [
         "if (c - num_classes >= 0 || c < 0)",
         "runtime error: signed integer overflow",
     ),
-    Fault(
+    fault(
         "vectors loaded from rows that are not aligned for them",
         "density_contrast",
         "cpu/panel.h",
@@ -115,7 +98,7 @@ FAULTS = [
         "runtime error: (load|store|reference binding).* misaligned",
     ),
     # ---- ThreadSanitizer
-    Fault(
+    fault(
         "one scratch for all threads",
         "knn_topk_backward",
         "cpu/knn_topk_kernel.cpp",
@@ -124,7 +107,7 @@ FAULTS = [
         RACE,
         "thread",
     ),
-    Fault(
+    fault(
         "all queries' neighbours in one place",
         "knn_topk",
         "cpu/knn_topk_kernel.cpp",
@@ -133,7 +116,7 @@ FAULTS = [
         RACE,
         "thread",
     ),
-    Fault(
+    fault(
         "the blocks of a group share their sum",
         "density_contrast",
         "cpu/density_contrast_kernel.cpp",
@@ -142,7 +125,7 @@ FAULTS = [
         RACE,
         "thread",
     ),
-    Fault(
+    fault(
         "a meeting of blocks does not see what the one before has written",
         "silhouette_sums",
         "cpu/silhouette_sums_kernel.cpp",
@@ -151,7 +134,7 @@ FAULTS = [
         RACE,
         "thread",
     ),
-    Fault(
+    fault(
         "a queue without atomic numbers",
         "gather_rows",
         "common/parallel.h",
@@ -163,7 +146,7 @@ FAULTS = [
         "thread",
     ),
     # What the annotations of the pool say is needed: without it, work seems to race with its caller.
-    Fault(
+    fault(
         "the pool's order is not told",
         "memory_push",
         "common/parallel.h",
@@ -173,39 +156,3 @@ FAULTS = [
         "thread",
     ),
 ]
-
-# Where a file is compiled into more than the operator's own kernel: only that is compiled anew.
-KERNELS = {"knn_topk_backward": "knn_topk", "density_contrast_backward": "density_contrast"}
-
-
-def plant(fault: Fault, folder: Path) -> Path:
-    """A copy of the sources with the fault in them; returns its csrc."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc, ignore=shutil.ignore_patterns("cuda"))
-    change_once(csrc / fault.file, fault.old, fault.new, fault.what)
-    return csrc
-
-
-def build_faulty(fault: Fault, folder: Path) -> Path:
-    """The module with the fault: the operator's kernel and checks, search and instruction sets are compiled anew where
-    it is."""
-    csrc = plant(fault, folder)
-    stem = KERNELS.get(fault.op, fault.op)
-    concerned = [csrc / "cpu" / f"{stem}_kernel.cpp", csrc / "ops" / f"{stem}.cpp"]
-    concerned += (csrc / "cpu" / "simd").glob("*.cpp")
-    if stem.startswith("knn"):
-        concerned.append(csrc / "cpu" / "knn_search.cpp")
-    changed = {s for s in concerned if (csrc / fault.file) in includes(s, set())}
-    if not changed:
-        raise LookupError(f"{fault.op} is not made of {fault.file}")
-    try:
-        return build.build_changed(fault.mode, csrc, changed)
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"{fault.what}: does not compile:\n{error.stderr[-4000:]}") from None
-
-
-def is_found(fault: Fault, result: Result) -> bool:
-    """Whether this is the fault showing, and not another one or the search for it that broke."""
-    if result.code == TIMED_OUT:
-        raise RuntimeError(f"{fault.what}: timed out")
-    return not result.clean and re.search(fault.says, result.output) is not None

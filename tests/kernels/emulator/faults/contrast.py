@@ -1,6 +1,6 @@
 """Faults for the contrastive loss and its gradient."""
 
-from .faults import (
+from . import (
     ALIGNMENT,
     BRANCH,
     GLOBAL,

@@ -1,6 +1,6 @@
 """Faults for the kernels that count, copy and add distances."""
 
-from .faults import (
+from . import (
     BINDING,
     BRANCH,
     GLOBAL,

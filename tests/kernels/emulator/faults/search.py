@@ -1,6 +1,6 @@
 """Faults for the nearest-neighbour kernels and their gradient."""
 
-from .faults import (
+from . import (
     ALIGNMENT,
     BINDING,
     BOUND,

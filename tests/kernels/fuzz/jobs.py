@@ -1,15 +1,15 @@
-"""Runs cases in a process of its own; see emulator/worker.py."""
+"""What the fuzzer's workers do."""
 
 import importlib.util
 import json
 import sys
 import time
 
-from emulator import worker
+from kernels.harness.worker import poison_function
 
 
-class Worker(worker.Worker):
-    program = "fuzz.worker"
+def prepare() -> None:
+    import torch  # noqa: F401  (once, before the forks)
 
 
 def load(file: str) -> None:
@@ -20,7 +20,7 @@ def load(file: str) -> None:
 
 
 def cases(op: str, seed: int, first: int, count: int, seconds: float, stop: bool = False) -> None:
-    """Until one of the limits, or a problem if it is to `stop` there. The last case told is the one that crashed."""
+    """Until one of the limits, or the first problem with `stop`. The last case printed is the one that crashed."""
     from . import judge
 
     end, run, refused, problems = time.monotonic() + seconds, 0, 0, []
@@ -39,12 +39,9 @@ def cases(op: str, seed: int, first: int, count: int, seconds: float, stop: bool
     assert not problems, f"{len(problems)} problems"
 
 
-def do(job: str, file: str, arguments: dict) -> None:
+def run(job: str, file: str, **arguments) -> None:
     load(file)
+    from dgcl_ops.doctor.cases import tensors
+
+    tensors.poison = poison_function()
     cases(**arguments)
-
-
-if __name__ == "__main__":
-    import torch  # noqa: F401  (once, before the forks)
-
-    worker.serve(do)
