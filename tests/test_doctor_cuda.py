@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from dgcl_ops._doctor_cuda import Versions, misfit
 
 import dgcl_ops
-from dgcl_ops import _doctor_cuda, doctor
+from dgcl_ops.doctor import cuda, reporting
+from dgcl_ops.doctor.cuda import Versions, misfit
 
 ARCHS = ((8, 0), (8, 6), (8, 9), (9, 0))
 DRIVERS = (None, (11, 8), (12, 2), (12, 4), (12, 8), (13, 0), (13, 2))
@@ -101,12 +101,12 @@ def test_what_is_said(versions, said):
     ],
 )
 def test_the_build_information_is_read(build, found):
-    assert _doctor_cuda.built_with(build) == found
+    assert cuda.built_with(build) == found
 
 
 def test_this_build_is_read():
     build = dgcl_ops.backend_info()["build"]
-    assert (_doctor_cuda.built_with(build)[0] is not None) == (" for sm_" in build)
+    assert (cuda.built_with(build)[0] is not None) == (" for sm_" in build)
 
 
 # ---- the driver ------------------------------------------------------------------------------------
@@ -140,30 +140,30 @@ class Driver:
 
 def test_the_driver_is_asked():
     driver = Driver(12080, (8, 6), (9, 0))
-    assert _doctor_cuda.supported_cuda(driver) == (12, 8)
-    assert _doctor_cuda.capabilities(driver) == [(8, 6), (9, 0)]
+    assert cuda.supported_cuda(driver) == (12, 8)
+    assert cuda.capabilities(driver) == [(8, 6), (9, 0)]
 
 
 @pytest.mark.parametrize("driver", [None, Driver(0), Driver(13000, fails="version")])
 def test_a_driver_that_does_not_answer_is_none(driver):
-    assert _doctor_cuda.supported_cuda(driver) is None
+    assert cuda.supported_cuda(driver) is None
 
 
 @pytest.mark.parametrize("fails", ["init", "attribute"])
 def test_devices_that_cannot_be_asked_are_none(fails):
-    assert _doctor_cuda.capabilities(Driver(13000, (9, 0), fails=fails)) == []
+    assert cuda.capabilities(Driver(13000, (9, 0), fails=fails)) == []
 
 
 def test_the_lines_of_the_report(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     build = "..., cuda 13.0 for sm_80, sm_90"
-    (line,) = _doctor_cuda.report_lines(build, Driver(13000, (9, 0), (8, 6)))
+    (line,) = cuda.report_lines(build, Driver(13000, (9, 0), (8, 6)))
     assert line == (
         "cuda       driver supports 13.0; torch built for 12.8; extension built for 13.0; devices 9.0, 8.6"
     )
-    line, sentence = _doctor_cuda.report_lines(build, Driver(12080, (9, 0), (8, 6)))
+    line, sentence = cuda.report_lines(build, Driver(12080, (9, 0), (8, 6)))
     assert sentence.startswith("cuda       DOES NOT FIT: The driver supports CUDA 12.8, but")
-    _, sentence = _doctor_cuda.report_lines(build, Driver(13000, (9, 0), (7, 5)))
+    _, sentence = cuda.report_lines(build, Driver(13000, (9, 0), (7, 5)))
     assert "compute capability 7.5" in sentence
 
 
@@ -172,12 +172,12 @@ def test_a_driver_library_that_is_broken_or_missing_is_no_driver(monkeypatch, tm
     library = tmp_path / "libcuda.so.1"
     if text:
         library.write_text(text)
-    monkeypatch.setattr(_doctor_cuda, "DRIVER_LIBRARY", str(library))
-    assert _doctor_cuda.load_driver() is None
-    (line,) = _doctor_cuda.report_lines("cuda 13.0 for sm_90")
+    monkeypatch.setattr(cuda, "DRIVER_LIBRARY", str(library))
+    assert cuda.load_driver() is None
+    (line,) = cuda.report_lines("cuda 13.0 for sm_90")
     assert line.startswith("cuda       driver not found; torch built for ")
 
 
 def test_the_doctor_prints_the_lines(monkeypatch):
-    monkeypatch.setattr(doctor, "report_lines", lambda build: [f"cuda       of {build}"])
-    assert f"cuda       of {dgcl_ops.backend_info()['build']}" in doctor.installation()
+    monkeypatch.setattr(reporting, "report_lines", lambda build: [f"cuda       of {build}"])
+    assert f"cuda       of {dgcl_ops.backend_info()['build']}" in reporting.installation()
