@@ -8,13 +8,18 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 CSRC = $(shell find csrc $(NATIVE))
 CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
-.PHONY: demo test faults fuzz soak inspect lint format doctor bench wheel clean
+.PHONY: demo test test-rest test-all faults fuzz soak inspect lint format doctor bench wheel clean
 
 demo: $(VENV)/installed  ## the main job: plain self-training against the density loss, with a report to look at
 	$(BIN)/python examples/demo.py --out demo_out
 
-test: $(VENV)/installed  ## all tests, a process for each core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(VENV)/installed  ## what a user of the library needs to trust it, a process for each core; 5 minutes on two
+	$(BIN)/python -m pytest -n auto --dist worksteal -m core
+
+test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core"
+
+test-all: test test-rest
 
 faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m kernels emulator --faults $(if $(PART),--part $(PART))

@@ -13,7 +13,7 @@ from problem import Problem, density_of
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops.precision import compute_dtype
+from dgcl_ops._precision import compute_dtype
 
 CHECKED_QUERIES = 64
 # Errors allowed, per size of the scores. Ours: the tests' 64 roundings of float32. Others: enough to tell a

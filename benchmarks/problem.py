@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dgcl_ops.scales import scale_weights
+from dgcl_ops._scales import scale_weights
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dgcl_ops.scales import scale_weights
+from dgcl_ops._scales import scale_weights
 
 
 def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:

@@ -215,3 +215,48 @@ def _find_module(model: nn.Module, path: str) -> nn.Module:
         f"FeatureTap: module_path must name a module inside {type(model).__name__}, got {path!r}; "
         f"near names: {listed}"
     )
+
+
+class ProjectionHead(nn.Module):
+    """Per pixel: linear, batch norm, ReLU, linear, as 1x1 convolutions.
+
+    The first layer has no bias, since the batch norm takes any constant away again. Give the
+    head the learning rate of the decoder, and use it in every step (DDP counts on its gradients).
+    Outside of a model that DDP wraps it needs a DDP of its own, or each process trains another head.
+
+    Args:
+        in_channels: D, the channels of the features.
+        hidden_channels: channels between the two layers.
+        out_channels: E, the channels of the projections.
+
+    Raises:
+        ValueError: a number of channels is not positive; in the forward, a shape does not fit.
+
+    Shape:
+        - features: [B, D, H, W]
+        - output: [B, E, H, W]
+
+    Reference: Wang et al., CVPR 2023, section 4.1.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int = 256, out_channels: int = 256):
+        super().__init__()
+        _arguments.positive_integer("ProjectionHead", "in_channels", in_channels)
+        _arguments.positive_integer("ProjectionHead", "hidden_channels", hidden_channels)
+        _arguments.positive_integer("ProjectionHead", "out_channels", out_channels)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, hidden_channels, 1, bias=False),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden_channels, out_channels, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.dim() != 4 or features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"ProjectionHead: features must have shape [B, {self.in_channels}, H, W], "
+                f"got {list(features.shape)}"
+            )
+        return self.layers(features)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgcl_ops import _report, sampling, selection
-from dgcl_ops._modules import FixedDtypeModule, one_of
-from dgcl_ops.batch import Batch
+from dgcl_ops._precision import FixedDtypeModule, no_autocast
+from dgcl_ops._step import report as _report
+from dgcl_ops._step import sampling, selection
+from dgcl_ops._step.batch import Batch
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
-from dgcl_ops.precision import no_autocast
 
 
 class DensityContrastLoss(FixedDtypeModule):
@@ -236,7 +236,7 @@ class DensityContrastLoss(FixedDtypeModule):
             world_size: number of processes W.
             changes: further keyword arguments of the loss, taking precedence.
         """
-        one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))
+        _arguments.one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))
         world_size = _arguments.positive_integer(
             "DensityContrastLoss.paper", "world_size", world_size
         )

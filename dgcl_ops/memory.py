@@ -7,14 +7,15 @@ buffer on the bank's device, so that a checkpoint continues bit for bit and no s
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dgcl_ops import _bank_state, distributed, sampling, selection, sharding
-from dgcl_ops._modules import FixedDtypeModule, at_least, one_of
-from dgcl_ops.batch import Batch
+from dgcl_ops import _random
+from dgcl_ops._bank import checkpoint, exchange, sharded_rings
+from dgcl_ops._bank.rings import Rings
+from dgcl_ops._precision import FixedDtypeModule, no_autocast
+from dgcl_ops._step import selection
+from dgcl_ops._step.batch import Batch
 from dgcl_ops.ops import _arguments, gather_rows
-from dgcl_ops.precision import no_autocast
-from dgcl_ops.rings import Rings
 
 PLACEMENTS = ("replicated", "sharded", "local")
 
@@ -92,16 +93,16 @@ class MemoryBank(FixedDtypeModule):
         self.rows_per_push = _arguments.positive_integer(op, "rows_per_push", rows_per_push)
         self.metric = _arguments.metric_name(op, metric)
         self.scales = _arguments.scale_tuple(op, scales)
-        self.dtype = one_of(op, "dtype", dtype, _bank_state.DTYPES)
-        self.placement = one_of(op, "placement", placement, PLACEMENTS)
-        distributed.check_group(op, process_group)
+        self.dtype = _arguments.one_of(op, "dtype", dtype, checkpoint.DTYPES)
+        self.placement = _arguments.one_of(op, "placement", placement, PLACEMENTS)
+        exchange.check_group(op, process_group)
         self.process_group = process_group
-        ranks = distributed.ALONE
+        ranks = exchange.ALONE
         if placement != "local":
-            ranks = distributed.ranks_of(process_group)
+            ranks = exchange.ranks_of(process_group)
         self.rings = Rings(self.capacity)
         if placement == "sharded" and ranks.size > 1:
-            self.rings = sharding.ShardedRings(ranks, self.capacity)
+            self.rings = sharded_rings.ShardedRings(ranks, self.capacity)
         if min_rows is None:
             min_rows = min(max(self.scales), capacity)
         self.min_rows = _arguments.positive_integer(op, "min_rows", min_rows)
@@ -112,7 +113,7 @@ class MemoryBank(FixedDtypeModule):
                 f"{op}: backfill must be True with metric {metric!r}, of whose densities 0, that of a row "
                 f"without one, may be the highest, got {backfill!r}"
             )
-        self.refresh_every = at_least(op, "refresh_every", refresh_every, 0)
+        self.refresh_every = _arguments.at_least(op, "refresh_every", refresh_every, 0)
         self.backfill = bool(backfill)
 
         rows = (num_classes, self.rings.length)
@@ -127,8 +128,8 @@ class MemoryBank(FixedDtypeModule):
         buffer("counts", (num_classes,), torch.int64)
         buffer("heads", (num_classes,), torch.int64)
         buffer("pushes", (), torch.int64)
-        self.register_buffer("rng_state", sampling.new_rng_state(seed, device))
-        meaning = _bank_state.meaning(metric, dtype, self.scales, device)
+        self.register_buffer("rng_state", _random.new_rng_state(seed, device))
+        meaning = checkpoint.meaning(metric, dtype, self.scales, device)
         self.register_buffer("meaning", meaning)
         if not self.rings.whole:
             # Shows whether another rank's buffers were written over this window's.
@@ -150,11 +151,11 @@ class MemoryBank(FixedDtypeModule):
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
-    def ranks(self) -> distributed.Ranks:
+    def ranks(self) -> exchange.Ranks:
         """The processes that share the bank, and the number of this one."""
         if self.placement == "local":
-            return distributed.ALONE
-        ranks = distributed.ranks_of(self.process_group)
+            return exchange.ALONE
+        ranks = exchange.ranks_of(self.process_group)
         if self.placement == "sharded":
             built = self.rings.ranks
             if built[1:] != ranks[1:]:
@@ -166,7 +167,7 @@ class MemoryBank(FixedDtypeModule):
         return ranks
 
     def first_stream(self) -> int:
-        """Of the random numbers of this process, see `sampling.random_bits`: two streams for each rank."""
+        """Of the random numbers of this process, see `_random.random_bits`: two streams for each rank."""
         return 2 * self.ranks().rank
 
     def share(self) -> int:
@@ -231,7 +232,7 @@ class MemoryBank(FixedDtypeModule):
         """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
         their order. Equal banks have equal checksums on all devices and processes. A sharded bank has that of the
         replicated one; there all processes have to ask for it."""
-        return _bank_state.checksum(self)
+        return checkpoint.checksum(self)
 
     def assert_synced(self) -> None:
         """Raises unless the processes that share the bank agree: on all of it, or, sharded, on counts, heads,
@@ -243,7 +244,7 @@ class MemoryBank(FixedDtypeModule):
         """
         told = {"pushes": self.pushes, "rng_state": self.rng_state}
         told |= self.rings.fingerprint(self)
-        distributed.assert_equal("MemoryBank.assert_synced", self.ranks(), told)
+        exchange.assert_equal("MemoryBank.assert_synced", self.ranks(), told)
 
     # ---- writing --------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ class MemoryBank(FixedDtypeModule):
         """
         was_ready = self.ready()
         ranks, share = self.ranks(), self.share()
-        rows = distributed.Arrivals(features, projections, density, row_counts)
+        rows = exchange.Arrivals(features, projections, density, row_counts)
         if ranks.size == 1:
             self.rings.write(self, rows, normalize=self.metric == "cosine")
         else:
@@ -308,7 +309,7 @@ class MemoryBank(FixedDtypeModule):
                     f"MemoryBank.push_rows: features must hold at most {share} rows of a class, the share of one "
                     f"of {ranks.size} processes in {self.rows_per_push}, got {features.shape[1]}"
                 )
-            rng_state, arrivals = distributed.exchange(ranks, self, share, rows)
+            rng_state, arrivals = exchange.exchange(ranks, self, share, rows)
             self.rng_state.copy_(rng_state)
             for rows in arrivals:
                 self.rings.write(self, rows, normalize=False)
@@ -336,7 +337,7 @@ class MemoryBank(FixedDtypeModule):
     def _load_from_state_dict(
         self, state_dict, prefix, metadata, strict, missing, unexpected, errors
     ):
-        known = [prefix + name for name in _bank_state.NAMES]
+        known = [prefix + name for name in checkpoint.NAMES]
         absent = [key for key in known if key not in state_dict]
         foreign = [key for key in state_dict if key.startswith(prefix) and key not in known]
         missing += absent
@@ -344,8 +345,48 @@ class MemoryBank(FixedDtypeModule):
             unexpected += foreign
         if absent or (foreign and strict):
             return
-        fitted = _bank_state.fitting(self, state_dict, prefix, errors)
+        fitted = checkpoint.fitting(self, state_dict, prefix, errors)
         if fitted is None:
             return
         fitted = {prefix + name: value for name, value in fitted.items()}
         super()._load_from_state_dict(fitted, prefix, metadata, strict, missing, unexpected, errors)
+
+
+def ddp_ignore_bank(root: nn.Module) -> list[str]:
+    """Keeps DistributedDataParallel from sending rank 0's bank to the other ranks in every step.
+
+    DDP broadcasts the buffers of what it wraps from rank 0, at once and before each forward. For a
+    :class:`MemoryBank` that costs the whole bank's size a step. A "replicated" bank is the same on all
+    ranks, and stays as it is; a "sharded" one loses its windows, and the next step raises an error; a
+    "local" one loses what the other ranks pushed. DDP skips the names in
+    ``_ddp_params_and_buffers_to_ignore``, which it reads only on the module it is given: so call this
+    with that very module, before DDP wraps it. A bank outside the wrapped module, or
+    ``broadcast_buffers=False``, needs no such call.
+
+    Args:
+        root: the module that DDP is going to wrap.
+
+    Returns:
+        The names of the buffers of every bank inside root, empty if there is none. Names that were
+        ignored before stay ignored.
+
+    Raises:
+        TypeError: root is not a module, or is wrapped already.
+    """
+    if not isinstance(root, nn.Module):
+        raise TypeError(f"ddp_ignore_bank: root must be a Module, got {type(root).__name__}")
+    if isinstance(root, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            "ddp_ignore_bank: root must be the module before it is wrapped, got a "
+            "DistributedDataParallel, which has read the names already"
+        )
+    names = []
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        if isinstance(module, MemoryBank):
+            for name, buffer in module.named_buffers(prefix):
+                names.append(name)
+                buffer._ddp_ignored = True  # what DDP's mixed precision asks before it casts
+    ignored = list(getattr(root, "_ddp_params_and_buffers_to_ignore", ()))
+    ignored += [name for name in names if name not in ignored]
+    root._ddp_params_and_buffers_to_ignore = ignored
+    return names

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._precision import no_autocast
 from dgcl_ops.ops import _arguments
-from dgcl_ops.precision import no_autocast
 
 
 class PseudoLabelLoss(nn.Module):

@@ -9,7 +9,10 @@ import hypothesis
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+# What a user of the library needs to trust it: `make test` runs these rooms, without what is marked kernels or long.
+CORE = ("ops", "loss", "bank", "tools", "examples")
 
 hypothesis.settings.register_profile(
     "repeatable",
@@ -19,6 +22,18 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        room = item.path.relative_to(TESTS).parts[0]
+        implementation = getattr(item, "callspec", None) and item.callspec.params.get(
+            "implementation"
+        )
+        if room == "kernels" or implementation == "emulated":
+            item.add_marker("kernels")
+        if room in CORE and not any(item.get_closest_marker(name) for name in ("kernels", "long")):
+            item.add_marker("core")
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import oracles
 import torch
 from oracles import integers, random_rows
 
-from dgcl_ops import selection
-from dgcl_ops.batch import Batch
+from dgcl_ops._step import selection
+from dgcl_ops._step.batch import Batch
 from dgcl_ops.losses import DensityContrastLoss
 
 B, C, D, E, H, W = 2, 5, 6, 4, 5, 7

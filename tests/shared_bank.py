@@ -11,7 +11,7 @@ import torch
 from loss_oracle import batch_of, loss_of, run
 from torch import distributed as dist
 
-from dgcl_ops import sharding
+from dgcl_ops._bank import sharded_rings
 
 STEPS = 6
 SETTINGS = {
@@ -54,7 +54,7 @@ def train(rank: int, folder, names, placement: str) -> dict:
     if (
         dist.get_world_size() == 2
     ):  # the queries of a step travel in several pieces, as large ones do
-        sharding.PIECE = 20
+        sharded_rings.PIECE = 20
     return {name: _train(rank, SETTINGS[name], placement) for name in names}
 
 

@@ -17,7 +17,7 @@ import json, torch, dgcl_ops
 info = dgcl_ops.backend_info()
 missing = [
     f"{op} for {key}"
-    for op in dgcl_ops._extension.FALLBACKS
+    for op in dgcl_ops.ops._registry.FALLBACKS
     for key in ("CPU", "CUDA")
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"dgcl_ops::{op}", key)
 ]

@@ -66,7 +66,7 @@ SHORT = replace(
     REHEARSAL,
     small_ops=("--quick", "--op", "gather_rows", "--op", "class_counts"),
     doctor=("memory_push", "class_counts", "gather_rows"),
-    tests=("tests/test_gather_rows.py", "tests/test_class_counts.py"),
+    tests=("tests/ops/test_gather_rows.py", "tests/ops/test_class_counts.py"),
 )
 
 

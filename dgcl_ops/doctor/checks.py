@@ -9,12 +9,14 @@ import functools
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, ops, reference, reference_backward
+from dgcl_ops import ops, reference
+from dgcl_ops._scales import scale_weights
 from dgcl_ops.doctor.cases import Case, all_cases
 from dgcl_ops.doctor.cases.tensors import rows
 from dgcl_ops.doctor.compare import TOLERANCE, Comparison, Target, call
 from dgcl_ops.doctor.step import check_step
-from dgcl_ops.scales import scale_weights
+from dgcl_ops.ops._registry import FALLBACKS
+from dgcl_ops.reference import backward as reference_backward
 
 EQUAL = 1e-9  # nothing is rounded
 FLOAT64 = 1e-12  # sums of at most a few hundred float64 numbers, each rounded to 1e-16
@@ -57,10 +59,10 @@ def compare_float64(comparison: Comparison, case: Case, results: list[Tensor]) -
         exact = case.answer()
     elif case.changes:
         given = [a.clone() if i < case.changes else a for i, a in enumerate(given)]
-        _extension.FALLBACKS[case.op](*given)
+        FALLBACKS[case.op](*given)
         exact = given[: case.changes]
     else:
-        exact = _extension.FALLBACKS[case.op](*given)
+        exact = FALLBACKS[case.op](*given)
         exact = [exact] if isinstance(exact, Tensor) else exact
     for part, (ours, wanted) in enumerate(zip(results, exact, strict=True)):
         tolerance = rounding(ours) if ours.is_floating_point() else EQUAL
@@ -188,7 +190,7 @@ def check_gather_gradients(target: Target, comparison: Comparison) -> None:
         comparison.near(f"{dtype}", gradient, exact.view(maps.shape), tolerance)
 
 
-OPERATORS = {op: functools.partial(check_operator, op) for op in _extension.FALLBACKS}
+OPERATORS = {op: functools.partial(check_operator, op) for op in FALLBACKS}
 CHECKS = {
     **OPERATORS,
     "knn_topk gradients": check_topk_gradients,

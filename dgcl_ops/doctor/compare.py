@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dgcl_ops import _extension
+from dgcl_ops import backend
 from dgcl_ops.doctor.cases import Case
 
 SEARCH = "DGCL_OPS_CUDA_SEARCH"
@@ -59,9 +59,9 @@ class Target:
     def __init__(self, device: str):
         self.device = device
         kind = torch.device(device).type
-        key = _extension.DEVICE_KEYS.get(kind)
+        key = backend.DEVICE_KEYS.get(kind)
         self.compiled = (
-            key is not None and _extension._serving(kind, key)["implementation"] == "compiled"
+            key is not None and backend._serving(kind, key)["implementation"] == "compiled"
         )
         on_cuda = kind == "cuda" and self.compiled
         self.checks_values = not on_cuda

@@ -26,6 +26,21 @@ def integral(op: str, name: str, value) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
 
 
+def at_least(op: str, name: str, value, minimum: int) -> int:
+    """The value, if it is an integer of at least `minimum`."""
+    value = integral(op, name, value)
+    if value < minimum:
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
+    return value
+
+
+def one_of(op: str, name: str, value, choices: tuple):
+    """The value, if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
+    return value
+
+
 def scale_tuple(op: str, scales) -> tuple[int, ...]:
     if not isinstance(scales, (tuple, list)):
         raise TypeError(f"{op}: scales must be a tuple or list of integers, got {scales!r}")

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference
-from dgcl_ops.ops import _arguments, _transforms
+from dgcl_ops import reference
+from dgcl_ops.ops import _arguments, _registry
 
 _OP = "dgcl_ops::class_counts"
-_extension.define(
+_registry.define(
     "class_counts(Tensor labels, int num_classes, int ignore_index) -> Tensor",
     reference.class_counts,
 )
@@ -38,9 +38,9 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
     return torch.ops.dgcl_ops.class_counts(labels, num_classes, ignore_index)
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(labels, num_classes, ignore_index):
     return labels.new_empty((num_classes,), dtype=torch.int64)
 
 
-_transforms.refuse_vmap("class_counts", "call it for each")
+_registry.refuse_vmap("class_counts", "call it for each")

@@ -3,18 +3,19 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference, reference_backward
-from dgcl_ops.ops import _arguments, _transforms
-from dgcl_ops.precision import compute_dtype
+from dgcl_ops import reference
+from dgcl_ops._precision import compute_dtype
+from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.reference import backward as reference_backward
 
 _OP = "dgcl_ops::density_contrast"
-_extension.define(
+_registry.define(
     "density_contrast(Tensor anchors, Tensor keys, Tensor negatives, float temperature, "
     "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)",
     reference.density_contrast_with_lse,
 )
 # The gradients of keys and negatives are empty unless `all_gradients`.
-_extension.define(
+_registry.define(
     "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, "
     "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, "
     "bool all_gradients) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)",
@@ -74,14 +75,14 @@ def density_contrast(
     return loss
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps):
     groups, rows, _ = anchors.shape
     dtype = compute_dtype(anchors, keys, negatives)
     return anchors.new_empty((groups,), dtype=dtype), anchors.new_empty((groups, rows), dtype=dtype)
 
 
-@_extension.register_fake(f"{_OP}_backward")
+@_registry.register_fake(f"{_OP}_backward")
 def _backward_fake(
     dL_dloss,
     anchors,
@@ -125,10 +126,8 @@ def _backward(ctx, dL_dloss, _dL_dlse):
     return dL_danchors, *others, None, None, None, None
 
 
-_transforms.register_autograd(_OP, _backward, _setup_context)
-_transforms.register_autograd(
-    f"{_OP}_backward", _arguments.no_second_derivative("density_contrast")
-)
+_registry.register_autograd(_OP, _backward, _setup_context)
+_registry.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("density_contrast"))
 
 
 @torch.library.register_vmap(_OP)
@@ -138,7 +137,7 @@ def _vmap(
     """V batches of G groups are one batch of V * G groups."""
     groups = [
         None if tensor is None else tensor.flatten(0, 1)
-        for tensor in _transforms.leading(
+        for tensor in _registry.leading(
             info,
             (*in_dims[:3], *in_dims[4:6]),
             *(anchors, keys, negatives, anchor_counts, negative_counts),

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference
-from dgcl_ops.ops import _arguments, _transforms
+from dgcl_ops import reference
+from dgcl_ops.ops import _arguments, _registry
 
 _OP = "dgcl_ops::gather_rows"
-_extension.define(
+_registry.define(
     "gather_rows(Tensor maps, Tensor pixels) -> Tensor",
     reference.gather_rows,
 )
@@ -40,7 +40,7 @@ def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
     return torch.ops.dgcl_ops.gather_rows(maps, pixels)
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(maps, pixels):
     return maps.new_empty((*pixels.shape, maps.shape[1]))
 
@@ -72,13 +72,13 @@ def _backward(ctx, dL_drows):
     return dL_dmaps.view(ctx.shape), None
 
 
-_transforms.register_autograd(_OP, _backward, _setup_context)
+_registry.register_autograd(_OP, _backward, _setup_context)
 
 
 @torch.library.register_vmap(_OP)
 def _vmap(info, in_dims, maps, pixels):
     """The images of all batches stand behind each other; a pixel outside its own batch stays outside of all."""
-    maps, pixels = _transforms.leading(info, in_dims, maps, pixels)
+    maps, pixels = _registry.leading(info, in_dims, maps, pixels)
     area = maps[0, :, 0].numel()
     first = torch.arange(info.batch_size, device=pixels.device) * area
     first = first.view(-1, *[1] * (pixels.dim() - 1))

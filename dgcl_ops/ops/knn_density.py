@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference
-from dgcl_ops.ops import _arguments, _transforms
-from dgcl_ops.precision import compute_dtype
-from dgcl_ops.scales import scale_weights
+from dgcl_ops import reference
+from dgcl_ops._precision import compute_dtype
+from dgcl_ops._scales import scale_weights
+from dgcl_ops.ops import _arguments, _registry
 
 _OP = "dgcl_ops::knn_density"
-_extension.define(
+_registry.define(
     "knn_density(Tensor queries, Tensor bank, int[] scales, str metric, Tensor? query_offsets, "
     "Tensor? bank_counts, bool exclude_self, bool per_scale, bool unit_bank) -> Tensor",
     reference.knn_density,
@@ -80,7 +80,7 @@ def knn_density(
     )
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(
     queries, bank, scales, metric, query_offsets, bank_counts, exclude_self, per_scale, unit_bank
 ):
@@ -124,13 +124,13 @@ def _backward(ctx, dL_drho):
     return grad_queries, grad_bank, None, None, None, None, None, None, None
 
 
-_transforms.register_autograd(_OP, _backward, _setup_context)
+_registry.register_autograd(_OP, _backward, _setup_context)
 
 
 @torch.library.register_vmap(_OP)
 def _vmap(info, in_dims, queries, bank, scales, metric, query_offsets, bank_counts, *flags):
     exclude_self, per_scale, unit_bank = flags
-    rows = _transforms.knn_batch(
+    rows = _registry.knn_batch(
         "knn_density", info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self
     )
     density = torch.ops.dgcl_ops.knn_density(

@@ -3,17 +3,18 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference, reference_backward
-from dgcl_ops.ops import _arguments, _transforms
-from dgcl_ops.precision import compute_dtype
+from dgcl_ops import reference
+from dgcl_ops._precision import compute_dtype
+from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.reference import backward as reference_backward
 
 _OP = "dgcl_ops::knn_topk"
-_extension.define(
+_registry.define(
     "knn_topk(Tensor queries, Tensor bank, int k, str metric, Tensor? query_offsets, "
     "Tensor? bank_counts, bool exclude_self, bool unit_bank) -> (Tensor values, Tensor indices)",
     reference.knn_topk,
 )
-_extension.define(
+_registry.define(
     "knn_topk_backward(Tensor grad_values, Tensor queries, Tensor bank, Tensor values, "
     "Tensor indices, str metric, Tensor? query_offsets, bool unit_bank) -> "
     "(Tensor grad_queries, Tensor grad_bank)",
@@ -78,14 +79,14 @@ def knn_topk(
     )
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank):
     shape = (queries.shape[0], k)
     values = queries.new_empty(shape, dtype=compute_dtype(queries, bank))
     return values, queries.new_empty(shape, dtype=torch.int64)
 
 
-@_extension.register_fake(f"{_OP}_backward")
+@_registry.register_fake(f"{_OP}_backward")
 def _backward_fake(grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank):
     return queries.new_empty(queries.shape), bank.new_empty(bank.shape)
 
@@ -105,15 +106,15 @@ def _backward(ctx, grad_values, _grad_indices):
     return grad_queries, grad_bank, None, None, None, None, None, None
 
 
-_transforms.register_autograd(_OP, _backward, _setup_context)
-_transforms.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("knn_topk"))
+_registry.register_autograd(_OP, _backward, _setup_context)
+_registry.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("knn_topk"))
 
 
 @torch.library.register_vmap(_OP)
 def _vmap(
     info, in_dims, queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank
 ):
-    rows = _transforms.knn_batch(
+    rows = _registry.knn_batch(
         "knn_topk", info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self
     )
     found = torch.ops.dgcl_ops.knn_topk(

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference
-from dgcl_ops.ops import _arguments, _transforms
+from dgcl_ops import reference
+from dgcl_ops.ops import _arguments, _registry
 
 _OP = "dgcl_ops::memory_push"
-_extension.define(
+_registry.define(
     "memory_push(Tensor(a!) bank_features, Tensor(b!) bank_projections, Tensor(c!) bank_density, "
     "Tensor(d!) counts, Tensor(e!) heads, Tensor features, Tensor projections, Tensor density, "
     "Tensor row_counts, bool normalize) -> ()",
@@ -76,7 +76,7 @@ def memory_push(
     )
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(
     bank_features,
     bank_projections,
@@ -102,5 +102,5 @@ def _mark_changed(keyset, *args):
     return torch.ops.dgcl_ops.memory_push.default.redispatch(below, *args)
 
 
-_extension.library.impl("memory_push", _mark_changed, "ADInplaceOrView", with_keyset=True)
-_transforms.refuse_vmap("memory_push", "push once, with the classes of all in the first dimension")
+_registry.library.impl("memory_push", _mark_changed, "ADInplaceOrView", with_keyset=True)
+_registry.refuse_vmap("memory_push", "push once, with the classes of all in the first dimension")

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from dgcl_ops import _extension, reference
-from dgcl_ops.ops import _arguments, _transforms
+from dgcl_ops import reference
+from dgcl_ops.ops import _arguments, _registry
 
 _OP = "dgcl_ops::silhouette_sums"
-_extension.define(
+_registry.define(
     "silhouette_sums(Tensor features, Tensor offsets, Tensor? rows) -> Tensor",
     reference.silhouette_sums,
 )
@@ -48,11 +48,11 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
     return torch.ops.dgcl_ops.silhouette_sums(features.detach(), offsets, rows)
 
 
-@_extension.register_fake(_OP)
+@_registry.register_fake(_OP)
 def _fake(features, offsets, rows):
     asking = features if rows is None else rows
     shape = (asking.shape[0], offsets.shape[0] - 1)
     return features.new_empty(shape, dtype=torch.float64)
 
 
-_transforms.refuse_vmap("silhouette_sums", "call it for each")
+_registry.refuse_vmap("silhouette_sums", "call it for each")

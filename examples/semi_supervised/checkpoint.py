@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgcl_ops.distributed import gather, ranks_of
+from dgcl_ops._bank.exchange import gather, ranks_of
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
 

@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from dgcl_ops.distributed import gather, ranks_of
+from dgcl_ops._bank.exchange import gather, ranks_of
 
 
 def start(device: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dgcl_ops import entropy_filter, viz
-from dgcl_ops.labels import CLASSIFICATION_DROP
+from dgcl_ops.schedules import CLASSIFICATION_DROP
 from semi_supervised import evaluate
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.scenes import DigitScenes, draw_scenes

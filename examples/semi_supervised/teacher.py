@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops.labels import ema_decay
+from dgcl_ops.schedules import ema_decay
 from semi_supervised.settings import Settings
 
 

@@ -24,7 +24,7 @@ from dgcl_ops import (
     entropy_filter,
     resize_labels,
 )
-from dgcl_ops.labels import (
+from dgcl_ops.schedules import (
     classification_drop_fraction,
     contrast_drop_fraction,
     poly_learning_rate,

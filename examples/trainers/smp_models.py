@@ -19,7 +19,7 @@ from dgcl_ops import (
     entropy_filter,
     resize_labels,
 )
-from dgcl_ops.labels import classification_drop_fraction, contrast_drop_fraction
+from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction
 
 MODELS = ("Unet", "DeepLabV3Plus", "FPN")
 

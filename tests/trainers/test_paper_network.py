@@ -22,7 +22,7 @@ for package in (
     pytest.importorskip(package)
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
+sys.path[:0] = [str(TESTS / "examples"), str(TESTS.parent / "examples")]
 
 import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402

@@ -129,12 +129,12 @@ def install(kernels: str) -> None:
         import dgcl_ops
     except ImportError:  # the step that looks at PyTorch alone
         return
-    from dgcl_ops import _extension
+    from dgcl_ops import backend
     from dgcl_ops.doctor import compare, reporting
 
-    serving = _extension._serving
+    serving = backend._serving
     compiled = {"implementation": "compiled", "reason": "pretended: the emulator runs the kernels"}
-    _extension._serving = lambda device, key: compiled if device == "cuda" else serving(device, key)
+    backend._serving = lambda device, key: compiled if device == "cuda" else serving(device, key)
     reporting.driver_version = lambda: "580.0 (pretended)"
     assert dgcl_ops.backend_info()["devices"]["cuda"] == compiled
     if kernels == "side":

@@ -107,13 +107,13 @@ def build(mode: str) -> Path:
 
 def load(mode: str = "plain", file: Path | None = None):
     """Imports the module, after building it unless `file` names one. One mode per process."""
-    from dgcl_ops import _extension
+    from dgcl_ops.ops import _registry
 
     if MODULE in sys.modules:
         return sys.modules[MODULE]
     spec = importlib.util.spec_from_file_location(MODULE, file or build(mode))
     emulated = importlib.util.module_from_spec(spec)
-    emulated.library = _extension.define_in(NAMESPACE)
+    emulated.library = _registry.define_in(NAMESPACE)
     spec.loader.exec_module(emulated)
     sys.modules[MODULE] = emulated
     return emulated

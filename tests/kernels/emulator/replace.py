@@ -14,12 +14,12 @@ from . import build
 @functools.cache
 def operators() -> dict:
     """Every operator of the library, with its emulated kernel. Builds the kernels on first use."""
-    from dgcl_ops import _extension
+    from dgcl_ops.ops import _registry
 
     if not (build.ROOT / "csrc").exists():
         pytest.skip("the emulator needs csrc/, and these tests stand alone")
     build.load("plain")
-    return {op: getattr(getattr(torch.ops, build.NAMESPACE), op) for op in _extension.FALLBACKS}
+    return {op: getattr(getattr(torch.ops, build.NAMESPACE), op) for op in _registry.FALLBACKS}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from oracles import TOLERANCES, assert_close
 from torch import Tensor
 
-from dgcl_ops import _checks, _extension
+from dgcl_ops.ops import _checks, _registry
 
 from . import mutations, samples
 
@@ -90,7 +90,7 @@ class Watched:
 def reference_answer(op: str, given: dict):
     """What the fallback says: results, for a push the written tensors; raises what it refuses."""
     _checks.check(op, given)
-    result = _extension.FALLBACKS[op](**given)
+    result = _registry.FALLBACKS[op](**given)
     if op == "memory_push":
         result = tuple(given[name] for name in mutations.written(op))
     return result if isinstance(result, tuple) else (result,)
@@ -112,7 +112,7 @@ def largest(given: dict) -> float:
 def check_neighbours(given: dict, values: Tensor, indices: Tensor, magnitude: float) -> None:
     """Each index is of a row that has the score, no row twice; none where no score is."""
     everything = {**given, "k": max(1, given["bank"].shape[-2])}
-    scores, ranked = _extension.FALLBACKS["knn_topk"](**everything)
+    scores, ranked = _registry.FALLBACKS["knn_topk"](**everything)
     by_row = torch.full_like(scores, -torch.inf)
     held = ranked >= 0
     query = torch.arange(len(scores))[:, None].expand_as(ranked)

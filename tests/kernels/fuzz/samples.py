@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops.precision import compute_dtype
+from dgcl_ops._precision import compute_dtype
 
 FLOATS = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METRICS = ("cosine", "dot", "l2")

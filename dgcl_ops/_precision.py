@@ -1,0 +1,44 @@
+"""In which dtype a step computes, under autocast too."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is float64, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+# Looked up at import: Dynamo cannot trace the call in PyTorch 2.10 and 2.11.
+AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
+
+
+def no_autocast(tensor: Tensor):
+    """A context in which operations on the tensor's device keep the dtypes they are given."""
+    kind = tensor.device.type
+    has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
+
+
+class FixedDtypeModule(nn.Module):
+    """A module whose buffers keep their dtype under `.half()` and `.to(dtype)`, and that refuses DataParallel.
+
+    A cast to half precision would destroy what the buffers are for: unit rows that are unit to float32's
+    last bit, and a state that resumes exactly. Moves between devices work as ever.
+    """
+
+    def _apply(self, fn, recurse=True):
+        def apply_without_cast(tensor: Tensor) -> Tensor:
+            probe = fn(tensor.new_empty(0))  # tells device and dtype without casting the whole bank
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        return super()._apply(apply_without_cast, recurse)
+
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError(
+            f"{type(self).__name__}: torch.nn.DataParallel is not supported, got a replica: replicas are "
+            "thrown away after each forward, and the rows pushed into them with them; use "
+            "torch.nn.parallel.DistributedDataParallel, or call the loss outside the replicated model"
+        )

@@ -1,0 +1,1 @@
+"""What one training step does: checks a batch, chooses its rows, reports on the result."""

@@ -1,0 +1,141 @@
+"""The gradients of `reference.py` written out, for devices without a compiled kernel.
+
+An operator's backward runs below autograd, where `reference.py` cannot differentiate itself; these are
+the formulas it would arrive at. The tests hold them against ordinary autograd through `reference.py`.
+The neighbour set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
+"""
+
+import torch
+from torch import Tensor
+
+from dgcl_ops import reference
+from dgcl_ops._precision import compute_dtype, no_autocast
+from dgcl_ops.reference import unit_rows
+
+
+def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
+    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` passes nothing on."""
+    size, scale = reference.rescue_scale(rows)
+    usable = (size > 0) & (size < torch.inf)
+    safe = torch.where(usable, rows * scale, 1.0)
+    norm = safe.square().sum(-1, keepdim=True).sqrt()
+    unit = safe / norm
+    radial = (dL_dunit * unit).sum(-1, keepdim=True)
+    return torch.where(usable, (dL_dunit - radial * unit) / norm * scale, 0.0)
+
+
+def _query_classes(rows: int, query_offsets: Tensor | None, device) -> Tensor:
+    """The class of each query, -1 for those outside the offsets."""
+    position = torch.arange(rows, device=device)
+    if query_offsets is None:
+        return torch.zeros_like(position)
+    classes = torch.searchsorted(query_offsets.contiguous(), position, right=True) - 1
+    return classes.masked_fill(position >= query_offsets[-1], -1)
+
+
+def knn_topk_backward(
+    grad_values: Tensor,
+    queries: Tensor,
+    bank: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    metric: str,
+    query_offsets: Tensor | None = None,
+    unit_bank: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `knn_topk`'s values with the neighbour set held fixed, written out.
+
+    dot: ds/dq = b, ds/db = q; cosine: the same on unit rows, then through x / |x|;
+    l2: ds/dq = (q - b) / s = -ds/db, and 0 where s = 0.
+    """
+    dtype = compute_dtype(queries, bank)
+    with no_autocast(queries):
+        raw_queries, raw_bank = queries.to(dtype), bank.to(dtype).reshape(-1, bank.shape[-1])
+        cosine = metric == "cosine"
+        wide_queries = unit_rows(raw_queries) if cosine else raw_queries
+        wide_bank = unit_rows(raw_bank) if cosine and not unit_bank else raw_bank
+        grad_queries, grad_bank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
+        classes = _query_classes(queries.shape[0], query_offsets, queries.device)
+        # As in the kernels (csrc/math/score_gradient.h): what has no gradient is not looked at, be it NaN or not.
+        used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (grad_values != 0)
+        if metric == "l2":
+            used &= values != 0
+        gathered = max(1, indices.shape[1] * bank.shape[-1])  # numbers per query
+        chunk = max(1, reference.CHUNK_ELEMENTS // gathered)
+        for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
+            part = slice(at, at + chunk)
+            found = used[part]
+            # A query without neighbours may hold NaN; it passes nothing on.
+            lonely = ~found.any(1, keepdim=True)
+            chosen_queries = wide_queries[part].masked_fill(lonely, 0.0).unsqueeze(1)
+            flat = classes[part, None] * bank.shape[-2] + indices[part]
+            flat = torch.where(found, flat, 0)
+            rows = wide_bank[flat].masked_fill(~found.unsqueeze(-1), 0.0)
+            grad = torch.where(found, grad_values[part].to(dtype), 0.0).unsqueeze(-1)
+            if metric == "l2":
+                score = values[part].to(dtype).unsqueeze(-1)
+                slope = torch.where(found.unsqueeze(-1), grad / score, 0.0)
+                to_query = slope * (chosen_queries - rows)
+                to_bank = -to_query
+            else:
+                to_query, to_bank = grad * rows, grad * chosen_queries
+            to_query, to_bank = (
+                g.masked_fill(~found.unsqueeze(-1), 0.0) for g in (to_query, to_bank)
+            )
+            grad_queries[part] = to_query.sum(1)
+            grad_bank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
+        if cosine:
+            grad_queries = _unit_rows_backward(grad_queries, raw_queries)
+            grad_bank = grad_bank if unit_bank else _unit_rows_backward(grad_bank, raw_bank)
+        return grad_queries.to(queries.dtype), grad_bank.reshape(bank.shape).to(bank.dtype)
+
+
+def density_contrast_backward(
+    dL_dloss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    lse: Tensor,
+    temperature: float,
+    anchor_counts: Tensor | None = None,
+    negative_counts: Tensor | None = None,
+    all_gradients: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients written out: dL/dz = (P - onehot0) / (count T), then through x / |x|.
+
+    Those of keys and negatives are empty unless `all_gradients`.
+    """
+    dtype = compute_dtype(anchors, keys, negatives)
+    with no_autocast(anchors):
+        groups, rows, _ = anchors.shape
+        used = reference.counted(rows, anchor_counts, groups, anchors.device)
+        pushing = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)
+        raw_anchors = anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0)
+        raw_negatives = negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0)
+        raw_keys = keys.to(dtype).unsqueeze(1)
+        a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
+        lse = torch.where(used, lse, 0.0)
+        shares = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
+        shares = torch.where(used, shares.unsqueeze(1), 0.0)
+        dL_da, dL_dp, dL_dn = torch.zeros_like(a), torch.zeros_like(p), torch.zeros_like(n)
+        for g, block in reference.contrast_blocks(groups, rows, negatives.shape[1] + 1):
+            asking, key, others = a[g, block], p[g], n[g]
+            log_sum, share = lse[g, block].unsqueeze(-1), shares[g, block].unsqueeze(-1)
+            p0 = torch.exp((asking @ key.mT) / temperature - log_sum)
+            # A key without anchors may be NaN.
+            p0 = torch.where(used[g, block].unsqueeze(-1), p0, 0.0)
+            pn = torch.exp((asking @ others.mT) / temperature - log_sum)
+            pn = pn.masked_fill(~pushing[g].unsqueeze(1), 0.0)
+            dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
+            dL_da[g, block] = dz0 * key + dzn @ others
+            if all_gradients:
+                dL_dp[g] += dz0.mT @ asking
+                dL_dn[g] += dzn.mT @ asking
+        dL_danchors = _unit_rows_backward(dL_da, raw_anchors).to(anchors.dtype)
+        if not all_gradients:
+            return dL_danchors, keys.new_empty(0), negatives.new_empty(0)
+        return (
+            dL_danchors,
+            _unit_rows_backward(dL_dp, raw_keys).squeeze(1).to(keys.dtype),
+            _unit_rows_backward(dL_dn, raw_negatives).to(negatives.dtype),
+        )

@@ -1,0 +1,102 @@
+"""The section "Where we differ from the published program" against the published configurations."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("yaml")
+pytest.importorskip("PIL.Image")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from semi_supervised.config import Config  # noqa: E402
+
+HEADING = "## Where we differ from the published program"
+OWN = {  # keys of a machine or a run: they have no published value
+    *("dataset", "labelled", "data", "weights"),
+    *("evaluate_every", "save_every", "workers"),
+}
+
+
+def section(text: str) -> str:
+    _, _, rest = text.partition(f"{HEADING}\n")
+    return rest.partition("\n## ")[0]
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """The cells of the table whose header begins with `first`."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {first} |"):
+            next(lines)
+            break
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def written(value) -> str:
+    """As in a YAML file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {written(each)}" for key, each in value.items())
+    return str(value)
+
+
+def published(name: str) -> dict[str, str]:
+    """What the files of all labelled shares say alike."""
+    files = [EXAMPLES / "configs" / f"{name}_1_{part}.yaml" for part in (16, 8, 4, 2)]
+    first, *others = [
+        {k: written(value) for k, value in Config(file, data="x").values.items() if k not in OWN}
+        for file in files
+    ]
+    assert all(each == first for each in others)
+    return first
+
+
+def configured() -> list[list[str]]:
+    """Key, value for VOC, value for Cityscapes; empty if a file does not set the key."""
+    voc, city = published("voc"), published("cityscapes")
+    return [[f"`{key}`", voc.get(key, ""), city.get(key, "")] for key in (voc | city)]
+
+
+def check(page: str) -> None:
+    shown, expected = rows(section(page), "key"), configured()
+    assert sorted(shown) == sorted(expected), "\n".join(
+        f"| {' | '.join(row)} |" for row in expected
+    )
+
+
+def test_every_published_setting_is_on_the_page():
+    check((EXAMPLES / "README.md").read_text())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("| `head_factor` | 10 | 1 |\n", ""),
+        ("| `head_factor` | 10 | 1 |", "| `head_factor` | 10 | 10 |"),
+    ],
+)
+def test_the_check_sees_a_row_that_is_missing_or_wrong(old, new):
+    page = (EXAMPLES / "README.md").read_text()
+    assert old in page
+    with pytest.raises(AssertionError):
+        check(page.replace(old, new))
+
+
+def test_every_difference_has_a_reason():
+    differences = rows(section((EXAMPLES / "README.md").read_text()), "the program")
+    assert len(differences) > 10
+    for row in differences:
+        assert len(row) == 3
+        assert all(row), row

@@ -1,0 +1,90 @@
+"""How often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
+
+A room is a file of the package. A stay begins when a function of another room is called with the map's data among its
+arguments, or when control returns to a room that still holds them. The data are known by their number of channels,
+which is unique here. Rows read off a map count like the map.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import dgcl_ops
+from dgcl_ops import DensityContrastLoss
+
+PACKAGE = str(Path(dgcl_ops.__file__).parent)
+CLASSES, FEATURES, PROJECTIONS = 3, 11, 13
+
+
+def holds(value, channels: int) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() and channels in value.shape
+    return isinstance(value, tuple | list) and any(holds(each, channels) for each in value)
+
+
+def from_package(frame) -> bool:
+    """Whether the package made this call, or the first one was made from outside."""
+    caller = frame.f_back
+    while caller.f_code.co_filename.endswith(
+        "_contextlib.py"
+    ):  # a decorator, such as torch.no_grad
+        caller = caller.f_back
+    name = caller.f_code.co_filename
+    return name.startswith(PACKAGE) or f"{Path('torch', 'nn', 'modules')}" in name
+
+
+def stays(call, channels: int) -> list[str]:
+    """The rooms in the order of their stays, during one call."""
+    visited, held = [], []
+
+    def enter(frame):
+        room = str(Path(frame.f_code.co_filename).relative_to(PACKAGE))
+        if not visited or visited[-1] != room:
+            visited.append(room)
+
+    def profile(frame, event, _):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return
+        if not from_package(frame):
+            return  # PyTorch's dispatcher calls back
+        if event == "call":
+            inside = any(holds(value, channels) for value in frame.f_locals.values())
+            held.append((inside, frame))
+            if inside:
+                enter(frame)
+        elif event == "return" and held:
+            held.pop()
+            if held and held[-1][0]:
+                enter(held[-1][1])
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return visited
+
+
+def of_a_step(channels: int) -> list[str]:
+    """One training step of a full bank, without its backward."""
+    torch.manual_seed(0)
+    loss = DensityContrastLoss(
+        CLASSES, FEATURES, PROJECTIONS, bank_capacity=64, rows_per_push=32, scales=(2,), seed=0
+    )
+
+    def batch():
+        labels = torch.randint(0, CLASSES, (2, 9, 8))
+        return torch.randn(2, PROJECTIONS, 9, 8), labels, torch.randn(2, FEATURES, 9, 8)
+
+    for _ in range(3):
+        loss(*batch())
+    arguments = batch()
+    return stays(lambda: loss(*arguments), channels)
+
+
+if __name__ == "__main__":
+    for name, channels in (("projections", PROJECTIONS), ("features", FEATURES)):
+        rooms = of_a_step(channels)
+        print(f"{name}: {len(rooms)} stays in {len(set(rooms))} rooms")
+        print("  " + " > ".join(rooms))

@@ -1,0 +1,29 @@
+"""The step runs straight: a batch's maps go through few rooms, and seldom back."""
+
+import hops
+import pytest
+
+from dgcl_ops._step import selection
+
+
+@pytest.mark.parametrize(("channels", "most"), [(hops.PROJECTIONS, 18), (hops.FEATURES, 24)])
+def test_the_maps_make_few_stays(channels, most):
+    rooms = hops.of_a_step(channels)
+    assert len(rooms) <= most, " > ".join(rooms)
+    assert rooms[0] == rooms[-1] == "losses.py"
+
+
+def test_the_count_sees_a_detour(monkeypatch):
+    """Through `batch.py` and back, for each map that rows are read from."""
+    from dgcl_ops._step.batch import finite_rows
+
+    before, gather_rows = hops.of_a_step(hops.PROJECTIONS), selection.gather_rows
+    detour = compile(
+        "def gather(maps, pixels):\n    finite_rows(maps)\n    return gather_rows(maps, pixels)",
+        selection.__file__,
+        "exec",
+    )
+    names = {"finite_rows": finite_rows, "gather_rows": gather_rows}
+    exec(detour, names)
+    monkeypatch.setattr(selection, "gather_rows", names["gather"])
+    assert len(hops.of_a_step(hops.PROJECTIONS)) == len(before) + 4

@@ -1,0 +1,232 @@
+"""Which implementation runs, what is said about it, and the path of devices without a compiled kernel.
+
+No such device is at hand, but its dispatch table is: a call redispatched with another device's key set
+takes the very path that device's tensors would take, here with CPU tensors.
+"""
+
+import importlib
+import os
+import warnings
+
+import oracles
+import pytest
+import torch
+from builds import needs_extension
+from oracles import integers
+from test_op_contract import OPERATORS, samples
+
+from dgcl_ops import _extension, backend, reference
+from dgcl_ops.ops import _registry
+
+KEYS = torch._C.DispatchKey
+pytestmark = needs_extension  # test_without_extension.py is about the others
+
+
+def call_as(key: str, op: str, arguments):
+    overload = getattr(torch.ops.dgcl_ops, op).default
+    return overload.redispatch(torch._C.DispatchKeySet(getattr(KEYS, key)), *arguments)
+
+
+@pytest.fixture
+def unwarned(monkeypatch):
+    """As in a fresh process without DGCL_OPS_REQUIRE_COMPILED."""
+    monkeypatch.setattr(_registry, "_warned_devices", set())
+    monkeypatch.delenv(_extension.REQUIRE_COMPILED, raising=False)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_is_compiled_for_the_cpu_and_falls_back_elsewhere(op):
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has(f"dgcl_ops::{op}", "CPU")
+    assert has(f"dgcl_ops::{op}", "CompositeExplicitAutograd")
+    assert not has(f"dgcl_ops::{op}", "XPU")
+
+
+def flat(result):
+    return [] if result is None else [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+@pytest.mark.parametrize("key", ["XPU", "MPS"])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_fallback_computes_what_the_kernel_computes(unwarned, op, key):
+    """Outputs and mutated arguments, for every sample of the operator contract."""
+    for compiled_arguments, fallback_arguments in zip(samples(op), samples(op), strict=True):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            want = getattr(torch.ops.dgcl_ops, op).default(*compiled_arguments)
+            got = call_as(key, op, fallback_arguments)
+        tensors = [t for t in compiled_arguments if isinstance(t, torch.Tensor)]
+        others = [t for t in fallback_arguments if isinstance(t, torch.Tensor)]
+        for mine, theirs in zip([*flat(got), *others], [*flat(want), *tensors], strict=True):
+            assert mine.dtype == theirs.dtype
+            torch.testing.assert_close(mine, theirs, rtol=3e-6, atol=3e-6)
+        assert flat(want) or any(bool(t.any()) for t in tensors)
+
+
+def test_the_fallback_really_is_the_reference(unwarned, monkeypatch):
+    """A call with another device's key arrives in reference.py; a call on the CPU does not."""
+    seen = []
+    monkeypatch.setattr(
+        reference,
+        "_select",
+        lambda *a, _original=reference._select: seen.append(1) or _original(*a),
+    )
+    arguments = [t.detach() if isinstance(t, torch.Tensor) else t for t in samples("knn_topk")[0]]
+    torch.ops.dgcl_ops.knn_topk(*arguments)
+    assert not seen
+    with pytest.warns(UserWarning, match="knn_topk has no compiled kernel"):
+        call_as("XPU", "knn_topk", arguments)
+    assert seen
+
+
+def test_the_fallback_warns_once_per_device_type(unwarned):
+    (arguments, *_) = samples("class_counts")
+    with pytest.warns(UserWarning, match="no compiled kernel") as caught:
+        call_as("XPU", "class_counts", arguments)
+    (warning,) = caught
+    text = str(warning.message)
+    assert text.startswith("dgcl_ops: class_counts has no compiled kernel for device type 'cpu'")
+    assert "DGCL_OPS_REQUIRE_COMPILED=1" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call_as("XPU", "class_counts", arguments)
+        call_as("XPU", "memory_push", samples("memory_push")[0])
+    _registry._warned_devices.clear()
+    with pytest.warns(UserWarning, match="memory_push has no compiled kernel"):
+        call_as("MPS", "memory_push", samples("memory_push")[0])
+
+
+def test_each_device_type_has_its_own_warning(unwarned):
+    for device in ("xpu", "mps"):
+        with pytest.warns(UserWarning, match=f"device type '{device}'"):
+            _registry._announce_fallback("knn_topk", device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _registry._announce_fallback("knn_density", "xpu")
+
+
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_require_compiled_turns_the_fallback_into_an_error(unwarned, monkeypatch, value):
+    monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", value)
+    arguments = samples("memory_push")[0]
+    before = [t.clone() for t in arguments[:5]]
+    with pytest.raises(RuntimeError) as caught:
+        call_as("XPU", "memory_push", arguments)
+    assert str(caught.value) == (
+        "memory_push: device must have a compiled kernel because DGCL_OPS_REQUIRE_COMPILED is set, "
+        "got cpu"
+    )
+    assert all(torch.equal(t, old) for t, old in zip(arguments[:5], before, strict=True))
+    torch.ops.dgcl_ops.memory_push(*arguments)  # the CPU has its kernel
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_require_compiled_can_be_switched_off(unwarned, monkeypatch, value):
+    monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", value)
+    with pytest.warns(UserWarning, match="class_counts has no compiled kernel"):
+        call_as("XPU", "class_counts", samples("class_counts")[0])
+
+
+def refused(op, arguments) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(RuntimeError) as caught:
+            call_as("XPU", op, arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({0: torch.ones(9)}, "queries must have shape [M, D], got [9]"),
+        ({1: torch.ones(3, 11, 4)}, "bank must have 5 columns like queries, got [3, 11, 4]"),
+        ({1: torch.ones(11, 5)}, "query_offsets needs a bank of shape [C, N, D], got [11, 5]"),
+        ({4: None}, "query_offsets is needed with a bank of shape [C, N, D]"),
+        ({4: integers([0, 9])}, "query_offsets must have shape [C + 1], got [2]"),
+        ({4: integers([0, 5, 3, 9])}, "query_offsets must not decrease, got 5 before 3"),
+        ({4: integers([0, 5, 6, 10])}, "query_offsets must lie in [0, 9], got 10"),
+        ({4: integers([-1, 5, 6, 9])}, "query_offsets must lie in [0, 9], got -1"),
+        ({5: integers([11, 12, 0])}, "bank_counts must lie in [0, 11], got 12"),
+        ({5: integers([11, -1, 0])}, "bank_counts must lie in [0, 11], got -1"),
+        ({5: torch.ones(3)}, "bank_counts must be int64, got float32"),
+    ],
+)
+def test_the_fallback_refuses_bad_groups(unwarned, change, text):
+    for op in ("knn_topk", "knn_density"):
+        arguments = dict(enumerate(samples(op)[0])) | change
+        assert refused(op, arguments.values()).startswith(f"{op}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({1: torch.ones(2, 6, 4)}, "projections must have shape [C, P, E] with"),
+        ({2: torch.ones(2, 5)}, "bank_density must have shape [C, capacity], got [2, 5]"),
+        ({3: integers([7, 0])}, "counts must lie in [0, 6], got 7"),
+        ({4: integers([0, 6])}, "heads must lie in [0, 5], got 6"),
+        ({7: torch.ones(2, 3)}, "density must have shape [C, P], got [2, 3]"),
+        ({8: integers([0, 5])}, "row_counts must lie in [0, 4], got 5"),
+        ({8: integers([0, -1])}, "row_counts must lie in [0, 4], got -1"),
+        ({8: torch.tensor([1, 2], dtype=torch.int32)}, "row_counts must be int64, got int32"),
+    ],
+)
+def test_a_push_that_the_fallback_refuses_changes_nothing(unwarned, change, text):
+    arguments = list((dict(enumerate(samples("memory_push")[0])) | change).values())
+    before = [t.clone() for t in arguments[:5]]
+    assert refused("memory_push", arguments).startswith(f"memory_push: {text}")
+    assert all(torch.equal(t, old) for t, old in zip(arguments[:5], before, strict=True))
+
+
+def test_the_fallback_refuses_bad_contrast_counts(unwarned):
+    arguments = dict(enumerate(samples("density_contrast")[0]))
+    text = refused("density_contrast", (arguments | {4: integers([0, 5, 1])}).values())
+    assert text == "density_contrast: anchor_counts must lie in [0, 4], got 5"
+    text = refused("density_contrast", (arguments | {1: torch.ones(2, 6)}).values())
+    assert text.startswith("density_contrast: keys must have shape [G, E] with the anchors' G")
+
+
+# ---- backend_info ---------------------------------------------------------------------------------
+
+
+def test_backend_info(unwarned):
+    info = backend.backend_info()
+    package = importlib.import_module("dgcl_ops")
+    assert info["version"] == package.__version__
+    assert info["torch"] == torch.__version__
+    assert os.path.samefile(info["extension"], _extension._C.__file__)
+    assert info["cpu_capability"] in oracles.LEVELS
+    assert isinstance(info["build"], str)
+    assert info["build"]
+    assert info["require_compiled"] is False
+    assert info["devices"]["cpu"] == {
+        "implementation": "compiled",
+        "reason": "the extension was built with kernels for this device type",
+    }
+    assert set(info["devices"]) == {"cpu", "cuda", "mps", "xpu"}
+    assert info["devices"]["xpu"] == {
+        "implementation": "reference",
+        "reason": "the extension has no kernel for any operator on this device type",
+    }
+
+
+def test_backend_info_under_require_compiled(unwarned, monkeypatch):
+    monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", "1")
+    info = backend.backend_info()
+    assert info["require_compiled"] is True
+    assert info["devices"]["cpu"]["implementation"] == "compiled"
+    assert info["devices"]["mps"]["implementation"] == "error"
+    assert "DGCL_OPS_REQUIRE_COMPILED is set" in info["devices"]["mps"]["reason"]
+
+
+def test_backend_info_names_what_is_missing(monkeypatch):
+    """An extension with some kernels of a device type only."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+
+    def partly(op, key):
+        return op != "dgcl_ops::knn_topk_backward" if key == "XPU" else has(op, key)
+
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", partly)
+    monkeypatch.delenv(_extension.REQUIRE_COMPILED, raising=False)
+    xpu = backend.backend_info()["devices"]["xpu"]
+    assert xpu["implementation"] == "mixed"
+    assert "no kernel for knn_topk_backward on" in xpu["reason"]

@@ -1,0 +1,82 @@
+"""Which environments .ci/check_wheel takes in which turn, and what it reads from pytest's output."""
+
+import importlib.machinery
+import importlib.util
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from dgcl_ops import _extension
+
+SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "check_wheel"
+if not SCRIPT.exists():
+    pytest.skip("needs .ci/", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def script():
+    loader = importlib.machinery.SourceFileLoader("check_wheel", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("check_wheel", loader))
+    loader.exec_module(module)
+    return module
+
+
+def test_without_a_turn_every_pair_is_tested(script):
+    cells = script.cells_of(None, ["2.10.0", "2.13.0"], ["3.10", "3.12"])
+    assert sorted(cells) == sorted(product(["2.10.0", "2.13.0"], ["3.10", "3.12"]))
+
+
+@pytest.mark.parametrize("pythons", [("3.10", "3.11", "3.12", "3.13"), ("3.11",)])
+def test_every_pair_comes_up_and_a_turn_stays_small(script, pythons):
+    turns = [
+        script.cells_of(n, list(script.TORCHES), list(pythons)) for n in range(2 * len(pythons))
+    ]
+    assert {pair for turn in turns for pair in turn} == set(product(script.TORCHES, pythons))
+    for turn in turns:
+        own = [torch for torch, _ in turn if torch in script.OWN_LIBRARIES]
+        assert len(own) == 1, "two downloads of CUDA's libraries in one turn"
+        assert len(turn) == len(script.TORCHES) - len(script.OWN_LIBRARIES) + 1
+
+
+def test_a_single_release_has_its_turn_every_time(script):
+    assert script.cells_of(0, ["2.15.0"], ["3.11"]) == script.cells_of(1, ["2.15.0"], ["3.11"])
+    assert script.cells_of(5, ["2.13.0"], ["3.11"]) == [("2.13.0", "3.11")]
+
+
+def test_counts_and_reasons(script):
+    output = """
+SKIPPED [1233] needs a GPU
+SKIPPED [2] needs /proc: Linux only
+2034 passed, 1235 skipped, 1 failed, 3 warnings in 63.10s (0:01:03)
+"""
+    counts, reasons = script.tally(output)
+    assert (counts["passed"], counts["skipped"]) == (2034, 1235)
+    assert counts["failed"] == 1
+    assert reasons == {"needs a GPU": 1233, "needs /proc: Linux only": 2}
+
+
+def test_the_range_of_releases_is_the_same_everywhere(script):
+    """In setup.py (with the stable ABI's version), the metadata, the check at import, the tests, README."""
+    root = SCRIPT.parent.parent
+    setup = re.search(r"MINIMUM_TORCH = \((\d+), (\d+)\)", (root / "setup.py").read_text())
+    assert tuple(map(int, setup.groups())) == _extension.MINIMUM_TORCH
+    lowest = ".".join(setup.groups())
+    assert f'"torch>={lowest}"' in (root / "pyproject.toml").read_text()
+    assert script.TORCHES[0].startswith(f"{lowest}.")
+    readme = (root / "README.md").read_text()
+    highest = script.TORCHES[-1].rsplit(".", 1)[0]
+    assert f"PyTorch {lowest} to {highest}" in readme
+
+
+def test_wheels_are_built_with_the_same_headers_everywhere():
+    root = SCRIPT.parent.parent
+    built = re.search(
+        r"CUDA_TORCH:-torch==([\d.]+)", (SCRIPT.parent / "check_cuda_builds").read_text()
+    )
+    released = re.search(r"torch==([\d.]+) -r \.ci/nvcc", (root / "pyproject.toml").read_text())
+    documented = re.search(
+        r"headers of PyTorch ([\d.]+\d)", (root / "docs" / "compatibility.md").read_text()
+    )
+    assert built[1] == released[1] == documented[1]

@@ -1,0 +1,321 @@
+"""The pictures: what goes into them is right, each is drawn, and matplotlib is needed for nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loss_oracle import C, D, batch_of, draw_of, filled, loss_of
+
+from dgcl_ops import resize_labels, viz
+
+NAMES = ["ground", "one", "two", "three", "four"]
+
+
+def drawn(figure, tmp_path) -> None:
+    figure.savefig(tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 1_000
+
+
+# ---- what there is to draw --------------------------------------------------------------------------
+
+
+def test_feature_density_is_the_banks_and_0_without_one():
+    module = filled(loss_of(), counts=(10, 10, 10, 1, 0))
+    labels = torch.tensor([2, 255, 0, 3, -1, 2, 4])  # 3 and 4 are not ready
+    features = torch.randn(7, D)
+    density = viz.feature_density(module.bank, features, labels)
+    for i, c in enumerate(labels.tolist()):
+        if c in (0, 2):
+            offsets = (torch.arange(C + 1) > c).long()
+            assert density[i] == module.bank.density_of(features[i : i + 1], offsets)[0] != 0
+        else:
+            assert density[i] == 0
+    half = viz.feature_density(module.bank, features.bfloat16(), labels)
+    assert half.dtype == torch.float32
+    assert not viz.feature_density(module.bank, features[:0], labels[:0]).numel()
+
+
+def test_density_map_keeps_to_where_there_is_a_density():
+    module = filled(loss_of(), counts=(10, 10, 10, 1, 0))
+    features = torch.randn(2, D, 4, 6)
+    labels = torch.full((2, 4, 6), 255)
+    labels[0, :2], labels[1, :, :3] = 1, 3
+    small = viz.density_map(module.bank, features, labels, (4, 6))
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    expected = viz.feature_density(module.bank, rows, labels.flatten()).view(2, 4, 6)
+    torch.testing.assert_close(small, expected)
+    large = viz.density_map(module.bank, features, labels, (8, 12))
+    assert torch.equal(large != 0, resize_labels((small != 0).long(), (8, 12)) == 1)
+    held = small[small != 0]
+    assert held.min() - 1e-6 <= large[large != 0].min()
+    assert large.max() <= held.max() + 1e-6
+
+
+def test_bank_densities_leave_out_what_is_not_there():
+    module = filled(loss_of(), steps=1, counts=(10, 10, 2, 0, 10))
+    density = viz.bank_densities(module.bank)
+    assert density.isfinite().sum(1).tolist() == [6, 6, 0, 0, 6]
+    assert torch.equal(density[0, :6], module.bank.density[0, :6])
+
+
+@pytest.mark.parametrize("numbers", [{}, {"num_anchors": 2, "num_keys": 1}])
+def test_anchors_and_keys_are_the_steps(numbers):
+    module = filled(loss_of(exclude_classes=(4,), **numbers))
+    whole = filled(loss_of(exclude_classes=(4,)))
+    batch = batch_of(counts=(15, 12, 9, 1, 8))
+    rows = batch["features"].permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = draw_of(module, batch, push=False)
+    state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    marks = viz.anchors_and_keys(whole, rows, batch["labels"].flatten(), **numbers)
+    for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
+        wanted = [table.index[c, : table.counts[c]] for c in range(C)]
+        assert mark.nonzero()[:, 0].tolist() == torch.cat(wanted).unique().tolist()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_anchors_by_confidence_need_it():
+    module = filled(loss_of(anchors="low_confidence"))
+    with pytest.raises(
+        ValueError, match=r"anchors_and_keys: confidence must be given with anchors"
+    ):
+        viz.anchors_and_keys(module, torch.randn(3, D), torch.zeros(3, dtype=torch.int64))
+    rows, labels = torch.randn(20, D), torch.zeros(20, dtype=torch.int64)
+    anchors, _ = viz.anchors_and_keys(
+        module, rows, labels, confidence=torch.linspace(0, 1, 20), num_anchors=4
+    )
+    assert anchors.sum() == 4
+
+
+# ---- pictures ---------------------------------------------------------------------------------------
+
+
+def test_a_color_for_each_class_and_grey_for_none():
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("matplotlib")
+    colors = viz.class_colors(21)
+    assert colors.shape == (22, 3)
+    assert len(np.unique(colors, axis=0)) == 22
+    labels = torch.tensor([[0, 20, 255, -1]])
+    image = viz.class_image(labels, 21)
+    assert np.array_equal(image[0], colors[[0, 20, 21, 21]])
+    assert labels.tolist() == [[0, 20, 255, -1]]  # a copy was coloured
+
+
+def test_density_image_is_grey_without_a_density():
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("matplotlib")
+    density = torch.tensor([[0.0, 0.5, 0.9]])
+    image = viz.density_image(torch.ones(3, 1, 3), density)
+    assert np.ptp(image[0, 0]) == 0
+    assert np.ptp(image[0, 1]) > 0.1
+    assert image[0, 2].sum() > image[0, 1].sum()  # denser is brighter
+    assert viz.density_limits(density, density) == pytest.approx((0.5, 0.9))
+    assert viz.density_limits(torch.zeros(2, 2)) == (0.0, 1.0)
+    low, high = viz.density_limits(torch.ones(2, 2))
+    assert low < high
+
+
+def test_panels(tmp_path):
+    pytest.importorskip("matplotlib")
+    images, labels = torch.rand(2, 3, 8, 10), torch.randint(0, 3, (2, 8, 10))
+    labels[0, 0] = 255
+    maps = {"label": labels, "before": labels % 2, "after": labels}
+    figure = viz.plot_panels(images, maps, {"density": torch.rand(2, 8, 10)}, NAMES)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:5] == ["image", "label", "before", "after", "density"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["ground", "one", "two", "no label"]  # what is to be seen
+    drawn(figure, tmp_path)
+    drawn(viz.plot_panels(images[:1], {"label": labels[:1]}, {}, NAMES), tmp_path)
+
+
+def test_features(tmp_path):
+    pytest.importorskip("matplotlib")
+    features, labels = torch.randn(60, D), torch.randint(0, C, (60,))
+    labels[:3] = 255
+    axes = viz.plot_features(features, labels, NAMES)
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert legend == NAMES
+    marks = torch.arange(60) % 6 == 0
+    axes = viz.plot_features(
+        features, labels, NAMES, points=features[:, :2], anchors=marks & (labels < 9), keys=marks & (labels < 2)
+    )  # fmt: skip
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()][-2:] == [
+        "anchors",
+        "keys",
+    ]
+    drawn(axes.figure, tmp_path)
+
+
+def test_rows_with_a_nan_and_marks_without_a_class_are_left_out():
+    features, labels = torch.randn(12, 4), torch.arange(12) % 3
+    features, labels = (
+        torch.cat((features, features[:2])),
+        torch.cat((labels, torch.tensor([0, 255]))),
+    )
+    features[12, 1] = torch.nan
+    marks = torch.ones(14, dtype=torch.bool)
+    axes = viz.plot_features(features, labels, ["a", "b", "c"], anchors=marks, keys=marks)
+    drawn = axes.collections[0].get_offsets()
+    assert drawn.shape[0] == 5
+    assert drawn.mask[-1].all()
+    assert axes.collections[-2].get_offsets().shape[0] == 13  # the keys; the legend's is the last
+
+
+def test_limits_do_not_see_what_is_not_finite():
+    density = torch.tensor([0.0, 0.2, 0.4, 0.6])
+    spoilt = torch.cat((density, torch.tensor([torch.nan, torch.inf])))
+    assert viz.density_limits(spoilt) == viz.density_limits(density)
+
+
+def test_principal_components_are_sorted_and_repeat():
+    features = torch.randn(50, 4) * torch.tensor([0.1, 5.0, 1.0, 0.1])
+    points = viz._principal_components(features)
+    assert torch.equal(points, viz._principal_components(features))
+    assert points[:, 0].var() > points[:, 1].var() > 0.5
+    torch.testing.assert_close(points[:, 0].var(), features[:, 1].double().var(), rtol=0.02, atol=0)
+    assert torch.dot(points[:, 0], features[:, 1].double()) > 0
+
+
+def test_density_histograms(tmp_path):
+    pytest.importorskip("matplotlib")
+    module = filled(loss_of(), steps=1, counts=(10, 10, 2, 0, 10))
+    snapshots = {"step 1": viz.bank_densities(module.bank)}
+    filled(module, counts=(10, 10, 10, 0, 10))
+    snapshots["step 4"] = viz.bank_densities(module.bank)
+    figure = viz.plot_density_histograms(snapshots, NAMES)
+    assert [axes.get_title() for axes in figure.axes] == ["ground", "one", "two", "four"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["step 1", "step 4"]
+    drawn(figure, tmp_path)
+    with pytest.raises(ValueError, match="snapshots must hold a density, got 1 without any"):
+        viz.plot_density_histograms({"none": torch.full((C, 9), torch.nan)}, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("classes", "densities", "message"),
+    [
+        ({"label": torch.zeros(2, 4, 5)}, {}, "label must have shape [2, 4, 4], got [2, 4, 5]"),
+        ({}, {"dense": torch.zeros(1, 4, 4)}, "dense must have shape [2, 4, 4], got [1, 4, 4]"),
+    ],
+)
+def test_panels_must_fit(classes, densities, message):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=re.escape(f"viz.plot_panels: {message}")):
+        viz.plot_panels(torch.zeros(2, 3, 4, 4), classes, densities, ["a"])
+
+
+def test_panels_refuse_normalised_images():
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\] .*, got -2\.00 to -2\.00"):
+        viz.plot_panels(torch.full((1, 3, 4, 4), -2.0), {"label": torch.zeros(1, 4, 4)}, {}, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(5)}, "labels must have shape [6], got [5]"),
+        ({"points": torch.zeros(6, 3)}, "points must have shape [6, 2], got [6, 3]"),
+        ({"keys": torch.zeros(6, 1)}, "keys must have shape [6], got [6, 1]"),
+    ],
+)
+def test_features_must_fit(change, message):
+    pytest.importorskip("matplotlib")
+    given = {
+        "features": torch.zeros(6, 4),
+        "labels": torch.zeros(6),
+        "class_names": ["a"],
+        **change,
+    }
+    with pytest.raises(ValueError, match=re.escape(f"viz.plot_features: {message}")):
+        viz.plot_features(**given)
+
+
+def test_maps_and_snapshots_must_fit():
+    bank = loss_of().bank
+    with pytest.raises(ValueError, match=r"density_map: labels must have shape \[1, 4, 4\], got"):
+        viz.density_map(bank, torch.zeros(1, D, 4, 4), torch.zeros(1, 8, 8), (8, 8))
+    with pytest.raises(ValueError, match=r"feature_density: labels must have shape \[3\], got"):
+        viz.feature_density(bank, torch.zeros(3, D), torch.zeros(2))
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"histograms: now must have shape \[5, 9\], got \[4, 9\]"):
+        viz.plot_density_histograms({"now": torch.zeros(4, 9)}, NAMES)
+
+
+def test_readme_block_draws(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    if not readme.exists():
+        pytest.skip("README.md is not beside these tests, which stand alone")
+    [block] = re.findall(
+        r"```python\n(from dgcl_ops import viz\n.*?)```", readme.read_text(), re.DOTALL
+    )
+    labels = torch.randint(0, C, (2, 8, 10))
+    names = {
+        "contrast": filled(loss_of()),
+        "features": torch.randn(2, D, 4, 5),
+        "small_predictions": labels[:, ::2, ::2],
+        "images": torch.rand(2, 3, 8, 10),
+        **dict.fromkeys(("labels", "before", "after"), labels),
+        "small": labels[:, ::2, ::2],
+        "snapshots": {},
+        "step": 3,
+        "names": NAMES,
+    }
+    monkeypatch.chdir(tmp_path)
+    exec(block, names)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "panels.png",
+        "features.png",
+        "density.png",
+    }
+
+
+# ---- matplotlib -------------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+sys.modules["matplotlib"] = None  # as if it were not installed
+import dgcl_ops, torch
+assert "dgcl_ops.viz" not in sys.modules
+from dgcl_ops import viz
+viz.bank_densities(dgcl_ops.MemoryBank(2, 3, capacity=4))
+maps = torch.zeros(1, 2, 2)
+for function, arguments in {
+    "class_colors": (3,),
+    "density_image": (torch.zeros(3, 2, 2), maps[0]),
+    "plot_panels": (torch.zeros(1, 3, 2, 2), {"label": maps}, {}, ["a"]),
+    "plot_features": (torch.zeros(4, 3), torch.zeros(4), ["a"]),
+    "plot_density_histograms": ({"now": torch.zeros(1, 4)}, ["a"]),
+}.items():
+    try:
+        getattr(viz, function)(*arguments)
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_without_matplotlib_the_error_says_what_to_install():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    functions = (
+        "class_colors",
+        "density_image",
+        "plot_panels",
+        "plot_features",
+        "plot_density_histograms",
+    )
+    assert done.stdout.splitlines() == [
+        f'viz.{name} needs matplotlib: pip install "dgcl-ops[examples]"' for name in functions
+    ]
+
+
+def test_importing_the_package_imports_no_matplotlib():
+    code = "import sys, dgcl_ops; print('matplotlib' in sys.modules, 'dgcl_ops.viz' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
