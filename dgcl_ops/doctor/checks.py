@@ -5,6 +5,7 @@ and `target.expected` (the compiled CPU operators).
 """
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from dgcl_ops import ops, reference
 from dgcl_ops._scales import scale_weights
 from dgcl_ops.doctor.cases import Case, all_cases
 from dgcl_ops.doctor.cases.tensors import rows
-from dgcl_ops.doctor.compare import TOLERANCE, Comparison, Target, call
+from dgcl_ops.doctor.compare import TOLERANCE, Comparison, Target, call, threads
 from dgcl_ops.doctor.step import check_step
 from dgcl_ops.ops._registry import FALLBACKS
 from dgcl_ops.reference import backward as reference_backward
@@ -49,9 +50,9 @@ def compare_choice(comparison: Comparison, case: Case, given: list, values, indi
     comparison.near(f"{case.name}, chosen rows", values, chosen)
 
 
-def compare_float64(comparison: Comparison, case: Case, results: list[Tensor]) -> None:
+def compare_float64(comparison: Comparison, case: Case, given: tuple, results: list) -> None:
     """With reference.py in float64."""
-    given = widened(case.repaired() if case.repaired else case.arguments())
+    given = widened(given)
     if case.op == "knn_topk":
         compare_choice(comparison, case, given, *results)
         return
@@ -70,37 +71,44 @@ def compare_float64(comparison: Comparison, case: Case, results: list[Tensor]) -
         comparison.near(f"{case.name}, result {part}", ours, wanted, tolerance)
 
 
-def compare_cpu(target: Target, comparison: Comparison, case: Case, results: list[Tensor]) -> None:
-    """With the compiled CPU operators: the same bits, or near where sums are added in another order."""
-    if case.answer:
-        expected = case.answer()
-    else:
-        arguments = case.repaired() if case.repaired else case.arguments()
-        expected = target.expected(call, "dgcl_ops", case.op, case.changes, arguments)
-    if case.tolerance:
-        comparison.near(case.name, results, expected, case.tolerance, source="CPU")
-    else:
-        comparison.same(case.name, results, expected)
+def expected_results(case: Case, given: tuple) -> list[Tensor]:
+    return case.answer() if case.answer else call("dgcl_ops", case.op, case.changes, given)
 
 
-def check_case(target: Target, comparison: Comparison, case: Case, *, float64: bool = True) -> None:
-    """Against the CPU's operators and, with `float64`, the reference; then the results must also be repeatable."""
-    results = target.run(case)
-    if results is None or case.anything:
-        return
-    compare_cpu(target, comparison, case, results)
+def check_cases(
+    target: Target, comparison: Comparison, cases: Iterable[Case], *, float64: bool = True
+) -> None:
+    """Compares with the CPU's operators: the same bits, or near where sums are added in another order.
+
+    With `float64`, also with the reference in float64, and with the results of a second call.
+    """
+    done = []
+    for case in cases:
+        arguments = case.arguments()
+        results = target.run(case, arguments)
+        if results is None or case.anything:
+            continue
+        if case.tolerance and float64:
+            comparison.same(f"{case.name}, repeated", target.run(case, arguments), results)
+        done.append((case, case.repaired() if case.repaired else arguments, results))
+    # All at once: a change of the number of threads starts them anew.
+    every = target.expected(lambda: [expected_results(case, given) for case, given, _ in done])
+    for (case, _, results), expected in zip(done, every, strict=True):
+        if case.tolerance:
+            comparison.near(case.name, results, expected, case.tolerance, source="CPU")
+        else:
+            comparison.same(case.name, results, expected)
     if not float64:
         return
-    if case.tolerance:
-        comparison.same(f"{case.name}, repeated", target.run(case), results)
-    if not case.float32_only:
-        compare_float64(comparison, case, results)
+    with threads(1):  # small tensors, on which threads would only wait for each other
+        for case, given, results in done:
+            if not case.float32_only:
+                compare_float64(comparison, case, given, results)
 
 
 def check_operator(op: str, target: Target, comparison: Comparison) -> None:
-    for case in all_cases()[op]:
-        if not case.vast:  # 8 GiB are more than some devices have
-            check_case(target, comparison, case)
+    # 8 GiB are more than some devices have.
+    check_cases(target, comparison, [case for case in all_cases()[op] if not case.vast])
 
 
 # ---- gradients of the public functions ---------------------------------------------------------------

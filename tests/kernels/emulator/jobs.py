@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dgcl_ops.doctor.cases import Case, all_cases, tensors
-from dgcl_ops.doctor.checks import check_case
+from dgcl_ops.doctor.checks import check_cases
 from dgcl_ops.doctor.compare import Comparison, Target
 from kernels.harness.worker import poison_function
 
@@ -70,7 +70,7 @@ def cases(
             emulator.reset()  # forgets what earlier cases allowed the kernels
             print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
             comparison = Comparison(exact=True)
-            check_case(Emulated(), comparison, case, float64=False)
+            check_cases(Emulated(), comparison, [case], float64=False)
             assert comparison.good, f"{op} {comparison.notes[0]}"
     launched = [case for case in all_cases()[op] if not case.may_be_refused]
     check_refused_launch(emulator, launched[-1])
