@@ -5,7 +5,7 @@ and `target.expected` (the compiled CPU operators).
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ FLOAT64 = 1e-12  # sums of at most a few hundred float64 numbers, each rounded t
 
 def rounding(result: Tensor) -> float:
     """Results in 16 bits are rounded once more."""
+    if result.dtype == torch.float64:
+        return FLOAT64
     narrow = result.dtype in (torch.float16, torch.bfloat16)
     return TOLERANCE + (torch.finfo(result.dtype).eps if narrow else 0.0)
 
@@ -36,25 +38,31 @@ def widened(arguments: tuple) -> list:
     return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
 
 
-def compare_choice(comparison: Comparison, case: Case, given: list, values, indices) -> None:
+def compare_choice(comparison, case: Case, given: list, values, indices, allowed: float) -> None:
     """knn_topk: the values, and the float64 scores of the rows that were chosen."""
     queries, bank, _, *options = given
     scores, ranked = reference.knn_topk(queries, bank, max(1, bank.shape[-2]), *options)
     missing = scores.new_full((scores.shape[0], 1), -torch.inf)
     width = values.shape[1]
     best = torch.cat([scores, missing.expand(-1, width)], dim=1)[:, :width]
-    comparison.near(f"{case.name}, values", values, best)
+    comparison.near(f"{case.name}, values", values, best, allowed)
     table = torch.cat([scores, missing], dim=1)  # by row; the last column stands for a missing one
     table = table.scatter(1, ranked % table.shape[1], scores)
     chosen = table.gather(1, indices % table.shape[1])
-    comparison.near(f"{case.name}, chosen rows", values, chosen)
+    comparison.near(f"{case.name}, chosen rows", values, chosen, allowed)
 
 
-def compare_float64(comparison: Comparison, case: Case, given: tuple, results: list) -> None:
-    """With reference.py in float64."""
+def compare_float64(
+    comparison: Comparison,
+    case: Case,
+    given: tuple,
+    results: list[Tensor],
+    tolerance: Callable[[Tensor], float] = rounding,
+) -> None:
+    """With reference.py in float64. `tolerance` gets a result and is relative to its largest number."""
     given = widened(given)
     if case.op == "knn_topk":
-        compare_choice(comparison, case, given, *results)
+        compare_choice(comparison, case, given, *results, tolerance(results[0]))
         return
     if case.answer:
         exact = case.answer()
@@ -66,9 +74,8 @@ def compare_float64(comparison: Comparison, case: Case, given: tuple, results: l
         exact = FALLBACKS[case.op](*given)
         exact = [exact] if isinstance(exact, Tensor) else exact
     for part, (ours, wanted) in enumerate(zip(results, exact, strict=True)):
-        tolerance = rounding(ours) if ours.is_floating_point() else EQUAL
-        tolerance = FLOAT64 if case.op == "silhouette_sums" else tolerance
-        comparison.near(f"{case.name}, result {part}", ours, wanted, tolerance)
+        allowed = tolerance(ours) if ours.is_floating_point() else EQUAL
+        comparison.near(f"{case.name}, result {part}", ours, wanted, allowed)
 
 
 def expected_results(case: Case, given: tuple) -> list[Tensor]:

@@ -27,7 +27,7 @@ from .tensors import (
 def searches_of_all_widths() -> Iterator[Search]:
     """For every operator of the search, its gradient too."""
     for n, columns in enumerate(COLUMNS):
-        metric, dtype = METRICS[n % 3], FLOATS[n % 4]
+        metric, dtype = METRICS[n % 3], (F32, F64, F16, BF16)[n % 4]
         pair = rows(13, columns, seed=1), rows(67, columns, dtype=dtype, seed=2)
         yield f"{metric} {columns} columns, {dtype}", pair, 9, {"metric": metric}
     for metric in METRICS:
