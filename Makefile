@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## the main job: plain self-training against the densit
 	$(BIN)/python examples/demo.py --out demo_out
 
 test: $(VENV)/installed  ## what a user of the library needs to trust it, a process for each core; 5 minutes on two
-	$(BIN)/python -m pytest -n auto --dist worksteal -m core
+	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
 test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core"
@@ -28,7 +28,7 @@ fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressS
 	cd tests && $(abspath $(BIN))/python -m kernels fuzz --mode address --seconds 120 $(FUZZ)
 
 soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, checked one by one; minutes
-	$(BIN)/python benchmarks/soak.py
+	cd tests && $(abspath $(BIN))/python -m soak.run
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51

@@ -1,18 +1,18 @@
-"""Builds dgcl_ops: with the compiled extension dgcl_ops._C where that is possible, else as plain Python.
+"""Builds dgcl_ops: with the compiled extension dgcl_ops._C if possible, else as plain Python.
 
-The extension needs a C++20 compiler, PyTorch's headers and one library to link with, never a particular build of
-PyTorch: a wheel built with the CPU build also runs with a CUDA build, and with later releases. That holds with CUDA
-kernels in it too. They link the CUDA runtime statically, and load without a driver.
+The extension needs a C++20 compiler, PyTorch's headers and one library to link with. It is not tied to one build of
+PyTorch: a wheel built with a CPU build also runs with CUDA builds and with later releases. This also holds for wheels
+with CUDA kernels. They link the CUDA runtime statically, and load without a driver.
 
-    DGCL_OPS_EXTENSION   1: a failed build is an error; 0: plain Python; unset: plain Python where the build fails. The
-                         reason is printed, and kept in dgcl_ops/_build.py
-    DGCL_OPS_CUDA        1: with CUDA kernels, 0: without; unset: with, if PyTorch is a CUDA build and nvcc is found
-    DGCL_OPS_CUDA_ARCHS  compute capabilities, by default "80 86 89 90" (and PTX of the last one for later devices)
-    CUDA_HOME            the CUDA toolkit, if not that of the nvcc in PATH or of the nvidia-cuda-nvcc package
-    CXX, CXXFLAGS        the compiler and flags, as setuptools reads them
+    DGCL_OPS_EXTENSION   1: a failed build is an error. 0: plain Python. Unset: plain Python if the build fails; the
+                         reason is printed and kept in dgcl_ops/_build.py
+    DGCL_OPS_CUDA        1: with CUDA kernels. 0: without. Unset: with, if PyTorch is a CUDA build and nvcc is found
+    DGCL_OPS_CUDA_ARCHS  compute capabilities, by default "80 86 89 90", plus PTX of the last one for later devices
+    CUDA_HOME            the CUDA toolkit. Default: the toolkit of nvcc in PATH, or the nvidia-cuda-nvcc package
+    CXX, CXXFLAGS        the compiler and its flags, as setuptools reads them
 
-Tested with g++ 12 and clang++ 14 on Linux. Untested: Apple's clang and MSVC, whose flags come from their documentation.
-The kernels use vector types that MSVC's cl does not have, so that build is expected to end as plain Python.
+Tested with g++ 12 and clang++ 14 on Linux. Apple's clang and MSVC are untested; their flags come from documentation.
+MSVC's cl lacks the kernels' vector types, so a build with it should end as plain Python.
 """
 
 import importlib.metadata
@@ -42,18 +42,18 @@ TORCH_NAME = ".".join(map(str, MINIMUM_TORCH))
 TORCH_TARGET = f"0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000"  # of the stable ABI
 X86 = platform.machine() in ("x86_64", "AMD64")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dgcl_ops" / "__init__.py").read_text())[1]
-# Contraction and reordering would change scores: the canonical sums say where a product and a sum are fused.
+# No contraction and no reordering: the canonical sums define where a product and a sum are fused.
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CLANG_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-unknown-warning-option",
-]  # pragmas and warnings that only GCC knows
+]  # pragmas and warnings of GCC alone
 MSVC_FLAGS = ["/std:c++20", "/O2", "/fp:precise", "/EHsc", "/permissive-", "/Zc:__cplusplus"]
 AVX512_FLAGS = [
     *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
     *["-mprefer-vector-width=512", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
 ]
-LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each; the choice is made at run time
+LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each, chosen at run time
     "level_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "level_avx512.cpp": AVX512_FLAGS,
     "level_avx512_vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
@@ -83,11 +83,11 @@ REQUIRED_BY = {EXTENSION: "DGCL_OPS_EXTENSION=1", CUDA: "DGCL_OPS_CUDA=1"}.get("
 
 
 def find_torch():
-    """Folder and version of PyTorch in the build's own environment, else in the one pip was called in, else None."""
+    """Folder and version of PyTorch in the build's own environment, else in pip's environment, else None."""
     spec = importlib.util.find_spec("torch")
     if spec:
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
-    else:  # pip's build isolation hides the packages of the environment by PYTHONPATH
+    else:  # pip's build isolation hides the environment's packages with PYTHONPATH
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         code, output = run(sys.executable, "-c", FIND_TORCH, env=env)
         # The last two lines: warnings may come first.
@@ -96,7 +96,7 @@ def find_torch():
 
 
 def known_obstacle() -> str | None:
-    """What rules the extension out before anything is compiled."""
+    """Why the extension cannot be built, if that is known before anything is compiled."""
     if EXTENSION == "0":
         return "DGCL_OPS_EXTENSION=0"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -115,20 +115,20 @@ OBSTACLE = known_obstacle()
 
 
 def say(text: str) -> None:
-    """Prints a tool's output; the terminal may lack its letters."""
+    """Prints a tool's output, also to a terminal without some of its letters."""
     code = sys.stdout.encoding or "utf-8"
     print(text.encode(code, "backslashreplace").decode(code), flush=True)
 
 
 def first_error(output: str) -> str:
-    """The line of a compiler's or linker's output that says what is wrong."""
+    """The line of a compiler's or linker's output that names the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     marks = r"\berror\b|undefined reference|undefined symbol|cannot find"
     return next((line for line in lines if re.search(marks, line)), lines[-1] if lines else "")
 
 
 def record(package: Path, reason: str | None) -> None:
-    """Keeps in the built package why it has no extension, and removes what earlier builds left there."""
+    """Writes into the built package why it has no extension. Removes what earlier builds left there."""
     (package / "_build.py").unlink(missing_ok=True)
     if reason:
         for extension in package.glob("_C.*"):
@@ -158,7 +158,7 @@ class BuildExtension(build_ext):
         self.force = True  # objects of an earlier build may be for another PyTorch, or without CUDA
 
     def run(self):
-        inplace = self.inplace  # setuptools clears it meanwhile
+        inplace = self.inplace  # setuptools clears it during the build
         try:
             if OBSTACLE:
                 raise PlatformError(OBSTACLE)
@@ -217,7 +217,7 @@ class BuildExtension(build_ext):
                 *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS),
             ]
             nvcc.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")
-            ext.sources += sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+            ext.sources += sources("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu")
             ext.extra_link_args += [f"-L{toolkit.libraries}", "-l:libcudart_static.a"]
             ext.extra_link_args += ["-ldl", "-lrt", "-lpthread"]
         compiler = "cl" if family == "msvc" else Path(self.compiler.compiler_so_cxx[0]).name
@@ -256,10 +256,12 @@ class BuildWheel(bdist_wheel):
     def finalize_options(self):
         super().finalize_options()
         if "editable_wheel" in self.distribution.commands:
-            self.root_is_pure = True  # it holds the path to the source tree, and no extension
+            self.root_is_pure = True  # it holds the path of the source tree, not the extension
 
     def run(self):
-        self.run_command("build")  # first: the tag depends on whether the extension was built
+        self.run_command(
+            "build"
+        )  # first, because the tag depends on whether the extension was built
         self.skip_build, self.root_is_pure = True, not self.distribution.has_ext_modules()
         super().run()
 

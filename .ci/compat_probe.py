@@ -1,6 +1,6 @@
-"""Compares what nvcc makes of csrc/cuda/compat.cuh with the PTX manual.
+"""Compares nvcc's PTX of csrc/cuda/compat.cuh with the PTX manual.
 
-The kernels in compat_probe.cu use one primitive each, so that their PTX is short enough to be compared as a whole.
+Each kernel in compat_probe.cu uses one primitive, so that its whole PTX can be compared.
 """
 
 import re
@@ -14,7 +14,7 @@ PROBE = Path(__file__).with_suffix(".cu")
 ARCHS = ("80", "90")
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.32"
 
-# The reason, and what each kernel must do to memory (ptx_reader.effects).
+# For each kernel the reason, and its effects on memory (ptx_reader.effects).
 EXPECTED = {
     "probe_mma": (
         "A is 4 registers, B 2, C and D 4, each in the array's order",
@@ -27,11 +27,11 @@ EXPECTED = {
         ],
     ),
     "probe_pack": (
-        "cvt puts its first operand into the upper half, and that is the second number",
+        "cvt puts its first operand, the second number, into the upper half",
         ["st.global.32 [p0], cvt.rn.bf16x2.f32(p2, p1)"],
     ),
     "probe_relaxed": (
-        "each load_relaxed() is a load of its own that may meet an atomic",
+        "each load_relaxed() is a separate load that may race with an atomic",
         [
             "ld.relaxed.global.32 [p1]",
             "st.global.32 [p0], <1>",
@@ -53,11 +53,11 @@ EXPECTED = {
         ["st.shared.32 [kept], p1", "bar.sync 0", "ld.shared.32 [kept]", "st.global.32 [p0], <3>"],
     ),
     "probe_dynamic": (
-        "the launch's dynamic shared memory, from its beginning",
+        "the start of the launch's dynamic shared memory",
         ["ld.shared.32 [dgcl_dynamic_smem]", "st.global.32 [p0], <1>"],
     ),
     "probe_vectors": (
-        "one access of 16 bytes each",
+        "one 16-byte access each",
         [
             "st.global.v4.32 [p0], {[p1].0, [p1].1, [p1].2, [p1].3}",
             "st.global.v2.64 [p2], {[p3].0, [p3].1}",
@@ -65,7 +65,7 @@ EXPECTED = {
     ),
 }
 ALIGNED = {"copied": 16, "dgcl_dynamic_smem": 16}
-# nvcc turns <<<grid, block, shared memory, stream>>> into this
+# nvcc's host code of <<<grid, block, shared memory, stream>>>
 LAUNCH = (
     "(__cudaPushCallConfiguration(grid,block,smem,static_cast<cudaStream_t>(stream)))"
     "?(void)0:(probe_pack)(pair,low,high);"
@@ -73,8 +73,8 @@ LAUNCH = (
 
 
 def ptx_faults(text: str) -> list[str]:
-    """What is wrong with the probe's PTX."""
-    found = []
+    """Returns the faults of the probe's PTX."""
+    faults = []
     bodies = functions(text)
     for kernel, (why, wanted) in EXPECTED.items():
         try:
@@ -84,16 +84,16 @@ def ptx_faults(text: str) -> list[str]:
         if got != wanted:
             first = next(i for i in range(len(got) + 1) if got[: i + 1] != wanted[: i + 1])
             differ = [lines[first] if first < len(lines) else "nothing" for lines in (got, wanted)]
-            found.append(f"{kernel}: {differ[0]} instead of {differ[1]}: {why}")
+            faults.append(f"{kernel}: {differ[0]} instead of {differ[1]}: {why}")
     aligned = {plain_name(array): by for array, by in array_alignments(text).items()}
     for array, by in ALIGNED.items():
         if aligned.get(array) != by:
-            found.append(f"{array} is aligned to {aligned.get(array)} bytes, not to {by}")
-    return found
+            faults.append(f"{array} is aligned to {aligned.get(array)} bytes, not to {by}")
+    return faults
 
 
 def launch_faults(text: str) -> list[str]:
-    """What is wrong with the host code that nvcc makes of DGCL_LAUNCH."""
+    """Returns the faults of nvcc's host code of DGCL_LAUNCH."""
     if LAUNCH in re.sub(r"\s", "", text):
         return []
     calls = re.findall(r"\(__cudaPushCallConfiguration\(.*", text)
@@ -101,7 +101,7 @@ def launch_faults(text: str) -> list[str]:
 
 
 def probe_faults(nvcc: str, flags: list[str], kernels: Path) -> list[str]:
-    """Compiles the probe with the compat.cuh in the folder `kernels`."""
+    """Compiles the probe with the compat.cuh in the folder `kernels`, and returns its faults."""
     codes = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ARCHS]
     with tempfile.TemporaryDirectory() as folder:
         keep = ["--keep", "--keep-dir", folder, f"-I{kernels}", "-cuda", "-o", f"{folder}/host.ii"]
@@ -110,8 +110,8 @@ def probe_faults(nvcc: str, flags: list[str], kernels: Path) -> list[str]:
         )
         if done.returncode:
             return [f"{PROBE.name} does not compile: {done.stdout}{done.stderr}"]
-        found = launch_faults(Path(folder, "host.ii").read_text())
+        faults = launch_faults(Path(folder, "host.ii").read_text())
         for arch in ARCHS:
             text = Path(folder, f"{PROBE.stem}.compute_{arch}.ptx").read_text()
-            found += [f"compat.cuh, sm_{arch}: {fault}" for fault in ptx_faults(text)]
-    return found
+            faults += [f"compat.cuh, sm_{arch}: {fault}" for fault in ptx_faults(text)]
+    return faults

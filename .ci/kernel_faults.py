@@ -1,7 +1,7 @@
 """Plants edits that the emulator cannot see in copies of csrc/cuda. The inspection must find each of them.
 
-The edits are in the half of compat.cuh that only nvcc compiles, and in the kernels that use it. Only the source that
-shows an edit is compiled.
+The edits are in the half of compat.cuh that only nvcc compiles, and in the kernels that use it. Only one source is
+compiled per edit.
 """
 
 import shutil
@@ -18,8 +18,8 @@ import ptx_reader
 
 COMPAT = "compat.cuh"
 PROBE = ""
-SEARCH, LOSS = "knn_search_launch.cu", "density_contrast_launch.cu"
-LOSS_BACKWARD = "density_contrast_backward_launch.cu"
+SEARCH, LOSS = "knn/search.cu", "density_contrast_kernel.cu"
+LOSS_BACKWARD = "density_contrast_backward_kernel.cu"
 ARCH = "80"
 
 
@@ -64,20 +64,20 @@ EDITS = (
     Edit("launch: no stream", COMPAT, "(smem), static_cast<cudaStream_t>(stream)>>>", "(smem)>>>", "DGCL_LAUNCH: "),
     Edit("launch: grid and block swapped", COMPAT, "<<<(grid), (block),", "<<<(block), (grid),", "DGCL_LAUNCH: "),
     # ---- the kernels that use it
-    Edit("a plain load of what others raise", "knn_filter_prepare.cuh", "value <= load_relaxed(bound)",
+    Edit("a plain load of a bound that others raise", "knn/filter_prepare.cuh", "value <= load_relaxed(bound)",
          "value <= *bound", "knn_bank_lengths_kernel", SEARCH),
-    Edit("loss: stages not aligned", "density_contrast_kernel.cuh", "DGCL_SHARED_ALIGNED(16, T, stages,",
+    Edit("loss: stages not aligned", LOSS, "DGCL_SHARED_ALIGNED(16, T, stages,",
          "DGCL_SHARED(T, stages,", "stages is aligned to 4 bytes", LOSS),
-    Edit("its gradient: stages not aligned", "density_contrast_backward_kernel.cuh",
+    Edit("its gradient: stages not aligned", LOSS_BACKWARD,
          "DGCL_SHARED_ALIGNED(16, T, stages,", "DGCL_SHARED(T, stages,", "stages is aligned to 4 bytes", LOSS_BACKWARD),
-    Edit("its gradient: weights aligned to 8", "density_contrast_backward_kernel.cuh",
+    Edit("its gradient: weights aligned to 8", LOSS_BACKWARD,
          "DGCL_SHARED_ALIGNED(16, T, tile_weights,", "DGCL_SHARED_ALIGNED(8, T, tile_weights,",
          "tile_weights is aligned to 8 bytes", LOSS_BACKWARD),
 )  # fmt: skip
 
 
 def kernel_faults(nvcc: str, flags: list[str], source: Path) -> list[str]:
-    """What the inspection says about one source's PTX."""
+    """The inspection's faults in one source's PTX."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernels.ptx"
         command = [nvcc, *flags, f"-arch=compute_{ARCH}", "--ptx", source, "-o", ptx]
@@ -88,7 +88,7 @@ def kernel_faults(nvcc: str, flags: list[str], source: Path) -> list[str]:
     listing, _ = rules.read_ptx(text, f"sm_{ARCH}")
     names = rules.short_names(sorted(name for name, _ in listing))
     short = {(names[name], arch): counts for (name, arch), counts in listing.items()}
-    found = [f for f in rules.instruction_faults({"ptx": short}) if "no kernel is meant" not in f]
+    found = [f for f in rules.instruction_faults({"ptx": short}) if "no kernel matches" not in f]
     return found + [f"{names[name]}: {fault}" for name, fault in ptx_reader.alignment_faults(text)]
 
 
@@ -109,7 +109,7 @@ def look_for(edit: Edit, nvcc: str, flags: list[str], csrc: Path) -> list[str]:
 
 
 def run(nvcc: str, flags: list[str], csrc: Path, jobs: int) -> int:
-    """Prints what was found. Returns 0 if every edit was found, and nothing in sources without an edit."""
+    """Prints the results. Returns 0 if every edit was found, and no fault in sources without an edit."""
     began = time.monotonic()
     controls = [Edit("no edit", COMPAT, "#pragma once\n", "#pragma once\n", "", s)
                 for s in dict.fromkeys(edit.source for edit in EDITS)]  # fmt: skip

@@ -1,7 +1,6 @@
-"""What .ci/inspect_kernels reads from compiled kernels, and what it expects to find there.
+"""What .ci/inspect_kernels reads from compiled kernels, and what it expects.
 
-PTX shows what the source asked for: there, a division or a square root is one instruction still. SASS shows what the
-device will run.
+PTX is close to the source: a division or a square root is one instruction. SASS is what the device runs.
 """
 
 import csv
@@ -22,10 +21,10 @@ Listing = dict[tuple[str, str], Counter]
 
 def short_names(mangled: list[str]) -> dict[str, str]:
     """kernel<arguments>, without namespace and parameters."""
-    told = subprocess.run(
+    output = subprocess.run(
         ["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    plain = (name.replace("(anonymous namespace)::", "").replace("dgcl::", "") for name in told)
+    plain = (name.replace("(anonymous namespace)::", "").replace("dgcl::", "") for name in output)
     return {
         m: name.split("(")[0].removeprefix("void ") for m, name in zip(mangled, plain, strict=True)
     }
@@ -35,7 +34,7 @@ def short_names(mangled: list[str]) -> dict[str, str]:
 
 
 def read_ptxas(text: str) -> dict[tuple[str, str], dict]:
-    """What `ptxas -v` says, by mangled name and architecture."""
+    """The report of `ptxas -v`, by mangled name and architecture."""
     found: dict[tuple[str, str], dict] = {}
     row: dict = {}
     for line in text.splitlines():
@@ -53,7 +52,7 @@ def read_ptxas(text: str) -> dict[tuple[str, str], dict]:
 
 
 def memory_faults(rows: list[dict]) -> list[str]:
-    """Rows of kernels that do not keep everything in registers."""
+    """Kernels that use memory beyond registers and shared memory."""
     return [
         f"{row['kernel']}, {row['arch']}: {column} {row[column]} bytes, must be 0"
         for row in rows
@@ -71,7 +70,7 @@ def as_csv(rows: list[dict]) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """A line a kernel."""
+    """A line per kernel."""
     archs = sorted({row["arch"] for row in rows})
     lines = ["{:52} shared  threads  registers on {}".format("kernel", ", ".join(archs))]
     for kernel in sorted({row["kernel"] for row in rows}):
@@ -125,14 +124,14 @@ def read_ptx(text: str, arch: str) -> tuple[Listing, dict[str, dict]]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Instructions that kernels must have (`least` of them) or, with least = 0, must not have."""
+    """Instructions that kernels must have, at least `least` of them. With least = 0 they must not have any."""
 
-    kernels: str  # shell patterns, apart from each other by spaces
+    kernels: str  # shell patterns, separated by spaces
     form: str  # ptx or sass
     opcode: str  # regular expression for the whole opcode
     least: int
     why: str
-    but: str = ""  # opcodes, likewise, that are allowed all the same
+    but: str = ""  # opcodes (a regular expression) that are allowed nevertheless
 
     def applies(self, kernel: str) -> bool:
         return any(fnmatch.fnmatchcase(kernel, pattern) for pattern in self.kernels.split())
@@ -168,41 +167,41 @@ GRADIENTS = "knn_query_gradient_kernel* knn_bank_gradient_kernel*"
 RULES = (
     # Everywhere.
     Rule("*", "ptx", r"(add|sub|mul|mad)(\.ftz|\.sat)*\.(f16|bf16|f32|f64)(x2)?", 0,
-         "without a rounding mode ptxas may fuse it: only fma() is fused"),
-    Rule("*", "ptx", r".*\.(approx|full|ftz)\..*", 0, "division, roots and functions are IEEE's or libm's",
-         but=r"rcp\.approx\.ftz\.f64|mufu\..*"),  # a first guess inside libm's log(double), refined there
+         "without a rounding mode ptxas may fuse it; only fma() is fused"),
+    Rule("*", "ptx", r".*\.(approx|full|ftz)\..*", 0, "division, roots and functions are those of IEEE or libm",
+         but=r"rcp\.approx\.ftz\.f64|mufu\..*"),  # libm's log(double) refines this first guess
     Rule("*", "ptx", r"(atom|red)\..*(f16|bf16|f32|f64)(x2)?|atom\..*cas.*", 0, FLOAT_ATOMIC),
     Rule("*", "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)\..*(F16|BF16|F32|F64|CAS).*", 0, FLOAT_ATOMIC),
     Rule("*", "ptx", r"(ld|st)\.local.*", 0, "everything is in registers"),
     Rule("*", "sass", r"(LDL|STL)(\..*)?", 0, "everything is in registers"),
     # Tensor cores: in the filter, nowhere else.
     Rule("knn_filter_kernel*", "ptx", r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32", 8,
-         "4 x 2 products of 16 x 8 a warp"),
-    Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32\.BF16", 8, "4 x 2 products of 16 x 8 a warp"),
+         "4 x 2 products of 16 x 8 per warp"),
+    Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32\.BF16", 8, "4 x 2 products of 16 x 8 per warp"),
     Rule("knn_filter_kernel*", "sass", r"F2FP\.BF16(\.\w+)*", 4, "bank rows are rounded two elements at a time"),
     Rule("knn_filter_kernel<float>", "sass", r"LDS\.64", 4, "bank rows are read two elements at a time"),
-    *(Rule(f"{stem}*", "sass", r"(HMMA|DMMA|IMMA|HGMMA)\..*", 0, "exact sums are not for tensor cores")
+    *(Rule(f"{stem}*", "sass", r"(HMMA|DMMA|IMMA|HGMMA)\..*", 0, "tensor cores cannot compute exact sums")
       for stem in ("knn_[!f]", "contrast_", "density_contrast_", "silhouette_", "convert_rows_")),
     # The search.
     Rule(SEARCH, "sass", *[COPY_16[0], 1, COPY_16[1]]),
     Rule(SEARCH, "ptx", r"cp\.async\.cg\.shared\.global", 1, COPY_16[1]),
-    Rule("knn_exact_kernel<float*", "sass", "FFMA", 64, "8 x 8 pairs a warp, a fused multiply-add each"),
+    Rule("knn_exact_kernel<float*", "sass", "FFMA", 64, "8 x 8 pairs per warp, a fused multiply-add each"),
     Rule("knn_exact_kernel<float*", "sass", SHUFFLE[0], 62, "one tree for 64 pairs"),
     Rule("knn_exact_kernel<float*", "sass", r"D(FMA|ADD|MUL).*", 0, "nothing in double"),
-    Rule("knn_exact_kernel<double*", "sass", "DFMA", 32, "8 x 4 pairs a warp, a fused multiply-add each"),
+    Rule("knn_exact_kernel<double*", "sass", "DFMA", 32, "8 x 4 pairs per warp, a fused multiply-add each"),
     Rule("knn_exact_kernel<double*", "sass", SHUFFLE[0], 62, "one tree for 32 pairs, of two words each"),
     Rule("knn_filter_kernel*", "sass", SHUFFLE[0], 20, "four candidates' canonical trees"),
     Rule("row_norms_kernel* knn_bank_lengths_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule("knn_bank_lengths_kernel", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
-         "bounds that other warps raise meanwhile"),
+         "other warps raise these bounds at the same time"),
     Rule("knn_mean_kernel", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("knn_density_kernel*", "ptx", r"fma\.rn\.f(32|64)", 1, "the weighted sum is fused"),
     Rule("knn_topk_kernel* knn_density_kernel*", "sass", r"SHFL\.\w+", 10, "parts are merged by shuffles"),
     # Gradients of the search.
-    Rule(GRADIENTS, "sass", r"SHFL\.IDX", 4, "a pair's factor goes to all lanes"),
-    Rule(GRADIENTS, "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)(\..*)?", 0, "each row is one warp's"),
+    Rule(GRADIENTS, "sass", r"SHFL\.IDX", 4, "all lanes receive a pair's factor"),
+    Rule(GRADIENTS, "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)(\..*)?", 0, "one warp owns each row"),
     # Copies.
-    Rule(COPIES, "ptx", ARITHMETIC, 0, "bits are copied or counted, or change their dtype"),
+    Rule(COPIES, "ptx", ARITHMETIC, 0, "bits are only copied, counted or converted"),
     Rule("copy_rows_kernel gather_rows_direct_kernel<uint4>", "sass", r"LDG\.E(\.\w+)*\.128(\.\w+)*", 1,
          "16-byte loads"),
     Rule("copy_rows_kernel gather_rows_direct_kernel<uint4>", "sass", r"STG\.E(\.\w+)*\.128(\.\w+)*", 1,
@@ -214,18 +213,18 @@ RULES = (
     Rule(CONTRAST_TILES, "sass", *[COPY_16[0], 1, COPY_16[1]]),
     Rule(CONTRAST_TILES, "sass", r"LDS\.128", 8, "16-byte loads of tiles"),
     Rule("density_contrast_kernel<float> contrast_gradient_kernel<float*", "sass", "FFMA", 256,
-         "4 x 4 pairs a lane and 16 columns"),
+         "4 x 4 pairs per lane, 16 columns"),
     Rule("density_contrast_kernel<double> contrast_gradient_kernel<double*", "sass", "DFMA", 64,
-         "4 x 2 pairs a lane and 8 columns"),
+         "4 x 2 pairs per lane, 8 columns"),
     Rule("contrast_anchor_kernel* contrast_unit_rows_kernel* contrast_finish_kernel* density_contrast_*kernel*",
          "sass", SHUFFLE[0], 5, SHUFFLE[1]),
-    Rule("silhouette_sums_kernel", "sass", "DFMA", 64, "4 x 4 pairs a thread, in double"),
+    Rule("silhouette_sums_kernel", "sass", "DFMA", 64, "4 x 4 pairs per thread, in double"),
     Rule("silhouette_sums_kernel", "sass", SHUFFLE[0], 32, "four sums over 16 threads, of two words each"),
 )  # fmt: skip
 
 
 def instruction_faults(listings: dict[str, Listing], rules=RULES) -> list[str]:
-    """Rules that are broken, kernels without a rule of their own, and rules without a kernel."""
+    """Broken rules, kernels without a rule of their own, and rules without a kernel."""
     faults = []
     used = set()
     for form, listing in listings.items():
@@ -238,12 +237,12 @@ def instruction_faults(listings: dict[str, Listing], rules=RULES) -> list[str]:
     kernels = {kernel for listing in listings.values() for kernel, _ in listing}
     own = [rule for rule in rules if rule.kernels != "*"]
     faults += [
-        f"{kernel}: no rule says what it is made of"
+        f"{kernel}: no rule describes this kernel"
         for kernel in sorted(kernels)
         if not any(rule.applies(kernel) for rule in own)
     ]
     faults += [
-        f"no kernel is meant by the rule for {rule.kernels}: {rule.why}"
+        f"no kernel matches the rule for {rule.kernels}: {rule.why}"
         for rule in rules
         if rule.form in listings and rule not in used
     ]

@@ -1,6 +1,6 @@
 """NVRTC, CUDA's run-time compiler, through ctypes: device code to a cubin, without nvcc, a driver or a GPU.
 
-NVRTC does not compile host code. csrc/cuda keeps it apart: kernels are in .cuh files, launches in .cu files.
+NVRTC does not compile host code. The sources leave it out where __CUDACC_RTC__ is defined, which NVRTC does.
 """
 
 import ctypes
@@ -90,11 +90,11 @@ class Nvrtc:
         self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         return f"{major.value}.{minor.value}"
 
-    def compile(self, header: Path, kernels: list[str], arch: str, options: list[str]) -> Compiled:
-        """A header's kernels, named with their template arguments, as machine code for the architecture."""
+    def compile(self, file: Path, kernels: list[str], arch: str, options: list[str]) -> Compiled:
+        """A file's kernels, named with their template arguments, as machine code for the architecture."""
         program = ctypes.c_void_p()
         texts = strings(HEADERS.values())
-        source, name = f'#include "{header.name}"\n'.encode(), f"{header.stem}.cu".encode()
+        source, name = f'#include "{file.name}"\n'.encode(), b"program.cu"
         self._call(
             "nvrtcCreateProgram",
             *(ctypes.byref(program), source, name, len(HEADERS), texts, strings(HEADERS)),
@@ -102,13 +102,13 @@ class Nvrtc:
         try:
             for kernel in kernels:
                 self._call("nvrtcAddNameExpression", program, f"dgcl::{kernel}".encode())
-            paths = [f"-I{path}" for path in (*self.includes, header.parent)]
+            paths = [f"-I{path}" for path in (*self.includes, file.parent)]
             given = [f"--gpu-architecture=sm_{arch}", *options, *paths]
             try:
                 self._call("nvrtcCompileProgram", program, len(given), strings(given))
             except Failed as error:
                 log = self._text("ProgramLog", program).rstrip(b"\0").decode().strip()
-                raise Failed(f"{header.name}, sm_{arch}: {error}\n{log}") from None
+                raise Failed(f"{file.name}, sm_{arch}: {error}\n{log}") from None
             log = self._text("ProgramLog", program).rstrip(b"\0").decode()
             ptx = self._text("PTX", program).rstrip(b"\0").decode()
             return Compiled(log, ptx, len(self._text("CUBIN", program)))

@@ -1,4 +1,4 @@
-"""Follows values through nvcc's PTX: what a kernel without branches does, and how shared arrays are aligned."""
+"""Follows values through nvcc's PTX: effects of a kernel without branches, and the alignment of shared arrays."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ REGISTER = re.compile(r"%\w+")
 SYMBOL = re.compile(r"[%\w$]+")
 ARRAY = re.compile(r"\.shared\b(?:\s+\.align (\d+))?\s+\.\w+ ([\w$]+)")
 SHARED_ACCESS = re.compile(r"(ld|st|atom|red)\.(\w+\.)*shared\b|cp\.async\.c[ag]\.shared\b")
-# The result can be an address if an operand is one.
+# Instructions whose result can be an address if an operand is one.
 COMPUTES_ADDRESSES = ("add", "and", "cvt", "cvta", "mad", "mov", "or", "selp", "shl", "sub", "xor")
 
 
@@ -17,53 +17,60 @@ class UnreadablePtx(Exception):
 
 
 def functions(text: str) -> dict[str, list[str]]:
-    """The statements of every kernel and function, by mangled name, without comments, labels and declarations."""
-    found: dict[str, list[str]] = {}
+    """Returns the statements of every kernel and function by mangled name: no comments, labels or declarations."""
+    bodies: dict[str, list[str]] = {}
     lines = re.sub(r"//[^\n]*", "", text).splitlines()
     body = None
     for line in map(str.strip, lines):
         if m := re.match(r"(?:\.\w+ )*\.(?:entry|func)\b.*?(\w+)\(?$", line):
-            body = found[m[1]] = []
+            body = bodies[m[1]] = []
         elif body is not None:
-            # inline assembly may have its statements in braces
+            # inline assembly may put its statements in braces
             line = re.sub(r"^\{\s*(?=[a-z])|(?<=;)\s*\}$", "", line)
             body += [
                 s.strip() for s in line.split(";") if re.match(r"(@!?%p\d+\s+)?[a-z]", s.strip())
             ]
-    return found
+    return bodies
 
 
 def parts(statement: str) -> tuple[str, list[str]]:
-    """Opcode and operands; what is in braces is one operand."""
+    """Splits a statement into opcode and operands. Braces hold one operand."""
     statement = re.sub(r"^@!?%p\d+\s+", "", statement)
     opcode, _, rest = statement.partition(" " if " " in statement else "\t")
     return opcode.strip(), [o.strip() for o in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s][^,]*", rest)]
 
 
 def plain_name(symbol: str) -> str:
-    """A variable's own name: _ZZ10probe_copyE6copied -> copied. nvcc splits small arrays: _$_0 is a part."""
+    """Returns a variable's plain name: _ZZ10probe_copyE6copied -> copied. nvcc splits small arrays: _$_0 is a part."""
     named = re.fullmatch(r"_Z.*\d([a-z_]*[a-z])E?(?:_\$_\d+)*", symbol)
     return named[1] if named else symbol
 
 
 def effects(kernel: str, statements: list[str]) -> list[str]:
-    """What a kernel without branches does to memory, in order, in terms of its parameters p0, p1, ...
+    """Returns the effects of a kernel without branches on memory, in order.
 
-    A plain load is a value: [p0+4]. Other loads and matrix products are effects; <1> is the result of the first effect.
-    Types are written as their size in bits.
+    Its parameters are p0, p1, ... A plain load is a value: [p0+4]. Other loads and matrix products are effects, and <1>
+    is the result of the first effect. Types are given as their size in bits.
+
+    Args:
+        kernel: the kernel's name.
+        statements: its statements.
+
+    Raises:
+        UnreadablePtx: the kernel has a branch.
     """
     values: dict[str, str] = {}
     done: list[str] = []
 
     def value(operand: str) -> str:
-        """With the values of registers in it, braces and brackets as they are."""
+        """Replaces registers by their values."""
         named = lambda m: re.sub(rf"^{kernel}_param_", "p", values.get(m[0], plain_name(m[0])))
         return SYMBOL.sub(named, operand)
 
-    def results(target: str, made: str) -> None:
+    def results(target: str, source: str) -> None:
         names = REGISTER.findall(target)
         for i, name in enumerate(names):
-            values[name] = f"{made}.{i}" if len(names) > 1 else made
+            values[name] = f"{source}.{i}" if len(names) > 1 else source
 
     for statement in statements:
         opcode, operands = parts(statement)
@@ -91,12 +98,12 @@ def effects(kernel: str, statements: list[str]) -> list[str]:
 
 
 def array_alignments(text: str) -> dict[str, int]:
-    """Of the shared arrays, in bytes, by mangled name."""
+    """Returns the alignment of shared arrays in bytes, by mangled name."""
     return {name: int(align or 1) for align, name in ARRAY.findall(text)}
 
 
 def width(opcode: str, operands: list[str]) -> int:
-    """Bytes that an access to shared memory takes at a time."""
+    """Returns the bytes of one access to shared memory."""
     if opcode.startswith("cp.async"):
         return int(operands[2])
     bits = BITS.search(opcode)
@@ -107,9 +114,9 @@ def width(opcode: str, operands: list[str]) -> int:
 def arrays_in_registers(
     read: list[tuple[str, list[str]]], aligned: Iterable[str]
 ) -> dict[str, set[str]]:
-    """The shared arrays that each register may point into. The order of statements is ignored."""
+    """Returns the shared arrays that each register may point into. The order of statements is ignored."""
     arrays = {name: {name} for name in aligned}
-    sums = []  # (what is computed, from what)
+    sums = []  # (result, operands)
     for opcode, operands in read:
         if opcode.split(".")[0] in COMPUTES_ADDRESSES:
             sums.append((operands[0], SYMBOL.findall(" ".join(operands[1:]))))
@@ -126,9 +133,9 @@ def arrays_in_registers(
 
 
 def alignment_faults(text: str) -> list[tuple[str, str]]:
-    """Shared arrays with less alignment than their accesses need, as (mangled name of the kernel, text)."""
+    """Returns shared arrays with less alignment than their accesses need, as (mangled name of the kernel, text)."""
     aligned = array_alignments(text)
-    found = []
+    faults = []
     for name, statements in functions(text).items():
         read = [(opcode, operands) for opcode, operands in map(parts, statements) if operands]
         arrays = arrays_in_registers(read, aligned)
@@ -138,10 +145,10 @@ def alignment_faults(text: str) -> list[tuple[str, str]]:
             address = next(o for o in operands if o.startswith("["))
             used = set().union(*(arrays.get(symbol, set()) for symbol in SYMBOL.findall(address)))
             if not used:
-                found.append((name, f"{opcode} {address}: no shared array is in this address"))
+                faults.append((name, f"{opcode} {address}: no shared array is in this address"))
             needed = width(opcode, operands)
             for array in used:
                 if aligned[array] < needed:
                     fault = f"{plain_name(array)} is aligned to {aligned[array]} bytes, {opcode} needs {needed}"
-                    found.append((name, fault))
-    return sorted(set(found))
+                    faults.append((name, fault))
+    return sorted(set(faults))

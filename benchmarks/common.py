@@ -1,13 +1,14 @@
-"""What the benchmarks share: paired timing, the machine's description, dated rows.
+"""Shared by the benchmarks: paired timing, the machine's description, dated rows.
 
-Timing. All contenders live in one process and use the same number of threads. After one round that
-is not counted, every repeat runs each of them once, in an order that rotates from repeat to repeat,
-forwards and backwards in turn: a slow moment of the machine, and what one leaves to the next in the
-caches, falls on all of them alike. Medians are reported, and ratios are medians of the ratios inside each
-repeat. How a call is timed on CUDA: on_cuda.py. "others" is the largest share of the machine's processors
-that other processes had during a repeat; --calm sets a limit to it.
+All contenders run in one process with the same number of threads. Each repeat runs every contender once. The order
+rotates from repeat to repeat and alternates direction, so slow moments and cache contents affect all contenders alike.
+We report medians. A ratio is the median of the ratios inside each repeat. on_cuda.py describes timing on CUDA.
+
+The column "others" is the largest fraction of the processors that other processes used during a repeat. --calm limits
+it.
 """
 
+import argparse
 import csv
 import datetime
 import os
@@ -28,26 +29,45 @@ ROOT = Path(__file__).resolve().parent.parent
 MACHINE_COLUMNS = (
     *("date", "commit", "cpu", "cores", "cpu_capability", "device", "torch", "threads", "others"),
 )
-PATIENCE = 1800  # seconds spent on waiting for calm repeats
-REST = 0.02  # seconds before each run: idle OpenMP threads of the run before it stop spinning
-
-CALM_HELP = "repeat what is measured while other processes use more than this share, e.g. 0.05"
+PATIENCE = 1800  # seconds to wait for calm repeats
+REST = (
+    0.02  # seconds before each run, until the idle OpenMP threads of the previous run stop spinning
+)
 
 
 class Disagreement(RuntimeError):
-    """Contenders do not compute the same thing: their times must not be compared."""
+    """Contenders compute different results, so their times must not be compared."""
 
 
 def say(text: str) -> None:
-    """Progress, on stderr, so that tables can be redirected."""
+    """Prints progress to stderr, so that tables on stdout can be redirected."""
     print(text, file=sys.stderr, flush=True)
+
+
+def parser_of(description: str, repeats: int | None = None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that all benchmarks share.
+
+    Args:
+        description: the program's docstring.
+        repeats: default of --repeats. None: no such option.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats)
+    calm = "redo repeats in which other processes use more than this fraction of the processors, e.g. 0.05"
+    parser.add_argument("--calm", type=float, help=calm)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser
 
 
 # ---- time -------------------------------------------------------------------------------------------
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> on_cuda.Timing:
-    """How long one call takes, and what it returns."""
+    """Times one call."""
     if device.type == "cuda":
         return on_cuda.device_seconds(function, device)
     begin = time.perf_counter()
@@ -56,30 +76,31 @@ def seconds(function: Callable[[], object], device: torch.device) -> on_cuda.Tim
 
 
 class OtherLoad:
-    """Share of this machine's processors that other processes use, from one `share()` to the next."""
+    """Measures the fraction of the processors that other processes use between two calls of `share`."""
 
     def __init__(self):
         self.known = Path("/proc/stat").exists()
         self.mark = self._now() if self.known else None
 
     def _now(self) -> tuple[float, float, float]:
-        """Seconds: by the clock, of all processors busy, of this process on them."""
+        """Returns seconds: wall clock, busy time of all processors, CPU time of this process."""
         user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split(None, 9)[1:9]
         busy = sum(map(int, (user, nice, system, *rest))) / os.sysconf("SC_CLK_TCK")
         own = os.times()
         return time.perf_counter(), busy, own.user + own.system
 
     def share(self) -> float | None:
+        """Returns the fraction since the last call, or None without Linux's /proc."""
         if not self.known:
             return None
         before, self.mark = self.mark, self._now()
         clock, busy, own = (after - start for after, start in zip(self.mark, before, strict=True))
-        slack = 2 / os.sysconf("SC_CLK_TCK")  # both are counted in ticks
+        slack = 2 / os.sysconf("SC_CLK_TCK")  # both counters advance in ticks
         return max(0.0, busy - own - slack) / (clock * os.cpu_count())
 
 
 def wait_for_calm(limit: float, deadline: float) -> None:
-    """Returns once other processes have used less than the limit for two seconds, or at the deadline."""
+    """Waits until other processes have used less than `limit` for two seconds, or until the deadline."""
     others = OtherLoad()
     while time.monotonic() < deadline:
         time.sleep(2)
@@ -90,15 +111,16 @@ def wait_for_calm(limit: float, deadline: float) -> None:
 def alternate(
     runs: dict[str, Callable[[], dict]], repeats: int, calm: float | None = None
 ) -> tuple[dict[str, list[dict]], float | None]:
-    """Runs everything `repeats` times in rotating order; each run returns what it measured.
+    """Runs all contenders `repeats` times in rotating order.
 
     Args:
-        runs: results hold "total", in seconds.
-        calm: a repeat during which other processes used a larger share of the processors than this is
-            thrown away, whatever it measured, and done again; after PATIENCE seconds none is any more.
+        runs: name to function. Its result holds "total", in seconds.
+        repeats: how often to run each.
+        calm: a repeat is discarded and redone if other processes used more than this fraction of the processors.
+            After PATIENCE seconds every repeat is kept.
 
     Returns:
-        What each run measured, and the largest share of other processes during a repeat that was kept.
+        The results of each run, and the largest fraction that other processes used during a kept repeat.
     """
     names = list(runs)
     measured = {name: [] for name in names}
@@ -114,10 +136,10 @@ def alternate(
             results[name] = runs[name]()
         share = others.share()
         latest = ", ".join(f"{name} {1e3 * results[name]['total']:.2f} ms" for name in names)
-        told = "" if share is None else f"; other processes {share:.0%}"
-        say(f"  repeat {len(shares) + 1}/{repeats}: {latest}{told}")
+        load = "" if share is None else f"; other processes {share:.0%}"
+        say(f"  repeat {len(shares) + 1}/{repeats}: {latest}{load}")
         if calm is not None and (share or 0) > calm and time.monotonic() < deadline:
-            say("  not calm: again")
+            say("  not calm, redone")
             continue
         shares.append(share)
         for name in names:
@@ -126,19 +148,25 @@ def alternate(
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Median over the repeats of the ratio inside each repeat."""
+    """Returns the median of the ratios inside each repeat."""
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
+def milliseconds(times: list[float], digits: int = 3) -> dict[str, float]:
+    """Returns the columns median_ms, min_ms and max_ms of times in seconds."""
+    statistic = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+    return {f"{name}_ms": round(1e3 * value, digits) for name, value in statistic.items()}
+
+
 def set_threads(count: int) -> None:
-    """The same number of threads for PyTorch, and for every OpenMP and BLAS library loaded so far."""
+    """Sets the number of threads of PyTorch and of every OpenMP and BLAS library loaded so far."""
     torch.set_num_threads(count)
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(count)
     try:
         import threadpoolctl
     except ImportError:
-        return  # it comes with scikit-learn, whose threads it is for
+        return  # only scikit-learn needs it, and brings it
     threadpoolctl.threadpool_limits(count)
 
 
@@ -150,17 +178,17 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    found = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    name = found.get("model name", platform.machine())
-    if "cpu family" in found:
-        name += f" (family {found['cpu family']} model {found['model']})"
+    values = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    name = values.get("model name", platform.machine())
+    if "cpu family" in values:
+        name += f" (family {values['cpu family']} model {values['model']})"
     return name
 
 
 def _commit() -> str:
-    """Short hash of the source tree, with + if the library's own sources differ from it.
+    """Returns the short hash of the source tree, with + if the library's own sources differ from it.
 
-    DGCL_OPS_COMMIT gives it where the benchmarks were copied without the repository.
+    DGCL_OPS_COMMIT replaces it where the benchmarks were copied without the repository.
     """
     if given := os.environ.get("DGCL_OPS_COMMIT"):
         return given
@@ -176,7 +204,12 @@ def _commit() -> str:
 
 
 def machine(device: torch.device, others: float | None) -> dict[str, object]:
-    """Everything about this run that is not about one contender; `others` from `alternate`."""
+    """Returns the columns that describe the machine.
+
+    Args:
+        device: the device that is measured.
+        others: the fraction that `alternate` returned, or None.
+    """
     cuda = device.type == "cuda"
     more = on_cuda.facts(device) if cuda else {}
     return {
@@ -199,7 +232,11 @@ def machine(device: torch.device, others: float | None) -> dict[str, object]:
 
 
 def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    """Adds rows to a CSV file; one with other columns is an error, never rewritten."""
+    """Appends rows to a CSV file.
+
+    Raises:
+        RuntimeError: the file has other columns. It stays unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists() or path.stat().st_size == 0
     if not fresh:
@@ -217,7 +254,7 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
 
 
 def print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """The first column to the left, all others to the right."""
+    """Prints a table. The first column is left-aligned, all others right-aligned."""
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, tuple("-" * width for width in widths), *rows]:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
@@ -226,9 +263,10 @@ def print_table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def number(value: float | None, digits: int = 1) -> str:
+    """Formats a number, or "-" for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def shared_with(row: dict) -> str:
-    """For a table's title: how much of the machine was not ours."""
+    """Returns the end of a table's title: the load of other processes."""
     return "" if row["others"] == "" else f", other processes at most {row['others']:.0%}"

@@ -1,18 +1,17 @@
-"""Ways to compute KNN densities, behind one interface: ours, plain PyTorch's, other libraries'.
+"""Implementations of KNN densities behind one interface: ours, plain PyTorch, other libraries.
 
-Each takes raw rows and returns densities: normalising and building an index are part of the work.
-The plain tellings come from `dgcl_ops.reference`; nothing is programmed a second time here.
+Each takes raw rows and returns densities. Normalising rows and building an index are part of the work.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import on_cuda
 import published
 import torch
-from problem import Contender, Problem, density_of
 from torch import Tensor
+from workloads import Problem, density_of
 
 from dgcl_ops import knn_density, knn_topk
 
@@ -24,20 +23,35 @@ BARE = "matmul and topk alone"
 FLOOR = "fp32 matmul alone"
 FAISS = "faiss IndexFlat"
 PER_CLASS = "dgcl_ops, call per class"
-# scikit-learn holds float64 chunks of distances and its brute force is not made for millions of pairs.
+# scikit-learn's brute force works on float64 chunks and is not meant for millions of pairs.
 SKLEARN_PAIRS = 4_000_000
 MATRIX_BYTES = 4e9  # the largest matrix of scores that is built on the CPU
 
 
+@dataclass(frozen=True)
+class Contender:
+    """One implementation.
+
+    Attributes:
+        run: returns densities [M], or None if it computes none.
+        missing: returns why it cannot take part, or "".
+        neighbours: returns scores and indices [M, max(scales)]. None if it has no such function.
+    """
+
+    run: Callable[[Problem], Tensor | None]
+    missing: Callable[[Problem], str] = lambda problem: ""
+    neighbours: Callable[[Problem], tuple[Tensor, Tensor]] | None = None
+
+
 def _cosine_only(problem: Problem) -> str:
-    return "" if problem.metric == "cosine" else "told for cosine only"
+    return "" if problem.metric == "cosine" else "implemented for cosine only"
 
 
 def _matrix_too_large(problem: Problem) -> str:
     size = problem.queries.shape[0] * problem.bank.shape[-2] * max(4, problem.bank.element_size())
     if size <= MATRIX_BYTES or problem.queries.device.type != "cpu":
         return ""
-    return f"its matrix would take {size / 1e9:.1f} GB, more than {MATRIX_BYTES / 1e9:.0f}"
+    return f"its matrix would take {size / 1e9:.1f} GB, the limit is {MATRIX_BYTES / 1e9:.0f}"
 
 
 def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
@@ -47,7 +61,7 @@ def _package(module: str, cpu_only: bool = True) -> Callable[[Problem], str]:
         except ImportError as error:
             return f"not installed ({error})"
         if cpu_only and problem.queries.device.type != "cpu":
-            return "its CPU build only is wired up here"
+            return "only its CPU build is supported here"
         return ""
 
     return missing
@@ -58,21 +72,21 @@ def _plain_rows(rows: Tensor, metric: str) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1) if metric == "cosine" else rows
 
 
-def _asked(problem: Problem) -> dict:
+def _options(problem: Problem) -> dict:
     return {"metric": problem.metric, "query_offsets": problem.offsets}
 
 
 def _ours(problem: Problem) -> Tensor:
-    return knn_density(problem.queries, problem.bank, problem.scales, **_asked(problem))
+    return knn_density(problem.queries, problem.bank, problem.scales, **_options(problem))
 
 
 def _our_neighbours(problem: Problem) -> tuple[Tensor, Tensor]:
-    return knn_topk(problem.queries, problem.bank, max(problem.scales), **_asked(problem))
+    return knn_topk(problem.queries, problem.bank, max(problem.scales), **_options(problem))
 
 
 def _ours_with_unit_bank(problem: Problem) -> Tensor:
     rows = problem.queries, problem.unit_bank
-    return knn_density(*rows, problem.scales, unit_bank=True, **_asked(problem))
+    return knn_density(*rows, problem.scales, unit_bank=True, **_options(problem))
 
 
 def _published(problem: Problem) -> Tensor:
@@ -136,7 +150,7 @@ def _sklearn_missing(problem: Problem) -> str:
         return "has no dot product metric"
     pairs = problem.queries.shape[0] * problem.bank.shape[-2]
     if pairs > SKLEARN_PAIRS:
-        return f"small sizes only: {pairs:,} pairs"
+        return f"only run on small sizes, got {pairs:,} pairs"
     return _package("sklearn")(problem)
 
 
@@ -181,7 +195,7 @@ ON_REQUEST = {
 def _float32_only(contender: Contender, what: str) -> Callable[[Problem], str]:
     def missing(problem: Problem) -> str:
         float32 = problem.queries.dtype == torch.float32
-        return contender.missing(problem) if float32 else f"{what} is for float32"
+        return contender.missing(problem) if float32 else f"{what} needs float32 rows"
 
     return missing
 
@@ -195,7 +209,7 @@ def _with_tf32(contender: Contender) -> Contender:
 
 
 def _with_bf16(contender: Contender) -> Contender:
-    """Rows are rounded to bfloat16 as part of the work, and so is the matrix of scores."""
+    """Rounds rows to bfloat16 as part of the work. The scores are bfloat16 as well."""
 
     def run(problem: Problem) -> Tensor | None:
         rows = {name: getattr(problem, name).bfloat16() for name in ("queries", "bank")}
@@ -234,7 +248,7 @@ GROUPED = {
 }
 
 
-# Faster and less exact; users may have it on.
+# Faster and less exact. Users may have it enabled.
 WITH_TF32 = {
     "authors' way, TF32": PUBLISHED,
     "matmul + one top-k, TF32": PLAIN,
@@ -247,6 +261,7 @@ FLOORS = (FLOOR, BARE, "TF32 matmul alone", BF16_FLOOR)
 
 @functools.cache
 def contenders_for(grouped: bool, device_type: str = "cpu") -> dict[str, Contender]:
+    """Returns the contenders of a device by name, ours first."""
     offered = GROUPED if grouped else SINGLE
     if device_type != "cuda":
         return offered

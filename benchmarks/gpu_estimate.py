@@ -1,15 +1,15 @@
-"""What the search's CUDA kernels can at best do on two GPUs: arithmetic, not measurement.
+"""Bounds what the search's CUDA kernels can reach on two GPUs: arithmetic, not measurement.
 
     python benchmarks/gpu_estimate.py [--survivors 60] [--out benchmarks/results]
 
-Occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, sizes of tiles from the
-sources. Each time is a lower bound: what one resource needs if nothing else holds it up; the largest is the bound. It
-shows where the first profile should look, and no more.
+Occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes from the
+sources. Each time is a lower bound for one resource, and the largest is the bound. It shows where to profile first.
 """
 
 import argparse
 import csv
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +20,24 @@ LABEL = "ESTIMATE: nothing here has run on a GPU"
 
 @dataclass(frozen=True)
 class Device:
-    """Published peaks of one GPU; bytes_per_clock is L2's, of the A100 white paper, assumed for the H100 as well."""
+    """Published peaks of one GPU. L2's bytes_per_clock is from the A100 white paper, and assumed for the H100."""
 
     name: str
     arch: str
     processors: int
-    clock: float  # Hz, at which the tensor peak is stated
+    clock: float  # Hz, the clock of the tensor peak
     fp32: float  # FLOP/s
     tf32: float  # dense
     bf16: float
-    mma_sync: float  # share of the tensor peak that mma.sync can reach
+    mma_sync: float  # fraction of the tensor peak that mma.sync can reach
     memory: float  # B/s
-    shared: int  # bytes of a multiprocessor
-    shared_block: int  # at most, of a block
+    shared: int  # bytes per multiprocessor
+    shared_block: int  # largest size per block, bytes
     bytes_per_clock: int = 5120
 
     @property
     def cache(self) -> float:
-        """B/s of L2."""
+        """L2 bandwidth, B/s."""
         return self.bytes_per_clock * self.clock
 
 
@@ -52,7 +52,7 @@ RESERVED, SHARED_UNIT, REGISTER_UNIT = 1024, 128, 256  # shared memory of a bloc
 
 @dataclass(frozen=True)
 class Problem:
-    """`classes` banks of `bank` rows each, `queries` for each of them."""
+    """`classes` banks of `bank` rows, with `queries` each."""
 
     name: str
     classes: int
@@ -70,23 +70,23 @@ PROBLEMS = (
 
 
 def constant(file: str, name: str) -> int:
-    """An integer constant of the sources."""
+    """Reads an integer constant from the sources."""
     found = re.search(rf"constexpr int .*?\b{name} = (\d+)", (CUDA / file).read_text())
     if not found:
         raise LookupError(f"{file} has no {name}")
     return int(found[1])
 
 
-FILTER_QUERIES = constant("knn_search_launch.h", "kItemQueries")
-LEAST_SPLIT_ROWS = constant("knn_search_launch.h", "kLeastSplitRows")
-MOST_SPLITS = constant("knn_search_launch.h", "kMostSplits")
-FILTER_COLUMNS = constant("knn_filter_tile.cuh", "kFilterColumns")
-FILTER_STEP = constant("knn_filter_tile.cuh", "kFilterStep")
-FILTER_DEPTH = constant("knn_filter_tile.cuh", "kFilterDepth")
-FILTER_THREADS = constant("knn_filter_tile.cuh", "kFilterThreads")
-EXACT_QUERIES = constant("knn_exact_kernel.cuh", "kExactRows")
+FILTER_QUERIES = constant("knn/search.h", "kItemQueries")
+LEAST_SPLIT_ROWS = constant("knn/search.h", "kLeastSplitRows")
+MOST_SPLITS = constant("knn/search.h", "kMostSplits")
+FILTER_COLUMNS = constant("knn/filter_tile.cuh", "kFilterColumns")
+FILTER_STEP = constant("knn/filter_tile.cuh", "kFilterStep")
+FILTER_DEPTH = constant("knn/filter_tile.cuh", "kFilterDepth")
+FILTER_THREADS = constant("knn/filter_tile.cuh", "kFilterThreads")
+EXACT_QUERIES = constant("knn/exact.cuh", "kExactRows")
 EXACT_COLUMNS, EXACT_ROW = 16, 1024  # kExactColumns<float>; bytes of kExactDepth columns
-EXACT_THREADS = constant("knn_exact_kernel.cuh", "kExactThreads")
+EXACT_THREADS = constant("knn/exact.cuh", "kExactThreads")
 PADDING = 8  # elements, of rows in the filter's shared memory
 
 # kernel -> dynamic shared memory of its launch, in bytes: kFilterShared, kExactShared
@@ -103,14 +103,10 @@ OTHERS = (
     *("density_contrast_kernel<float>", "contrast_gradient_kernel<float, true>"),
     *("knn_query_gradient_kernel<float>", "knn_topk_kernel<float>", "silhouette_sums_kernel"),
 )
-
-
 COLUMNS = (
-    *("kind", "problem", "device", "method", "resource", "amount", "unit", "least_ms"),
-    *("is_bound", "balance"),
+    *("kind", "problem", "device", "method", "resource"),
+    *("amount", "unit", "least_ms", "is_bound", "balance"),
 )
-
-# ---- occupancy ------------------------------------------------------------------------------------
 
 
 def round_up(value: int, unit: int) -> int:
@@ -118,7 +114,7 @@ def round_up(value: int, unit: int) -> int:
 
 
 def occupancy(device: Device, registers: int, threads: int, shared: int) -> dict:
-    """Blocks and warps that a multiprocessor holds, and what limits them."""
+    """Returns blocks and warps per multiprocessor, and what limits them."""
     warps = -(-threads // WARP)
     each = round_up(max(registers, 1) * WARP, REGISTER_UNIT)
     limits = {
@@ -142,15 +138,13 @@ def resources() -> dict[tuple[str, str], dict]:
 def kernel_occupancy(device: Device, kernel: str) -> dict:
     row = resources()[kernel, device.arch]
     shared = int(row["static_shared"]) + DYNAMIC.get(kernel, 0)
-    found = occupancy(device, int(row["registers"]), int(row["threads"]), shared)
-    return {"registers": int(row["registers"]), "shared": shared, **found}
-
-
-# ---- roofline ----------------------------------------------------------------------------------
+    registers = int(row["registers"])
+    result = occupancy(device, registers, int(row["threads"]), shared)
+    return {"registers": registers, "shared": shared, **result}
 
 
 def balance(device: Device, problem: Problem, kernel: str) -> float:
-    """Share of the time that resident blocks have work, as plan_knn_search cuts the work up: 1 is best."""
+    """Returns the mean fraction of resident blocks that have work, as plan_knn_search divides it. 1 is best."""
     resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
     tiles = problem.classes * -(-problem.queries // FILTER_QUERIES)
     places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
@@ -162,7 +156,7 @@ def balance(device: Device, problem: Problem, kernel: str) -> float:
 
 @dataclass(frozen=True)
 class Need:
-    """So much of one resource, of which the device has `rate` a second."""
+    """An amount of one resource, and the device's `rate` per second."""
 
     amount: float
     unit: str
@@ -174,11 +168,11 @@ class Need:
 
 
 def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) -> dict[str, Need]:
-    """What knn_filter_kernel needs, whose bank elements have `size` bytes.
+    """Returns what knn_filter_kernel needs. Bank elements have `size` bytes.
 
-    A step is 32 columns of a tile. As counted along its path in the code for sm_80, each half of it is 8 mma, 16 LDS.32
-    of queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 others a warp;
-    with copies, barriers and the loop itself a warp's whole step is 320 instructions (the shortest way round).
+    A step is 32 columns of a tile. Counted in the code for sm_80, half a step takes each warp 8 mma, 16 LDS.32 of
+    queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 other instructions. With
+    copies, barriers and the loop, the shortest path of a step is 320 instructions.
     """
     warps = FILTER_THREADS // WARP
     items = p.classes * -(-p.queries // FILTER_QUERIES)
@@ -186,15 +180,15 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
     steps = tiles * round_up(p.dim, FILTER_STEP) // 16
     chosen = p.classes * p.queries * survivors
     clocks = device.processors * device.clock
-    # 1 or 2 accesses for a pair of each lane; staging writes every element once
+    # 1 or 2 accesses for a pair per lane; staging writes every element once
     accesses = steps * (
         warps * (16 + 4 * size // 2 + 2) + FILTER_COLUMNS * 16 * size // SHARED_WIDTH
     )
-    # selection: 4 a score
+    # selection: 4 per score
     issued = steps * warps * 320 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
     bank_bytes = p.classes * p.bank * p.dim * size
     flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
-    # the bank for bounds, and again for scores; the queries
+    # the bank for bounds and again for scores, and the queries
     memory = 2 * bank_bytes + p.classes * p.queries * p.dim * 4
     return {
         "tensor cores": Need(flops, "FLOP", device.bf16 * device.mma_sync),
@@ -206,7 +200,7 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
 
 
 def exact_needs(device: Device, p: Problem) -> dict[str, Need]:
-    """The same for knn_exact_kernel<float>: a warp's 32 columns are 64 FFMA and 16 LDS.32; 62 shuffles per 64 pairs."""
+    """Returns what knn_exact_kernel<float> needs. A warp: 64 FFMA, 16 LDS.32 per 32 columns; 62 shuffles, 64 pairs."""
     warps = EXACT_THREADS // WARP
     halves = p.classes * -(-p.queries // EXACT_QUERIES)
     tiles = halves * -(-p.bank // EXACT_COLUMNS)
@@ -224,7 +218,7 @@ def exact_needs(device: Device, p: Problem) -> dict[str, Need]:
 
 
 def matrix_needs(device: Device, p: Problem, peak: float) -> dict[str, Need]:
-    """cuBLAS and torch.topk: products, and one writing and one reading of the float32 matrix."""
+    """Returns what cuBLAS and torch.topk need: products, and one write and one read of the float32 matrix."""
     matrix = p.classes * p.queries * p.bank * 4
     rows = p.classes * (p.bank + p.queries) * p.dim * 4
     return {
@@ -233,8 +227,8 @@ def matrix_needs(device: Device, p: Problem, peak: float) -> dict[str, Need]:
     }
 
 
-def estimates(survivors: float):
-    """problem, device, method, needs by resource, balance or None."""
+def estimates(survivors: float) -> Iterator[tuple[Problem, Device, str, dict, float | None]]:
+    """Yields problem, device, method, needs by resource, balance or None."""
     ours, exact = "knn_filter_kernel<float>", "knn_exact_kernel<float, false>"
     for p in PROBLEMS:
         for device in (A100, H100):
@@ -253,14 +247,14 @@ def assumptions(survivors: float) -> list[str]:
     return [
         LABEL,
         f"Peaks as published. {'; '.join(peaks)}.",
-        f"Assumed: shared memory {SHARED_WIDTH} B a clock, no bank conflicts, perfect overlap of everything.",
-        f"Assumed: L2 {A100.bytes_per_clock} B a clock (A100's white paper; a guess for the H100).",
+        f"Assumed: shared memory {SHARED_WIDTH} B per clock, no bank conflicts, perfect overlap of everything.",
+        f"Assumed: L2 {A100.bytes_per_clock} B per clock (A100's white paper; a guess for the H100).",
         f"Assumed: mma.sync reaches {H100.mma_sync:.0%} of the H100's tensor peak, which needs wgmma (a guess).",
-        f"Assumed: {survivors:g} rows a query are scored exactly after the filter and come from L2; a warp has",
-        "  4 instructions for a score's selection. Setting up an item, sorting and merging lists is not counted.",
-        "Classes have equal shares of 8 x 129 x 129 pixels (both data sets), at most 10,000 each; float32 rows.",
-        "cuBLAS + topk: products, the score matrix written once and read once, overlapped. TF32 is not exact.",
-        "balance: the share of the resident blocks that have work, on average; bound / balance is the better guess.",
+        f"Assumed: {survivors:g} rows per query are scored exactly after the filter and come from L2. Selection takes",
+        "  4 instructions per score. Setting up items, sorting and merging lists are not counted.",
+        "Classes share 8 x 129 x 129 pixels equally (both data sets), at most 10,000 each; float32 rows.",
+        "cuBLAS + topk: products, one write and one read of the score matrix, overlapped. TF32 is not exact.",
+        "balance: the mean fraction of the resident blocks that have work; bound / balance is the better guess.",
     ]
 
 
@@ -270,8 +264,7 @@ def print_occupancy() -> None:
     print(line.format("kernel", "GPU", "registers", "shared B", "blocks", "warps", "limit"))
     for kernel in (*DYNAMIC, *OTHERS):
         for device in (A100, H100):
-            found = kernel_occupancy(device, kernel)
-            print(line.format(kernel, device.name, *(found[column] for column in found)))
+            print(line.format(kernel, device.name, *kernel_occupancy(device, kernel).values()))
 
 
 def main() -> None:
@@ -292,18 +285,9 @@ def main() -> None:
         for resource, need in needs.items():
             milliseconds = f"{need.seconds * 1e3:.4f}"
             print(f"    {resource:20}{need.amount:10.3g} {need.unit:14}{milliseconds:>9} ms")
-            row = [
-                LABEL,
-                problem.name,
-                device.name,
-                method,
-                resource,
-                f"{need.amount:.4g}",
-                need.unit,
-            ]
-            rows.append(
-                [*row, milliseconds, int(resource == bound), f"{share:.3f}" if share else ""]
-            )
+            row = [LABEL, problem.name, device.name, method, resource]
+            row += [f"{need.amount:.4g}", need.unit, milliseconds, int(resource == bound)]
+            rows.append([*row, f"{share:.3f}" if share else ""])
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "gpu_estimate.csv").open("w", newline="") as file:
         file.writelines(f"# {note}\n" for note in notes)

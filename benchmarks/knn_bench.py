@@ -1,33 +1,33 @@
-"""KNN density: ours against what one would write or install instead.
+"""KNN density: dgcl_ops against plain PyTorch and other libraries.
 
     python benchmarks/knn_bench.py --sizes 10000x10000x256
     python benchmarks/knn_bench.py --sizes 10000x10000x256 --sweep n
     python benchmarks/knn_bench.py --sizes 20000x10000x256 --classes 21
 
-A size is MxNxD: queries, bank rows, dimensions. With --classes C, M queries belong to C classes of unequal
-size with N bank rows each. Every contender's densities are compared with a float64 brute force over a random
-subset of the queries first, and our neighbour sets too; a contender that is wrong ends the run (agreement.py). How
-time and memory are taken: common.py, on_cuda.py, peak_memory.py.
+A size is MxNxD: queries, bank rows, dimensions. With --classes C, the M queries belong to C classes of unequal size.
+Each class has N bank rows. Before timing, the densities of every contender are compared with a float64 brute force on a
+random subset of the queries, and so are our neighbour sets (agreement.py). A wrong contender ends the run. common.py,
+on_cuda.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse
 import functools
 import statistics
 import time
-from pathlib import Path
 
 import on_cuda
 import torch
 from agreement import brute_force, check_agreement, check_neighbours
 from common import (
-    CALM_HELP,
     MACHINE_COLUMNS,
     Disagreement,
     alternate,
     append_rows,
     machine,
     median_ratio,
+    milliseconds,
     number,
+    parser_of,
     print_table,
     say,
     seconds,
@@ -46,7 +46,7 @@ COLUMNS = (
     *("extra_mb", "memory_method", "max_error"),
 )
 CUDA_COLUMNS = (*COLUMNS, *on_cuda.COLUMNS, "shares")
-# Options that are the same for every size of a run.
+# Options that all sizes of a run share.
 FIXED = ("classes", "shares", "scales", "metric", "dtype", "device", "threads")
 SWEEPS = {
     "n": (1_000, 2_000, 5_000, 10_000, 20_000, 50_000),
@@ -58,7 +58,7 @@ SWEEPS = {
 
 
 def memory_of(name: str, case: dict) -> int:
-    """Extra memory of one call, in this process. Called in a fresh one on the CPU."""
+    """Returns the extra memory of one call in this process, which must be a fresh one on the CPU."""
     contender = contenders_for(case["classes"] > 0, torch.device(case["device"]).type)[name]
     ranks = max(case["scales"])
     classes = case["classes"]
@@ -73,7 +73,14 @@ def memory_of(name: str, case: dict) -> int:
 
 
 def agree(present: dict[str, Contender], problem: Problem, dtype: str) -> dict[str, float]:
-    """Errors of the densities, by contender; Disagreement if anything is wrong."""
+    """Compares all contenders with the brute force.
+
+    Returns:
+        The largest error of the densities, by contender.
+
+    Raises:
+        Disagreement: a contender is wrong.
+    """
     exact, errors = brute_force(problem), {}
     for name, contender in present.items():
         density = contender.run(problem)
@@ -93,9 +100,21 @@ def measure(
     columns: tuple[str, ...] = COLUMNS,
     offered: dict[str, Contender] | None = None,
 ) -> list[dict]:
-    """One row per contender, those that are missing too.
+    """Measures one case.
 
-    A case with "calls" times that many calls in a row and reports one of them.
+    Args:
+        case: sizes and settings. With "calls", that many calls in a row are timed and divided by their number.
+        repeats: how often to run each contender.
+        with_memory: whether to measure memory.
+        calm: see `common.alternate`.
+        columns: columns of the rows.
+        offered: contenders by name. None: all.
+
+    Returns:
+        One row per contender, including those that cannot take part.
+
+    Raises:
+        Disagreement: a contender is wrong.
     """
     device = torch.device(case["device"])
     problem = build(case)
@@ -103,17 +122,17 @@ def measure(
     missing = {name: contender.missing(problem) for name, contender in offered.items()}
     present = {name: contender for name, contender in offered.items() if not missing[name]}
     errors = agree(present, problem, case["dtype"])
-    set_threads(case["threads"])  # every library has been loaded by now
+    set_threads(case["threads"])  # after every library has been loaded
     sets = on_cuda.input_sets(problem.input_bytes(), device)
     problems = on_cuda.rotation(problem, Problem.copy, sets)
     calls = case.get("calls", 1)
 
     def timed(contender: Contender) -> dict:
-        given = next(problems)
+        current = next(problems)
 
-        def work():
+        def work() -> None:
             for _ in range(calls):
-                contender.run(given)
+                contender.run(current)
 
         begin = time.process_time()
         timing = seconds(work, device)
@@ -121,7 +140,7 @@ def measure(
         return {"total": timing.seconds / calls, "ahead": timing.ahead, "cpu_use": cpu_use}
 
     runs = {name: functools.partial(timed, contender) for name, contender in present.items()}
-    if device.type == "cuda":  # the allocator's pools and the clocks
+    if device.type == "cuda":  # warms up the allocator's pools and the clocks
         for run in runs.values():
             run()
     measured, others = alternate(runs, repeats, calm)
@@ -135,12 +154,9 @@ def measure(
         if device.type == "cuda":
             row["input_sets"] = sets
         if not missing[name]:
-            ms = [1e3 * t for t in times[name]]
             row |= {
                 "repeats": repeats,
-                "median_ms": round(statistics.median(ms), 3),
-                "min_ms": round(min(ms), 3),
-                "max_ms": round(max(ms), 3),
+                **milliseconds(times[name]),
                 "time_over_ours": round(median_ratio(times[name], times[OURS]), 3),
                 "max_error": f"{errors[name]:.1e}" if name in errors else "",
             }
@@ -148,7 +164,7 @@ def measure(
                 use = statistics.median(result["cpu_use"] for result in measured[name])
                 row["cpu_use"] = round(use, 3)
             if device.type == "cuda":
-                row["host"] = on_cuda.host_told([result["ahead"] for result in measured[name]])
+                row["host"] = on_cuda.host_column([result["ahead"] for result in measured[name]])
             if with_memory:
                 extra = extra_memory(memory_of, device, name, case)
                 row["memory_method"] = memory_method(device)
@@ -158,7 +174,7 @@ def measure(
 
 
 def report(rows: list[dict]) -> None:
-    """The table, and in words where we lose."""
+    """Prints the table, and where we lose."""
     first = rows[0]
     size = f"{first['queries']} x {first['bank']} x {first['dim']}"
     classes = f", {first['classes']} classes" if first["classes"] else ""
@@ -207,9 +223,7 @@ def parse_size(text: str) -> tuple[int, int, int]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[(10_000, 10_000, 256)])
     parser.add_argument("--scales", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--metric", choices=("cosine", "dot", "l2"), default="cosine")
@@ -217,25 +231,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", choices=("uniform", *SPREADS, *TIES), nargs="+", default=["clusters"]
     )
-    parser.add_argument("--classes", type=int, default=0, help="grouped by that many classes")
-    parser.add_argument("--shares", choices=tuple(SHARES), default="unequal", help="of the classes")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--calm", type=float, help=CALM_HELP)
-    parser.add_argument("--sweep", choices=tuple(SWEEPS), help="vary N or D of each size, and plot")
+    parser.add_argument("--classes", type=int, default=0, help="number of classes; 0: one bank")
     parser.add_argument(
-        "--values", type=int, nargs="+", help="of the sweep, instead of the usual ones"
+        "--shares", choices=tuple(SHARES), default="unequal", help="how classes share the queries"
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), help="vary N or D of each size, and plot")
+    parser.add_argument("--values", type=int, nargs="+", help="values of the sweep")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     smallest = min(n for _, n, _ in options.sizes)
     if options.sweep == "n":
         smallest = min(options.values or SWEEPS["n"])
     if min(options.scales) < 1 or max(options.scales) > smallest:
         parser.error(
-            f"--scales must lie in [1, N = {smallest}], which plain top-k needs, got {options.scales}"
+            f"--scales must lie in [1, N = {smallest}] for a plain top-k, got {options.scales}"
         )
     return options
 

@@ -1,10 +1,10 @@
-"""The same search on every instruction set this processor has, each in processes of its own."""
+"""The same search on every instruction set of this processor, each in its own processes."""
 
 import hashlib
 import statistics
 
 import torch
-from common import Disagreement, machine, say, seconds, set_threads
+from common import Disagreement, machine, milliseconds, say, seconds, set_threads
 from contenders import OURS, contenders_for
 from knn_bench import agree
 from peak_memory import in_fresh_process
@@ -13,15 +13,19 @@ from workloads import build
 from dgcl_ops import backend_info
 from dgcl_ops.doctor.compare import environment
 
-# Narrow to wide. What a build or a processor lacks says so, and is left out.
+# Narrow to wide. A level that the build or the processor lacks is reported as absent.
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
 REPEATS = 4
 
 
 def run_level(case: dict) -> dict | str:
-    """Seconds and a hash of the results; why not, if the level is not there."""
+    """Runs the search on the level that the environment selects.
+
+    Returns:
+        Times and a hash of the results, or why the level is absent.
+    """
     try:
-        found = backend_info()["cpu_capability"]
+        level = backend_info()["cpu_capability"]
     except RuntimeError as error:
         if "this processor has no" not in str(error):
             raise
@@ -30,7 +34,7 @@ def run_level(case: dict) -> dict | str:
     set_threads(case["threads"])
     ours = contenders_for(False)[OURS]
     digest = hashlib.sha256()
-    for metric in ("dot", "l2", "cosine"):  # the last one is timed
+    for metric in ("dot", "l2", "cosine"):  # times the last one
         problem = build({**case, "metric": metric})
         errors = agree({OURS: ours}, problem, case["dtype"])
         for result in (*ours.neighbours(problem), ours.run(problem)):
@@ -41,12 +45,24 @@ def run_level(case: dict) -> dict | str:
         "digest": digest.hexdigest()[:16],
         "facts": machine(device, None),
         "error": errors[OURS],
-        "level": found,
+        "level": level,
     }
 
 
 def compare_levels(case: dict, rounds: int, columns: tuple[str, ...]) -> list[dict]:
-    """A row per level, from narrow to wide; rounds go through them forwards and backwards in turn."""
+    """Measures every level. Rounds alternate between narrow to wide and wide to narrow.
+
+    Args:
+        case: see `knn_bench.measure`.
+        rounds: how often to run each level.
+        columns: columns of the rows.
+
+    Returns:
+        One row per level, from narrow to wide.
+
+    Raises:
+        Disagreement: a process ran another level than requested, or computed wrong results.
+    """
     done = {level: [] for level in LEVELS}
     for turn in range(rounds):
         for level in LEVELS if turn % 2 == 0 else LEVELS[::-1]:
@@ -56,11 +72,11 @@ def compare_levels(case: dict, rounds: int, columns: tuple[str, ...]) -> list[di
                 result = in_fresh_process(run_level, case)
             if not isinstance(result, str):
                 if result["level"] != level:
-                    raise Disagreement(f"asked for level {level}, got {result['level']}")
+                    raise Disagreement(f"level must be {level}, got {result['level']}")
                 say(f"  {level}: {1e3 * statistics.median(result['times']):.2f} ms")
             done[level].append(result)
     times = {
-        level: [1e3 * t for result in results for t in result["times"]]
+        level: [t for result in results for t in result["times"]]
         for level, results in done.items()
         if isinstance(results[0], dict)
     }
@@ -72,11 +88,9 @@ def compare_levels(case: dict, rounds: int, columns: tuple[str, ...]) -> list[di
         if level not in times:
             rows.append({**row, **machine(torch.device("cpu"), None), "status": results[0]})
             continue
-        ms = times[level]
-        row |= {**results[0]["facts"], "status": "measured", "repeats": len(ms)}
-        row |= {"median_ms": round(statistics.median(ms), 3), "min_ms": round(min(ms), 3)}
-        row |= {"max_ms": round(max(ms), 3), "max_error": f"{results[0]['error']:.1e}"}
-        row["time_over_ours"] = round(statistics.median(ms) / widest, 3)
+        row |= {**results[0]["facts"], "status": "measured", "repeats": len(times[level])}
+        row |= {**milliseconds(times[level]), "max_error": f"{results[0]['error']:.1e}"}
+        row["time_over_ours"] = round(statistics.median(times[level]) / widest, 3)
         digests = sorted({result["digest"] for result in results})
         rows.append({**row, "digest": " ".join(digests)})
     return rows

@@ -1,26 +1,23 @@
-"""One step of the loss (forward, backward, push): ours against the published step, told plainly.
+"""One step of the loss (forward, backward, push): ours against the published step in plain PyTorch.
 
     python benchmarks/loss_bench.py              # PASCAL VOC size, 21 and 11 classes present; several minutes
     python benchmarks/loss_bench.py --small      # seconds
-    python benchmarks/loss_bench.py --compiled   # both steps also under torch.compile; compiling takes minutes
+    python benchmarks/loss_bench.py --compiled   # also both steps under torch.compile; compiling takes minutes
     python benchmarks/loss_bench.py --profile    # where our step spends its time
 
-Both get the same maps, labels and full banks, in the published setting (`DensityContrastLoss.paper`,
-`published.PublishedStep`), and the same threads, in one process. They draw other random rows, so their values
-agree only about; the run ends if they do not. Our push is part of forward: "forward" is measured without
-it, and "push" is what a forward with it takes longer. How time and memory are taken: common.py, on_cuda.py,
-peak_memory.py.
+Both steps get the same maps, labels, full banks and threads, in the published setting (`DensityContrastLoss.paper`,
+`published.PublishedStep`). They draw different random rows, so their losses agree only within a band. The run ends if
+they leave it. Our push is part of forward: "forward" is a forward without it, "push" is the difference to a forward
+with it. common.py, on_cuda.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse
 import functools
 import statistics
-from pathlib import Path
 
 import on_cuda
 import torch
 from common import (
-    CALM_HELP,
     MACHINE_COLUMNS,
     Disagreement,
     alternate,
@@ -28,6 +25,7 @@ from common import (
     machine,
     median_ratio,
     number,
+    parser_of,
     print_table,
     say,
     set_threads,
@@ -38,6 +36,7 @@ from loss_steps import (
     OURS,
     PUBLISHED,
     SIZES,
+    Batch,
     Size,
     builders,
     copy_batch,
@@ -60,16 +59,25 @@ COLUMNS = (
     ),
     *("time_over_ours", "extra_mb", "memory_over_ours", "memory_method", "loss", "shared_anchors"),
 )
-# Negatives are drawn apart: 512 of them leave the log-sum-exp of a class uncertain by about 0.02 of 5.5.
+# Each step draws its own negatives. With 512 of them the log-sum-exp of a class varies by about 0.02 of 5.5.
 LOSS_BAND = 0.03
-# Without a draw of candidates, the anchors are the same pixels but for densities that tie in float32.
+# If all candidates are used, both steps choose the same anchors, except where densities tie in float32.
 SHARED_ANCHORS = 0.97
 
 
-def check_agreement(steps: dict, batch, size: Size) -> dict[str, dict[str, float]]:
-    """Loss of each contender on the same banks, and the share of the published step's anchors that it chose too.
+def check_agreement(steps: dict, batch: Batch, size: Size) -> dict[str, dict[str, float]]:
+    """Compares the contenders on the same banks. The pixels with a gradient are the anchors.
 
-    The pixels with a gradient are the anchors.
+    Args:
+        steps: contenders by name.
+        batch: the batch.
+        size: its sizes.
+
+    Returns:
+        "loss" of each contender, and "shared": the fraction of the published step's anchors that it chose as well.
+
+    Raises:
+        Disagreement: losses or anchors differ too much.
     """
     losses, anchors = {}, {}
     for name, step in steps.items():
@@ -87,26 +95,28 @@ def check_agreement(steps: dict, batch, size: Size) -> dict[str, dict[str, float
                 f"{name}: losses must agree within {LOSS_BAND:.0%}, got {ours} and {theirs}"
             )
         shared[name] = (anchors[name] & anchors[PUBLISHED]).sum().item() / max(1, published)
-        all_looked_at = most <= size.max_candidates and "TF32" not in name
-        if all_looked_at and shared[name] < SHARED_ANCHORS:
+        all_candidates = most <= size.max_candidates and "TF32" not in name
+        if all_candidates and shared[name] < SHARED_ANCHORS:
             raise Disagreement(
-                f"{name}: anchors must agree to {SHARED_ANCHORS:.0%}, got {shared[name]:.1%}"
+                f"{name}: {SHARED_ANCHORS:.0%} of the anchors must agree, got {shared[name]:.1%}"
             )
     return {"loss": losses, "shared": shared}
 
 
-def memory_of(name: str, size: Size, present: int, background: float, device: str, threads: int):
-    """Extra memory of one whole step, the gradient of the projections included."""
+def memory_of(
+    name: str, size: Size, present: int, background: float | None, device: str, threads: int
+) -> int:
+    """Returns the extra memory of one whole step, including the gradient of the projections."""
     set_threads(threads)
     place = torch.device(device)
     tiny, build = SIZES["tiny"], builders(place.type)[name]
-    build(tiny, place).whole(make_batch(tiny, 3, None, place))  # libraries and threads
+    build(tiny, place).whole(make_batch(tiny, 3, None, place))  # loads libraries, starts threads
     step, batch = build(size, place), make_batch(size, present, background, place)
     return peak_beyond_inputs(lambda: step.whole(batch), place)
 
 
 def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]:
-    """A row for each contender."""
+    """Measures all contenders and returns one row for each."""
     device = torch.device(options.device)
     batch = make_batch(size, present, options.background, device)
     offered = builders(device.type, options.compiled)
@@ -117,7 +127,7 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
     sets = on_cuda.input_sets(input_bytes(batch), device)
     batches = on_cuda.rotation(batch, copy_batch, sets)
     runs = {name: functools.partial(step.timed, batches, device) for name, step in steps.items()}
-    if device.type == "cuda":  # the allocator's pools and the clocks
+    if device.type == "cuda":  # warms up the allocator's pools and the clocks
         for run in runs.values():
             run()
     parts, others = alternate(runs, options.repeats, options.calm)
@@ -125,7 +135,7 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
     facts = machine(device, others)
     extra = {}
     for name in steps:
-        if name in COMPILED:  # compiling again, for other shapes, would take minutes
+        if name in COMPILED:  # another process would compile again, for minutes
             extra[name] = None
             continue
         say(f"  memory of {name}")
@@ -169,7 +179,7 @@ def measure(size: Size, present: int, options: argparse.Namespace) -> list[dict]
         )
         if device.type == "cuda":
             rows[-1]["input_sets"] = sets
-            rows[-1]["host"] = on_cuda.host_told([part["ahead"] for part in parts[name]])
+            rows[-1]["host"] = on_cuda.host_column([part["ahead"] for part in parts[name]])
     return rows
 
 
@@ -195,13 +205,13 @@ def report(rows: list[dict], size: Size) -> None:
     headers += ("memory / ours", "loss", "host") if "host" in first else ("memory / ours", "loss")
     print_table(headers, table)
     print(
-        f"{gradient:.0f} MB of each extra memory are the projections' gradient; anchors shared: "
+        f"The projections' gradient takes {gradient:.0f} MB of each extra memory. Shared anchors: "
         f"{first['shared_anchors']:.1%}"
     )
 
 
 def profile(size: Size, present: int, options: argparse.Namespace) -> None:
-    """Our step by operator, largest first."""
+    """Prints our step by operator, largest first."""
     device = torch.device(options.device)
     batch = make_batch(size, present, options.background, device)
     step = builders(device.type)[OURS](size, device)
@@ -221,22 +231,18 @@ def profile(size: Size, present: int, options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="to see that it runs")
-    parser.add_argument("--compiled", action="store_true", help="with torch.compile, too")
+    parser = parser_of(__doc__, repeats=3)
+    parser.add_argument("--small", action="store_true", help="sizes that take seconds")
+    parser.add_argument("--tiny", action="store_true", help="only check that it runs")
+    parser.add_argument("--compiled", action="store_true", help="also measure under torch.compile")
     parser.add_argument("--present", type=int, nargs="+", help="classes present; default 21 and 11")
     parser.add_argument(
-        "--background", type=float, help="share of class 0, which has no loss; default: equal"
+        "--background",
+        type=float,
+        help="fraction of pixels in class 0, which has no loss; default: as in every other class",
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--calm", type=float, help=CALM_HELP)
     parser.add_argument("--profile", action="store_true", help="profile our step instead")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     if reason := on_cuda.why_not(options.device):
         say(f"loss_bench: {reason}")

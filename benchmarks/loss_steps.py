@@ -1,4 +1,4 @@
-"""The contenders of loss_bench.py behind one interface, and their inputs."""
+"""The contenders of loss_bench.py behind one interface, with their inputs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor
 from dgcl_ops import DensityContrastLoss, resize_labels
 
 OURS, PUBLISHED = "dgcl_ops", "published step"
-SPREAD = 0.905  # of rows around their class's centre: cosine 0.55 inside a class
-CELLS = 11  # label maps are that many times that many cells of one class each
+SPREAD = 0.905  # spread of rows around the centre of their class: cosine 0.55 inside a class
+CELLS = 11  # a label map is a grid of CELLS x CELLS cells with one class each
 SEED = 0
 
 Batch = tuple[Tensor, Tensor, Tensor]  # projections, labels, features
@@ -48,19 +48,23 @@ def _centres(size: Size, stream: int) -> Tensor:
 
 
 def _rows(centres: Tensor, classes: Tensor, generator: torch.Generator) -> Tensor:
-    """Noisy copies of the centres. Shape: classes [R] -> [R, D]."""
+    """Returns noisy copies [R, D] of the centres of classes [R]."""
     noise = torch.randn(len(classes), centres.shape[1], generator=generator)
     return noise.mul_(SPREAD).add_(centres[classes])
 
 
 def make_batch(size: Size, present: int, background: float | None, device: torch.device) -> Batch:
-    """Projections, labels and features of a batch in which classes 0 to present - 1 occur.
+    """Draws a batch.
 
     Args:
-        background: share of the cells that are class 0; by default every class has the same share.
+        size: its sizes.
+        present: classes 0 to present - 1 occur.
+        background: fraction of the cells in class 0. None: as in every other class.
+        device: where to put it.
 
-    Shape:
-        -> [B, E, side, side] with a gradient, [B, side, side] int64, [B, D, side, side].
+    Returns:
+        Projections [B, E, side, side] that require a gradient, labels [B, side, side] int64, features
+        [B, D, side, side].
     """
     generator = torch.Generator().manual_seed(SEED + 10)
     cells = size.batch * CELLS**2
@@ -88,8 +92,13 @@ def input_bytes(batch: Batch) -> int:
     return sum(part.numel() * part.element_size() for part in batch)
 
 
-def parts_of_a_step(forward, backward, push, push_seconds: float | None = None) -> dict:
-    """What `timed` returns, from the parts' timings."""
+def parts_of_a_step(
+    forward: on_cuda.Timing,
+    backward: on_cuda.Timing,
+    push: on_cuda.Timing,
+    push_seconds: float | None = None,
+) -> dict:
+    """Combines the timings of the parts into the result of `timed`."""
     push_seconds = push.seconds if push_seconds is None else push_seconds
     parts = {"forward": forward.seconds, "backward": backward.seconds, "push": push_seconds}
     ahead = None if push.ahead is None else forward.ahead and backward.ahead and push.ahead
@@ -97,9 +106,10 @@ def parts_of_a_step(forward, backward, push, push_seconds: float | None = None) 
 
 
 def bank_rows(size: Size, c: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What class c's bank holds: features, projections, and densities, which only rank the rows.
+    """Draws the bank of class c.
 
-    Shape: -> [capacity, D], [capacity, E], [capacity].
+    Returns:
+        Features [capacity, D], projections [capacity, E] and densities [capacity]. Densities only rank the rows.
     """
     generator = torch.Generator().manual_seed(SEED + 100 + c)
     classes = torch.full((size.capacity,), c)
@@ -109,7 +119,7 @@ def bank_rows(size: Size, c: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class OurStep:
-    """DensityContrastLoss in the published setting, its bank full."""
+    """DensityContrastLoss in the published setting, with a full bank."""
 
     def __init__(self, size: Size, device: torch.device):
         self.loss = DensityContrastLoss.paper(
@@ -136,16 +146,17 @@ class OurStep:
         bank.counts.fill_(size.capacity)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss, the bank left as it is."""
+        """Returns the loss without updating the bank."""
         return self.loss(*batch, update_bank=False)
 
     def whole(self, batch: Batch) -> Tensor:
+        """Runs forward, push and backward, and returns the loss."""
         loss = self.loss(*batch)
         loss.backward()
         return loss
 
     def timed(self, batches: Iterator[Batch], device: torch.device) -> dict:
-        """Seconds of each part of one step. The push is inside forward: a second forward goes without it."""
+        """Times each part of one step. The push is the difference of forwards with and without it."""
         batch = next(batches)
         alone = seconds(lambda: self.forward(batch), device)
         batch = next(batches)
@@ -156,7 +167,7 @@ class OurStep:
 
 
 class Published:
-    """The published step, its bank full."""
+    """The published step with a full bank."""
 
     def __init__(self, size: Size, device: torch.device):
         self.step = PublishedStep(
@@ -177,17 +188,18 @@ class Published:
             self.step.features[c], self.step.projections[c], self.step.density[c] = rows
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss, the bank left as it is."""
+        """Returns the loss without updating the bank."""
         return self.step.forward(*batch)
 
     def whole(self, batch: Batch) -> Tensor:
+        """Runs forward, backward and push, and returns the loss."""
         loss = self.forward(batch)
-        loss.backward()  # before the push, which then needs no memory beside the graph's
+        loss.backward()  # frees the graph before the push allocates
         self.step.update(*batch)
         return loss
 
     def timed(self, batches: Iterator[Batch], device: torch.device) -> dict:
-        """Seconds of each part of one step."""
+        """Times each part of one step."""
         batch = next(batches)
         forward = seconds(lambda: self.forward(batch), device)
         backward = seconds(forward.result.backward, device)
@@ -197,7 +209,7 @@ class Published:
 
 
 class OurStepCompiled(OurStep):
-    """The same under torch.compile, as one graph."""
+    """Our step under torch.compile, as one graph."""
 
     def __init__(self, size: Size, device: torch.device):
         super().__init__(size, device)
@@ -205,7 +217,7 @@ class OurStepCompiled(OurStep):
 
 
 class PublishedCompiled(Published):
-    """The same under torch.compile, which breaks its graph wherever it reads a value."""
+    """The published step under torch.compile. The graph breaks wherever the step reads a value."""
 
     def __init__(self, size: Size, device: torch.device):
         super().__init__(size, device)
@@ -214,7 +226,7 @@ class PublishedCompiled(Published):
 
 
 class Under:
-    """A step that runs under a setting: `setting()` is a context."""
+    """Runs a step inside a context, `setting()`."""
 
     def __init__(self, step: OurStep | Published, setting: Callable):
         self.step, self.setting = step, setting
@@ -236,13 +248,18 @@ COMPILED = {f"{OURS}, compiled": OurStepCompiled, f"{PUBLISHED}, compiled": Publ
 
 
 def builders(device_type: str, compiled: bool = False) -> dict[str, Callable]:
-    """How to build each contender, from a size and a device; `compiled`: both steps, eager and compiled."""
+    """Returns functions that build each contender from a size and a device.
+
+    Args:
+        device_type: "cpu" or "cuda". CUDA has more contenders.
+        compiled: only both steps, eager and compiled.
+    """
     if compiled:
         return {OURS: OurStep, PUBLISHED: Published, **COMPILED}
     if device_type != "cuda":
         return {OURS: OurStep, PUBLISHED: Published}
 
-    def under(step, setting, value):
+    def under(step: type, setting: Callable, value: object) -> Callable:
         return lambda size, device: Under(step(size, device), lambda: setting(value))
 
     return {

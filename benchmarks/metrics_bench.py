@@ -1,30 +1,29 @@
-"""Scores of a clustering: ours against scikit-learn's of the same name.
+"""Clustering scores: ours against scikit-learn's.
 
     python benchmarks/metrics_bench.py
     python benchmarks/metrics_bench.py --sizes 5000x256 50000x64 --classes 21 --scores silhouette_score
 
-A size is NxD: rows, dimensions. Rows belong to C classes of unequal size, one Gaussian cluster each, in random
-order. Every value of ours, in each run that is timed too, is compared with scikit-learn's of the rows widened to
-float64; one that differs ends the run. How time and memory are taken: common.py, peak_memory.py. On the CPU.
+A size is NxD: rows, dimensions. Rows belong to C classes of unequal size, one Gaussian cluster each, in random order.
+Every value, also in the timed runs, is compared with scikit-learn's value for the rows in float64. A difference ends
+the run. Everything runs on the CPU. common.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse
 import functools
 import importlib.util
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from common import (
-    CALM_HELP,
     MACHINE_COLUMNS,
     Disagreement,
     alternate,
     append_rows,
     machine,
     median_ratio,
+    milliseconds,
     number,
+    parser_of,
     print_table,
     say,
     seconds,
@@ -46,9 +45,10 @@ COLUMNS = (
 OURS, THEIRS = "dgcl_ops", "scikit-learn"
 SCORES = ("silhouette_score", "calinski_harabasz_score", "davies_bouldin_score")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-FIXED = ("classes", "dtype", "threads")  # options that are the same for every size of a run
-# Of a score, relative. Ours: scikit-learn's float64 distances are roots of |x|^2 + |y|^2 - 2 <x, y>, whose rounding
-# errors of 2^-53 are in proportion to the norms, not to the distance. Theirs: enough to tell a like quantity.
+FIXED = ("classes", "dtype", "threads")  # options that all sizes of a run share
+# Relative errors of a score. Ours: scikit-learn's float64 distances are roots of |x|^2 + |y|^2 - 2 <x, y>. Their
+# rounding errors of 2^-53 are relative to the norms, not to the distance. Theirs: small enough to exclude a different
+# quantity.
 TOLERANCES = {OURS: 1e-9, THEIRS: 1e-3}
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ CPU = torch.device("cpu")
 
 
 def build(case: dict) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and labels [N], the same whenever it is called with the same case."""
+    """Draws features [N, D] and labels [N]. The same case always gives the same rows."""
     generator = torch.Generator().manual_seed(0)
     sizes = unequal_offsets(case["rows"], case["classes"]).diff()
     labels = torch.arange(case["classes"]).repeat_interleave(sizes)
@@ -67,6 +67,7 @@ def build(case: dict) -> tuple[Tensor, Tensor]:
 
 
 def contender(name: str, score: str, features: Tensor, labels: Tensor) -> Callable[[], float]:
+    """Returns a function that computes a score."""
     if name == OURS:
         return lambda: getattr(metrics, score)(features, labels).item()
     import sklearn.metrics
@@ -77,7 +78,7 @@ def contender(name: str, score: str, features: Tensor, labels: Tensor) -> Callab
 
 
 def error_of(name: str, score: str, value: float, expected: float) -> float:
-    """Relative error; Disagreement if it is more than rounding explains."""
+    """Returns the relative error of a score, or raises Disagreement if rounding does not explain it."""
     error = abs(value - expected) / abs(expected)
     if not error <= TOLERANCES[name]:  # NaN too
         raise Disagreement(
@@ -90,7 +91,7 @@ def error_of(name: str, score: str, value: float, expected: float) -> float:
 
 
 def memory_of(name: str, case: dict) -> int:
-    """Extra memory of one call, in this process: a fresh one."""
+    """Returns the extra memory of one call in this process, which must be a fresh one."""
     tiny = dict(case, rows=8 * case["classes"])
     set_threads(case["threads"])
     contender(name, case["score"], *build(tiny))()  # imports
@@ -99,7 +100,20 @@ def memory_of(name: str, case: dict) -> int:
 
 
 def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> list[dict]:
-    """One row per contender for the case's score."""
+    """Measures the case's score.
+
+    Args:
+        case: sizes and settings.
+        repeats: how often to run each contender.
+        with_memory: whether to measure memory.
+        calm: see `common.alternate`.
+
+    Returns:
+        One row per contender.
+
+    Raises:
+        Disagreement: a value is wrong.
+    """
     score = case["score"]
     features, labels = build(case)
     expected = contender(THEIRS, score, features.double(), labels)()
@@ -111,21 +125,18 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
         return {"total": timing.seconds, "value": timing.result, "error": error}
 
     for name in calls:
-        timed(name)  # every library has been loaded then
+        timed(name)  # loads every library
     set_threads(case["threads"])
     runs = {name: functools.partial(timed, name) for name in calls}
     measured, others = alternate(runs, repeats, calm)
     times = {name: [result["total"] for result in results] for name, results in measured.items()}
     facts, rows = machine(CPU, others), []
     for name, results in measured.items():
-        ms = [1e3 * t for t in times[name]]
         row = {key: case[key] for key in COLUMNS if key in case} | facts
         row |= {
             "contender": name,
             "repeats": repeats,
-            "median_ms": round(statistics.median(ms), 3),
-            "min_ms": round(min(ms), 3),
-            "max_ms": round(max(ms), 3),
+            **milliseconds(times[name]),
             "time_over_ours": round(median_ratio(times[name], times[OURS]), 3),
             "value": results[-1]["value"],
             "error": f"{max(result['error'] for result in results):.1e}",
@@ -139,7 +150,7 @@ def measure(case: dict, repeats: int, with_memory: bool, calm: float | None) -> 
 
 
 def report(rows: list[dict]) -> None:
-    """The table, and in words where we lose."""
+    """Prints the table, and where we lose."""
     first = rows[0]
     print(
         f"\nScores, {first['rows']} x {first['dim']}, {first['classes']} classes, {first['dtype']}; "
@@ -172,19 +183,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[(20_000, 256)])
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--scores", choices=SCORES, nargs="+", default=SCORES)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--calm", type=float, help=CALM_HELP)
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="one tiny size, seconds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     if options.quick:
         options.sizes, options.classes, options.repeats = [(600, 16)], 5, 2

@@ -1,12 +1,12 @@
-"""What the benchmarks do differently on CUDA. Written with care and tried on stand-ins: no GPU has run it yet.
+"""How the benchmarks measure on CUDA. Only stand-ins have run this: no GPU has run it yet.
 
-Time     The device is kept busy (HOLD_CYCLES) until the host has enqueued the call, as it is in training, where the
-         host runs ahead; two events then enclose the device's own time, without Python's. `ahead` says whether that
-         worked: it does not for whoever makes the host wait, and its time then holds what the host did meanwhile.
-Caches   Each run gets another set of inputs, of so many that the L2 cache has seen COLD times its size of others
-         before a set comes round again: in a step, too, inputs come from memory.
-TF32     Off, so that plain PyTorch computes in float32 as well. Users may have it on: contenders named so do.
-Search   "dgcl_ops" takes tensor cores as a filter (DGCL_OPS_CUDA_SEARCH=auto), "dgcl_ops, exact search" none.
+Time     A busy loop of HOLD_CYCLES occupies the device until the host has enqueued the call, as in training, where the
+         host runs ahead. Two events then measure device time without Python's overhead. `ahead` is False if the call
+         syncs or enqueues too slowly; the time then includes the host's work.
+Caches   Inputs rotate through several sets. Before a set is used again, L2 has seen COLD times its size of other data.
+         In a training step, inputs come from memory as well.
+TF32     Off, so that plain PyTorch computes in float32. Contenders named "TF32" turn it on.
+Search   "dgcl_ops" filters with tensor cores (DGCL_OPS_CUDA_SEARCH=auto). "dgcl_ops, exact search" does not.
 """
 
 import contextlib
@@ -22,29 +22,37 @@ from dgcl_ops.doctor.compare import SEARCH, environment
 from dgcl_ops.doctor.reporting import driver_version, unusable
 
 COLUMNS = ("capability", "driver", "cuda", "allow_tf32", "l2_mb", "input_sets", "host")
-HOLD_CYCLES = 50_000_000  # 25 ms and more: longer than enqueuing a step takes
+HOLD_CYCLES = 50_000_000  # at least 25 ms, longer than enqueuing a step takes
 COLD = 2
 SEARCH_PATHS = {"dgcl_ops": "auto", "dgcl_ops, exact search": "exact"}
 
 
 class Timing(NamedTuple):
+    """One timed call.
+
+    Attributes:
+        seconds: how long it took.
+        result: what it returned.
+        ahead: whether the host enqueued it before the device began. None on the CPU.
+    """
+
     seconds: float
     result: object
-    ahead: bool | None  # None on the CPU
+    ahead: bool | None
 
 
 def why_not(device: str) -> str | None:
-    """Why nothing can be measured on the device, in a line."""
+    """Returns in one line why nothing can be measured on a device, or None."""
     reason = unusable(device)
     if reason is None and torch.device(device).type == "cuda":
         serving = backend_info()["devices"]["cuda"]
         if serving["implementation"] != "compiled":
-            reason = f"device {device!r} cannot be measured: {serving['reason']}"
+            reason = f"device {device!r} has no compiled kernels: {serving['reason']}"
     return reason
 
 
 def device_seconds(function: Callable[[], object], device: torch.device) -> Timing:
-    """How long the device works on one call."""
+    """Times the device's work on one call."""
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -57,7 +65,8 @@ def device_seconds(function: Callable[[], object], device: torch.device) -> Timi
         return Timing(begin.elapsed_time(end) / 1e3, result, ahead)
 
 
-def host_told(ahead: list[bool]) -> str:
+def host_column(ahead: list[bool]) -> str:
+    """Returns the column "host": whether the host was ahead of the device in every call."""
     return "ahead" if all(ahead) else "in the way"
 
 
@@ -65,27 +74,29 @@ def host_told(ahead: list[bool]) -> str:
 
 
 def input_sets(size: int, device: torch.device) -> int:
-    """How many sets of `size` bytes to go through; one on the CPU, whose contenders have always been measured so."""
+    """Returns how many sets of `size` bytes to rotate through. One on the CPU."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return 1 + math.ceil(COLD * cache / max(1, size))
 
 
-def rotation(first, copy: Callable, count: int) -> Iterator:
-    """The first set and count - 1 copies of it, in turn without end."""
+def rotation(first: object, copy: Callable, count: int) -> Iterator:
+    """Cycles through the first set and count - 1 copies of it."""
     return itertools.cycle([first, *(copy(first) for _ in range(count - 1))])
 
 
 # ---- settings -----------------------------------------------------------------------------------------
 
 
-def search_path(path: str):
+def search_path(path: str) -> contextlib.AbstractContextManager:
+    """Selects a search path inside the context: "auto" or "exact"."""
     return environment(SEARCH, path)
 
 
 @contextlib.contextmanager
-def tf32(allowed: bool):
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allows or forbids TF32 in matrix products inside the context."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = allowed
@@ -96,26 +107,26 @@ def tf32(allowed: bool):
 
 
 def facts(device: torch.device) -> dict[str, object]:
-    """What a row says beside the machine's description."""
-    found = torch.cuda.get_device_properties(device)
+    """Returns the columns that describe a CUDA device."""
+    properties = torch.cuda.get_device_properties(device)
     return {
-        "capability": f"{found.major}.{found.minor}",
+        "capability": f"{properties.major}.{properties.minor}",
         "driver": driver_version(),
         "cuda": torch.version.cuda,
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "l2_mb": round(found.L2_cache_size / 1e6, 1),
+        "l2_mb": round(properties.L2_cache_size / 1e6, 1),
     }
 
 
 def described(row: dict) -> str:
-    """The machine, for a table's title."""
+    """Describes the machine for a table's title."""
     if "capability" not in row:
         return (
             f"{row['threads']} threads, {row['cpu_capability']}, {row['cpu']}, torch {row['torch']}"
         )
-    tf32_told = "on everywhere" if row["allow_tf32"] else "off but where a name says so"
+    tf32_state = "on everywhere" if row["allow_tf32"] else "off unless named"
     return (
         f"{row['device']} (compute capability {row['capability']}, L2 {row['l2_mb']:.0f} MB), driver "
-        f"{row['driver']}, CUDA {row['cuda']}, torch {row['torch']}; TF32 {tf32_told}; "
-        f"{row['input_sets']} sets of inputs in turn"
+        f"{row['driver']}, CUDA {row['cuda']}, torch {row['torch']}; TF32 {tf32_state}; "
+        f"{row['input_sets']} sets of inputs"
     )

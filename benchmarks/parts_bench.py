@@ -1,29 +1,28 @@
 """Parts of a step of the loss, and the top-k that plain PyTorch needs after a matrix product, each alone.
 
     python benchmarks/parts_bench.py --device cuda    # PASCAL VOC size
-    python benchmarks/parts_bench.py --tiny           # to see that it runs
+    python benchmarks/parts_bench.py --tiny           # only checks that it runs
 
-The parts do not compete. One run measures them in turn, so all have the same conditions. Each part's result is compared
-with plain PyTorch's first. How time and memory are taken: common.py, on_cuda.py, peak_memory.py.
+The parts do not compete. One run measures them in turn, so all have the same conditions. Each part's result is first
+compared with plain PyTorch. common.py, on_cuda.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import on_cuda
 import torch
 from common import (
-    CALM_HELP,
     MACHINE_COLUMNS,
     Disagreement,
     alternate,
     append_rows,
     machine,
+    milliseconds,
     number,
+    parser_of,
     print_table,
     say,
     seconds,
@@ -39,7 +38,7 @@ COLUMNS = (
     *MACHINE_COLUMNS,
     *("part", "size", "repeats", "median_ms", "min_ms", "max_ms", "extra_mb", "memory_method"),
 )
-SIZES = {  # batch, side, channels, classes, anchors a class, candidates, rows of the score matrix, k
+SIZES = {  # batch, side, channels, classes, anchors per class, candidates, rows of the score matrix, k
     "voc": (8, 129, 256, 21, 200, 133_119, 10_000, 32),
     "tiny": (1, 15, 8, 3, 10, 100, 50, 5),
 }
@@ -47,7 +46,14 @@ SIZES = {  # batch, side, channels, classes, anchors a class, candidates, rows o
 
 @dataclass(frozen=True)
 class Part:
-    """`run` takes one set of inputs; `copy` makes another; `expected` computes the same in plain PyTorch."""
+    """One part.
+
+    Attributes:
+        inputs: arguments of `run`.
+        run: the part.
+        expected: the same in plain PyTorch.
+        tolerance: allowed absolute error.
+    """
 
     inputs: tuple
     run: Callable
@@ -66,7 +72,7 @@ def copied(part: Tensor) -> Tensor:
 
 
 def gathered_gradient(maps: Tensor, pixels: Tensor, dL_drows: Tensor) -> Tensor:
-    """The gradient of gather_rows, with the forward pass, which autograd needs and which costs little."""
+    """Returns the gradient of gather_rows. The time includes the forward pass, which is cheap."""
     return torch.autograd.grad(gather_rows(maps, pixels), maps, dL_drows)[0]
 
 
@@ -91,7 +97,7 @@ def parts(size: str, device: torch.device) -> dict[str, Part]:
     maps = torch.randn(batch, dim, side, side, generator=generator).to(device)
     order = torch.randperm(batch * side * side, generator=generator)
     few = order[: classes * anchors].view(classes, -1).to(device)
-    # in no order, as the loss takes them within a class
+    # in random order, as in the loss
     many = order[:candidates].to(device)
     gradient = torch.randn(*few.shape, dim, generator=generator).to(device)
     scores = torch.randn(rows, rows, generator=generator).to(device)
@@ -103,11 +109,11 @@ def parts(size: str, device: torch.device) -> dict[str, Part]:
     def sorted_best(matrix: Tensor) -> Tensor:
         return matrix.sort(1, descending=True).values[:, :k]
 
-    given = maps.clone().requires_grad_()
-    # up to a handful of gradients meet in a pixel, each sum rounded to 6e-8
+    differentiable = maps.clone().requires_grad_()
+    # a pixel sums up to a handful of gradients, each sum rounded to 6e-8
     return {
         "gather_rows forward and backward": Part(
-            (given, few, gradient), gathered_gradient, plain_gradient, 1e-5
+            (differentiable, few, gradient), gathered_gradient, plain_gradient, 1e-5
         ),
         "candidates' gather": Part((maps, many), gather_rows, plain_rows),
         "finite rows of one map": Part((maps,), finite_rows, plain_finite),
@@ -117,6 +123,7 @@ def parts(size: str, device: torch.device) -> dict[str, Part]:
 
 
 def check(name: str, part: Part) -> None:
+    """Raises Disagreement if a part differs from plain PyTorch."""
     ours, theirs = part.run(*part.inputs).double(), part.expected(*part.inputs).double()
     error = (ours - theirs).abs().max().item()
     if ours.shape != theirs.shape or not error <= part.tolerance:
@@ -126,6 +133,7 @@ def check(name: str, part: Part) -> None:
 
 
 def measure(size: str, options: argparse.Namespace) -> list[dict]:
+    """Measures all parts and returns one row for each."""
     device = torch.device(options.device)
     every, sets, inputs, extra = parts(size, device), {}, {}, {}
     for name, part in every.items():
@@ -137,24 +145,23 @@ def measure(size: str, options: argparse.Namespace) -> list[dict]:
             extra[name] = round(peak_beyond_inputs(work, device) / MEGABYTE, 2)
 
     def timed(name: str) -> dict:
-        given = next(inputs[name])
-        timing = seconds(lambda: every[name].run(*given), device)
+        current = next(inputs[name])
+        timing = seconds(lambda: every[name].run(*current), device)
         return {"total": timing.seconds, "ahead": timing.ahead}
 
     runs = {name: functools.partial(timed, name) for name in every}
-    for run in runs.values():  # the allocator's pools and the clocks
+    for run in runs.values():  # warms up the allocator's pools and the clocks
         run()
     measured, others = alternate(runs, options.repeats, options.calm)
     facts, rows = machine(device, others), []
     for name, results in measured.items():
-        ms = [1e3 * result["total"] for result in results]
         row = {**facts, "part": name, "size": size, "repeats": options.repeats}
-        row |= {"median_ms": round(statistics.median(ms), 4), "min_ms": round(min(ms), 4)}
-        row |= {"max_ms": round(max(ms), 4), "extra_mb": extra.get(name)}
+        row |= milliseconds([result["total"] for result in results], digits=4)
+        row["extra_mb"] = extra.get(name)
         row["memory_method"] = memory_method(device) if name in extra else "not measured"
         if device.type == "cuda":
             row["input_sets"] = sets[name]
-            row["host"] = on_cuda.host_told([result["ahead"] for result in results])
+            row["host"] = on_cuda.host_column([result["ahead"] for result in results])
         rows.append(row)
     return rows
 
@@ -170,15 +177,9 @@ def report(rows: list[dict]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--tiny", action="store_true")
+    parser = parser_of(__doc__, repeats=7)
+    parser.add_argument("--tiny", action="store_true", help="only check that it runs")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--calm", type=float, help=CALM_HELP)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     if reason := on_cuda.why_not(options.device):
         say(f"parts_bench: {reason}")

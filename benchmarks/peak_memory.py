@@ -1,21 +1,23 @@
 """Peak memory of a call.
 
-"Extra memory" is the peak beyond the inputs, result included, of one call.
-    CPU   each contender in a fresh process: inputs are built, a call of tiny size loads libraries and
-          threads, freed heap is given back (malloc_trim), the kernel's high-water mark of resident
-          memory is reset (/proc/self/clear_refs), and after one call VmHWM - VmRSS before it is read.
-          A warm allocator would hide what it keeps for the next call; a fresh process cannot. glibc is
-          told to take blocks above 64 KB from the system and to return them at once, for it would keep
-          up to 64 MB of freed ones, more or less by chance. Good to about 2 MB. Without Linux's /proc
-          nothing is measured, and the table says so.
-    CUDA  torch.cuda.max_memory_allocated against memory_allocated before the call.
+"Extra memory" is the peak of one call beyond its inputs. It includes the result.
+
+CPU   Each contender runs in a fresh process, since a warm allocator would hide what it kept from earlier calls.
+      1. Build the inputs. A call of tiny size loads libraries and starts threads.
+      2. Return freed heap (malloc_trim) and reset the high-water mark of resident memory (/proc/self/clear_refs).
+      3. Call once. The extra memory is VmHWM minus the VmRSS from before the call.
+      glibc is set to map blocks above 64 KB and to return them at once. By default it keeps up to 64 MB of freed
+      blocks, more or less by chance. The figure is good to about 2 MB. Without Linux's /proc nothing is measured.
+CUDA  torch.cuda.max_memory_allocated minus memory_allocated before the call.
 """
 
 import ctypes
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def memory_method(device: torch.device) -> str:
+    """Returns the column "memory_method"."""
     if device.type == "cuda":
         return "torch.cuda.max_memory_allocated"
     if os.access("/proc/self/clear_refs", os.W_OK):
@@ -39,13 +42,13 @@ def _resident_bytes(field: str) -> int:
 
 
 def peak_beyond_inputs(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes by which memory in use rises at most while the function runs; inputs exist already."""
+    """Returns the largest rise of memory in use while the function runs, in bytes. Inputs must exist before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        kept = function()  # alive until the peak is read
+        kept = function()  # keeps the result alive until the peak is read
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device)
         del kept
@@ -60,7 +63,7 @@ def peak_beyond_inputs(function: Callable[[], object], device: torch.device) -> 
     return max(0, peak - before)
 
 
-def _answer(connection, function, arguments) -> None:
+def _answer(connection: Connection, function: Callable, arguments: tuple) -> None:
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(parameter, 1 << 16)
@@ -68,25 +71,29 @@ def _answer(connection, function, arguments) -> None:
     connection.close()
 
 
-def in_fresh_process(function: Callable, *arguments):
-    """Calls a module-level function in a newly started Python and returns its result."""
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """Calls a module-level function in a newly started Python and returns its result.
+
+    Raises:
+        RuntimeError: the process ended without a result.
+    """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        return ours.recv()
+        return receiver.recv()
     except EOFError:
         raise RuntimeError(
-            f"{function.__name__}{arguments}: its process failed, see above"
+            f"{function.__name__}{arguments}: the process failed, see above"
         ) from None
     finally:
         process.join()
 
 
-def extra_memory(measure: Callable, device: torch.device, *arguments) -> int | None:
-    """The result of measure(*arguments), in a fresh process on the CPU; None where it cannot be told."""
+def extra_memory(measure: Callable, device: torch.device, *arguments: Any) -> int | None:
+    """Returns measure(*arguments), from a fresh process on the CPU. None where memory cannot be measured."""
     if device.type == "cuda":
         return measure(*arguments)
     if memory_method(device).startswith("not"):

@@ -1,4 +1,4 @@
-"""Time of a sweep, its ratio to the matrix product alone, and extra memory, as one picture."""
+"""Plots a sweep: time, time relative to the matrix product alone, and extra memory."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ AXES = {
     "d": ("dim", "dimensions D"),
     "mn": ("bank", "queries and bank rows, M = N"),
 }
-# One look per contender in every picture; ours stands out.
+# One style per contender in every picture. Ours stand out.
 STYLES = {
     "dgcl_ops": ("#c0392b", "o", 2.4),
     "dgcl_ops, unit bank": ("#e59866", "o", 1.4),
@@ -25,7 +25,18 @@ STYLES = {
 
 
 def plot_sweep(rows: list[dict], sweep: str, folder: Path, data: str, suffix: str = "") -> Path:
-    """Draws rows of knn_bench.py that differ in N, in D, or in M = N only. `suffix`: of the file's name."""
+    """Plots rows of knn_bench.py that differ only in N, D, or M = N.
+
+    Args:
+        rows: the rows.
+        sweep: a key of AXES.
+        folder: where to write the picture.
+        data: name of the data, for title and file name.
+        suffix: end of the file name.
+
+    Returns:
+        The picture's path.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""What the library is measured against: the published step, and densities in plain PyTorch.
+"""The baselines: the published training step, and densities in plain PyTorch.
 
-The published step takes one class after the other in Python. For each class it builds masks that the host waits for,
-normalises both sides anew, and computes the whole query-by-bank matrix with one top-k a scale. Each push copies the
-bank. It keeps what changes the published numbers: no loss before every class is full, density 0 for the rows a class
-starts with, and 1e-6 in the sum of exponentials.
+The published step loops over the classes in Python. For each class it builds masks that sync with the device,
+normalises both sides again, and computes the whole query-by-bank matrix with one top-k per scale. Each push copies the
+bank. This version keeps every rule that changes the published numbers: no loss before every class is full, density 0
+for the first rows of a class, and 1e-6 in the sum of exponentials.
 """
 
 import torch
@@ -12,33 +12,55 @@ from torch.nn.functional import normalize
 
 from dgcl_ops._scales import scale_weights
 
+SCALES = (8, 16, 32)
 
-def published_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
-    """Density as usually programmed: both sides normalised anew, one full matrix, one top-k per scale."""
+
+def published_density(queries: Tensor, bank: Tensor, scales: tuple[int, ...] = SCALES) -> Tensor:
+    """Computes densities as published: normalise both sides, one full matrix, one top-k per scale.
+
+    Args:
+        queries: [M, D].
+        bank: [N, D].
+        scales: numbers of neighbours.
+
+    Returns:
+        [M].
+    """
     similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
     return torch.stack([similarity.topk(k, dim=1).values.mean(1) for k in scales]).mean(0)
 
 
-def matmul_topk_density(queries: Tensor, bank: Tensor, scales=(8, 16, 32)) -> Tensor:
-    """The best of plain PyTorch: one full matrix, one top-k, every scale from it by its weights."""
+def matmul_topk_density(queries: Tensor, bank: Tensor, scales: tuple[int, ...] = SCALES) -> Tensor:
+    """Computes densities as fast as plain PyTorch can: one full matrix, one top-k, a weighted sum.
+
+    Args:
+        queries: [M, D].
+        bank: [N, D].
+        scales: numbers of neighbours.
+
+    Returns:
+        [M].
+    """
     k_max = max(scales)
     best = (normalize(queries, dim=1) @ normalize(bank, dim=1).T).topk(k_max, dim=1).values
-    found = torch.full((1,), k_max, device=queries.device)
-    return best @ scale_weights(scales, found, k_max)[0].to(best.dtype)
+    available = torch.full((1,), k_max, device=queries.device)
+    return best @ scale_weights(scales, available, k_max)[0].to(best.dtype)
 
 
 class PublishedStep:
     """Loss and memory bank of the published step, with the defaults of its PASCAL VOC setting.
 
+    Other arguments: as in `DensityContrastLoss`.
+
     Args:
         num_classes: C.
         feature_dim: D.
         projection_dim: E.
-        scales, temperature, num_anchors, num_keys, num_negatives, max_candidates, capacity, rows_per_push,
-            ignore_index, eps: as in `DensityContrastLoss`.
+        capacity: rows of each class.
         excluded: classes without loss and bank rows.
-        density_rows: rows are pushed with density 0 while their class holds no more than this many.
-        dtype, device: of the bank.
+        density_rows: a class pushes rows with density 0 until it holds more rows than this.
+        dtype: data type of the bank.
+        device: device of the bank.
     """
 
     def __init__(
@@ -60,7 +82,7 @@ class PublishedStep:
         ignore_index: int = 255,
         eps: float = 1e-6,
         dtype: torch.dtype = torch.float32,
-        device=None,
+        device: torch.device | str | None = None,
     ):
         self.scales = scales
         self.temperature = temperature
@@ -75,7 +97,7 @@ class PublishedStep:
         self.eps = eps
         self.classes = [c for c in range(num_classes) if c not in excluded]
 
-        def empty(*shape):
+        def empty(*shape: int) -> Tensor:
             return torch.zeros((0, *shape), dtype=dtype, device=device)
 
         self.features = {c: empty(feature_dim) for c in self.classes}  # [N_c, D]
@@ -83,13 +105,16 @@ class PublishedStep:
         self.density = {c: empty() for c in self.classes}  # [N_c]
 
     def started(self) -> bool:
-        """Whether every class is full."""
+        """Returns whether every class is full."""
         return all(len(rows) >= self.capacity for rows in self.density.values())
 
     def forward(self, projections: Tensor, labels: Tensor, features: Tensor) -> Tensor:
-        """Mean over the classes present; 0 while the bank is not full.
+        """Returns the mean loss of the classes present, or 0 until the bank is full.
 
-        Shape: projections [B, E, H, W], labels [B, H, W], features [B, D, H, W].
+        Args:
+            projections: [B, E, H, W].
+            labels: [B, H, W].
+            features: [B, D, H, W].
         """
         losses = self.class_losses(projections, labels, features)
         if not losses:
@@ -101,7 +126,7 @@ class PublishedStep:
     def class_losses(
         self, projections: Tensor, labels: Tensor, features: Tensor
     ) -> dict[int, Tensor]:
-        """The loss of each class present; none while the bank is not full."""
+        """Returns the loss of each class present. Empty until the bank is full."""
         if not self.started():
             return {}
         rows, queries, flat = _as_rows(projections), _as_rows(features.detach()), labels.flatten()
@@ -131,7 +156,7 @@ class PublishedStep:
 
     @torch.no_grad()
     def update(self, projections: Tensor, labels: Tensor, features: Tensor) -> None:
-        """Appends random rows of each class to a copy of its bank and cuts the oldest off."""
+        """Appends random rows of each class to a copy of its bank and drops the oldest."""
         rows, queries, flat = _as_rows(projections), _as_rows(features), labels.flatten()
         for c in self.classes:
             own = (flat == c).nonzero().squeeze(1)
@@ -148,5 +173,5 @@ class PublishedStep:
 
 
 def _as_rows(maps: Tensor) -> Tensor:
-    """[B, D, H, W] -> [B * H * W, D]: a permuted copy of the whole map."""
+    """Copies a map [B, D, H, W] into rows [B * H * W, D]."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])

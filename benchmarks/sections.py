@@ -1,4 +1,4 @@
-"""The sections of suite.py: which cases each measures, against whom, and what it aims at."""
+"""The sections of suite.py: cases, contenders and aims."""
 
 import argparse
 import importlib
@@ -28,21 +28,23 @@ from workloads import SMALL_CLASS, TIES
 COLUMNS = (*knn_bench.COLUMNS, "section", "shares", "cpu_use", "level", "digest")
 AIM_COLUMNS = (*MACHINE_COLUMNS, "section", "case", "figure", "value", "aim", "verdict")
 PEERS = (OURS, PUBLISHED, PLAIN, FLOOR, FAISS)
-LARGE = 400_000_000  # pairs from which three repeats do, and above which faiss would take minutes
+LARGE = 400_000_000  # pairs: from here on three repeats, and above this faiss would take minutes
 
 
 @dataclass(frozen=True)
 class Sizes:
+    """Sizes of the cases."""
+
     square: int  # queries and bank rows of a large search
-    middle: int  # of dims and levels
+    middle: int  # queries and bank rows of sections dims and levels
     dim: int
     classes: int
     class_rows: int
-    large_class: int  # queries of the large one
-    unequal: int  # queries of all, in unequal shares
+    large_class: int  # queries of the large class
+    unequal: int  # queries of all classes with unequal sizes
     memory: tuple[tuple[int, int], ...]  # M, N
     growing: tuple[int, ...]  # M = N
-    small: tuple[tuple[int, int], ...]
+    small: tuple[tuple[int, int], ...]  # M, N
     dims: tuple[int, ...]
     ranks: tuple[int, ...]
     repeats: int
@@ -81,22 +83,23 @@ QUICK = Sizes(
 
 
 class Run:
-    """One section: measures cases, judges figures, and appends both to their files."""
+    """One section. It measures cases, judges figures, and appends both to CSV files."""
 
     def __init__(self, section: str, options: argparse.Namespace, sizes: Sizes):
         self.section, self.options, self.sizes = section, options, sizes
         self.facts = machine(torch.device("cpu"), None)
         self.aims: list[dict] = []
 
-    def case(self, m: int, n: int, **more) -> dict:
+    def case(self, m: int, n: int, **more: object) -> dict:
+        """Returns a case with M queries and N bank rows. `more` overrides the usual settings."""
         usual = {"dim": self.sizes.dim, "data": "clusters", "classes": 0, "scales": (8, 16, 32)}
         usual |= {"metric": "cosine", "dtype": "float32", "device": "cpu"}
         fixed = {"threads": self.options.threads, "section": self.section}
         return {**usual, **fixed, "queries": m, "bank": n, **more}
 
     def measure(self, names: tuple[str, ...], case: dict, left_out: dict | None = None) -> dict:
-        """Rows by contender. `left_out`: why some of them do not take part."""
-        say(f"  {told(case)}")
+        """Measures a case and returns rows by contender. `left_out`: reason by absent contender."""
+        say(f"  {described(case)}")
         known = {**contenders_for(case["classes"] > 0), **ON_REQUEST}
         offered = {name: known[name] for name in names}
         for name, reason in (left_out or {}).items():
@@ -114,7 +117,7 @@ class Run:
         append_rows(self.options.out / "suite.csv", COLUMNS, rows)
 
     def judge(self, case: str, figure: str, value: float | None, aim: str = "") -> None:
-        """Records a figure. `aim`: such as "<= 1.3"; "" if there is none. No value: not measured."""
+        """Records a figure. A `value` of None means not measured. `aim`: "<= 1.3", ">= 5" or none."""
         verdict = "not measured" if value is None else ""
         if aim and value is not None:
             relation, limit = aim.split()
@@ -132,17 +135,18 @@ class Run:
             print_table(shown, [tuple(aim[key] or "-" for key in shown) for aim in self.aims])
 
 
-def told(case: dict) -> str:
+def described(case: dict) -> str:
     size = f"{case['queries']:,} x {case['bank']:,} x {case['dim']}"
     return f"{size}, k {max(case['scales'])}, {case['metric']}, {case['dtype']}, {case['data']}"
 
 
 def over_ours(rows: dict, name: str) -> float | None:
+    """Returns the contender's time divided by ours."""
     return rows[name].get("time_over_ours")
 
 
-def of(rows: dict, name: str) -> float | None:
-    """Our time as a multiple of the contender's."""
+def ours_over(rows: dict, name: str) -> float | None:
+    """Returns our time divided by the contender's."""
     ratio = over_ours(rows, name)
     return 1 / ratio if ratio else None
 
@@ -153,7 +157,7 @@ def search(run: Run) -> None:
         rows = run.measure(PEERS, run.case(run.sizes.square, run.sizes.square, data=data))
         run.judge(data, "published / ours", over_ours(rows, PUBLISHED), ">= 5")
         run.judge(data, "faiss / ours", over_ours(rows, FAISS), ">= 2.5")
-        run.judge(data, "ours / fp32 matmul alone", of(rows, FLOOR), "<= 0.5")
+        run.judge(data, "ours / fp32 matmul alone", ours_over(rows, FLOOR), "<= 0.5")
         run.judge(data, "matmul + one top-k / ours", over_ours(rows, PLAIN))
 
 
@@ -162,7 +166,7 @@ def worst(run: Run) -> None:
     for data in TIES:
         case = run.case(run.sizes.square, run.sizes.square, data=data)
         rows = run.measure((OURS, PLAIN, FLOOR), case)
-        run.judge(data, "ours / matmul + one top-k", of(rows, PLAIN), "<= 1.3")
+        run.judge(data, "ours / matmul + one top-k", ours_over(rows, PLAIN), "<= 1.3")
 
 
 def grouped(run: Run) -> None:
@@ -172,7 +176,7 @@ def grouped(run: Run) -> None:
     for shares, m in (("one_large", sizes.large_class + others), ("unequal", sizes.unequal)):
         case = run.case(m, sizes.class_rows, classes=sizes.classes, shares=shares)
         rows = run.measure((OURS, PER_CLASS), case)
-        run.judge(shares, "one call / sum of single calls", of(rows, PER_CLASS), "<= 1.1")
+        run.judge(shares, "one call / sum of single calls", ours_over(rows, PER_CLASS), "<= 1.1")
         for name in (OURS, PER_CLASS):
             run.judge(shares, f"share of the threads in use, {name}", rows[name]["cpu_use"])
 
@@ -182,7 +186,7 @@ def memory(run: Run) -> None:
     device = torch.device("cpu")
     for m, n in run.sizes.memory:
         case = run.case(m, n)
-        say(f"  {told(case)}")
+        say(f"  {described(case)}")
         extra = extra_memory(knn_bench.memory_of, device, OURS, case)
         row = {**{k: case[k] for k in COLUMNS if k in case}, **run.facts}
         row |= {"scales": "8 16 32", "contender": OURS, "status": "memory only"}
@@ -190,12 +194,12 @@ def memory(run: Run) -> None:
         row["extra_mb"] = None if extra is None else round(extra / MEGABYTE, 2)
         run.append([row])
         beyond = None if extra is None else max(0.0, extra - 4 * m) / MEGABYTE
-        aim = f"<= {32 + n * case['dim'] / MEGABYTE:.1f}"  # a packed copy has a byte per element
+        aim = f"<= {32 + n * case['dim'] / MEGABYTE:.1f}"  # a packed copy takes a byte per element
         run.judge(f"{m:,} x {n:,}", "MB beyond inputs and outputs", beyond, aim)
 
 
 def scaling(run: Run) -> None:
-    """time against M N, and calls so small that overhead counts"""
+    """time relative to M N, and calls so small that overhead matters"""
     per_pair, done = [], []
     for n in run.sizes.growing:
         reason = f"left out above {LARGE:,} pairs"
@@ -210,11 +214,11 @@ def scaling(run: Run) -> None:
     plot(run, done, "mn")
     for m, n in run.sizes.small:
         calls = max(1, 4_000_000 // (m * n)) if run.sizes is FULL else 2
-        # For cosine both normalise; for dot, the other side is the matrix product and the top-k and nothing else.
+        # For cosine both sides normalise. For dot, the contender is only a matrix product and a top-k.
         for metric, name in (("cosine", PLAIN), ("dot", BARE)):
             case = run.case(m, n, calls=min(200, calls), metric=metric)
             rows = run.measure((OURS, name), case)
-            run.judge(f"{m:,} x {n:,}, {metric}", f"ours / {name}", of(rows, name), "<= 1")
+            run.judge(f"{m:,} x {n:,}, {metric}", f"ours / {name}", ours_over(rows, name), "<= 1")
 
 
 def dims(run: Run) -> None:
@@ -240,7 +244,7 @@ def dims(run: Run) -> None:
 
 
 def levels(run: Run) -> None:
-    """each instruction set this machine has: the same bits, and its time"""
+    """each instruction set of this machine: the same bits, and its time"""
     case = run.case(run.sizes.middle, run.sizes.middle)
     rows = compare_levels(case, 1 if run.sizes is QUICK else 2, COLUMNS)
     run.append(rows)
@@ -250,28 +254,29 @@ def levels(run: Run) -> None:
             say(f"  absent: {row['level']}: {row['status']}")
     for row in present:
         run.judge(row["level"], "time / time of the widest", row["time_over_ours"])
-    # Of each level's processes, too.
+    # A level's own processes must agree as well.
     digests = {digest for row in present for digest in row["digest"].split()}
     other = len(digests) - 1 if len(present) > 1 else None
     run.judge("all levels", "results with other bits than the first", other, "<= 0")
 
 
 def loss(run: Run) -> None:
-    """one step of the loss against the published step: rows in loss_bench.csv"""
+    """one step of the loss against the published step (rows in loss_bench.csv)"""
     arguments = ["--threads", str(run.options.threads), "--out", str(run.options.out)]
     sizes = ["--small", "--present", "3", "--repeats", "1"] if run.sizes is QUICK else []
-    passed_on("loss_bench", [*arguments, *(sizes or ["--present", "21"])])
+    run_benchmark("loss_bench", [*arguments, *(sizes or ["--present", "21"])])
 
 
 def scores(run: Run) -> None:
-    """the clustering scores: rows in the files of metrics_bench.py"""
+    """the clustering scores (rows in metrics_bench.csv)"""
     arguments = ["--threads", str(run.options.threads), "--out", str(run.options.out)]
-    passed_on("metrics_bench", [*arguments, *(["--quick"] if run.sizes is QUICK else [])])
+    run_benchmark("metrics_bench", [*arguments, *(["--quick"] if run.sizes is QUICK else [])])
 
 
-def passed_on(module: str, arguments: list[str]) -> None:
+def run_benchmark(module: str, arguments: list[str]) -> None:
+    """Runs another benchmark. It appends its own rows."""
     status = importlib.import_module(module).main(arguments)
-    if status == 2:  # it has said what it lacks
+    if status == 2:  # it has printed what is missing
         say(f"  left out: {module}.py")
     elif status:
         raise Disagreement(f"{module}.py failed, see above")

@@ -1,32 +1,26 @@
-"""Everything the library promises about speed and memory on the CPU, measured and held against its aim.
+"""Measures what the library promises about speed and memory on the CPU, and compares it with the aims.
 
     python benchmarks/suite.py --threads 2                     # all sections, about a quarter of an hour on two cores
     python benchmarks/suite.py --threads 2 --only search dims  # some of them
-    python benchmarks/suite.py --quick                         # tiny sizes: does it run
+    python benchmarks/suite.py --quick                         # tiny sizes: only checks that it runs
 
-Each section (sections.py) checks against float64 brute force before it times anything, appends what it measured to
-suite.csv and how it compares with its aims to aims.csv as soon as a case is done, and prints the aims: "met" or
-"short". A section can be run again by itself; the CSV files only grow. How is measured: knn_bench.py, common.py.
+Each section (sections.py) compares results with a float64 brute force before it times anything. After each case it
+appends measurements to suite.csv and verdicts to aims.csv: "met" or "short". Sections can be rerun. The CSV files only
+grow. knn_bench.py and common.py describe how time and memory are measured.
 """
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
-from common import CALM_HELP, Disagreement, machine, say, set_threads
+from common import Disagreement, machine, parser_of, say, set_threads
 from sections import FULL, QUICK, SECTIONS, Run
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--only", choices=tuple(SECTIONS), nargs="+", default=list(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, whose times say nothing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--calm", type=float, help=CALM_HELP)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes with meaningless times")
     return parser.parse_args(arguments)
 
 

@@ -1,5 +1,5 @@
-// dgcl_ops._C: importing it registers the kernels (each file of csrc/cpu and csrc/cuda does so for itself). The schemas
-// are defined in Python, in dgcl_ops/ops/, because a build without this extension needs them too.
+// dgcl_ops._C. Importing it registers the kernels; each file of csrc/cpu and csrc/cuda registers its own. Python
+// defines the schemas (dgcl_ops/ops/), because a build without this extension needs them too.
 #include <Python.h>
 
 #include <exception>

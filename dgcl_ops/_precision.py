@@ -1,6 +1,8 @@
-"""In which dtype a step computes, under autocast too."""
+"""The dtype in which a step computes, also under autocast."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta", "mps", "xpu")}
 
 
-def no_autocast(tensor: Tensor):
-    """A context in which operations on the tensor's device keep the dtypes they are given."""
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which operations on the tensor's device keep the dtypes of their inputs."""
     kind = tensor.device.type
     has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
     return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
@@ -25,20 +27,20 @@ def no_autocast(tensor: Tensor):
 class FixedDtypeModule(nn.Module):
     """A module whose buffers keep their dtype under `.half()` and `.to(dtype)`, and that refuses DataParallel.
 
-    A cast to half precision would destroy what the buffers are for: unit rows that are unit to float32's
-    last bit, and a state that resumes exactly. Moves between devices work as ever.
+    A cast to half precision would break two things: unit rows that are unit to float32's last bit, and a state that
+    resumes exactly. Moves between devices work as usual.
     """
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def apply_without_cast(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0))  # tells device and dtype without casting the whole bank
+            probe = fn(tensor.new_empty(0))  # finds device and dtype without casting the whole bank
             return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
         return super()._apply(apply_without_cast, recurse)
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> nn.Module:
         raise RuntimeError(
-            f"{type(self).__name__}: torch.nn.DataParallel is not supported, got a replica: replicas are "
-            "thrown away after each forward, and the rows pushed into them with them; use "
-            "torch.nn.parallel.DistributedDataParallel, or call the loss outside the replicated model"
+            f"{type(self).__name__}: torch.nn.DataParallel is not supported: it discards its replicas after each "
+            "forward, with the rows pushed into them; use torch.nn.parallel.DistributedDataParallel, or call the "
+            "loss outside the replicated model"
         )

@@ -1,13 +1,18 @@
 """A tap on the features of any model: the input of its last classifier."""
 
+from __future__ import annotations
+
 import difflib
+from types import TracebackType
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dgcl_ops.ops import _arguments
 
-# Where models keep their last classifier, a Conv2d; "last" is the last child. The first that fits is taken.
+# Where models keep their last classifier, a Conv2d. "last" is the last child. The first match is taken.
 CLASSIFIERS = {
     "decode_head.classifier": "Hugging Face: SegFormer, UperNet, BEiT",
     "decode_head.conv_seg": "mmsegmentation",
@@ -16,49 +21,43 @@ CLASSIFIERS = {
     "segmentation_head.0": "segmentation_models.pytorch",
     "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
 }
-# The only child of DistributedDataParallel, of a compiled model.
+# The only child of DistributedDataParallel, and of a compiled model.
 WRAPPERS = (["module"], ["_orig_mod"])
 
 
 class FeatureTap:
-    """Keeps what goes into a module, so that a model's features are had without changing the model.
+    """Captures the input of a module inside a model, without changing the model.
 
-    A forward pre-hook on the classifier (the last convolution) stores its input, which is the
-    feature map the classifier sees. The tensor keeps its autograd graph. It is stored as it is, not
-    copied: take it with :meth:`pop` after each forward, or it holds the step's graph alive. Of
-    several forwards before a pop the last one counts.
+    A forward pre-hook on the classifier (the last convolution) stores its input, the feature map that the classifier
+    sees. The tensor keeps its autograd graph and is not copied. Take it with `pop` after each forward, otherwise it
+    keeps the step's graph alive. If the model runs several times before a `pop`, the last run counts.
 
-    The tap works under ``torch.compile(fullgraph=True)`` if it is made before the model's first
-    compiled call (compiled code does not look for hooks added later). Copies of the model
-    (``copy.deepcopy`` for an EMA teacher, ``AveragedModel``, pickles) carry a closed tap that
-    stores nothing. Inside DDP a path begins with "module.", or give DDP's ``.module``.
-    ``torch.nn.DataParallel`` is refused: its replicas run in threads that would write over each
-    other.
+    - `torch.compile(fullgraph=True)`: create the tap before the model's first compiled call, since compiled code
+      ignores hooks added later.
+    - Copies of the model (`copy.deepcopy` for an EMA teacher, `AveragedModel`, pickles) carry a closed tap that stores
+      nothing.
+    - Inside DDP a path begins with "module.". Or pass DDP's `.module`.
+    - `torch.nn.DataParallel` is refused: its replicas run in threads that would overwrite each other's features.
 
     Args:
         model: the model, or any part of it that contains the module.
-        module_path: dotted name of the module inside model, as in ``model.named_modules()``. None:
-            the last classifier, which :data:`CLASSIFIERS` knows for the segmentation models of
-            torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT) and
-            mmsegmentation, also inside DDP and ``torch.compile``.
-        feature_stride: :meth:`pop` averages windows of that many rows and columns, cut off at the
-            right and lower border: a side n becomes ceil(n / feature_stride). For models whose
-            classifier works at the full image size (U-Net), 4 gives the usual 1/4. None: as it is.
-        pool_to: :meth:`pop` averages adaptively to this size (h, w) instead.
+        module_path: dotted name of the module in `model.named_modules()`. None finds the last classifier of the
+            segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT)
+            and mmsegmentation, also inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
+        feature_stride: `pop` averages windows of this many rows and columns. Windows are cut off at the right and lower
+            border, so a side n becomes ceil(n / feature_stride). If the classifier works at the full image size
+            (U-Net), 4 gives the usual quarter size. None does not pool.
+        pool_to: `pop` averages adaptively to this size (h, w) instead.
 
     Attributes:
-        module_path: as given, or as found.
-        channels: D, what the module calls its in_channels; None if it does not say.
+        module_path: the path that is tapped.
+        channels: D, the module's `in_channels`; None if it has none.
 
     Raises:
-        TypeError: model is not a module, or is a DataParallel.
-        ValueError: there is no such module (names that are close are listed), or no path is given
-            for a model of unknown structure (its last convolutions are listed), or a size is not
-            positive, or both feature_stride and pool_to are given.
-
-    Shape:
-        - output of :meth:`pop`: the module's first tensor input, for a map [B, D, H, W]; pooled,
-          [B, D, h, w]
+        TypeError: if `model` is not a module, or is a DataParallel.
+        ValueError: if there is no such module (the text lists similar names), if `module_path` is None and the model's
+            structure is unknown (the text lists its last convolutions), if a size is not positive, or if both
+            `feature_stride` and `pool_to` are given.
 
     Example:
         >>> with FeatureTap(model) as tap:  # or FeatureTap(model, "decoder.final")
@@ -78,14 +77,14 @@ class FeatureTap:
             raise TypeError(f"FeatureTap: model must be a Module, got {type(model).__name__}")
         if isinstance(model, nn.DataParallel):
             raise TypeError(
-                "FeatureTap: model must not be a DataParallel, whose replicas write over each "
-                "other's features; use DistributedDataParallel and give its .module"
+                "FeatureTap: model must not be a DataParallel, since its replicas overwrite each other's features; use "
+                "DistributedDataParallel and pass its .module"
             )
         if feature_stride is not None:
             if pool_to is not None:
                 raise ValueError(
-                    "FeatureTap: feature_stride and pool_to exclude each other, got "
-                    f"{feature_stride} and {tuple(pool_to)}"
+                    "FeatureTap: feature_stride and pool_to exclude each other, got feature_stride="
+                    f"{feature_stride} and pool_to={tuple(pool_to)}"
                 )
             feature_stride = _arguments.positive_integer(
                 "FeatureTap", "feature_stride", feature_stride
@@ -93,9 +92,10 @@ class FeatureTap:
         if pool_to is not None:
             if len(pool_to) != 2:
                 raise ValueError(f"FeatureTap: pool_to must be a pair (h, w), got {tuple(pool_to)}")
-            pool_to = tuple(
+            height, width = (
                 _arguments.positive_integer("FeatureTap", "pool_to", n) for n in pool_to
             )
+            pool_to = (height, width)
         if module_path is None:
             module_path = _classifier_path(model)
         module = _find_module(model, module_path)
@@ -105,9 +105,11 @@ class FeatureTap:
         self.pool_to = pool_to
         self._features: Tensor | None = None
         self._open = True
-        self._handle = module.register_forward_pre_hook(self._capture, with_kwargs=True)
+        self._handle: RemovableHandle | None = module.register_forward_pre_hook(
+            self._capture, with_kwargs=True
+        )
 
-    def _capture(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._open:
             return
         first = args[0] if args else next(iter(kwargs.values()), None)
@@ -119,50 +121,57 @@ class FeatureTap:
         self._features = first
 
     def pop(self) -> Tensor:
-        """Returns the features of the last forward and lets go of them.
+        """Returns the features of the last forward and releases them.
+
+        Returns:
+            The module's first input, [B, D, H, W] for a map; [B, D, h, w] if pooled.
 
         Raises:
-            RuntimeError: the tapped module has not run since the last pop, or the tap is closed.
-            ValueError: pooling was asked for and the features are no map [B, D, H, W].
+            RuntimeError: if the tapped module has not run since the last pop, or the tap is closed.
+            ValueError: if the features are to be pooled and are not a map [B, D, H, W].
         """
         features, self._features = self._features, None
         if features is None:
             why = (
-                "run the model before each pop, and make the tap before the first call of a "
-                "compiled model"
+                "run the model before each pop, and create the tap before the first call of a compiled model"
                 if self._open
                 else "the tap is closed"
             )
             raise RuntimeError(
                 f"FeatureTap.pop: nothing was captured at '{self.module_path}': {why}"
             )
-        if self.feature_stride is None and self.pool_to is None:
-            return features
-        if features.dim() != 4:
+        pooled = self.feature_stride is not None or self.pool_to is not None
+        if pooled and features.dim() != 4:
             raise ValueError(
-                "FeatureTap.pop: features must have shape [B, D, H, W] to be pooled, got "
+                "FeatureTap.pop: features must have shape [B, D, H, W] for pooling, got "
                 f"{list(features.shape)} at '{self.module_path}'"
             )
         if self.pool_to is not None:
             return F.adaptive_avg_pool2d(features, self.pool_to)
-        return F.avg_pool2d(features, self.feature_stride, ceil_mode=True)
+        stride = self.feature_stride
+        return features if stride is None else F.avg_pool2d(features, stride, ceil_mode=True)
 
     def close(self) -> None:
-        """Takes the hook off the model and lets go of the features. May be called again."""
+        """Removes the hook and releases the features. A second call does nothing."""
         self._open, self._features = False, None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
-    def __enter__(self) -> "FeatureTap":
+    def __enter__(self) -> FeatureTap:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def __getstate__(self) -> dict:
-        # A copied model takes its hooks along. Its tap has no owner who would pop, so it is closed;
-        # and features inside a graph can be neither deep-copied nor pickled.
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied model keeps its hooks. Nobody pops the copied tap, so it is closed. Features inside a graph can be
+        # neither deep-copied nor pickled.
         return self.__dict__ | {"_features": None, "_open": False, "_handle": None}
 
     def __repr__(self) -> str:
@@ -171,13 +180,15 @@ class FeatureTap:
 
 
 def _classifier_path(model: nn.Module) -> str:
-    """Where model keeps its last classifier, or an error with the convolutions that it may be."""
-    inner, prefix = model, []
+    """The path of the model's last classifier. The error lists the convolutions that it may be."""
+    inner = model
+    prefix: list[str] = []
     while list(inner._modules) in WRAPPERS:
         prefix += inner._modules
-        inner = inner._modules[prefix[-1]]
+        inner = inner.get_submodule(prefix[-1])
     for path in CLASSIFIERS:
-        module, names = inner, []
+        module: nn.Module | None = inner
+        names: list[str] = []
         for name in path.split("."):
             children = {} if module is None else module._modules
             names.append(next(reversed(children), "") if name == "last" else name)
@@ -191,13 +202,13 @@ def _classifier_path(model: nn.Module) -> str:
     ]
     listed = ", ".join(convolutions[:-6:-1]) or "none"
     raise ValueError(
-        f"FeatureTap: module_path must be given, as {type(inner).__name__} has none of the known structures: "
-        f"the name of the layer that yields the classes; the last convolutions are {listed}"
+        f"FeatureTap: module_path must be given for {type(inner).__name__} (unknown structure), got None; pass the "
+        f"name of the layer that yields the classes; the last convolutions are {listed}"
     )
 
 
 def _find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module of that name inside model, or an error with the names that are close."""
+    """The module of that name inside model. The error lists similar names."""
     if not isinstance(path, str):
         raise TypeError(f"FeatureTap: module_path must be a string, got {type(path).__name__}")
     try:
@@ -206,23 +217,23 @@ def _find_module(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         pass
     names = [name for name, _ in model.named_modules() if name]
-    # A wrapper's prefix ("module.") or a forgotten parent leaves the end right: those come first.
+    # Names with the right end come first: a wrapper's prefix ("module.") or a parent may be missing.
     near = [name for name in names if path and name.endswith(f".{path}")]
     near += [n for n in difflib.get_close_matches(path, names, n=5, cutoff=0.5) if n not in near]
     near = near or [name for name, _ in model.named_children()]
     listed = ", ".join(repr(name) for name in near[:8]) or "none"
     raise ValueError(
         f"FeatureTap: module_path must name a module inside {type(model).__name__}, got {path!r}; "
-        f"near names: {listed}"
+        f"similar names: {listed}"
     )
 
 
 class ProjectionHead(nn.Module):
     """Per pixel: linear, batch norm, ReLU, linear, as 1x1 convolutions.
 
-    The first layer has no bias, since the batch norm takes any constant away again. Give the
-    head the learning rate of the decoder, and use it in every step (DDP counts on its gradients).
-    Outside of a model that DDP wraps it needs a DDP of its own, or each process trains another head.
+    The first layer has no bias, since the batch norm would remove it. Give the head the learning rate of the decoder,
+    and use it in every step, since DDP waits for its gradients. Wrap the head in DDP as well, if it is not part of the
+    wrapped model; otherwise every rank trains its own copy.
 
     Args:
         in_channels: D, the channels of the features.
@@ -230,11 +241,8 @@ class ProjectionHead(nn.Module):
         out_channels: E, the channels of the projections.
 
     Raises:
-        ValueError: a number of channels is not positive; in the forward, a shape does not fit.
-
-    Shape:
-        - features: [B, D, H, W]
-        - output: [B, E, H, W]
+        TypeError: if a number of channels is not an integer.
+        ValueError: if a number of channels is not positive.
 
     Reference: Wang et al., CVPR 2023, section 4.1.
     """
@@ -254,9 +262,21 @@ class ProjectionHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """The projections of a feature map.
+
+        Args:
+            features: [B, D, H, W].
+
+        Returns:
+            The projections, [B, E, H, W].
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
         if features.dim() != 4 or features.shape[1] != self.in_channels:
             raise ValueError(
                 f"ProjectionHead: features must have shape [B, {self.in_channels}, H, W], "
                 f"got {list(features.shape)}"
             )
-        return self.layers(features)
+        projections: Tensor = self.layers(features)
+        return projections

@@ -1,7 +1,7 @@
 """Labels for the two losses: nearest resize, entropy-filtered pseudo labels.
 
-Everything here is plain PyTorch with static shapes. Nothing reads a device value on the host, so a
-training step that uses it can be captured in a CUDA graph or compiled with ``fullgraph=True``.
+Everything here is plain PyTorch with static shapes. Nothing synchronises with the host, so a training step that uses it
+can be captured in a CUDA graph or compiled with `fullgraph=True`.
 
 Reference: Wang et al., "Hunting Sparsity: Density-Guided Contrastive Learning for Semi-Supervised
 Semantic Segmentation", CVPR 2023, section 3.2.
@@ -41,28 +41,24 @@ _LABEL_DTYPES = frozenset(
 
 
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes a label map by nearest neighbour, in integers from end to end.
+    """Resizes a label map by nearest neighbour, with integer arithmetic only.
 
     Output pixel (i, j) is input pixel (floor(i H / h), floor(j W / w)), the rule of
-    ``torch.nn.functional.interpolate(mode="nearest")``. Labels are copied and never pass through a
-    float, so large ids and the ignored value survive. The rule is evaluated in integers too:
-    ``interpolate`` multiplies by a rounded float32 scale and lands one pixel lower on some sizes
-    where i H / h is a whole number (most of them enlargements, such as 2 -> 82).
+    `torch.nn.functional.interpolate(mode="nearest")`. Labels are copied and never become floats, so large ids and the
+    ignored value survive. The positions are integers too. `interpolate` multiplies by a rounded float32 scale, which
+    for some sizes is one pixel too low where i H / h is a whole number. Most of these are enlargements, such as
+    2 -> 82.
 
     Args:
-        labels: label map of any integer or boolean dtype.
-        size: output height and width, for example ``features.shape[-2:]``.
+        labels: [B, H, W] or [H, W], any integer or boolean dtype.
+        size: output height and width (h, w), for example `features.shape[-2:]`.
 
     Returns:
-        The labels at the new size, same dtype and device.
+        The labels at the new size, [B, h, w] or [h, w], with the same dtype and device.
 
     Raises:
-        TypeError: labels are not integers, or size is not a pair of ints.
-        ValueError: labels have the wrong rank or no pixels, or a size is not positive.
-
-    Shape:
-        - labels: [B, H, W] or [H, W]
-        - output: [B, h, w] or [h, w]
+        TypeError: if `labels` are not integers, or `size` is not a pair of ints.
+        ValueError: if `labels` have the wrong rank or no pixels, or a size is not positive.
     """
     if not isinstance(labels, Tensor) or labels.dtype not in _LABEL_DTYPES:
         raise TypeError(f"resize_labels: labels must be an integer tensor, got {_kind(labels)}")
@@ -70,7 +66,7 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(
             f"resize_labels: labels must have shape [B, H, W] or [H, W], got {list(labels.shape)}"
         )
-    # A SymInt of a dynamic shape is not an int, so sizes are told by what they must not be.
+    # A SymInt of a dynamic shape is not an int, so the check excludes other types instead.
     if (
         isinstance(size, (str, Tensor))
         or not isinstance(size, Sequence)
@@ -94,26 +90,23 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 def prediction_entropy(logits: Tensor) -> Tensor:
     """Entropy of the softmax over the classes, in nats.
 
-    Computed in float32 (float64 for float64 logits). A class at -inf has probability 0 and adds 0;
-    a NaN or +inf logit, or a pixel that is -inf throughout, gives NaN.
+    Computed in float32, or in float64 for float64 logits. A class at -inf has probability 0 and adds 0. A NaN or +inf
+    logit gives NaN, and so does a pixel whose logits are all -inf.
 
     Args:
-        logits: class scores before the softmax.
+        logits: [B, C, H, W], class scores before the softmax.
 
     Returns:
-        The entropy of each pixel, in [0, log C].
+        The entropy of each pixel, [B, H, W], in [0, log C].
 
     Raises:
-        TypeError: logits are not floating point.
-        ValueError: logits have the wrong rank or no classes.
-
-    Shape:
-        - logits: [B, C, H, W]
-        - output: [B, H, W]
+        TypeError: if `logits` are not floating point.
+        ValueError: if `logits` have the wrong rank or no classes.
     """
     _check_logits("prediction_entropy", logits)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.special.entr(wide.softmax(dim=1)).sum(dim=1)
+    entropy: Tensor = torch.special.entr(wide.softmax(dim=1)).sum(dim=1)
+    return entropy
 
 
 @torch.no_grad()
@@ -126,34 +119,27 @@ def entropy_filter(
 ) -> Tensor:
     """Turns a teacher's logits into pseudo labels and ignores the most uncertain pixels.
 
-    A pixel's label is its argmax (the lowest class on ties). It is ignored when its entropy is at
-    or above the keep_fraction quantile of the batch's entropies. The quantile is interpolated
-    linearly as by ``torch.quantile``, over the pixels that are valid and not NaN, and it works at
-    any size (``torch.quantile`` of PyTorch 2.13 stops at 2**24 elements). "At or above" is the
-    paper's rule: pixels tied with the threshold all go. The two ends are exact: keep_fraction 1
-    keeps every pixel (a quantile would still drop the maximum), 0 keeps none. No value is read on
-    the host.
+    A pixel's label is its argmax, the lowest class on ties. The pixel is ignored if its entropy is at or above the
+    `keep_fraction` quantile of the batch. "At or above" is the paper's rule: pixels tied with the threshold are all
+    ignored. The two ends are exact: 1 keeps every pixel, where a quantile would drop the maximum, and 0 keeps none.
+
+    The quantile interpolates linearly, as `torch.quantile` does, over the pixels that are valid and not NaN. It works
+    at any size, while `torch.quantile` of PyTorch 2.13 stops at 2**24 elements. Nothing synchronises with the host.
 
     Args:
-        logits: the teacher's class scores before the softmax.
-        keep_fraction: share of pixels to keep, in [0, 1]. As a 0-dim tensor it may change from step
-            to step without a recompilation; a tensor's value is clamped to [0, 1], NaN keeps none.
-        ignore_index: the label of ignored pixels, outside [0, C).
-        valid_mask: pixels that count; False marks padding (a crop's border, a CutMix hole), which
-            is ignored and left out of the quantile. None: all.
+        logits: [B, C, H, W], the teacher's class scores before the softmax.
+        keep_fraction: fraction of pixels to keep, in [0, 1]. A 0-dim tensor may change from step to step without a
+            recompilation. A tensor's value is clamped to [0, 1], and NaN keeps none.
+        ignore_index: label of ignored pixels, outside [0, C).
+        valid_mask: [B, H, W] bool. False marks padding (a crop's border, a CutMix hole), which is ignored and left out
+            of the quantile. None counts all pixels.
 
     Returns:
-        The filtered labels, int64. A pixel with a NaN logit is never kept.
+        The filtered labels, [B, H, W] int64. A pixel with a NaN logit is always ignored.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: a shape does not fit, keep_fraction is outside [0, 1], or ignore_index is a
-            class.
-
-    Shape:
-        - logits: [B, C, H, W]
-        - valid_mask: [B, H, W] bool
-        - output: [B, H, W] int64
+        TypeError: if an argument has the wrong type.
+        ValueError: if a shape does not fit, `keep_fraction` is outside [0, 1], or `ignore_index` is a class.
 
     Reference: Wang et al., CVPR 2023, section 3.2.
     """
@@ -185,19 +171,19 @@ def entropy_filter(
 
 
 def _masked_quantile(values: Tensor, fraction: Tensor, usable: Tensor) -> Tensor:
-    """Linearly interpolated quantile of ``values[usable]``, without a size limit or a host sync.
+    """Linearly interpolated quantile of `values[usable]`, without a size limit or a host sync.
 
-    The position fraction * (n - 1) is a float64: float32 has no odd integers above 2**24, which
-    would move the threshold of a large batch. Unusable entries sort last as +inf, so the first n
-    entries are the usable ones and n stays on the device.
+    The position fraction * (n - 1) is a float64. float32 has no odd integers above 2**24, which would move the
+    threshold of a large batch. Unusable entries sort last as +inf, so the first n entries are the usable ones, and n
+    stays on the device.
 
     Args:
-        values: any shape; its usable entries are finite.
+        values: any shape. Usable entries are finite.
         fraction: 0-dim tensor in [0, 1].
-        usable: bool, the shape of values.
+        usable: bool, the shape of `values`.
 
     Returns:
-        A 0-dim tensor of values' dtype; +inf or NaN where nothing is usable.
+        A 0-dim tensor of the dtype of `values`; +inf or NaN if nothing is usable.
     """
     if values.numel() == 0:
         return values.new_full((), math.inf)
@@ -219,7 +205,7 @@ def _check_logits(name: str, logits: Tensor) -> None:
 
 
 def _checked_fraction(fraction: float | Tensor, device: torch.device) -> Tensor:
-    """The kept share as a 0-dim tensor on the device, float64 where the device has it."""
+    """The fraction as a 0-dim tensor on the device, in float64 if the device has it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     if isinstance(fraction, Tensor):
         if fraction.dim() != 0:
@@ -237,5 +223,5 @@ def _checked_fraction(fraction: float | Tensor, device: torch.device) -> Tensor:
 
 
 def _kind(value: object) -> str:
-    """What an argument is, for an error: a tensor's dtype, or a type's name."""
+    """For an error: a tensor's dtype, or the name of another type."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

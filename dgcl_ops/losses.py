@@ -1,16 +1,25 @@
 """The loss as a module: density-guided contrast with its memory bank."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
-from dgcl_ops._step import report as _report
-from dgcl_ops._step import sampling, selection
+from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch
+from dgcl_ops._step.report import Record, report
+from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
+
+# The log-sum-exp of logits near 1 / T is stored in float32, with an error of up to 2^-24 / T. The gradient uses
+# exp(logit - lse), so its probabilities are off by a factor of up to exp(2^-24 / T): 6 % at 1e-6. Far below, the
+# exponential overflows and the gradient is NaN.
+MIN_TEMPERATURE = 1e-6
 
 
 class DensityContrastLoss(FixedDtypeModule):
@@ -18,53 +27,57 @@ class DensityContrastLoss(FixedDtypeModule):
 
     For each class c of the batch that is ready and not excluded:
 
-        anchors a_i   the candidates of lowest density, candidates being the class's pixels, `max_candidates`
-                      of them at most
+        candidates    random pixels of the class, at most `max_candidates`
+        anchors a_i   the candidates of lowest density
         key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes: all of them if there are at most `num_negatives`; otherwise
-                      that many, drawn with replacement
+        negatives n_j pixels of other classes: all of them if there are at most `num_negatives`, otherwise that many,
+                      drawn with replacement
         L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
 
-    and L is the mean of L_c over these classes. The gradient flows to the anchors alone. In training mode
-    the batch's rows are pushed into the bank after the loss has been computed. The step compiles with
-    fullgraph=True, and where compiled kernels run it copies nothing to the host; the plain PyTorch that stands
-    in for them on other devices does, and so does a sharded bank, with which it compiles in pieces. Arithmetic
-    is in float32, in float64 for float64 projections, under autocast too.
+    L is the mean of L_c over these classes. The gradient flows only to the anchors. In training mode, rows of the batch
+    enter the bank after the loss has been computed.
+
+    Arithmetic is in float32, or in float64 for float64 projections, also under autocast. With compiled kernels a step
+    needs no host sync and compiles with fullgraph=True. The PyTorch fallback and sharded banks do synchronise; with a
+    sharded bank, compile without fullgraph.
 
     Args:
         num_classes: C.
         feature_dim: D.
         projection_dim: E, D by default.
         scales: neighbourhood sizes of the density.
-        temperature: T.
-        num_anchors: anchors of a class, at most.
-        num_keys: rows of the batch, and again rows of the bank, that the key is the mean of, at most.
-        num_negatives: negatives of a class, at most.
-        max_candidates: pixels of a class looked at, at most.
-        anchors: "low_density", "random" or "low_confidence".
-        keys: "high_density"; "average", the mean over all candidates and all bank rows; or
-            "high_confidence", rows of the batch alone, since the bank stores no confidence.
+        temperature: T, at least 1e-6. float32 cannot represent the softmax of smaller ones.
+        num_anchors: most anchors of a class.
+        num_keys: the key is the mean of at most this many rows of the batch, and as many of the bank.
+        num_negatives: most negatives of a class.
+        max_candidates: most candidates of a class.
+        anchors: "low_density", "random", or "low_confidence".
+        keys: "high_density", "average" or "high_confidence". "average" is the mean of all candidates and all bank rows.
+            "high_confidence" takes only rows of the batch, since the bank stores no confidence.
         exclude_classes: classes without anchors, loss and bank rows. Their pixels still serve as negatives.
         ignore_index: label of pixels that take no part at all.
-        bank: a MemoryBank to use. Its capacity, rows_per_push, min_rows, refresh_every, backfill, dtype, placement,
-            process_group and seed are then in force instead of those given here; its metric and scales must be
-            the same.
-        bank_capacity: rows of each class's ring.
-        rows_per_push: rows of each class pushed by a step, at most; not more than `max_candidates`.
-        min_rows: bank rows from which on a class is ready; by default the largest scale.
-        metric: of the densities: "cosine", "dot" or "l2".
-        start: "per_class": a class takes part once it is ready; "all_full": none before all are full.
-        refresh_every, backfill, bank_dtype, placement, process_group: see MemoryBank.
-        disjoint: a class too small for all its anchors and keys shares its pixels out between them in
-            proportion, instead of letting some be both.
-        normalize_keys: take the mean of unit rows; else long projections weigh more.
+        bank: the MemoryBank to use. Its settings then replace the bank's arguments below. Its metric and scales must
+            match the loss.
+        bank_capacity: slots of each class's ring.
+        rows_per_push: most rows of each class that a step pushes, at most `max_candidates`.
+        min_rows: number of bank rows that makes a class ready. By default the largest scale.
+        metric: metric of the density. "l2" is minus the distance.
+        start: "per_class" lets a class take part once it is ready. "all_full" waits until all classes are full.
+        refresh_every: after this many pushes, recompute all densities in the bank; 0 never does.
+        backfill: whether a class that becomes ready gets the densities of all its rows.
+        bank_dtype: dtype of the bank's rows.
+        placement: what several ranks share, see MemoryBank.
+        process_group: the ranks that share the bank, see MemoryBank.
+        disjoint: if a class has too few pixels, split them between anchors and keys instead of reusing pixels as both.
+        normalize_keys: average unit rows. Otherwise long projections weigh more.
         eps: added to the sum of exponentials, see `density_contrast`.
-        grad_scale: factor of the gradient; the loss's value is not changed by it.
-        seed: of the draws; by default drawn from torch's global generator. Part of the bank's state.
-        device: of the buffers.
+        grad_scale: factor of the gradient. The loss's value does not change.
+        seed: seed of the draws, part of the bank's state. By default drawn from torch's global generator.
+        device: device of the buffers.
 
     Raises:
-        TypeError, ValueError: if an argument is out of its range.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of its range.
 
     Example:
         >>> loss = DensityContrastLoss(num_classes=21, feature_dim=256, exclude_classes=(0,))
@@ -74,6 +87,8 @@ class DensityContrastLoss(FixedDtypeModule):
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
         Semi-Supervised Semantic Segmentation", CVPR 2023.
     """
+
+    included: Tensor  # [C] bool, False for excluded classes
 
     def __init__(
         self,
@@ -87,33 +102,37 @@ class DensityContrastLoss(FixedDtypeModule):
         num_keys: int = 50,
         num_negatives: int = 512,
         max_candidates: int = 10_000,
-        anchors: str = "low_density",
-        keys: str = "high_density",
+        anchors: Literal["low_density", "random", "low_confidence"] = "low_density",
+        keys: Literal["high_density", "average", "high_confidence"] = "high_density",
         exclude_classes: tuple[int, ...] = (),
         ignore_index: int = 255,
         bank: MemoryBank | None = None,
         bank_capacity: int = 10_000,
         rows_per_push: int = 1_000,
         min_rows: int | None = None,
-        metric: str = "cosine",
-        start: str = "per_class",
+        metric: Literal["cosine", "dot", "l2"] = "cosine",
+        start: Literal["per_class", "all_full"] = "per_class",
         refresh_every: int = 0,
         backfill: bool = True,
         bank_dtype: torch.dtype = torch.float32,
-        placement: str = "replicated",
-        process_group=None,
+        placement: Literal["replicated", "sharded", "local"] = "replicated",
+        process_group: Any = None,
         disjoint: bool = False,
         normalize_keys: bool = False,
         eps: float = 0.0,
         grad_scale: float = 1.0,
         seed: int | None = None,
-        device=None,
+        device: torch.device | str | None = None,
     ):
         super().__init__()
         op = "DensityContrastLoss"
         self.num_classes = _arguments.positive_integer(op, "num_classes", num_classes)
         self.temperature = _arguments.number(op, "temperature", temperature, positive=True)
-        self.strategy = selection.Strategy(
+        if self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"{op}: temperature must be at least {MIN_TEMPERATURE}, got {temperature!r}"
+            )
+        self.strategy = Strategy(
             num_anchors=num_anchors,
             num_keys=num_keys,
             num_negatives=num_negatives,
@@ -158,88 +177,57 @@ class DensityContrastLoss(FixedDtypeModule):
                 seed=seed,
                 device=device,
             )
-        self.bank = self._matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
+        self.bank = _matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
         if not bank.rings.whole and keys == "average":
             raise ValueError(
-                f"{op}: keys must not be 'average' with a bank of placement 'sharded': that is the mean of all bank "
-                f"rows, which no process holds, got {keys!r}"
+                f"{op}: keys must not be 'average' with a sharded bank, got {keys!r}: no rank holds all rows to average"
             )
         if bank.rows_per_push > max_candidates:
             raise ValueError(
-                f"{op}: rows_per_push (by default 1,000) must be at most max_candidates {max_candidates}, since "
-                f"the rows pushed are candidates whose densities are known, got {bank.rows_per_push}"
+                f"{op}: rows_per_push (1,000 by default) must be at most max_candidates {max_candidates}, got "
+                f"{bank.rows_per_push}: only candidates have a density to push"
             )
         device = bank.counts.device
-        contrasted = [c not in self.exclude_classes for c in range(num_classes)]
-        self.register_buffer(
-            "contrasted", torch.tensor(contrasted, device=device), persistent=False
-        )
-        for name, dtype in (
-            ("class_loss", torch.float32),
-            ("active", torch.bool),
-            ("pixels", torch.int64),
-            ("candidates", torch.int64),
-            ("anchor_density", torch.float32),
-            ("key_density", torch.float32),
-        ):
-            record = torch.zeros(num_classes, dtype=dtype, device=device)
-            self.register_buffer(f"_{name}", record, persistent=False)
-        for name, shape in (("passed_over", (3,)), ("non_finite_rows", ())):
-            record = torch.zeros(shape, dtype=torch.int64, device=device)
-            self.register_buffer(f"_{name}", record, persistent=False)
-
-    @staticmethod
-    def _matching(bank, num_classes, feature_dim, projection_dim, metric, scales) -> MemoryBank:
-        op = "DensityContrastLoss"
-        if not isinstance(bank, MemoryBank):
-            raise TypeError(f"{op}: bank must be a MemoryBank, got {type(bank).__name__}")
-        for name, ours in (
-            ("num_classes", num_classes),
-            ("feature_dim", feature_dim),
-            ("projection_dim", feature_dim if projection_dim is None else projection_dim),
-            ("metric", metric),
-            ("scales", _arguments.scale_tuple(op, scales)),
-        ):
-            theirs = getattr(bank, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"{op}: bank must have {name} {ours!r} like the loss, got {theirs!r}"
-                )
-        return bank
+        included = [c not in self.exclude_classes for c in range(num_classes)]
+        self.register_buffer("included", torch.tensor(included, device=device), persistent=False)
+        self._record = Record(num_classes, device)
 
     @classmethod
     def paper(
         cls,
-        dataset: str,
+        dataset: Literal["voc", "cityscapes"],
         num_classes: int | None = None,
         feature_dim: int = 256,
         projection_dim: int = 256,
         *,
         world_size: int = 1,
-        **changes,
-    ) -> "DensityContrastLoss":
+        **changes: Any,
+    ) -> DensityContrastLoss:
         """The published setting, with the traits of the authors' program that change its numbers.
 
-        The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their
-        class holds at most 1,000 rows keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
+        The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their class
+        holds at most 1,000 rows keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
 
         The authors' program still differs. It excludes class 0 of every data set, on Cityscapes road:
         `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more than
-        `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md
-        lists the other differences.
+        `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md lists the other
+        differences.
 
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
             num_classes: by default the data set's.
             feature_dim: D.
             projection_dim: E.
-            world_size: number of processes W.
-            changes: further keyword arguments of the loss, taking precedence.
+            world_size: number of ranks W.
+            changes: further keyword arguments of the loss. They take precedence.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if an argument is out of its range.
         """
-        _arguments.one_of("DensityContrastLoss.paper", "dataset", dataset, ("voc", "cityscapes"))
-        world_size = _arguments.positive_integer(
-            "DensityContrastLoss.paper", "world_size", world_size
-        )
+        op = "DensityContrastLoss.paper"
+        _arguments.one_of(op, "dataset", dataset, ("voc", "cityscapes"))
+        world_size = _arguments.positive_integer(op, "world_size", world_size)
         setting = {
             "exclude_classes": (0,) if dataset == "voc" else (),
             "start": "all_full",  # one rare class keeps the loss at 0 until its ring is full
@@ -259,8 +247,6 @@ class DensityContrastLoss(FixedDtypeModule):
             f"eps={self.eps}, grad_scale={self.grad_scale}"
         )
 
-    # ---- one step -------------------------------------------------------------------------------------
-
     def forward(
         self,
         projections: Tensor,
@@ -270,26 +256,24 @@ class DensityContrastLoss(FixedDtypeModule):
         *,
         update_bank: bool = True,
     ) -> Tensor:
-        """The loss of a batch. In training mode, afterwards, the batch's rows enter the bank.
+        """The loss of a batch. In training mode, rows of the batch then enter the bank.
 
         Args:
-            projections: receive the gradient.
-            labels: class of each pixel, any integer type, `ignore_index` where there is none.
-            features: what densities are computed from; by default the projections. No gradient.
-            confidence: of each pixel's label; needed by "low_confidence" and "high_confidence".
+            projections: [B, E, H, W] or [M, E]. They receive the gradient.
+            labels: [B, H, W] or [M], class of each pixel in any integer dtype, or `ignore_index`.
+            features: [B, D, H, W] or [M, D]. Densities are computed from these; by default from the projections. They
+                receive no gradient.
+            confidence: [B, H, W] or [M], of each pixel's label. Needed by "low_confidence" and "high_confidence".
             update_bank: False leaves the bank's rows as they are.
 
         Returns:
-            The mean over the classes that take part; 0, still connected to `projections`, if there is none.
-            float32, for float64 projections float64.
+            The mean over the classes that take part, as a scalar: float64 for float64 projections, else float32. It is
+            0, still connected to `projections`, if no class takes part.
 
         Raises:
-            TypeError, ValueError: if dtypes or shapes do not fit.
-            RuntimeError: on the CPU, if a label lies outside [0, C) and is not `ignore_index`.
-
-        Shape:
-            projections [B, E, H, W], labels [B, H, W], features [B, D, H, W], confidence [B, H, W];
-            or flat: [M, E], [M], [M, D], [M].
+            TypeError: if a dtype does not fit.
+            ValueError: if a shape or device does not fit.
+            RuntimeError: on the CPU, if a label is neither in [0, C) nor `ignore_index`.
         """
         batch = Batch.checked(
             "DensityContrastLoss",
@@ -306,12 +290,12 @@ class DensityContrastLoss(FixedDtypeModule):
             zero = None
             if labels.numel() == 0:
                 zero = projections.to(wide).sum()
-                if self.bank.ranks().size == 1:
+                if self.bank._ranks().world_size == 1:
                     return zero
-                # The other processes have pixels, and wait for this one.
+                # The other ranks have pixels and wait for this one.
                 batch = batch.one_ignored_pixel(self.strategy.ignore_index)
             choice, rows = selection.select_and_gather(
-                self.strategy, self.bank, self.contrasted, batch, push, wide
+                self.strategy, self.bank, self.included, batch, push, wide
             )
             per_class = density_contrast(
                 rows.anchors,
@@ -327,85 +311,90 @@ class DensityContrastLoss(FixedDtypeModule):
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
                 if zero is None:
-                    self._record(choice, per_class)
-                if push:
-                    chosen = choice.push
+                    self._record.update(per_class, choice.summary)
+                pushed = choice.push
+                if pushed is not None and rows.push is not None:
                     self.bank.push_rows(
-                        chosen.features, rows.push, chosen.density, chosen.pixels.counts
+                        pushed.features, rows.push, pushed.density, pushed.pixels.counts
                     )
                 if self.training:
                     self.bank.rng_state[1].add_(1)
         return loss if zero is None else zero
 
-    # ---- diagnostics ----------------------------------------------------------------------------------
-
-    def _record(self, chosen: selection.Choice, per_class: Tensor) -> None:
-        self._class_loss.copy_(per_class)
-        self._active.copy_(chosen.active)
-        self._pixels.copy_(chosen.pixels)
-        self._candidates.copy_(chosen.candidate_counts)
-        self._passed_over.copy_(chosen.passed_over)
-        self._non_finite_rows.add_(chosen.passed_over[1])
-        if self.strategy.by_density:
-            self._anchor_density.copy_(_used_mean(chosen.anchor_density, chosen.anchors))
-            self._key_density.copy_(_used_mean(chosen.key_density, chosen.keys))
-
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the last step did and what the bank holds, as tensors that nobody waits for until they are read.
-        `report` says it in words. A batch without pixels leaves no trace in it.
+        """What the last step did and what the bank holds. It does not wait for the device.
+
+        `report` puts it into words. A batch without pixels changes nothing here.
 
         Returns:
-            dict with, for each class [C]:
-                rows: bank rows held.
-                ready: whether they suffice.
-                mean_density: mean of the stored densities, 0 without rows; of a sharded bank, those stored here.
-                active: whether the class took part in the last step.
-                pixels: its pixels in the last batch, without those passed over.
-                candidates: those of them looked at, 0 if it took no part.
-                class_loss: its loss, 0 if it took no part.
-                anchor_density, key_density: mean density of the batch's anchors and keys; 0 if the class took
-                    no part or no densities were needed.
-            and, as scalars:
-                ignored_pixels: of the last batch.
-                non_finite_pixels: its labelled pixels passed over because of an inf or NaN.
-                unknown_labels: its other labels outside [0, C); always 0 on the CPU, which refuses them.
-                non_finite_rows: all non_finite_pixels since construction.
-                pushes: of the bank.
+            A dict. For each class [C]:
+
+            - rows: rows in the bank.
+            - ready: whether there are enough.
+            - mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
+            - active: whether the class took part in the last step.
+            - pixels: its pixels in the last batch, without the skipped ones.
+            - candidates: how many of them were candidates; 0 if it took no part.
+            - class_loss: its loss; 0 if it took no part.
+            - anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
+            - key_density: likewise for the batch's keys.
+
+            As scalars:
+
+            - ignored_pixels: pixels of the last batch with label `ignore_index`.
+            - non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
+            - unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
+            - non_finite_rows: all non_finite_pixels since construction.
+            - num_pushes: pushes into the bank.
         """
         bank = self.bank
-        held = bank.held()
-        total = torch.where(held, bank.density, 0).sum(1)
-        ignored, non_finite, unknown = self._passed_over.clone()
+        valid = bank.valid_slots()
+        total = torch.where(valid, bank.density, 0).sum(1)
         return {
             "rows": bank.counts.clone(),
             "ready": bank.ready(),
-            "mean_density": total / held.sum(1).clamp(min=1),
-            "active": self._active.clone(),
-            "pixels": self._pixels.clone(),
-            "candidates": self._candidates.clone(),
-            "class_loss": self._class_loss.clone(),
-            "anchor_density": self._anchor_density.clone(),
-            "key_density": self._key_density.clone(),
-            "ignored_pixels": ignored,
-            "non_finite_pixels": non_finite,
-            "unknown_labels": unknown,
-            "non_finite_rows": self._non_finite_rows.clone(),
-            "pushes": bank.pushes.clone(),
+            "mean_density": total / valid.sum(1).clamp(min=1),
+            **self._record.snapshot(),
+            "num_pushes": bank.num_pushes.clone(),
         }
 
     def report(self, class_names: Sequence[str] | None = None) -> str:
-        """The diagnostics in words, for a person to print: what the last loss was, and if 0, why; which classes took
-        part, and which are absent, excluded, or lack rows; pixels passed over; the bank. It reads values to the
-        host, which waits for the device: not for every step.
+        """The diagnostics in words, to print.
+
+        It says what the last loss was and, if 0, why. It lists the classes that took part and those that are absent,
+        excluded or lack rows. It counts skipped pixels and describes the bank. It waits for the device, so do not call
+        it in every step.
 
         Args:
-            class_names: to print in place of numbers.
+            class_names: names to print instead of numbers.
+
+        Raises:
+            ValueError: if `class_names` does not name all classes.
         """
-        return _report.report(self, class_names)
+        return report(self, class_names)
 
 
-def _used_mean(values: Tensor, table: sampling.Table) -> Tensor:
-    """[C, W] -> [C]: mean of the entries that mean something, 0 without any."""
-    total = torch.where(sampling.used_entries(table), values, 0).sum(1)
-    return total / table.counts.clamp(min=1)
+def _matching(
+    bank: MemoryBank,
+    num_classes: int,
+    feature_dim: int,
+    projection_dim: int | None,
+    metric: str,
+    scales: tuple[int, ...],
+) -> MemoryBank:
+    """The bank, if it matches the loss."""
+    op = "DensityContrastLoss"
+    if not isinstance(bank, MemoryBank):
+        raise TypeError(f"{op}: bank must be a MemoryBank, got {type(bank).__name__}")
+    for name, ours in (
+        ("num_classes", num_classes),
+        ("feature_dim", feature_dim),
+        ("projection_dim", feature_dim if projection_dim is None else projection_dim),
+        ("metric", metric),
+        ("scales", _arguments.scale_tuple(op, scales)),
+    ):
+        theirs = getattr(bank, name)
+        if theirs != ours:
+            raise ValueError(f"{op}: bank must have the loss's {name} {ours!r}, got {theirs!r}")
+    return bank

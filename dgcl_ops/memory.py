@@ -1,10 +1,13 @@
 """The memory bank: for each class a ring of features, projections and densities.
 
-The rings are written in place and read as views. Everything that decides the next step is a persistent
-buffer on the bank's device, so that a checkpoint continues bit for bit and no step waits for the host.
+The rings are written in place and read as views. Everything that decides the next step is a persistent buffer on the
+bank's device. So a checkpoint continues bit for bit, and no step waits for the device.
 """
 
+from __future__ import annotations
+
 import copy
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,46 +26,66 @@ PLACEMENTS = ("replicated", "sharded", "local")
 class MemoryBank(FixedDtypeModule):
     """Per class a ring of rows: feature, projection, and the feature's density.
 
-    A row's density is the mean similarity to its nearest neighbours of the class (`knn_density`), computed at
-    insertion against the bank as it was before the push. While a class holds fewer than `min_rows` rows, its
-    rows get density 0 for the time being; the push that makes the class ready computes all of them.
+    A row's density is the mean similarity to its nearest neighbours in its class, see `knn_density`. It is computed at
+    insertion, against the bank as it was before the push. While a class holds fewer than `min_rows` rows, its rows get
+    the placeholder density 0. The push that makes the class ready computes all of them.
 
     With metric "cosine" the stored features are unit rows. With the other metrics they are stored as they are.
+
+    Under torch.distributed, `placement` decides what the ranks share:
+
+    - "replicated": each rank draws at most rows_per_push / W rows (rounded up) of each class and writes the rows of all
+      W ranks. All banks stay equal, bit for bit.
+    - "sharded": each rank holds a shard of capacity / W slots of each ring and answers the other ranks' queries. The
+      densities are those of the replicated bank, bit for bit. Each step synchronises with the host, so it does not
+      compile with fullgraph=True.
+    - "local": nothing. Each rank fills a bank from its own batches.
 
     Args:
         num_classes: C.
         feature_dim: D.
         projection_dim: E, D by default.
-        capacity: rows of each ring.
-        rows_per_push: rows that one push draws of each class, at most.
-        metric: "cosine", "dot" or "l2".
+        capacity: slots of each ring.
+        rows_per_push: most rows of each class that one push draws.
+        metric: metric of the density. "l2" is minus the distance.
         scales: neighbourhood sizes of the density.
-        dtype: of the stored rows. Densities are float32, for float64 rows float64.
-        placement: what several processes share. "replicated": each draws its share of a push, at most
-            rows_per_push / W rows of each class (rounded up), and writes the shares of all W, so that all
-            banks stay equal, bit for bit. "sharded": of each ring a process holds a window of capacity / W
-            slots, and answers the queries of the others; densities are those of the replicated bank, bit for
-            bit; each step waits for the host, so that it does not compile with fullgraph=True. "local": nothing;
-            each process fills a bank from its own batches.
-        process_group: the processes that share; None: all of them, if torch.distributed is in use by then. They
-            have to push, and with "sharded" to ask for densities, the same number of times.
-        min_rows: rows from which on a class is ready; by default the largest scale, or the capacity if that is
-            less.
-        refresh_every: every that many pushes the densities of all ready classes are computed anew; 0: never.
+        dtype: dtype of the stored rows. Densities are float64 for float64 rows, else float32.
+        placement: what several ranks share, see above.
+        process_group: the ranks that share the bank. None uses the default group if torch.distributed is initialised.
+            All ranks must push equally often. With "sharded" they must also ask for densities equally often.
+        min_rows: number of rows that makes a class ready. By default the largest scale, at most the capacity.
+        refresh_every: after this many pushes, recompute the densities of all ready classes; 0 never does.
         backfill: whether a class that becomes ready gets the densities of all its rows.
-        seed: of the rows drawn by `push`; by default drawn from torch's global generator.
-        device: of the buffers.
+        seed: seed of the draws. By default drawn from torch's global generator.
+        device: device of the buffers.
+
+    Attributes:
+        features: [C, capacity, D].
+        projections: [C, capacity, E].
+        density: [C, capacity].
+        counts: [C] int64, rows in each ring.
+        heads: [C] int64, the slot that the next row goes to.
+        num_pushes: [] int64.
+        rng_state: [2] int64, seed and step.
+        config: [2 + scales] int64: metric, dtype and scales, so that loading a different bank is detected.
+
+    With "sharded", features, projections and density have capacity / W slots. In the state_dict they are DTensors of
+    the whole bank.
 
     Raises:
-        TypeError, ValueError: if an argument is out of its range.
-
-    Shape:
-        features [C, capacity, D], projections [C, capacity, E], density [C, capacity],
-        counts and heads [C] int64: rows held, and the slot the next row goes to;
-        pushes [] int64, rng_state [2] int64; meaning [2 + scales] int64: metric, dtype and scales, for the
-        checkpoint. Sharded: of features, projections and density [C, capacity / W] slots; in the state_dict they
-        are DTensors of the whole.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of its range.
     """
+
+    features: Tensor
+    projections: Tensor
+    density: Tensor
+    counts: Tensor
+    heads: Tensor
+    num_pushes: Tensor
+    rng_state: Tensor
+    config: Tensor
+    _owner: Tensor
 
     def __init__(
         self,
@@ -72,16 +95,16 @@ class MemoryBank(FixedDtypeModule):
         *,
         capacity: int = 10_000,
         rows_per_push: int = 1_000,
-        metric: str = "cosine",
+        metric: Literal["cosine", "dot", "l2"] = "cosine",
         scales: tuple[int, ...] = (8, 16, 32),
         dtype: torch.dtype = torch.float32,
-        placement: str = "replicated",
-        process_group=None,
+        placement: Literal["replicated", "sharded", "local"] = "replicated",
+        process_group: Any = None,
         min_rows: int | None = None,
         refresh_every: int = 0,
         backfill: bool = True,
         seed: int | None = None,
-        device=None,
+        device: torch.device | str | None = None,
     ):
         super().__init__()
         op = "MemoryBank"
@@ -97,11 +120,11 @@ class MemoryBank(FixedDtypeModule):
         self.placement = _arguments.one_of(op, "placement", placement, PLACEMENTS)
         exchange.check_group(op, process_group)
         self.process_group = process_group
-        ranks = exchange.ALONE
+        ranks = exchange.SINGLE_PROCESS
         if placement != "local":
             ranks = exchange.ranks_of(process_group)
-        self.rings = Rings(self.capacity)
-        if placement == "sharded" and ranks.size > 1:
+        self.rings: Rings | sharded_rings.ShardedRings = Rings(self.capacity)
+        if placement == "sharded" and ranks.world_size > 1:
             self.rings = sharded_rings.ShardedRings(ranks, self.capacity)
         if min_rows is None:
             min_rows = min(max(self.scales), capacity)
@@ -110,8 +133,8 @@ class MemoryBank(FixedDtypeModule):
             raise ValueError(f"{op}: min_rows must be at most capacity {capacity}, got {min_rows}")
         if not backfill and metric != "cosine":
             raise ValueError(
-                f"{op}: backfill must be True with metric {metric!r}, of whose densities 0, that of a row "
-                f"without one, may be the highest, got {backfill!r}"
+                f"{op}: backfill=False needs metric='cosine', got metric={metric!r}: with 'dot' and 'l2' the "
+                "placeholder density 0 may rank highest"
             )
         self.refresh_every = _arguments.at_least(op, "refresh_every", refresh_every, 0)
         self.backfill = bool(backfill)
@@ -119,7 +142,7 @@ class MemoryBank(FixedDtypeModule):
         rows = (num_classes, self.rings.length)
         density_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
-        def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype):
+        def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
 
         buffer("features", (*rows, feature_dim), dtype)
@@ -127,12 +150,11 @@ class MemoryBank(FixedDtypeModule):
         buffer("density", rows, density_dtype)
         buffer("counts", (num_classes,), torch.int64)
         buffer("heads", (num_classes,), torch.int64)
-        buffer("pushes", (), torch.int64)
+        buffer("num_pushes", (), torch.int64)
         self.register_buffer("rng_state", _random.new_rng_state(seed, device))
-        meaning = checkpoint.meaning(metric, dtype, self.scales, device)
-        self.register_buffer("meaning", meaning)
+        self.register_buffer("config", checkpoint.config(metric, dtype, self.scales, device))
         if not self.rings.whole:
-            # Shows whether another rank's buffers were written over this window's.
+            # Shows whether another rank's buffers were written over this shard.
             owner = torch.tensor(ranks.rank, device=device)
             self.register_buffer("_owner", owner, persistent=False)
 
@@ -144,64 +166,69 @@ class MemoryBank(FixedDtypeModule):
             f"placement={self.placement!r}"
         )
 
-    def __deepcopy__(self, memo):
-        for group in (self.process_group, self.rings):  # processes, which a copy does not multiply
-            memo[id(group)] = group
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryBank:
+        for shared in (self.process_group, self.rings):  # a process group cannot be copied
+            memo[id(shared)] = shared
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
-    def ranks(self) -> exchange.Ranks:
-        """The processes that share the bank, and the number of this one."""
+    # ---- ranks ----------------------------------------------------------------------------------------
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Most rows of each class that this rank adds in a push: rows_per_push / W, rounded up."""
+        return -(-self.rows_per_push // self._ranks().world_size)
+
+    def _ranks(self) -> exchange.Ranks:
+        """The ranks that share the bank."""
         if self.placement == "local":
-            return exchange.ALONE
+            return exchange.SINGLE_PROCESS
         ranks = exchange.ranks_of(self.process_group)
         if self.placement == "sharded":
             built = self.rings.ranks
             if built[1:] != ranks[1:]:
                 raise RuntimeError(
-                    f"MemoryBank: with placement 'sharded' the bank must be constructed by the process that "
-                    f"uses it, after init_process_group, rank {ranks.rank} of {ranks.size}, got a bank of rank "
-                    f"{built.rank} of {built.size}"
+                    f"MemoryBank: with placement 'sharded', construct the bank after init_process_group and in the "
+                    f"process that uses it, here rank {ranks.rank} of {ranks.world_size}, got a bank of rank "
+                    f"{built.rank} of {built.world_size}"
                 )
         return ranks
 
-    def first_stream(self) -> int:
-        """Of the random numbers of this process, see `_random.random_bits`: two streams for each rank."""
-        return 2 * self.ranks().rank
-
-    def share(self) -> int:
-        """Rows that this process draws of each class for a push, at most."""
-        return -(-self.rows_per_push // self.ranks().size)
+    def _first_stream(self) -> int:
+        """The first of this rank's two streams of random numbers, see `_random.random_bits`."""
+        return 2 * self._ranks().rank
 
     # ---- reading --------------------------------------------------------------------------------------
 
     def ready(self, min_rows: int | None = None) -> Tensor:
-        """[C] bool: which classes hold at least `min_rows` rows, by default the bank's own."""
+        """[C] bool: classes that hold at least `min_rows` rows, by default the bank's own `min_rows`."""
         return self.counts >= (self.min_rows if min_rows is None else min_rows)
 
-    def held(self) -> Tensor:
-        """[C, capacity] bool: which slots hold a row. A ring fills from slot 0 on. Sharded: those of the window."""
+    def valid_slots(self) -> Tensor:
+        """[C, capacity] bool: slots that hold a row. With "sharded", those of this rank's shard."""
         counts = self.rings.counts(self.counts)
         return torch.arange(self.density.shape[1], device=counts.device) < counts[:, None]
 
-    def holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
-        """Whether rows pass for unit rows. Those of a half-precision bank are unit to three digits only, and
-        those of a float32 bank are not unit for float64 queries: then the kernel takes the norms itself."""
+    def _holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
+        """Whether a search may skip the norms of the rows.
+
+        Half-precision rows are unit to three digits only, and float32 rows are not unit to a float64 query's precision.
+        """
         exact = self.dtype == torch.float64 or (
             self.dtype == torch.float32 and query_dtype != torch.float64
         )
         return exact and self.metric == "cosine"
 
-    def densest_slots(self, width: int) -> Tensor:
-        """The slots of highest stored density; of equal ones, the lowest. Entries beyond the rows held mean nothing.
+    def _topk_density(self, k: int) -> Tensor:
+        """[C, k], k <= capacity: the slots of highest stored density. Of equal densities, the lowest slot is first.
 
-        Shape: [C, width], for a width of at most the capacity.
+        Entries from `counts[c]` on are valid indices of empty slots.
         """
-        return self.rings.densest_slots(self, width)
+        return self.rings.topk_density(self, k)
 
-    def projection_rows(self, slots: Tensor) -> Tensor:
-        """The projections in some slots of each ring. Shape: [C, K] -> [C, K, E]."""
+    def _projection_rows(self, slots: Tensor) -> Tensor:
+        """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
         return self.rings.projection_rows(self, slots)
 
     def density_of(
@@ -212,39 +239,45 @@ class MemoryBank(FixedDtypeModule):
         classes: Tensor | None = None,
         exclude_self: bool = False,
     ) -> Tensor:
-        """Density of each query in its class's rows; 0 where the class is not ready.
+        """Density of each query among its class's rows; 0 if the class is not ready.
 
         Args:
-            queries: rows sorted by class, of any float dtype. A gradient flows to them, but not with a sharded bank.
+            queries: [M, D], sorted by class, of any float dtype. They receive a gradient, except with "sharded".
             query_offsets: [C + 1] int64, where each class begins.
-            classes: [C] bool, further classes to leave out where False; they get density 0.
-            exclude_self: the queries are the bank's own rows, each no neighbour of itself. Not with a sharded bank,
-                of which no process has all rows.
+            classes: [C] bool. Queries of classes that are False get density 0.
+            exclude_self: the queries are the bank's own rows, and no row is its own neighbour. Not available with
+                "sharded", since no rank holds all rows.
 
-        Shape:
-            queries [M, D] -> [M].
+        Returns:
+            The densities, [M].
+
+        Raises:
+            ValueError: with "sharded", if `exclude_self` is True or `queries` requires a gradient.
         """
         with_density = self.ready() if classes is None else self.ready() & classes
         return self.rings.density_of(self, queries, query_offsets, with_density, exclude_self)
 
     @torch.no_grad()
     def checksum(self) -> Tensor:
-        """[] int64, on the bank's device: changes with any bit of any row, density, count or head, and with
-        their order. Equal banks have equal checksums on all devices and processes. A sharded bank has that of the
-        replicated one; there all processes have to ask for it."""
+        """[] int64, on the bank's device: a hash of all rows, densities, counts and heads, and their order.
+
+        Equal banks have equal checksums on all devices and ranks. A sharded bank has the checksum of the replicated
+        one; all ranks must call it.
+        """
         return checkpoint.checksum(self)
 
     def assert_synced(self) -> None:
-        """Raises unless the processes that share the bank agree: on all of it, or, sharded, on counts, heads,
-        pushes and random state. All of them have to call it; the host waits. With placement "local" there is
-        nothing to agree on.
+        """Raises unless the ranks that share the bank agree. All ranks must call it. It waits for the device.
+
+        Compared are the whole bank, the number of pushes and the random state. With "sharded", counts and heads stand
+        for the whole bank. With "local" there is nothing to compare.
 
         Raises:
-            RuntimeError: if a process differs from rank 0, naming which and in what.
+            RuntimeError: if a rank differs from rank 0. The text names the rank and what differs.
         """
-        told = {"pushes": self.pushes, "rng_state": self.rng_state}
-        told |= self.rings.fingerprint(self)
-        exchange.assert_equal("MemoryBank.assert_synced", self.ranks(), told)
+        state = {"num_pushes": self.num_pushes, "rng_state": self.rng_state}
+        state |= self.rings.synced_state(self)
+        exchange.assert_equal("MemoryBank.assert_synced", self._ranks(), state)
 
     # ---- writing --------------------------------------------------------------------------------------
 
@@ -252,30 +285,27 @@ class MemoryBank(FixedDtypeModule):
     def push(
         self, features: Tensor, projections: Tensor, labels: Tensor, *, ignore_index: int = 255
     ) -> None:
-        """Draws at most `rows_per_push` random pixels of each class and appends them, the oldest falling out.
+        """Appends at most `rows_per_push` random pixels of each class. The oldest rows fall out.
 
-        Of several processes each draws its share. Pixels with an inf or NaN in their feature or projection are
-        passed over. Everything is checked before anything is written.
+        Each of several ranks draws at most `rows_per_rank` of them. Pixels with an inf or NaN are skipped. Everything
+        is checked before anything is written.
 
         Args:
-            features: feature maps, any float dtype.
-            projections: projection maps of the same size.
-            labels: class of each pixel, any integer type.
-            ignore_index: label of pixels to pass over.
+            features: [B, D, H, W] or [M, D], any float dtype.
+            projections: [B, E, H, W] or [M, E], any float dtype.
+            labels: [B, H, W] or [M], any integer dtype.
+            ignore_index: label of pixels to skip.
 
         Raises:
-            TypeError, ValueError: if dtypes or shapes do not fit.
-            RuntimeError: on the CPU, if a label lies outside [0, C) and is not `ignore_index`.
-
-        Shape:
-            features [B, D, H, W], projections [B, E, H, W], labels [B, H, W];
-            or flat: [M, D], [M, E], [M].
+            TypeError: if a dtype does not fit.
+            ValueError: if a shape or device does not fit.
+            RuntimeError: on the CPU, if a label is neither in [0, C) nor `ignore_index`.
         """
         batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
-            if self.ranks().size == 1:
+            if self._ranks().world_size == 1:
                 return
-            # The other processes have rows, and wait for this one.
+            # The other ranks have rows and wait for this one.
             batch = batch.one_ignored_pixel(ignore_index)
         with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
@@ -287,106 +317,108 @@ class MemoryBank(FixedDtypeModule):
     def push_rows(
         self, features: Tensor, projections: Tensor, density: Tensor, row_counts: Tensor
     ) -> None:
-        """Appends the first row_counts[c] rows of each class c, whose densities are known.
+        """Appends the first row_counts[c] rows of each class c, with known densities.
 
-        Of several processes each gives its rows, at most its share: rows_per_push / W, rounded up. They are
-        appended in the order of the ranks, and rank 0's random state goes to all.
+        Each of several ranks adds its own rows. They are appended in rank order, and all ranks take rank 0's random
+        state.
+
+        Args:
+            features: [C, P, D]; with several ranks P <= `rows_per_rank`.
+            projections: [C, P, E].
+            density: [C, P].
+            row_counts: [C] int64, in [0, P].
 
         Raises:
-            ValueError: if P is more than this process's share.
-
-        Shape:
-            features [C, P, D], projections [C, P, E], density [C, P], row_counts [C] int64 in [0, P].
+            ValueError: with several ranks, if P is more than `rows_per_rank`.
         """
         was_ready = self.ready()
-        ranks, share = self.ranks(), self.share()
-        rows = exchange.Arrivals(features, projections, density, row_counts)
-        if ranks.size == 1:
+        ranks = self._ranks()
+        rows = exchange.PushedRows(features, projections, density, row_counts)
+        if ranks.world_size == 1:
             self.rings.write(self, rows, normalize=self.metric == "cosine")
         else:
-            if features.shape[1] > share:
+            if features.shape[1] > self.rows_per_rank:
                 raise ValueError(
-                    f"MemoryBank.push_rows: features must hold at most {share} rows of a class, the share of one "
-                    f"of {ranks.size} processes in {self.rows_per_push}, got {features.shape[1]}"
+                    f"MemoryBank.push_rows: features must hold at most {self.rows_per_rank} rows of a class "
+                    f"(rows_per_push {self.rows_per_push} over {ranks.world_size} ranks), got {features.shape[1]}"
                 )
-            rng_state, arrivals = exchange.exchange(ranks, self, share, rows)
+            rng_state, rows_of_ranks = exchange.exchange_rows(ranks, self, rows)
             self.rng_state.copy_(rng_state)
-            for rows in arrivals:
+            for rows in rows_of_ranks:
                 self.rings.write(self, rows, normalize=False)
-        self.pushes.add_(1)
+        self.num_pushes.add_(1)
         if self.backfill or self.refresh_every:
             due = torch.zeros_like(was_ready)
             if self.backfill:
                 due = due | ~was_ready
             if self.refresh_every:
-                due = due | (self.pushes % self.refresh_every == 0)
+                due = due | (self.num_pushes % self.refresh_every == 0)
             self.rings.refresh(self, due & self.ready())
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Empties the bank. The random state goes on."""
-        for name in ("features", "projections", "density", "counts", "heads", "pushes"):
+        """Empties the bank. The random state continues."""
+        for name in ("features", "projections", "density", "counts", "heads", "num_pushes"):
             getattr(self, name).zero_()
 
-    # ---- loading --------------------------------------------------------------------------------------
+    # ---- state_dict -----------------------------------------------------------------------------------
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         self.rings.save(self, destination, prefix)
 
     def _load_from_state_dict(
-        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
-    ):
-        known = [prefix + name for name in checkpoint.NAMES]
-        absent = [key for key in known if key not in state_dict]
-        foreign = [key for key in state_dict if key.startswith(prefix) and key not in known]
-        missing += absent
-        if strict:
-            unexpected += foreign
-        if absent or (foreign and strict):
-            return
-        fitted = checkpoint.fitting(self, state_dict, prefix, errors)
-        if fitted is None:
-            return
-        fitted = {prefix + name: value for name, value in fitted.items()}
-        super()._load_from_state_dict(fitted, prefix, metadata, strict, missing, unexpected, errors)
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        fitted = checkpoint.read(self, state_dict, prefix, strict, missing, unexpected, errors)
+        if fitted is not None:
+            super()._load_from_state_dict(
+                fitted, prefix, metadata, strict, missing, unexpected, errors
+            )
 
 
 def ddp_ignore_bank(root: nn.Module) -> list[str]:
-    """Keeps DistributedDataParallel from sending rank 0's bank to the other ranks in every step.
+    """Keeps DistributedDataParallel from broadcasting rank 0's bank in every step.
 
-    DDP broadcasts the buffers of what it wraps from rank 0, at once and before each forward. For a
-    :class:`MemoryBank` that costs the whole bank's size a step. A "replicated" bank is the same on all
-    ranks, and stays as it is; a "sharded" one loses its windows, and the next step raises an error; a
-    "local" one loses what the other ranks pushed. DDP skips the names in
-    ``_ddp_params_and_buffers_to_ignore``, which it reads only on the module it is given: so call this
-    with that very module, before DDP wraps it. A bank outside the wrapped module, or
-    ``broadcast_buffers=False``, needs no such call.
+    Call it on the very module that DDP will wrap, before wrapping. A bank outside that module, or
+    `broadcast_buffers=False`, needs no such call.
+
+    DDP broadcasts the buffers of the wrapped module from rank 0, at once and before each forward. For a `MemoryBank`
+    this costs the size of the whole bank per step. A "replicated" bank is the same on all ranks and stays correct. A
+    "sharded" bank loses its shards, and the next step raises an error. A "local" bank loses the other ranks' rows.
 
     Args:
-        root: the module that DDP is going to wrap.
+        root: the module that DDP will wrap.
 
     Returns:
-        The names of the buffers of every bank inside root, empty if there is none. Names that were
-        ignored before stay ignored.
+        The names of the buffers of every bank inside `root`. Names ignored before stay ignored.
 
     Raises:
-        TypeError: root is not a module, or is wrapped already.
+        TypeError: if `root` is not a module, or is wrapped already.
     """
     if not isinstance(root, nn.Module):
         raise TypeError(f"ddp_ignore_bank: root must be a Module, got {type(root).__name__}")
     if isinstance(root, nn.parallel.DistributedDataParallel):
         raise TypeError(
-            "ddp_ignore_bank: root must be the module before it is wrapped, got a "
-            "DistributedDataParallel, which has read the names already"
+            "ddp_ignore_bank: root must be the module before it is wrapped, got a DistributedDataParallel, which has "
+            "read the names already"
         )
     names = []
     for prefix, module in root.named_modules(remove_duplicate=False):
         if isinstance(module, MemoryBank):
             for name, buffer in module.named_buffers(prefix):
                 names.append(name)
-                buffer._ddp_ignored = True  # what DDP's mixed precision asks before it casts
+                buffer._ddp_ignored = True  # type: ignore[attr-defined]  # read by DDP's mixed precision
     ignored = list(getattr(root, "_ddp_params_and_buffers_to_ignore", ()))
     ignored += [name for name in names if name not in ignored]
-    root._ddp_params_and_buffers_to_ignore = ignored
+    root._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  # read by DDP
     return names

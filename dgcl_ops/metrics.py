@@ -1,9 +1,8 @@
 """How well features cluster by class: scores and density statistics, without an N x N matrix.
 
-The three scores equal scikit-learn's of the same name. They take features on any device, gather
-them a block of rows at a time, and compute and accumulate in float64. A block is sized so that the
-working memory stays below 64 MB beside a few vectors of length N and the class means [C, D].
-Features on a device without float64 (MPS) are scored on the CPU.
+The three scores equal scikit-learn's scores of the same name. They take features on any device, gather them a block
+of rows at a time, and compute and accumulate in float64. The working memory stays below 64 MB, plus a few vectors of
+length N and the class means [C, D]. Features on a device without float64 (MPS) are scored on the CPU.
 
 References:
     - P. Rousseeuw, "Silhouettes: a graphical aid ...", J. Comput. Appl. Math. 20, 1987.
@@ -11,128 +10,12 @@ References:
     - D. Davies, D. Bouldin, "A cluster separation measure", IEEE TPAMI 1(2), 1979.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dgcl_ops.ops import silhouette_sums
-
-_BUDGET_DOUBLES = 64 * 2**20 // 8
-_LARGEST_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class _Clusters:
-    """The rows that count, sorted by class."""
-
-    name: str  # the score they are for
-    features: Tensor  # [N, D], as given
-    order: Tensor  # [n] rows of features that count, sorted by class
-    ids: Tensor  # [n] class of each sorted row, numbered 0 .. C-1
-    counts: Tensor  # [C] rows of each class
-
-    @property
-    def block(self) -> int:
-        """Rows a block may hold: a float64 block [b, D] with its copies and a few tables [b, C],
-        all within the budget."""
-        row = 6 * self.features.shape[1] + 4 * self.counts.numel()
-        return max(1, min(_LARGEST_BLOCK, _BUDGET_DOUBLES // row))
-
-    def sum_block(self, copies: int) -> int:
-        """Rows whose sums of distances may be taken at once: their features as given, `copies`
-        times, and a few tables [b, C], in three quarters of the budget; the operator has the rest."""
-        row_bytes = copies * self.features.shape[1] * self.features.element_size()
-        return max(1, 6 * _BUDGET_DOUBLES // (row_bytes + 32 * self.counts.numel()))
-
-    def blocks(self, size: int | None = None) -> Iterator[slice]:
-        rows, size = self.order.numel(), size or self.block
-        for start in range(0, rows, size):
-            yield slice(start, min(start + size, rows))
-
-    def as_given(self, block: slice) -> Tensor:
-        """The sorted rows of a block: [b, D]."""
-        return self.features.index_select(0, self.order[block])
-
-    def rows(self, block: slice) -> Tensor:
-        """The same, widened, a copy in any case: [b, D] float64."""
-        return self.as_given(block).double()
-
-    def distances_to(self, means: Tensor, block: slice) -> Tensor:
-        """The Euclidean distances of a block's rows to their class means: [b] float64."""
-        differences = self.rows(block).sub_(means.index_select(0, self.ids[block]))
-        return torch.linalg.vector_norm(differences, dim=1)
-
-    def class_means(self) -> Tensor:
-        """[C, D] float64. ValueError where a feature is not finite: NaN and infinity stay in a sum, so
-        that rows are looked at one by one only where a sum is not finite."""
-        sums = self.features.new_zeros(
-            self.counts.numel(), self.features.shape[1], dtype=torch.float64
-        )
-        for block in self.blocks():
-            sums.index_add_(0, self.ids[block], self.rows(block))
-        if not sums.isfinite().all():
-            self.check_finite()
-        return sums / self.counts[:, None]
-
-    def check_finite(self) -> None:
-        for block in self.blocks():
-            if not self.as_given(block).isfinite().all():
-                raise ValueError(f"{self.name}: features must be finite, got NaN or infinity")
-
-
-def _clusters(name: str, features: Tensor, labels: Tensor, ignore_index: int | None) -> _Clusters:
-    """Checks the arguments of a score, but for finite features, and sorts the rows that count by class."""
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"{name}: features must be a floating point tensor, got {kind}")
-    _check_integers(name, labels)
-    if features.dim() != 2:
-        raise ValueError(f"{name}: features must have shape [N, D], got {list(features.shape)}")
-    if labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"{name}: labels must have shape [{features.shape[0]}], one per row of features, "
-            f"got {list(labels.shape)}"
-        )
-    if labels.device != features.device:
-        raise ValueError(
-            f"{name}: labels must be on the device of features, {features.device}, "
-            f"got {labels.device}"
-        )
-    if features.device.type == "mps":
-        features, labels = features.cpu(), labels.cpu()
-    labels, order = labels.long().sort(stable=True)
-    if ignore_index is not None:
-        kept = labels != ignore_index
-        labels, order = labels[kept], order[kept]
-    _, ids, counts = labels.unique_consecutive(return_inverse=True, return_counts=True)
-    if not 2 <= counts.numel() < order.numel():
-        raise ValueError(
-            f"{name}: labels must hold at least 2 classes and fewer classes than rows, "
-            f"got {counts.numel()} classes in {order.numel()} rows"
-        )
-    return _Clusters(name, features, order, ids, counts)
-
-
-def _distance_sums(clusters: _Clusters) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of sorted rows with their sums of distances by class, [b, C]: all rows at once, where
-    the sorted copy fits into the budget, which also halves the work."""
-    ends = clusters.counts.cumsum(0)
-    offsets = torch.cat([ends.new_zeros(1), ends])  # [C + 1]
-    rows = clusters.order.numel()
-    if rows <= clusters.sum_block(copies=1):
-        everything = slice(0, rows)
-        yield everything, silhouette_sums(clusters.as_given(everything), offsets)
-        return
-    blocks = list(clusters.blocks(clusters.sum_block(copies=2)))
-    for block in blocks:
-        asking = clusters.as_given(block)
-        sums = offsets.new_zeros(asking.shape[0], clusters.counts.numel(), dtype=torch.float64)
-        for other in blocks:
-            inside = (offsets - other.start).clamp(0, other.stop - other.start)
-            sums += silhouette_sums(clusters.as_given(other), inside, asking)
-        yield block, sums
+from dgcl_ops._clusters import check_floats, check_integers, sort_by_class
 
 
 @torch.no_grad()
@@ -141,39 +24,33 @@ def silhouette_score(
 ) -> Tensor:
     """Mean silhouette of all rows, in [-1, 1]; higher is better.
 
-    A row's silhouette is (b - a) / max(a, b) with a its mean Euclidean distance to the other rows
-    of its class and b its smallest mean distance to the rows of another class. A row that is alone
-    in its class, or whose a and b are both 0, has silhouette 0.
+    A row's silhouette is (b - a) / max(a, b). a is its mean Euclidean distance to the other rows of its class. b is
+    its smallest mean distance to the rows of another class. A row has silhouette 0 if it is alone in its class, or
+    if a and b are both 0.
 
-    Time grows with N^2 D; memory does not grow with N^2: distances are added up by class as they
-    are computed (:func:`dgcl_ops.ops.silhouette_sums`), from differences, so that neither close
-    pairs nor a far origin cost digits.
+    Time grows with N^2 D. Memory does not grow with N^2: `ops.silhouette_sums` adds up distances by class as it
+    computes them. It computes them from differences, so close pairs and a far origin cost no digits.
 
     Args:
-        features: one row per sample, any float dtype, finite.
-        labels: the class of each row, any integers.
-        ignore_index: rows of this label are left out. None: no row is.
+        features: [N, D], any float dtype, finite. One row per sample.
+        labels: [N], any integers. The class of each row.
+        ignore_index: rows with this label are left out. None leaves out no row.
 
     Returns:
         A 0-dim float64 tensor.
 
     Raises:
-        TypeError: features are not floating point or labels are not integers.
-        ValueError: a shape does not fit, features are not finite, or there are fewer than 2
-            classes or as many classes as rows.
+        TypeError: features are not floating point, or labels are not integers.
+        ValueError: a shape does not fit, or features are not finite, or there are fewer than 2 classes, or as many
+            classes as rows.
 
-    Shape:
-        - features: [N, D]
-        - labels: [N]
-        - output: []
-
-    Reference: Rousseeuw 1987; ``sklearn.metrics.silhouette_score``.
+    Reference: Rousseeuw 1987; `sklearn.metrics.silhouette_score`.
     """
-    clusters = _clusters("silhouette_score", features, labels, ignore_index)
+    clusters = sort_by_class("silhouette_score", features, labels, ignore_index)
     clusters.check_finite()
     counts = clusters.counts
     total = torch.zeros((), dtype=torch.float64, device=counts.device)
-    for block, sums in _distance_sums(clusters):
+    for block, sums in clusters.distance_sums():
         own = clusters.ids[block, None]  # [b, 1]
         intra = sums.gather(1, own) / (counts[own] - 1)  # 0 / 0 = NaN where the row is alone
         sums /= counts
@@ -190,28 +67,24 @@ def calinski_harabasz_score(
     """Ratio of between-class to within-class dispersion; higher is better.
 
     With n rows, C classes, class sizes n_c, class means m_c and the mean m of all rows:
-    (sum_c n_c |m_c - m|^2 / (C - 1)) / (sum_i |x_i - m_c(i)|^2 / (n - C)), and 1 if the
-    within-class dispersion is 0.
+    (sum_c n_c |m_c - m|^2 / (C - 1)) / (sum_i |x_i - m_c(i)|^2 / (n - C)). The score is 1 if the within-class
+    dispersion is 0.
 
     Args:
-        features: one row per sample, any float dtype, finite.
-        labels: the class of each row, any integers.
-        ignore_index: rows of this label are left out. None: no row is.
+        features: [N, D], any float dtype, finite. One row per sample.
+        labels: [N], any integers. The class of each row.
+        ignore_index: rows with this label are left out. None leaves out no row.
 
     Returns:
         A 0-dim float64 tensor.
 
     Raises:
-        TypeError, ValueError: as :func:`silhouette_score`.
+        TypeError: as for `silhouette_score`.
+        ValueError: as for `silhouette_score`.
 
-    Shape:
-        - features: [N, D]
-        - labels: [N]
-        - output: []
-
-    Reference: Calinski and Harabasz 1974; ``sklearn.metrics.calinski_harabasz_score``.
+    Reference: Calinski and Harabasz 1974; `sklearn.metrics.calinski_harabasz_score`.
     """
-    clusters = _clusters("calinski_harabasz_score", features, labels, ignore_index)
+    clusters = sort_by_class("calinski_harabasz_score", features, labels, ignore_index)
     counts, rows = clusters.counts, clusters.order.numel()
     classes = counts.numel()
     means = clusters.class_means()  # [C, D]
@@ -231,36 +104,32 @@ def davies_bouldin_score(
     """Mean over classes of the similarity to the most similar other class; lower is better.
 
     With s_c the mean distance of class c's rows to their mean m_c, the similarity of two classes is
-    (s_c + s_d) / |m_c - m_d|. Classes whose means coincide are not compared, and the score is 0 if
-    all s_c or all distances of means are 0 (within 1e-8), as in scikit-learn.
+    (s_c + s_d) / |m_c - m_d|. Classes whose means coincide are not compared. As in scikit-learn, the score is 0 if
+    all s_c, or all distances of means, are 0 (within 1e-8).
 
     Args:
-        features: one row per sample, any float dtype, finite.
-        labels: the class of each row, any integers.
-        ignore_index: rows of this label are left out. None: no row is.
+        features: [N, D], any float dtype, finite. One row per sample.
+        labels: [N], any integers. The class of each row.
+        ignore_index: rows with this label are left out. None leaves out no row.
 
     Returns:
         A 0-dim float64 tensor, not negative.
 
     Raises:
-        TypeError, ValueError: as :func:`silhouette_score`.
+        TypeError: as for `silhouette_score`.
+        ValueError: as for `silhouette_score`.
 
-    Shape:
-        - features: [N, D]
-        - labels: [N]
-        - output: []
-
-    Reference: Davies and Bouldin 1979; ``sklearn.metrics.davies_bouldin_score``.
+    Reference: Davies and Bouldin 1979; `sklearn.metrics.davies_bouldin_score`.
     """
-    clusters = _clusters("davies_bouldin_score", features, labels, ignore_index)
+    clusters = sort_by_class("davies_bouldin_score", features, labels, ignore_index)
     means = clusters.class_means()  # [C, D]
     spread = means.new_zeros(means.shape[0])  # [C]
     for block in clusters.blocks():
         spread.index_add_(0, clusters.ids[block], clusters.distances_to(means, block))
     spread /= clusters.counts
     total, widest = means.new_zeros(()), means.new_zeros(())
-    for start in range(0, means.shape[0], clusters.block):
-        block = slice(start, start + clusters.block)
+    for start in range(0, means.shape[0], clusters.largest_block):
+        block = slice(start, start + clusters.largest_block)
         # From differences: coinciding means have distance 0, not the root of a rounding error.
         distances = torch.cdist(
             means[block], means, compute_mode="donot_use_mm_for_euclid_dist"
@@ -283,36 +152,28 @@ def density_statistics(
 ) -> dict[str, Tensor]:
     """Summarises local densities class by class, without a loop over classes.
 
-    NaN densities (of NaN features) are left out, as are ignored labels. Labels outside
-    [0, num_classes) raise on the CPU and are left out on other devices, where looking at them would
-    stop the stream; nothing is read on the host there.
+    NaN densities (from NaN features) and ignored labels are left out. Labels outside [0, num_classes) raise on the
+    CPU. Other devices leave them out, because a check would wait for the device.
 
     Args:
-        density: local density of each row or pixel, as :func:`dgcl_ops.knn_density` gives it.
-        labels: the class of each.
-        num_classes: C.
-        quantiles: the quantiles to report, in [0, 1], linearly interpolated.
-        ignore_index: label to leave out. None: none is.
+        density: [...], floating point. Local densities of rows or pixels, as from `dgcl_ops.knn_density`.
+        labels: [...], the shape of density, integers. The class of each.
+        num_classes: C, the number of classes.
+        quantiles: Q quantiles to report, in [0, 1], linearly interpolated.
+        ignore_index: rows with this label are left out. None leaves out no row.
 
     Returns:
-        "count" int64; "mean", "min", "max" and "quantiles", float64 (float32 on MPS), NaN for a
-        class without rows.
+        A dict with "count" [C] int64, "mean", "min" and "max" [C], and "quantiles" [Q, C]. The last four are float64
+        (float32 on MPS), and NaN for a class without rows.
 
     Raises:
-        TypeError: density is not floating point or labels are not integers.
-        ValueError: shapes differ, num_classes is not positive, a quantile is outside [0, 1], or (on
-            the CPU) a label is out of range.
-
-    Shape:
-        - density, labels: the same, any
-        - "count", "mean", "min", "max": [C]
-        - "quantiles": [Q, C]
+        TypeError: density is not floating point, or labels are not integers.
+        ValueError: shapes differ, num_classes is not positive, or a quantile is outside [0, 1]; on the CPU also a
+            label out of range.
     """
     name = "density_statistics"
-    if not isinstance(density, Tensor) or not density.is_floating_point():
-        kind = density.dtype if isinstance(density, Tensor) else type(density).__name__
-        raise TypeError(f"{name}: density must be a floating point tensor, got {kind}")
-    _check_integers(name, labels)
+    check_floats(name, "density", density)
+    check_integers(name, labels)
     if labels.shape != density.shape:
         raise ValueError(
             f"{name}: labels must have the shape of density, {list(density.shape)}, "
@@ -363,14 +224,3 @@ def density_statistics(
         "max": table[1],
         "quantiles": table[2:],
     }
-
-
-def _check_integers(name: str, labels: Tensor) -> None:
-    if (
-        not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}: labels must be an integer tensor, got {kind}")

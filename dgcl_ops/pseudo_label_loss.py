@@ -10,10 +10,13 @@ from dgcl_ops.ops import _arguments
 class PseudoLabelLoss(nn.Module):
     """Cross-entropy on pseudo labels, weighted by (all pixels / pixels kept).
 
-    The mean over the kept pixels grows by this factor the more pixels the entropy filter has taken out.
+    The more pixels the entropy filter ignores, the larger is the weight of the mean over the kept pixels.
 
     Args:
-        ignore_index: label of the pixels taken out.
+        ignore_index: label of ignored pixels.
+
+    Raises:
+        TypeError: if `ignore_index` is not an integer.
     """
 
     def __init__(self, ignore_index: int = 255):
@@ -24,20 +27,19 @@ class PseudoLabelLoss(nn.Module):
         return f"ignore_index={self.ignore_index}"
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss; 0, still connected to `logits`, if no pixel is kept.
+        """The loss of a batch.
 
         Args:
-            logits: of any float dtype; the loss is computed in float32 or float64.
-            labels: any integer type.
+            logits: [B, C, H, W] or [M, C], any float dtype.
+            labels: [B, H, W] or [M], any integer dtype.
 
         Returns:
-            float32 scalar, float64 for float64 logits.
+            The loss as a scalar, computed in float64 for float64 logits, else in float32. It is 0, still connected to
+            `logits`, if no pixel is kept.
 
         Raises:
-            TypeError, ValueError: if dtypes or shapes do not fit.
-
-        Shape:
-            logits [B, C, H, W], labels [B, H, W]; or [M, C], [M].
+            TypeError: if a dtype does not fit.
+            ValueError: if the shapes do not fit.
         """
         op = "PseudoLabelLoss"
         if not logits.is_floating_point():
@@ -46,7 +48,7 @@ class PseudoLabelLoss(nn.Module):
             raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
         if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
             raise ValueError(
-                f"{op}: labels must have the shape of logits {list(logits.shape)} without its classes, got "
+                f"{op}: labels must have the shape of logits {list(logits.shape)} without the classes, got "
                 f"{list(labels.shape)}"
             )
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -6,7 +6,7 @@ Semantic Segmentation", CVPR 2023, section 4.1.
 
 from torch import Tensor
 
-# Share of pixels whose pseudo label is dropped, at progress 0 and 1, as published.
+# Fraction of pixels whose pseudo label is dropped, at progress 0 and 1, as published.
 CLASSIFICATION_DROP = (0.20, 0.0)
 CONTRAST_DROP = (0.80, 0.0)
 CONTRAST_DROP_FLOOR = 0.10  # the contrast never drops less
@@ -18,14 +18,15 @@ def linear_schedule(start: float, end: float, progress: float | Tensor) -> float
     Args:
         start: the value at progress 0.
         end: the value at progress 1.
-        progress: share of the training done; clamped to [0, 1]. A tensor gives a tensor.
+        progress: fraction of the training done, clamped to [0, 1]. A tensor gives a tensor.
 
     Returns:
         (1 - progress) * start + progress * end.
 
     Raises:
-        ValueError: progress is a float NaN.
+        ValueError: if `progress` is a float NaN.
     """
+    done: float | Tensor
     if isinstance(progress, Tensor):
         done = progress.clamp(0, 1)
     elif progress != progress:  # NaN; math.isnan is a graph break for a traced float
@@ -36,34 +37,53 @@ def linear_schedule(start: float, end: float, progress: float | Tensor) -> float
 
 
 def classification_drop_fraction(progress: float | Tensor) -> float | Tensor:
-    """Share of pixels dropped from the pseudo labels of the classification loss: 0.20 -> 0."""
+    """Fraction of pixels dropped from the pseudo labels of the classification loss: 0.20 -> 0.
+
+    Args:
+        progress: fraction of the training done, clamped to [0, 1].
+
+    Returns:
+        The fraction. A tensor gives a tensor.
+
+    Raises:
+        ValueError: if `progress` is a float NaN.
+    """
     return linear_schedule(*CLASSIFICATION_DROP, progress)
 
 
 def contrast_drop_fraction(progress: float | Tensor) -> float | Tensor:
-    """Share of pixels dropped from the labels of the contrastive loss: max(0.80 (1 - progress), 0.10).
+    """Fraction of pixels dropped from the labels of the contrastive loss: max(0.80 (1 - progress), 0.10).
 
-    That is 0.10 from progress 0.875 on. `linear_schedule(0.80, 0.10, progress)` is the straight line.
+    It is 0.10 from progress 0.875 on. `linear_schedule(0.80, 0.10, progress)` is the straight line.
+
+    Args:
+        progress: fraction of the training done, clamped to [0, 1].
+
+    Returns:
+        The fraction. A tensor gives a tensor.
+
+    Raises:
+        ValueError: if `progress` is a float NaN.
     """
-    share = linear_schedule(*CONTRAST_DROP, progress)
-    if isinstance(share, Tensor):
-        return share.clamp(min=CONTRAST_DROP_FLOOR)
-    return max(share, CONTRAST_DROP_FLOOR)
+    fraction = linear_schedule(*CONTRAST_DROP, progress)
+    if isinstance(fraction, Tensor):
+        return fraction.clamp(min=CONTRAST_DROP_FLOOR)
+    return max(fraction, CONTRAST_DROP_FLOOR)
 
 
 def training_progress(epoch: float, warmup_epochs: float, epochs: float) -> float:
-    """Share of the training done after the warm-up.
+    """Fraction of the training done, counted from the end of the warm-up.
 
     Args:
-        epoch: epochs done so far; a fraction (epoch + step / steps) gives a smooth schedule.
+        epoch: epochs done so far. A fraction (epoch + step / steps) gives a smooth schedule.
         warmup_epochs: supervised epochs at the start.
-        epochs: epochs in all.
+        epochs: total number of epochs.
 
     Returns:
         (epoch - warmup_epochs) / (epochs - warmup_epochs), clamped to [0, 1].
 
     Raises:
-        ValueError: warmup_epochs is negative, or no epoch is left after the warm-up.
+        ValueError: if `warmup_epochs` is negative, or no epoch is left after the warm-up.
     """
     if warmup_epochs < 0:
         raise ValueError(
@@ -79,7 +99,7 @@ def training_progress(epoch: float, warmup_epochs: float, epochs: float) -> floa
 def ema_decay(step: int, maximum: float = 0.999) -> float:
     """Decay of the teacher's moving average, min(1 - 1 / (step + 1), maximum).
 
-    The ramp makes the teacher the plain mean of the student so far; step 0 copies the student.
+    During the ramp the teacher is the plain mean of the student so far. Step 0 copies the student.
 
     Args:
         step: updates done so far.
@@ -89,7 +109,7 @@ def ema_decay(step: int, maximum: float = 0.999) -> float:
         The weight of the teacher's old value.
 
     Raises:
-        ValueError: step is negative or maximum is outside [0, 1].
+        ValueError: if `step` is negative or `maximum` is outside [0, 1].
     """
     if step < 0:
         raise ValueError(f"ema_decay: step must not be negative, got {step}")
@@ -99,19 +119,19 @@ def ema_decay(step: int, maximum: float = 0.999) -> float:
 
 
 def poly_learning_rate(base: float, step: int, total: int, power: float = 0.9) -> float:
-    """Polynomial decay, base * (1 - step / total) ** power; 0 from step = total on.
+    """Polynomial decay, base * (1 - step / total) ** power. It is 0 from step = total on.
 
     Args:
         base: learning rate at step 0.
         step: optimiser steps done so far.
-        total: steps of the whole training.
+        total: total number of steps.
         power: exponent of the decay.
 
     Returns:
         The learning rate of this step.
 
     Raises:
-        ValueError: step is negative, or total or power is not positive.
+        ValueError: if `step` is negative, or `total` or `power` is not positive.
     """
     if step < 0:
         raise ValueError(f"poly_learning_rate: step must not be negative, got {step}")
@@ -119,4 +139,5 @@ def poly_learning_rate(base: float, step: int, total: int, power: float = 0.9) -
         raise ValueError(f"poly_learning_rate: total must be positive, got {total}")
     if not power > 0:
         raise ValueError(f"poly_learning_rate: power must be positive, got {power}")
-    return base * max(1 - step / total, 0.0) ** power
+    rate: float = base * max(1 - step / total, 0.0) ** power
+    return rate

@@ -1,9 +1,10 @@
-"""Density-guided contrast against plain self-training, on scenes of handwritten digits; writes a report to look at.
+"""Compares density-guided contrast with plain self-training on scenes of handwritten digits, and writes a report.
 
     python examples/demo.py --out demo_out
 
-Trains a small segmentation network three ways with each seed (labelled scenes only; + pseudo labels; + density loss),
-prints the table and writes `index.html`, three pictures and `metrics.json`. Needs no download and no GPU.
+For each seed it trains a small segmentation network in three ways: labelled scenes only, with pseudo labels, with the
+density loss. It prints a table and writes `index.html`, three pictures and `metrics.json`. It needs no download and no
+GPU.
 """
 
 import argparse
@@ -17,11 +18,11 @@ from pathlib import Path
 from semi_supervised import page, runs, summary
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     plan = plan_from(options)
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)  # a bad path fails now and not after the training
+    out.mkdir(parents=True, exist_ok=True)  # a bad path fails before the training
     started = time.perf_counter()
     jobs = len(runs.METHODS) * len(options.seeds)
     workers = max(1, min(options.workers or runs.available_cores(), jobs))
@@ -40,10 +41,10 @@ def main(arguments=None):
     metrics = {"facts": facts, "plan": asdict(plan), **result}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     page.write(out, plan, trained, result, facts)
-    print(f"\n{out / 'index.html'} shows it; {time.perf_counter() - started:.0f} s in all")
+    print(f"\nreport: {out / 'index.html'} ({time.perf_counter() - started:.0f} s in all)")
 
 
-def parse(arguments):
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -52,13 +53,13 @@ def parse(arguments):
     add = parser.add_argument
     add("--out", default="demo_out", help="folder for the report")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each method per seed")
-    add("--workers", type=int, default=0, help="runs at a time; 0: as many as there are cores")
-    add("--steps", type=int, default=default.settings.steps, help="steps of a run")
-    add("--warm-up", type=int, default=default.settings.warm_up, help="supervised steps at first")
+    add("--workers", type=int, default=0, help="runs at a time; 0: one per core")
+    add("--steps", type=int, default=default.settings.steps, help="steps per run")
+    add("--warm-up", type=int, default=default.settings.warm_up, help="first, supervised steps")
     add("--labelled", type=int, default=default.labelled, help="labelled scenes")
     add("--unlabelled", type=int, default=default.unlabelled, help="unlabelled scenes")
     add("--evaluated", type=int, default=default.evaluated, help="held-out scenes")
-    add("--split", choices=("test", "val"), default=default.split, help="val: to try settings on")
+    add("--split", choices=("test", "val"), default=default.split, help="val: to tune settings")
     options = parser.parse_args(arguments)
     for name in ("steps", "labelled", "unlabelled", "evaluated"):
         if getattr(options, name) < 1:
@@ -66,11 +67,11 @@ def parse(arguments):
     if not 0 <= options.warm_up < options.steps:
         parser.error(f"--warm-up must lie in [0, {options.steps}), got {options.warm_up}")
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-        parser.error(f"--seeds must be different numbers from 0 on, got {options.seeds}")
+        parser.error(f"--seeds must be distinct and not negative, got {options.seeds}")
     return options
 
 
-def plan_from(options):
+def plan_from(options: argparse.Namespace) -> runs.Plan:
     default = runs.Plan()
     return replace(
         default,

@@ -1,4 +1,4 @@
-"""Trains a segmentation network on images of which few are labelled, with the density loss.
+"""Trains a segmentation network with the density loss on images, few of them labelled.
 
     python examples/train_segmentation.py --data DIR --labelled 46
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
@@ -7,9 +7,9 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
         examples/train_segmentation.py --resume auto --config ...
 
-Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG of its
-image's name, with a class in each pixel. Several seeds or weights are trained one after the other and compared, seed by
-seed. Every run writes its checkpoint, log, metrics and some overlays into a folder of its own under --out.
+Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG with its
+image's name and a class in each pixel. Several seeds or weights are trained one after the other and compared seed by
+seed. Every run writes checkpoint, log, metrics and some overlays into its own folder under --out.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,17 +26,17 @@ import numpy as np
 import torch
 from PIL import Image
 from semi_supervised import distributed, evaluate, summary
-from semi_supervised.config import Config, value_of
+from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-AUTO = Path("auto")  # --resume: from the run's own checkpoint, where there is one
+AUTO = Path("auto")  # --resume: the run's own checkpoint, if there is one
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_intermixed_args(arguments)
     with usage_errors():
@@ -51,7 +52,7 @@ def main(arguments=None):
         for seed in options.seeds
     ]
     distributed.stop()
-    if None in trained:  # stopped early, or not the first rank
+    if None in trained:  # a run stopped early, or this is not the first rank
         return
     heaviest = max(options.contrast_weight)
     result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
@@ -63,8 +64,8 @@ def main(arguments=None):
 
 
 @contextlib.contextmanager
-def usage_errors():
-    """What the user can mend ends the program with a line; errors of the training itself keep their traceback."""
+def usage_errors() -> Iterator[None]:
+    """Reports errors that the user can fix in one line. Errors of the training itself keep their traceback."""
     try:
         yield
     except (FileNotFoundError, ImportError, ValueError) as error:
@@ -72,9 +73,9 @@ def usage_errors():
         raise SystemExit(2) from None
 
 
-def check(options, config):
-    """Rules between options; those of the keys are Config's, those of the data their own."""
-    config.make_settings(unlabelled=1, ranks=1)  # shows a wrong value before the data are read
+def check(options: argparse.Namespace, config: Config) -> None:
+    """Checks the options, and fills in their defaults from the configuration."""
+    config.make_settings(unlabelled=1, ranks=1)  # reports wrong values before reading the data
     if options.stop_at is not None and options.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
@@ -97,14 +98,26 @@ def check(options, config):
         raise ValueError(f"--device {options.device} cannot be used: {error}") from None
 
 
-def method_of(weight):
+def method_of(weight: float) -> str:
     return "self-training" if weight == 0 else f"contrast weight {weight:g}"
 
 
-def train(options, config, weight: float, seed: int) -> summary.Run | None:
-    """One run; None if it was told to stop before its end, and on all ranks but the first."""
+def train(
+    options: argparse.Namespace, config: Config, weight: float, seed: int
+) -> summary.Run | None:
+    """Runs one training.
+
+    Args:
+        options: the command line.
+        config: the configuration.
+        weight: weight of the contrast.
+        seed: of the labelled images, weights and batches.
+
+    Returns:
+        Its results. None if --stop-at ended it, and on all ranks except the first.
+    """
     started = time.perf_counter()
-    rank, ranks = distributed.rank_and_ranks()
+    rank, ranks = distributed.rank_and_world_size()
     out = options.out / f"weight-{weight:g}-seed-{seed}"
     with usage_errors():
         checkpoint, resume = out / "checkpoint.pt", options.resume
@@ -112,7 +125,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
             resume = checkpoint if checkpoint.exists() else None
         elif checkpoint.exists() and not resume:
             raise ValueError(
-                f"{out} holds a run: --resume its checkpoint.pt, or choose another --out"
+                f"{out} holds a run; --resume its checkpoint.pt, or choose another --out"
             )
         data = config.make_data(seed)
         settings = config.make_settings(
@@ -121,7 +134,7 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
         torch.manual_seed(seed)  # the weights at the start
         network = config.make_network(data.num_classes)
         trainer = Trainer(network, data, settings, options.device, config.run.workers)
-        of_ranks = trainer.load(resume) if resume else ranks
+        stored_ranks = trainer.load(resume) if resume else ranks
     say = print if rank == 0 else lambda *_: None
     say(
         f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
@@ -129,20 +142,20 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     )
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
-        say(f"no labelled image shows the classes {unseen}: they cannot be learned")
+        say(f"no labelled image shows the classes {unseen}, so they cannot be learned")
         if (
             trainer.contrast.strategy.start == "all_full"
-            and trainer.contrast.contrasted[unseen].any()
+            and trainer.contrast.included[unseen].any()
         ):
             say(
-                "the density loss waits for all classes and stays 0; contrast.start=per_class lifts that"
+                "the density loss waits for all classes and stays 0; contrast.start=per_class changes that"
             )
     if resume:
         say(f"continues {resume} at step {trainer.step}")
-    if of_ranks != ranks:
+    if stored_ranks != ranks:
         say(
-            f"the checkpoint is of {of_ranks} ranks: this run goes on with the batch-norm averages of the first, and "
-            "other batches"
+            f"{stored_ranks} ranks wrote the checkpoint: this run continues with the first one's batch-norm averages "
+            "and draws other batches"
         )
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
@@ -153,18 +166,18 @@ def train(options, config, weight: float, seed: int) -> summary.Run | None:
     return report(trainer, method_of(weight), out, started, config.run.evaluate_window)
 
 
-def run_training(trainer, out, options, every):
-    """Trains, with a line now and then, and saves."""
+def run_training(trainer: Trainer, out: Path, options: argparse.Namespace, every: RunKeys) -> None:
+    """Trains, reports and saves."""
     data, settings, first = trainer.data, trainer.settings, trainer.rank == 0
     log = Log(out, trainer.history) if first else None
-    hidden = None if first else True  # None: unless standard error is a terminal
+    hidden = None if first else True  # None: hidden unless standard error is a terminal
     bar = tqdm(total=settings.steps, initial=trainer.step, unit="step", disable=hidden)
 
-    def say(text):
+    def say(text: str) -> None:
         if first:
             bar.write(text, file=sys.stdout)
 
-    def after_step(trainer):
+    def after_step(trainer: Trainer) -> None:
         step, record = trainer.step, dict(trainer.history[-1]) if trainer.history else {}
         bar.update()
         if record.pop("step", None) == step:
@@ -186,27 +199,41 @@ def run_training(trainer, out, options, every):
         log.close()
 
 
-def confusion_matrix(trainer, samples, window):
-    """Of the teacher; each rank predicts its share of the images."""
+def confusion_matrix(
+    trainer: Trainer, samples: list, window: tuple[int, int] | None
+) -> torch.Tensor:
+    """Evaluates the teacher. Each rank predicts a part of the images."""
     sizes = trainer.data.num_classes, trainer.data.ignore_index
-    share = batches(samples[trainer.rank :: trainer.ranks])
-    return evaluate.confusion_matrix(evaluated_teacher(trainer, window), share, *sizes)
+    own = batches(samples[trainer.rank :: trainer.ranks])
+    return evaluate.confusion_matrix(evaluated_teacher(trainer, window), own, *sizes)
 
 
-def evaluated_teacher(trainer, window):
+def evaluated_teacher(trainer: Trainer, window: tuple[int, int] | None) -> torch.nn.Module:
     return evaluate.as_evaluated(trainer.teacher.module, window, trainer.data.border_colour)
 
 
-def report(trainer, method, out, started, window) -> summary.Run | None:
-    """Measures the teacher on the test images; writes metrics, IoU by class and overlays.
+def report(
+    trainer: Trainer, method: str, out: Path, started: float, window: tuple[int, int] | None
+) -> summary.Run | None:
+    """Evaluates the teacher on the test images, and writes metrics, IoU by class and overlays.
 
     Features and densities are always measured on whole images.
+
+    Args:
+        trainer: the finished run.
+        method: its name.
+        out: its folder.
+        started: when it started, by time.perf_counter().
+        window: height and width of the windows for predictions, or None.
+
+    Returns:
+        The results, or None on all ranks except the first.
     """
     data = trainer.data
     if trainer.rank == 0:
-        print(f"measures {len(data.test)} test images", flush=True)
+        print(f"evaluating {len(data.test)} test images", flush=True)
     matrix = confusion_matrix(trainer, data.test, window)
-    # On all ranks, which of a sharded bank hold a part each.
+    # On all ranks, since each rank may hold only a shard of the bank.
     errors = evaluate.error_by_density(
         trainer.student, trainer.contrast, batches(data.test), data.ignore_index
     )
@@ -245,13 +272,13 @@ def report(trainer, method, out, started, window) -> summary.Run | None:
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
     print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
-    if run.errors:  # no class was ready otherwise
+    if run.errors:  # empty if no class was ready
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
-        print(f"wrong pixels in %, by fifths from the sparsest features to the densest: {fifths}")
+        print(f"wrong pixels in %, in fifths from the sparsest features to the densest: {fifths}")
     return run
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_segmentation.py",
         description=__doc__,
@@ -260,16 +287,16 @@ def build_parser():
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
     add("--config", type=Path, default=CONFIGS / "folder.yaml", help="configuration (folder.yaml)")
-    add("--data", help="the same as data=DIR: the folder of the data set")
-    add("--labelled", help="the same as labelled=...: a number, a share (1/8) or a list of images")
-    add("--unlabelled", help="the same as unlabelled=DIR: further images without labels")
+    add("--data", help="same as data=DIR: the folder of the data set")
+    add("--labelled", help="same as labelled=...: a number, a fraction (1/8) or a list of images")
+    add("--unlabelled", help="same as unlabelled=DIR: more images without labels")
     add("--contrast-weight", type=float, nargs="+", help="0: plain self-training")
     add(
         "--seeds",
         "--seed",
         type=int,
         nargs="+",
-        help="one run each: of the labelled images, weights, batches",
+        help="one run per seed of labelled images, weights and batches",
     )
     add("--out", type=Path, default=Path("runs"), help="folder for the results (runs)")
     add(
@@ -278,9 +305,9 @@ def build_parser():
     add(
         "--resume",
         type=Path,
-        help="checkpoint of one run with the same options; auto: the run's own under --out, if there is one",
+        help="checkpoint of a run with the same options; auto: the run's own under --out, if there is one",
     )
-    add("--stop-at", type=int, help="end at this step, to --resume later")
+    add("--stop-at", type=int, help="stop after this step, to --resume later")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Running the benchmarks from tests: as programs, and as modules of this process."""
+"""Runs the benchmarks from tests, as programs and as modules of this process."""
 
 import contextlib
 import csv
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PATIENCE = 1800  # seconds for what takes ten; only a hang takes that long on a busy machine
 
 
 def run(script: str, *arguments, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
-    )
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env)
 
 
 def read(path: Path) -> list[dict]:
@@ -24,7 +24,7 @@ def read(path: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def importable(monkeypatch):
-    """The benchmarks' modules can be imported; afterwards they are forgotten."""
+    """Makes the benchmarks' modules importable, and unloads them afterwards."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     yield

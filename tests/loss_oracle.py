@@ -78,7 +78,7 @@ def run(module, batch, **changes):
 def draw_of(module, batch, push=True):
     with torch.no_grad():
         checked = Batch.checked("test", module.bank, **batch, strategy=module.strategy)
-        return selection.select(module.strategy, module.bank, module.contrasted, checked, push)
+        return selection.select(module.strategy, module.bank, module.included, checked, push)
 
 
 # ---- the oracle -------------------------------------------------------------------------------------
@@ -103,7 +103,10 @@ def oracle(module: DensityContrastLoss, batch: dict, chosen):
             stored = bank.projections[c, : bank.counts[c]]
         else:
             own = rows[chosen.keys.index[c, : chosen.keys.counts[c]]].detach()
-            stored = bank.projections[c, chosen.bank_keys.index[c, : chosen.bank_keys.counts[c]]]
+            stored = bank.projections[c, :0]
+            if chosen.bank_keys is not None:
+                slots = chosen.bank_keys.index[c, : chosen.bank_keys.counts[c]]
+                stored = bank.projections[c, slots]
         members = list(own) + list(stored.double())
         if strategy.normalize_keys:
             members = [row / row.square().sum().sqrt() for row in members]
@@ -187,11 +190,11 @@ def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
         anchors = candidates[kept[:num_anchors]].tolist()
         assert chosen.anchors.index[c, : chosen.anchors.counts[c]].tolist() == anchors
 
-        slots = []
-        if strategy.keys == "high_density":
+        assert (chosen.bank_keys is not None) == (strategy.keys == "high_density")
+        if chosen.bank_keys is not None:
             stored = bank.density[c, : bank.counts[c]].tolist()
             slots = sorted(range(len(stored)), key=lambda i: (-stored[i], i))[: strategy.num_keys]
-        assert chosen.bank_keys.index[c, : chosen.bank_keys.counts[c]].tolist() == slots
+            assert chosen.bank_keys.index[c, : chosen.bank_keys.counts[c]].tolist() == slots
         negatives = chosen.negatives.index[c, : chosen.negatives.counts[c]]
         others = (labels != c) & (labels != strategy.ignore_index)
         assert len(negatives) == min(strategy.num_negatives, int(others.sum()))

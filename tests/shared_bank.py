@@ -1,8 +1,8 @@
-"""Training on several ranks that share a bank, and the same training once more in one process.
+"""Training on several ranks that share a bank, and the same training in one process.
 
-The one process holds one bank. Rank after rank it computes the loss against that bank as it is, with the
-random numbers and the share of that rank, and notes the rows that would be pushed; then it pushes the rows of
-all ranks at once, one behind the other.
+The one process holds one bank. For each rank it computes the loss against that bank, with the random numbers and the
+`rows_per_rank` of that rank, and collects the rows to push. Then it pushes the rows of all ranks at once, in rank
+order.
 """
 
 import copy
@@ -40,21 +40,21 @@ def batch_for(rank: int, step: int, setting: dict) -> dict:
 
 
 def note(module, value, gradient) -> dict:
-    told = module.diagnostics()
+    diagnostics = module.diagnostics()
     return {
         "value": value.clone(),
         "gradient": gradient.clone(),
-        "rows": told["rows"],
-        "ready": told["ready"],
+        "rows": diagnostics["rows"],
+        "ready": diagnostics["ready"],
     }
 
 
 def train(rank: int, folder, names, placement: str) -> dict:
-    """Of each setting, what every step gave this rank, and the bank in the end."""
+    """For each setting, the results of every step on this rank, and the bank at the end."""
     if (
         dist.get_world_size() == 2
     ):  # the queries of a step travel in several pieces, as large ones do
-        sharded_rings.PIECE = 20
+        sharded_rings.CHUNK = 20
     return {name: _train(rank, SETTINGS[name], placement) for name in names}
 
 
@@ -71,30 +71,30 @@ def _train(rank: int, setting: dict, placement: str) -> dict:
     return {"steps": steps, "bank": state}
 
 
-def train_alone(size: int, setting: dict) -> dict:
-    """The same of all ranks, in one process: {"steps": [step][rank], "bank"}."""
+def train_in_one_process(size: int, setting: dict) -> dict:
+    """The same for all ranks, in one process: {"steps": [step][rank], "bank"}."""
     joined = loss_of(placement="local", **setting)
     bank, steps = joined.bank, []
     share = -(-bank.rows_per_push // size)
     for step in range(STEPS):
-        told, pushed = [], []
+        results, pushed = [], []
         for rank in range(size):
             module = copy.deepcopy(joined)
-            module.bank.first_stream = lambda rank=rank: 2 * rank
-            module.bank.share = lambda: share
+            module.bank._first_stream = lambda rank=rank: 2 * rank
+            module.bank.rows_per_push = share  # of one rank
             module.bank.push_rows = lambda *rows, pushed=pushed: pushed.append(rows)
             value, gradient = run(module, batch_for(rank, step, setting))
-            told.append(note(module, value, gradient))
-        bank.push_rows(*_behind_each_other(pushed))
+            results.append(note(module, value, gradient))
+        bank.push_rows(*_concatenated(pushed))
         bank.rng_state[1] += 1
-        for of_rank in told:
+        for of_rank in results:
             of_rank.update(rows=bank.counts.clone(), ready=bank.ready(), checksum=bank.checksum())
-        steps.append(told)
+        steps.append(results)
     return {"steps": steps, "bank": {name: tensor.clone() for name, tensor in bank.named_buffers()}}
 
 
-def _behind_each_other(pushed):
-    """[C, P, ...] of each rank, of which the first counts[c] rows count -> the same, packed."""
+def _concatenated(pushed):
+    """[C, P, ...] of each rank, with counts[c] used rows -> the used rows of all ranks, without gaps."""
     counts = torch.stack([rows[3] for rows in pushed])
     total = counts.sum(0)
     packed = []

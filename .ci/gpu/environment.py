@@ -1,4 +1,4 @@
-"""Step 0: what machine this is. Nothing here needs the library, and each command has a time limit."""
+"""Step 0: describes the machine. It does not need the library, and each command has a time limit."""
 
 import json
 import os
@@ -14,7 +14,8 @@ QUERY = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,co
 
 
 def output_of(*command: str, limit: float = 20) -> str:
-    """What the command prints, or why it prints nothing."""
+    """Returns what a command prints, or why it prints nothing. The limit is in seconds."""
+    limit *= float(os.environ.get("DGCL_OPS_GPU_SLOWER", "1"))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except FileNotFoundError:
@@ -25,12 +26,12 @@ def output_of(*command: str, limit: float = 20) -> str:
 
 
 def is_gvisor(release: str) -> bool:
-    """gVisor reports this release on every host; no driver that runs CUDA 13 supports a real Linux 4.4."""
+    """Returns whether a kernel release is gVisor's. No driver for CUDA 13 supports a real Linux 4.4."""
     return release.split("-")[0] == "4.4.0"
 
 
 def gpu() -> dict:
-    """What PyTorch sees. Asked in a child process, which may crash."""
+    """Returns what PyTorch sees. It runs in a child process, since it may crash."""
     code = """
 import json, torch
 there = torch.cuda.is_available()
@@ -68,18 +69,18 @@ def main() -> int:
     print(output_of("nvcc", "--version"))
     listed = "import importlib.metadata as m; print(*sorted(f'{d.name}=={d.version}' for d in m.distributions()))"
     print(output_of(sys.executable, "-c", listed))
-    found = gpu()
-    facts |= found
+    device = gpu()
+    facts |= device
     facts["smi"] = driver.splitlines()[0] if driver else "nothing"
     system = "gVisor: no sanitizer, no ncu" if facts["gvisor"] else facts["kernel"]
-    versions = f"torch {found.get('torch', '?')}, Python {facts['python']}, {system}"
+    versions = f"torch {device.get('torch', '?')}, Python {facts['python']}, {system}"
     facts["note"] = (
-        f"{found['gpu']}, driver {driver.split(', ')[1] if ', ' in driver else '?'}, {versions}"
-        if found["device"]
-        else f"NO CUDA DEVICE ({found.get('error', 'torch.cuda.is_available() is False')}); {versions}"
+        f"{device['gpu']}, driver {driver.split(', ')[1] if ', ' in driver else '?'}, {versions}"
+        if device["device"]
+        else f"NO CUDA DEVICE ({device.get('error', 'torch.cuda.is_available() is False')}); {versions}"
     )
     report.result(**facts)
-    return 0 if found["device"] else 1
+    return 0 if device["device"] else 1
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Puts the packed wheel into a folder and imports it from there; --from-source builds it here from the packed sdist."""
+"""Unpacks the packed wheel into a folder and imports it. --from-source builds it from the packed sdist instead."""
 
 import argparse
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
 import report
+from sdist import wheel_of_sdist
 
 CHECK = """
 import json, torch, dgcl_ops
@@ -26,17 +26,17 @@ print(json.dumps({"extension": info["extension"], "build": info["build"], "missi
 
 
 def packed(folder: Path, name: str, pattern: str) -> Path:
-    found = list((folder / name).glob(pattern))
-    if len(found) != 1:
-        told = (
-            f"{folder / name} must hold one {pattern}, as .ci/gpu_pack leaves it, got {len(found)}"
+    """Returns the only file of a kind in a packed folder."""
+    files = list((folder / name).glob(pattern))
+    if len(files) != 1:
+        raise RuntimeError(
+            f"{folder / name} must hold one {pattern} from .ci/gpu_pack, got {len(files)}"
         )
-        raise RuntimeError(told)
-    return found[0]
+    return files[0]
 
 
 def unpack(wheel: Path, site: Path) -> None:
-    """With pip, or as a zip file if pip refuses. An unreadable wheel is an error either way."""
+    """Installs a wheel with pip, or unzips it if pip refuses. An unreadable wheel is an error."""
     command = [
         sys.executable,
         "-m",
@@ -51,37 +51,20 @@ def unpack(wheel: Path, site: Path) -> None:
         [*command, "--target", site, wheel], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        print(f"pip did not install it: {(done.stderr or done.stdout).strip()[-500:]}", flush=True)
+        print(f"pip failed: {(done.stderr or done.stdout).strip()[-500:]}", flush=True)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
 
 
 def built(folder: Path, architecture: str, work: Path) -> Path:
-    """The wheel of the packed sdist, made with this Python's PyTorch."""
-    sdist = packed(folder, "sdist", "*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(work, filter="data")
-    (source,) = (path for path in work.iterdir() if path.is_dir())
-    settings = {
-        "DGCL_OPS_CUDA": "1",
-        "DGCL_OPS_CUDA_ARCHS": architecture,
-        "DGCL_OPS_EXTENSION": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    subprocess.run([*command, "-w", work, source], env={**os.environ, **settings}, check=True)
-    (wheel,) = work.glob("*.whl")
-    return wheel
+    """Builds a wheel of the packed sdist with this Python's PyTorch."""
+    return wheel_of_sdist(
+        sys.executable, packed(folder, "sdist", "*.tar.gz"), architecture, work, "--no-index"
+    )
 
 
 def imported(site: Path | None) -> dict:
+    """Imports the library in a new process. `site` is its folder, or None if this Python has it."""
     env = dict(os.environ)
     if site:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), env.get("PYTHONPATH", "")]))
@@ -89,7 +72,9 @@ def imported(site: Path | None) -> dict:
         [sys.executable, "-c", CHECK], capture_output=True, text=True, env=env, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"it does not load: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise RuntimeError(
+            f"the library does not load: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -103,7 +88,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("site", type=Path)
     parser.add_argument("--from-source", action="store_true")
-    parser.add_argument("--installed", action="store_true", help="no wheel: what this Python has")
+    parser.add_argument("--installed", action="store_true", help="use the library of this Python")
     parser.add_argument("--architecture", default="90")
     options = parser.parse_args()
     try:
@@ -116,15 +101,15 @@ def main() -> int:
                 unpack(wheel, options.site)
         for extension in options.site.glob("dgcl_ops/_C*.so"):
             ldd(str(extension))
-        found = imported(None if options.installed else options.site)
-        if found["missing"] and not options.installed:
-            raise RuntimeError(f"no kernel of {', '.join(found['missing'])}")
+        library = imported(None if options.installed else options.site)
+        if library["missing"] and not options.installed:
+            raise RuntimeError(f"there are no kernels of {', '.join(library['missing'])}")
     except Exception as error:  # the summary reports any error in one line
         fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
         report.result(note=fault[:400])
         return 1
     origin = "BUILT HERE FROM SOURCE, " if options.from_source else ""
-    report.result(**found, note=origin + found["build"])
+    report.result(**library, note=origin + library["build"])
     return 0
 
 

@@ -7,6 +7,7 @@ import collections
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -23,7 +24,7 @@ STEPS, REPEATS, NAMES = 3, 10, 40
 
 
 def kernels(record, steps: int) -> tuple[float, float, dict[str, dict]]:
-    """Of one step: device events, their milliseconds, and both by name, longest first."""
+    """Returns for one step the device events, their milliseconds, and both by name, longest first."""
     count, spent = collections.Counter(), collections.Counter()
     for event in record.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -36,7 +37,8 @@ def kernels(record, steps: int) -> tuple[float, float, dict[str, dict]]:
     return sum(count.values()) / steps, sum(spent.values()) / 1e3 / steps, by_name
 
 
-def profiled(function, steps: int):
+def profiled(function: Callable[[], object], steps: int) -> tuple[float, float, dict[str, dict]]:
+    """Profiles a function that runs one step."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as record:
         for _ in range(steps):
@@ -45,15 +47,15 @@ def profiled(function, steps: int):
     return kernels(record, steps)
 
 
-def show(title: str, found) -> None:
-    count, ms, by_name = found
-    print(f"\n{title}: {count:.0f} device events a step, {ms:.3f} ms")
+def show(title: str, profile: tuple[float, float, dict[str, dict]]) -> None:
+    count, ms, by_name = profile
+    print(f"\n{title}: {count:.0f} device events per step, {ms:.3f} ms")
     for name, spent in list(by_name.items())[:NAMES]:
         print(f"  {spent['ms']:9.4f} ms  {spent['count']:7.2f}x  {name[:120]}")
 
 
-def host_seconds(step) -> float:
-    """Of enqueuing a step, while the device is busy with something else."""
+def host_seconds(step: Callable[[], object]) -> float:
+    """Times how long the host takes to enqueue a step while the device is busy."""
     torch.cuda.synchronize()
     torch.cuda._sleep(on_cuda.HOLD_CYCLES)
     begin = time.perf_counter()
@@ -67,8 +69,8 @@ def main() -> int:
     batch = make_batch(size, size.usual_present[0], None, device)
     step = OurStep(size, device)
 
-    def whole():
-        batch[0].grad = None  # a second gradient would be added to the first
+    def whole() -> None:
+        batch[0].grad = None  # otherwise gradients accumulate
         step.whole(batch)
 
     peak = peak_beyond_inputs(whole, device) / MEGABYTE
@@ -82,11 +84,11 @@ def main() -> int:
     figures = {"host_ms": round(statistics.median(host), 3), "nodes": round(eager[0], 1)}
     longest = dict(list(eager[2].items())[:NAMES])
     report.result(**figures, eager_ms=round(eager[1], 3), kernels=longest)
-    given = copy_batch(batch)
+    captured_batch = copy_batch(batch)
 
-    def one():
-        value = step.loss(*given)
-        return value.detach(), *torch.autograd.grad(value, given[0])
+    def one() -> tuple[torch.Tensor, ...]:
+        value = step.loss(*captured_batch)
+        return value.detach(), *torch.autograd.grad(value, captured_batch[0])
 
     replay = captured(one, "cuda")
     replay()

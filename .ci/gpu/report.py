@@ -1,4 +1,4 @@
-"""How a step reports to the runner: its figures in a line of their own, or that it skips itself."""
+"""How a step reports to the runner: figures on a marked line, or an exit status that says it was skipped."""
 
 import json
 
@@ -6,12 +6,12 @@ MARK = "RESULT "
 SKIP = 77  # as automake's
 
 
-def result(**figures) -> None:
-    """Flushed: what comes later may crash."""
+def result(**figures: object) -> None:
+    """Reports figures. The line is flushed, since later code may crash."""
     print(MARK + json.dumps(figures), flush=True)
 
 
 def skip(reason: str) -> int:
-    """Returns the exit status."""
+    """Prints why the step is skipped, and returns the exit status."""
     print(reason)
     return SKIP

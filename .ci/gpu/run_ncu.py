@@ -2,7 +2,7 @@
 
     python run_ncu.py OUT/kernels.ncu-rep -- python profiled_kernels.py
 
-Clocks are left alone. Skipped where the kernel is gVisor, which shows no counters, and where ncu is missing.
+It does not change the clocks. It is skipped without ncu, and under gVisor, which has no counters.
 """
 
 import platform
@@ -32,18 +32,19 @@ FIGURES = (
 
 
 def why_not(release: str, program: str | None) -> str | None:
+    """Returns why ncu cannot run, or None."""
     if is_gvisor(release):
-        return f"the kernel is gVisor ({release}): ncu finds no counters there"
+        return f"the kernel is gVisor ({release}), which has no counters for ncu"
     return None if program else "ncu is not on PATH"
 
 
 def seen(details: str) -> list[str]:
-    """The kernels that the details cover."""
+    """Returns the wanted kernels that occur in the details."""
     return [name for name in WANTED if name in details]
 
 
 def short(details: str) -> list[str]:
-    """A kernel's name and the figures to look at first, from the text of the details page."""
+    """Returns kernel names and their main figures from the details page."""
     lines = []
     for line in details.splitlines():
         if re.match(r"  \S.*\bContext\b", line):

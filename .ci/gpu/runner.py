@@ -1,9 +1,7 @@
-"""Runs steps. Each is a process group with its own time limit and its own result.
+"""Runs steps. Each is a process group with its own time limit and result.
 
-A step's output goes line by line to `steps.log`, its result to `results.jsonl` as soon as it ends, and the summary is
-rewritten after each. So nothing that happens later can lose it.
-
-A step reports by report.py.
+The output of a step goes to `steps.log` line by line. Its result goes to `results.jsonl` as soon as it ends, and then
+the summary is rewritten. Later failures cannot lose it. Steps report through report.py.
 """
 
 import collections
@@ -15,18 +13,23 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 from report import MARK, SKIP
 
-TOKEN = "DGCL_OPS_GPU_STEP"  # in the environment of a step and of all that it starts
+TOKEN = "DGCL_OPS_GPU_STEP"  # in the environment of a step and of every process it starts
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
-RESERVE = 6.0  # kept at the end of the run for killing a step and writing the summary
-LEAST = 5.0  # a step with less time than this is not started
-LOG_BYTES = 700_000  # of one step in the log: 20 steps stay below 16 MiB
-TAIL = 40  # last lines of a step, kept in its result
+GRACE_FOR_OUTPUT = (
+    60.0  # for its last lines; only a process that cannot be killed holds the pipe that long
+)
+RESERVE = 6.0  # time at the end of the run for killing a step and writing the summary
+LEAST = 5.0  # a step with less time is not started
+LOG_BYTES = 700_000  # limit per step in the log, so that 20 steps stay below 16 MiB
+TAIL = 40  # last lines of a step in its result
 
 
 @dataclass
@@ -37,10 +40,10 @@ class Step:
         name: letters, digits and _.
         title: what it proves or records.
         command: the program and its arguments.
-        limit: seconds.
-        env: variables that are added to the run's own.
+        limit: time limit in seconds.
+        env: variables in addition to the run's.
         together: adjacent steps with the same value run in parallel.
-        why_not: called before the step starts; if it returns a reason, the step is skipped.
+        why_not: called before the step starts. If it returns a reason, the step is skipped.
     """
 
     name: str
@@ -49,12 +52,12 @@ class Step:
     limit: float
     env: dict = field(default_factory=dict)
     together: str = ""
-    why_not: object = None
+    why_not: Callable[[], str | None] | None = None
 
 
 @dataclass
 class Result:
-    """`status` is one of passed, failed, crashed, over its limit, skipped, not run."""
+    """The result of a step. `status`: passed, failed, crashed, over its limit, skipped, not run."""
 
     step: str
     title: str
@@ -67,7 +70,7 @@ class Result:
 
 
 class Log:
-    """One file for all steps, each line with its step's name, flushed."""
+    """One file for all steps. Each line starts with the step's name and is flushed."""
 
     def __init__(self, path: Path):
         self._file = path.open("a", encoding="utf-8")
@@ -75,30 +78,34 @@ class Log:
         self._written = collections.Counter()
 
     def write(self, name: str, line: str, always: bool = False) -> None:
+        """Writes a line, if the step is below LOG_BYTES or `always` is set."""
         with self._lock:
             before = self._written[name]
             self._written[name] += len(line.encode()) + len(name) + 4
             if self._written[name] > LOG_BYTES and not always:
                 if before <= LOG_BYTES:
-                    self._file.write(f"[{name}] (more than {LOG_BYTES:,} bytes: left out)\n")
+                    self._file.write(
+                        f"[{name}] (more than {LOG_BYTES:,} bytes, the rest is left out)\n"
+                    )
                 return
             self._file.write(f"[{name}] {line}\n")
             self._file.flush()
 
 
 def carriers(token: str) -> list[int]:
-    """Processes with the token in their environment: what a step started, in any group or session."""
-    wanted, found = f"{TOKEN}={token}".encode(), []
+    """Returns the processes with the token in their environment: all that a step started, in any session."""
+    wanted, pids = f"{TOKEN}={token}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:  # ended meanwhile, or not ours
+                pids.append(int(folder.name))
+        except OSError:  # it has ended, or is not ours
             continue
-    return found
+    return pids
 
 
 def send(pid: int, number: int, group: bool = False) -> None:
+    """Sends a signal to a process or its group. A process that has ended is ignored."""
     try:
         (os.killpg if group else os.kill)(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -106,20 +113,33 @@ def send(pid: int, number: int, group: bool = False) -> None:
 
 
 class Run:
-    """The steps so far, their results, and what is left of the run's time."""
+    """A run: its results so far, and its remaining time.
 
-    def __init__(self, out: Path, budget: float, env: dict, folder: Path, write_summary):
+    Args:
+        out: folder for results.
+        budget: seconds for the whole run.
+        env: environment of the steps.
+        folder: their working folder.
+        write_summary: called with the run after each step.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        budget: float,
+        env: dict[str, str],
+        folder: Path,
+        write_summary: Callable[["Run"], None],
+    ):
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.budget, self.env, self.folder = out, budget, env, folder
         self.began = time.monotonic()
         self.results: list[Result] = []
         self.log = Log(out / "steps.log")
-        self.ended = ""  # why the run ended before its time, if it did
+        self.ended = ""  # why the run ended early, if it did
         self._write_summary = write_summary
         self._lock = threading.Lock()
-        self._active: dict[int, tuple[str, str]] = {}  # process groups: their tokens and steps
-
-    # ---- what is known ------------------------------------------------------------------------------
+        self._active: dict[int, tuple[str, str]] = {}  # process group: its token and step
 
     def seconds(self) -> float:
         return time.monotonic() - self.began
@@ -130,15 +150,17 @@ class Run:
     def result(self, name: str) -> Result | None:
         return next((r for r in reversed(self.results) if r.step == name), None)
 
-    def figure(self, step: str, name: str, default=None):
-        found = self.result(step)
-        return found.figures.get(name, default) if found else default
+    def figure(self, step: str, name: str, default: Any = None) -> Any:
+        """Returns a figure that a step reported."""
+        result = self.result(step)
+        return result.figures.get(name, default) if result else default
 
     def record(self, line: dict) -> None:
         with (self.out / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def add(self, result: Result) -> Result:
+        """Records and prints a result, and rewrites the summary."""
         with self._lock:
             self.results.append(result)
             self.record(asdict(result))
@@ -151,8 +173,6 @@ class Run:
         with self._lock:
             self._write_summary(self)
 
-    # ---- running ------------------------------------------------------------------------------------
-
     def go(self, steps: list[Step]) -> None:
         while steps:
             count = 1
@@ -164,10 +184,7 @@ class Run:
                 self.add(self.one(batch[0]))
                 continue
             with ThreadPoolExecutor(count) as pool:
-                for done in [
-                    pool.submit(lambda step=step: self.add(self.one(step))) for step in batch
-                ]:
-                    done.result()
+                list(pool.map(lambda step: self.add(self.one(step)), batch))
 
     def one(self, step: Step) -> Result:
         result = Result(step.name, step.title, "not run")
@@ -178,14 +195,12 @@ class Run:
         if limit < min(LEAST, step.limit):
             result.note = f"no time left of the run's {self.budget:.0f} s"
             return result
-        cut = (
-            f"limit cut from {step.limit:.0f} to {limit:.0f} s by the run's end"
-            if limit < step.limit
-            else ""
-        )
+        cut = ""
+        if limit < step.limit:
+            cut = f"limit cut from {step.limit:.0f} to {limit:.0f} s by the run's end"
         try:
             self._process(step, limit, result)
-        except OSError as error:  # for example, there is no such program
+        except OSError as error:  # for example, the program does not exist
             result.status, result.note = "failed", f"could not be started: {error}"
         if cut:
             self.log.write(step.name, cut, always=True)
@@ -221,7 +236,7 @@ class Run:
                 self.ends_within(process, GRACE)
         finally:
             self._end(process, token)
-        reader.join(timeout=5)
+        reader.join(timeout=GRACE_FOR_OUTPUT)
         del self._active[process.pid]
         result.seconds, result.code = round(time.monotonic() - began, 1), process.returncode
         result.tail = list(tail)
@@ -237,13 +252,13 @@ class Run:
         return process.returncode is not None
 
     def _end(self, process: subprocess.Popen, token: str) -> None:
-        """Kills all that the step started: its group, and what left the group."""
+        """Kills every process of the step, in its group and outside."""
         send(process.pid, signal.SIGKILL, group=True)
         for pid in carriers(token):
             send(pid, signal.SIGKILL)
         process.wait()
 
-    def _read(self, name: str, stream, result: Result, tail) -> None:
+    def _read(self, name: str, stream: IO[bytes], result: Result, tail: collections.deque) -> None:
         for raw in iter(lambda: stream.readline(65536), b""):
             line = raw.decode(errors="replace").rstrip()
             if line.startswith(MARK):
@@ -273,7 +288,7 @@ class Run:
         result.note = note
 
     def stop(self, reason: str) -> None:
-        """Ends what is running; the summary says why, and what it was."""
+        """Kills the running steps. The summary names them and the reason."""
         running = list(self._active.items())
         during = ", ".join(name for _, (_, name) in running)
         self.ended = f"{reason}, during {during}" if during else reason

@@ -2,7 +2,7 @@
 
     python sanitize.py memcheck -- python small_ops.py --quick
 
-Skipped where the kernel is gVisor, which has no debugger interface, and where the tool is missing.
+It is skipped without the tool, and under gVisor, which has no debugger interface.
 """
 
 import os
@@ -18,7 +18,7 @@ from environment import is_gvisor
 TOOL = "compute-sanitizer"
 FAULTY = 66
 COMMON = ["--launch-timeout", "0", "--error-exitcode", str(FAULTY), "--print-limit", "500"]
-# Only the library's kernels are instrumented. initcheck must see PyTorch's too: what they write is initialised.
+# Instruments only the library's kernels. initcheck must also see PyTorch's, since they initialise memory.
 FILTER = ["--kernel-regex", "kns=dgcl"]
 UNKNOWN = re.compile(r"(unknown|invalid|unrecogni[sz]ed) (option|argument|value)", re.IGNORECASE)
 FIRST = re.compile(r"=+ (Invalid|Error|Uninit|Barrier|Race)")
@@ -27,20 +27,21 @@ SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) ha
 
 
 def why_not(release: str, program: str | None) -> str | None:
+    """Returns why the tool cannot run, or None."""
     if is_gvisor(release):
-        return f"the kernel is gVisor ({release}): {TOOL} cannot work there"
+        return f"the kernel is gVisor ({release}), where {TOOL} cannot work"
     return None if program else f"{TOOL} is not on PATH"
 
 
 def faults(text: str) -> int | None:
-    """What the tool counted; None if it printed no summary."""
-    found = [int(a or b) for a, b in SUMMARY.findall(text)]
-    return sum(found) if found else None
+    """Returns the number of faults that the tool counted, or None if it printed no summary."""
+    counts = [int(a or b) for a, b in SUMMARY.findall(text)]
+    return sum(counts) if counts else None
 
 
 def run(command: list[str]) -> tuple[str, int]:
-    """Shows the output as it comes, and returns it."""
-    # Caching would put many tensors into one allocation, and hide where each ends.
+    """Runs a command, prints its output at once, and returns output and exit status."""
+    # The caching allocator puts many tensors into one allocation and hides their bounds.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     lines = []
     process = subprocess.Popen(
@@ -53,7 +54,7 @@ def run(command: list[str]) -> tuple[str, int]:
 
 
 def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
-    """What the run found, in a line, and whether something is wrong."""
+    """Returns the result in one line, and whether something is wrong."""
     kernels = "the library's kernels" if filtered else "all kernels"
     count = faults(text)
     if count is None:
@@ -65,7 +66,7 @@ def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
     note = f"{tool}: {count} FAULTS in {kernels}. {first}"
     if tool != "initcheck":
         return note, True
-    # PyTorch's kernels may read what they do not use.
+    # PyTorch's kernels may read memory whose values they do not use.
     ours = len(OURS.findall(text))
     return f"{note} ({ours} of those shown are in the library's)", ours > 0 or code not in (
         0,

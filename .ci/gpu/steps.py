@@ -1,4 +1,4 @@
-"""The steps of a run on a GPU, most valuable first. runner.py runs them, summary.py writes the page about them."""
+"""The steps of a run on a GPU, most valuable first. runner.py runs them, summary.py summarises them."""
 
 import json
 import os
@@ -11,38 +11,32 @@ from summary import tests
 HERE = Path(__file__).resolve().parent
 STAND_INS = HERE / "stand_ins"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-REPEATED = 5  # failing tests
+REPEATED = 5  # failing tests that are repeated
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs between a run and its rehearsals."""
+    """Arguments that differ between a run and its rehearsals."""
 
-    search: tuple[str, ...]  # knn_bench's arguments, a step each
+    search: tuple[str, ...]  # arguments of knn_bench, one field per step
     compact: tuple[str, ...]
     grouped: tuple[str, ...]
     loss: tuple[str, ...]
     parts: tuple[str, ...]
     profile: tuple[str, ...]
-    tests: tuple[str, ...]  # for pytest
+    tests: tuple[str, ...]  # arguments of pytest
     small_ops: tuple[str, ...] = ()
-    doctor: tuple[str, ...] = ()  # its checks; none: all
+    doctor: tuple[str, ...] = ()  # the doctor's checks; empty: all
     seconds_a_test: int = 45
-    slower: float = 1.0  # factor of all time limits
+    slower: float = 1.0  # factor for all time limits
 
 
 ON_GPU = Sizes(
     search=("--sizes", "10000x10000x256", "--data", "clusters", "--repeats", "30"),
     compact=("--sizes", "10000x10000x256", "--data", "compact", "--repeats", "10"),
     grouped=(
-        "--sizes",
-        "133119x10000x256",
-        "--classes",
-        "21",
-        "--shares",
-        "equal",
-        "--repeats",
-        "7",
+        *("--sizes", "133119x10000x256", "--classes", "21", "--shares", "equal"),
+        *("--repeats", "7"),
     ),
     loss=("--present", "21", "--repeats", "10"),
     parts=("--repeats", "30"),
@@ -71,7 +65,7 @@ SHORT = replace(
 
 
 class Plan:
-    """Makes the steps' commands; in a rehearsal, with the stand-ins before them."""
+    """Builds the commands of the steps. A rehearsal puts the stand-ins in front of them."""
 
     def __init__(
         self, folder: Path, run: Run, python: str, sizes: Sizes, rehearsal: bool, work: Path
@@ -79,18 +73,18 @@ class Plan:
         self.folder, self.run, self.sizes, self.rehearsal = folder, run, sizes, rehearsal
         self.python, self.work, self.site = python, work, work / "site"
 
-    def program(self, *arguments, kernels: str = "all") -> list:
-        """Python, with the pretended GPU in a rehearsal."""
+    def program(self, *arguments: object, kernels: str = "all") -> list:
+        """Returns a Python command, with the pretended GPU in a rehearsal."""
         pretend = [STAND_INS / "pretend.py", kernels] if self.rehearsal else []
         return [self.python, *pretend, *arguments]
 
-    def step(self, name: str, title: str, limit: float, command: list, **more) -> Step:
+    def step(self, name: str, title: str, limit: float, command: list, **more: object) -> Step:
         return Step(
             name, title, command, limit * self.sizes.slower, **{"why_not": self.why_not, **more}
         )
 
     def why_not(self) -> str | None:
-        """Nothing can run without a device or without the library."""
+        """Returns why steps cannot run, or None."""
         if self.run.figure("environment", "device") is False:
             return f"no CUDA device: {self.run.figure('environment', 'error', 'PyTorch sees none')}"
         if not self.installed():
@@ -98,8 +92,8 @@ class Plan:
         return None
 
     def installed(self) -> bool:
-        found = self.run.result("build_here") or self.run.result("install")
-        return found is not None and found.status == "passed"
+        result = self.run.result("build_here") or self.run.result("install")
+        return result is not None and result.status == "passed"
 
     # ---- before everything ---------------------------------------------------------------------------
 
@@ -127,7 +121,7 @@ class Plan:
         ]
 
     def emulator(self) -> list[Step]:
-        """Only in a rehearsal: compiles the kernels for the CPU, so that no other step's time includes it."""
+        """Compiles the kernels for the CPU in a rehearsal, so that no other step's time includes it."""
         if not self.rehearsal:
             return []
         code = "from kernels.emulator import build; print(build.build('plain'))"
@@ -171,7 +165,7 @@ class Plan:
         return [self.python, HERE / "sanitize.py", tool, "--", *command]
 
     def repeats(self) -> list[Step]:
-        """What failed, alone: without tensor cores, then under memcheck."""
+        """Repeats what failed, alone: without tensor cores, then under memcheck."""
         steps = []
         exact = {"DGCL_OPS_CUDA_SEARCH": "exact", "CUDA_LAUNCH_BLOCKING": "1"}
         for name in self.run.figure("doctor", "failed", [])[:2]:
@@ -265,8 +259,10 @@ class Plan:
         ]
 
 
-def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> dict:
-    """Variables of every step."""
+def environment_of(
+    folder: Path, work: Path, rehearsal: bool, commit: str, slower: float = 1.0
+) -> dict[str, str]:
+    """Returns the environment of every step."""
     packed = (folder / "wheel").is_dir()  # a rehearsal may run in the source tree
     library = work / "site" if packed else folder
     paths = [library, HERE / "plugins", *([STAND_INS] if rehearsal else [])]
@@ -278,6 +274,7 @@ def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> di
         "HYPOTHESIS_STORAGE_DIRECTORY": str(work / "hypothesis"),
         "DGCL_OPS_REQUIRE_COMPILED": "1",
         "DGCL_OPS_COMMIT": commit,
+        "DGCL_OPS_GPU_SLOWER": str(slower),
     }
     if rehearsal:
         env["PATH"] = f"{STAND_INS / 'bin'}{os.pathsep}{env['PATH']}"
@@ -286,7 +283,7 @@ def environment_of(folder: Path, work: Path, rehearsal: bool, commit: str) -> di
 
 
 def go(plan: Plan) -> None:
-    """All of it."""
+    """Runs all steps."""
     run = plan.run
     run.go(plan.environment())
     run.go(plan.install())

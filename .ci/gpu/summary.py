@@ -1,17 +1,20 @@
-"""The page that says what a run found. It is rewritten after each step, so a killed run has one too."""
+"""The summary page. It is rewritten after each step, so that a killed run has one as well."""
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-MOST = 10_000  # characters: only the end of a long output may be shown
+from runner import Run
+
+MOST = 10_000  # characters, since some terminals only show the end of a long output
 PROBLEMS = ("failed", "crashed", "over its limit")
-TAIL = 8  # last lines of a step that went wrong
-FAILURES = 15  # tests named
+TAIL = 8  # last lines shown of a step that went wrong
+FAILURES = 15  # failing tests shown
 
 
 def tests(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Counts by outcome, and the failing tests with the first lines of their errors."""
+    """Returns counts by outcome, and the failing tests with the first lines of their errors."""
     counts, failed = {}, []
     path = out / "tests.csv"
     if path.exists():
@@ -25,6 +28,7 @@ def tests(out: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def rows_of(path: Path) -> list[dict]:
+    """Reads a CSV file. A missing one has no rows."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -32,7 +36,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def figures(out: Path) -> list[str]:
-    """The benchmarks' medians, a line for each case."""
+    """Returns the benchmarks' medians, one line per case."""
     lines = {}
 
     def add(case: str, name: str, value: str) -> None:
@@ -48,13 +52,14 @@ def figures(out: Path) -> list[str]:
     for row in rows_of(out / "parts_bench_cuda.csv"):
         add(f"parts, {row['size']}", row["part"], row["median_ms"])
     medians = (
-        f"  {case}: {'; '.join(f'{n} {v}' for n, v in found.items())}"
-        for case, found in lines.items()
+        f"  {case}: {'; '.join(f'{n} {v}' for n, v in values.items())}"
+        for case, values in lines.items()
     )
     return ["", "milliseconds, medians", *medians] if lines else []
 
 
-def head(run, manifest: dict, rehearsal: str) -> list[str]:
+def head(run: Run, manifest: dict, rehearsal: str) -> list[str]:
+    """Returns the first lines of the page."""
     lines = ["dgcl_ops on a GPU", "================="]
     if rehearsal:
         lines.append(f"REHEARSAL: {rehearsal}. No GPU: every figure below is meaningless.")
@@ -69,13 +74,18 @@ def head(run, manifest: dict, rehearsal: str) -> list[str]:
     if run.ended:
         lines.append(f"THE RUN ENDED EARLY: {run.ended}")
     if run.result("build_here"):
-        lines.append(
-            "THE PACKED WHEEL DID NOT LOAD; the library was built here, from the packed source."
-        )
+        lines.append("THE PACKED WHEEL DID NOT LOAD; the library was built here from source.")
     return [*lines, ""]
 
 
-def text(run, manifest: dict, rehearsal: str = "") -> str:
+def text(run: Run, manifest: dict, rehearsal: str = "") -> str:
+    """Returns the page.
+
+    Args:
+        run: the run.
+        manifest: what `.ci/gpu_pack` wrote.
+        rehearsal: describes the stand-ins of a rehearsal. Empty on a GPU.
+    """
     lines = head(run, manifest, rehearsal)
     for result in run.results:
         lines.append(
@@ -109,13 +119,16 @@ def text(run, manifest: dict, rehearsal: str = "") -> str:
     return written
 
 
-def writer(manifest: dict, rehearsal: str = ""):
-    def write(run) -> None:
+def writer(manifest: dict, rehearsal: str = "") -> Callable[[Run], None]:
+    """Returns a function that writes the page of a run. Arguments: see `text`."""
+
+    def write(run: Run) -> None:
         (run.out / "summary.txt").write_text(text(run, manifest, rehearsal), encoding="utf-8")
 
     return write
 
 
 def manifest_of(folder: Path) -> dict:
+    """Reads the manifest of a packed folder. A source tree has none."""
     path = folder / "manifest.json"
     return json.loads(path.read_text()) if path.exists() else {}

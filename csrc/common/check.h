@@ -1,4 +1,4 @@
-// One way to refuse bad input: name the op, the argument, the rule and the value that was seen.
+// Rejects bad input. An error names op, argument, rule and value.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -19,13 +19,19 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_of(const Tensor& t) {
+template <typename List>
+std::string list_of(const List& values) {
   std::ostringstream out;
-  out << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "") << t.size(i);
-  out << ']';
+  const char* separator = "[";
+  for (int64_t value : values) {
+    out << separator << value;
+    separator = ", ";
+  }
+  out << (values.size() ? "]" : "[]");
   return out.str();
 }
+
+inline std::string shape_of(const Tensor& t) { return list_of(t.sizes()); }
 
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -50,7 +56,7 @@ inline const char* dtype_name(ScalarType dtype) {
     case ScalarType::Bool:
       return "bool";
     default:
-      return "another dtype";
+      return "an unsupported dtype";
   }
 }
 
@@ -59,13 +65,13 @@ inline bool is_supported_float(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
-// float64 as soon as one input is float64, float32 otherwise.
+// float64 if any input is float64, else float32.
 template <typename... Tensors>
 ScalarType compute_type(const Tensors&... tensors) {
   return ((tensors.scalar_type() == ScalarType::Double) || ...) ? ScalarType::Double : ScalarType::Float;
 }
 
-// PyTorch lets None pass for a tensor that is not optional.
+// PyTorch accepts None for a tensor argument that is not optional.
 inline void check_given(const char* op, const char* name, const Tensor& t) {
   if (!t.defined()) fail(op, name, " must be a tensor, got None");
 }
@@ -76,12 +82,20 @@ inline void check_float(const char* op, const char* name, const Tensor& t) {
     fail(op, name, " must be float64, float32, float16 or bfloat16, got ", dtype_name(t.scalar_type()));
 }
 
-inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  if (t.is_cpu() != like.is_cpu() || t.is_cuda() != like.is_cuda() || t.get_device_index() != like.get_device_index())
-    fail(op, name, " must be on the same device as the first argument");
+inline std::string device_of(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "another device, number ") + std::to_string(t.get_device_index());
 }
 
-// `shape` uses -1 for "any".
+// `first` is the tensor that sets the operator's device.
+inline void check_same_device(const char* op, const char* name, const Tensor& t, const char* first_name,
+                              const Tensor& first) {
+  if (t.is_cpu() != first.is_cpu() || t.is_cuda() != first.is_cuda() ||
+      t.get_device_index() != first.get_device_index())
+    fail(op, name, " must be on the same device as ", first_name, ", ", device_of(first), ", got ", device_of(t));
+}
+
+// In `shape`, -1 stands for any size.
 inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
                         const char* rule) {
   check_given(op, name, t);

@@ -1,4 +1,4 @@
-// Work queue over PyTorch's own thread pool: items may cost very different amounts, so threads fetch them one by one.
+// A work queue on PyTorch's thread pool. Items differ in cost, so threads fetch them one by one.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -18,7 +18,7 @@ namespace dgcl {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-// Tells ThreadSanitizer of an order between threads; otherwise nothing.
+// Reports an order between threads to ThreadSanitizer. Other builds do nothing.
 #if defined(__SANITIZE_THREAD__)
 inline void order_after_this(const void* mark) { __tsan_release(const_cast<void*>(mark)); }
 inline void order_before_this(const void* mark) { __tsan_acquire(const_cast<void*>(mark)); }
@@ -27,9 +27,10 @@ inline void order_after_this(const void*) {}
 inline void order_before_this(const void*) {}
 #endif
 
-// A body for parallel_for with what parallel_for promises, since that sanitizer cannot look into the pool's waiting: the
-// pieces of work come after all that the caller did before, and before all that it does later. They have no order among
-// each other. The marks are addresses of this object, so that nothing is read before its order is known.
+// A body for parallel_for that states what parallel_for guarantees, because ThreadSanitizer cannot see how the pool
+// waits. Work runs after everything that the caller did before it, and before everything that the caller does later.
+// Pieces of work are unordered among each other. The marks are addresses within this object, so nothing is read before
+// its order is known.
 template <typename Body>
 class PoolWork {
  public:
@@ -48,8 +49,8 @@ class PoolWork {
   char done_ = 0;
 };
 
-// parallel_for over [0, workers), in a forked process too. There OpenMP's pool has lost all its threads, and who used it
-// before the fork waits for them for ever. A pool belongs to the thread that starts work: a new thread has a new one.
+// parallel_for over [0, workers), safe after a fork. A forked process has lost the threads of OpenMP's pool, and a
+// thread that used the pool before the fork would wait for them for ever. A new thread gets a new pool.
 template <typename Work>
 void in_parallel(int64_t workers, const Work& work) {
   const auto start = [&] { torch::stable::parallel_for(0, workers, 1, work); };
@@ -59,8 +60,8 @@ void in_parallel(int64_t workers, const Work& work) {
     start();
 }
 
-// Calls work(next) on up to thread_count() threads; each thread calls next() until it returns -1, else an item in
-// [0, items). A thread can therefore set up its scratch memory once. What one of them throws is thrown here.
+// Calls work(next) on up to thread_count() threads. next() returns an item in [0, items), or -1 when none is left. So
+// each thread sets up its scratch memory once. An exception in a thread is rethrown here.
 template <typename Work>
 void run_queue(int64_t items, const Work& work) {
   if (items <= 0) return;

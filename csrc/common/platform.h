@@ -1,4 +1,4 @@
-// What differs between Linux, macOS and Windows. The Windows half has never been compiled.
+// The differences between Linux, macOS and Windows. The Windows half has never been compiled.
 #pragma once
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN

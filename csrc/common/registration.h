@@ -1,5 +1,5 @@
-// Where the CUDA kernels are registered; Python defines the schemas (dgcl_ops/ops/). The tests build the CUDA side a
-// second time, over a CPU stand-in for the device, under a namespace of its own and for CPU tensors.
+// The namespace and dispatch key of the CUDA kernels. Python defines the schemas (dgcl_ops/ops/). The tests build the
+// same files for an emulated device, in another namespace and for CPU tensors.
 #pragma once
 #include <torch/csrc/stable/library.h>
 

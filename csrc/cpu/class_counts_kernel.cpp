@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../ops/class_counts.h"
+#include "../ops/checks.h"
 
 namespace dgcl {
 namespace {

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
 #include "../math/contrast.h"
-#include "../ops/density_contrast.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
 #include "panel.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {
@@ -15,7 +16,7 @@ constexpr int64_t kAnchorBlock = 96;  // anchors of one work item; a multiple of
 
 struct Problem {
   Tensor keep_anchors, keep_keys, keep_negatives;
-  RowSource anchors, keys, negatives;  // keys are read as one row a group
+  RowSource anchors, keys, negatives;  // keys: one row per group
   int64_t groups, num_anchors, num_negatives, dim;
   std::vector<int64_t> anchor_counts, negative_counts;
   double temperature;
@@ -36,7 +37,7 @@ struct Problem {
         temperature(temperature_) {}
 };
 
-// Unit rows of one group and what is needed to go back to raw rows.
+// Unit rows of one group, and their norms for the way back to raw rows.
 template <typename T>
 struct UnitRows {
   Buffer<T> rows;
@@ -57,7 +58,7 @@ struct UnitRows {
   void to_raw(int64_t i, T* gradient) const { unit_row_backward(primitives<T>(), row(i), norm[i], dim, gradient); }
 };
 
-// <anchor, negative> / temperature for a block of anchors, tile by tile; [anchor][negative] in `logits`.
+// <anchor, negative> / temperature for a block of anchors, tile by tile. `logits` is [anchor][negative].
 template <typename T>
 class LogitTiles {
  public:
@@ -79,7 +80,7 @@ class LogitTiles {
     }
   }
 
-  // Logits of anchors [first, first + rows), rows <= tile_rows; row r starts at logits(r).
+  // Logits of anchors [first, first + rows), rows <= tile_rows. Row r starts at logits(r).
   void compute(const UnitRows<T>& anchors, int64_t first, int64_t rows, double temperature) {
     const T* row[kMaxTileRows];
     for (int64_t r = 0; r < rows; ++r) row[r] = anchors.row(first + r);
@@ -108,7 +109,7 @@ void forward(const Problem& p, double eps, T* loss, T* lse) {
   std::fill_n(loss, p.groups, T(0));
   std::fill_n(lse, p.groups * p.num_anchors, T(0));
   const int64_t blocks = (p.num_anchors + kAnchorBlock - 1) / kAnchorBlock;
-  std::vector<double> block_sums(static_cast<size_t>(p.groups * blocks), 0.0);  // summed in order afterwards
+  std::vector<double> block_sums(static_cast<size_t>(p.groups * blocks), 0.0);  // added in order at the end
   run_queue(p.groups * blocks, [&](auto& next) {
     UnitRows<T> anchors(kAnchorBlock, p.dim), key(1, p.dim), negatives(p.num_negatives, p.dim);
     LogitTiles<T> tiles(p.num_negatives, p.dim);
@@ -150,15 +151,15 @@ void write(Tensor& out, int64_t row, const T* x, int64_t dim) {
   store_row(out.scalar_type(), x, dim, data + row * dim * static_cast<int64_t>(out.element_size()));
 }
 
-// One group at a time per thread, so that every sum has one order. Rows beyond the counts get 0.
+// A thread takes one group at a time, so every sum has one order. Rows beyond the counts get 0.
 template <typename T>
 void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danchors, Tensor& dL_dkeys,
-              Tensor& dL_dnegatives, bool all_gradients) {
+              Tensor& dL_dnegatives, bool needs_key_grad) {
   run_queue(p.groups, [&](auto& next) {
     const Primitives<T>& prims = primitives<T>();
     UnitRows<T> anchors(p.num_anchors, p.dim), key(1, p.dim), negatives(p.num_negatives, p.dim);
     LogitTiles<T> tiles(p.num_negatives, p.dim);
-    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(all_gradients ? p.num_negatives * p.dim : 0),
+    Buffer<T> gradient(p.dim), key_gradient(p.dim), negative_gradient(needs_key_grad ? p.num_negatives * p.dim : 0),
         zeros(p.dim);
     std::fill_n(zeros.get(), p.dim, T(0));
     for (int64_t g; (g = next()) >= 0;) {
@@ -181,18 +182,18 @@ void backward(const Problem& p, const T* dL_dloss, const T* lse, Tensor& dL_danc
           const T at_key = static_cast<T>(scale * (contrast_probability(key_logit, total) - 1));
           std::fill_n(gradient.get(), p.dim, T(0));
           prims.axpy(at_key, key.row(0), p.dim, gradient.get());
-          if (all_gradients) prims.axpy(at_key, anchor, p.dim, key_gradient.get());
+          if (needs_key_grad) prims.axpy(at_key, anchor, p.dim, key_gradient.get());
           for (int64_t j = 0; j < negatives.count; ++j) {
             const T at_negative = static_cast<T>(scale * contrast_probability(tiles.logits(r)[j], total));
             prims.axpy(at_negative, negatives.row(j), p.dim, gradient.get());
-            if (all_gradients) prims.axpy(at_negative, anchor, p.dim, negative_gradient.get() + j * p.dim);
+            if (needs_key_grad) prims.axpy(at_negative, anchor, p.dim, negative_gradient.get() + j * p.dim);
           }
           anchors.to_raw(i, gradient.get());
           write(dL_danchors, g * p.num_anchors + i, gradient.get(), p.dim);
         }
       }
       for (int64_t i = count; i < p.num_anchors; ++i) write(dL_danchors, g * p.num_anchors + i, zeros.get(), p.dim);
-      if (!all_gradients) continue;
+      if (!needs_key_grad) continue;
       key.to_raw(0, key_gradient.get());
       write(dL_dkeys, g, key_gradient.get(), p.dim);
       for (int64_t j = 0; j < p.num_negatives; ++j) {
@@ -224,20 +225,20 @@ std::tuple<Tensor, Tensor, Tensor> density_contrast_backward_cpu(const Tensor& d
                                                                  const Tensor& lse, double temperature,
                                                                  std::optional<Tensor> anchor_counts,
                                                                  std::optional<Tensor> negative_counts,
-                                                                 bool all_gradients) {
+                                                                 bool needs_key_grad) {
   check_density_contrast_backward(dL_dloss, anchors, keys, negatives, lse, temperature, anchor_counts, negative_counts);
   const Problem p("density_contrast_backward", anchors, keys, negatives, temperature, anchor_counts, negative_counts);
   const Tensor upstream = torch::stable::contiguous(dL_dloss), saved = torch::stable::contiguous(lse);
   Tensor dL_danchors = torch::stable::new_empty(anchors, anchors.sizes(), anchors.scalar_type());
-  Tensor dL_dkeys = all_gradients ? torch::stable::new_empty(keys, keys.sizes()) : torch::stable::new_empty(keys, {0});
-  Tensor dL_dnegatives =
-      all_gradients ? torch::stable::new_empty(negatives, negatives.sizes()) : torch::stable::new_empty(negatives, {0});
+  Tensor dL_dkeys = needs_key_grad ? torch::stable::new_empty(keys, keys.sizes()) : torch::stable::new_empty(keys, {0});
+  Tensor dL_dnegatives = needs_key_grad ? torch::stable::new_empty(negatives, negatives.sizes())
+                                        : torch::stable::new_empty(negatives, {0});
   if (compute_type(anchors, keys, negatives) == ScalarType::Double)
     backward(p, static_cast<const double*>(upstream.const_data_ptr()),
-             static_cast<const double*>(saved.const_data_ptr()), dL_danchors, dL_dkeys, dL_dnegatives, all_gradients);
+             static_cast<const double*>(saved.const_data_ptr()), dL_danchors, dL_dkeys, dL_dnegatives, needs_key_grad);
   else
     backward(p, static_cast<const float*>(upstream.const_data_ptr()), static_cast<const float*>(saved.const_data_ptr()),
-             dL_danchors, dL_dkeys, dL_dnegatives, all_gradients);
+             dL_danchors, dL_dkeys, dL_dnegatives, needs_key_grad);
   return {dL_danchors, dL_dkeys, dL_dnegatives};
 }
 

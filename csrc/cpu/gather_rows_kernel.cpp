@@ -5,14 +5,14 @@
 #include <vector>
 
 #include "../common/parallel.h"
-#include "../ops/gather_rows.h"
+#include "../ops/checks.h"
 
 namespace dgcl {
 namespace {
 
-constexpr int64_t kTilePixels = 64;  // neighbours in a plane that are read together
+constexpr int64_t kTilePixels = 64;  // neighbouring pixels that are read together
 
-// Element (b, d, p) of a map stands at b * image + d * channel + p * pixel.
+// Element (b, d, p) of a map is at b * image + d * channel + p * pixel.
 struct MapLayout {
   int64_t images, dim, area, image, channel, pixel;
 
@@ -22,11 +22,11 @@ struct MapLayout {
         area(maps.size(2) * maps.size(3)),
         image(maps.stride(0)),
         channel(maps.stride(1)),
-        pixel(maps.size(3) == 1 ? maps.stride(2) : maps.stride(3)) {}  // a single column's stride says nothing
+        pixel(maps.size(3) == 1 ? maps.stride(2) : maps.stride(3)) {}  // the stride of a single column is arbitrary
 };
 
-// Row by row, every element would come from another page of a channel-first map. So the wanted rows are sorted by tile
-// of neighbouring pixels, and a tile's planes are read one after the other for all of its rows.
+// In a channel-first map each element of a row lies in another page. So rows are sorted by tile of neighbouring pixels.
+// Each plane of a tile is then read once, for all rows of the tile.
 template <typename Word>
 void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64_t count, Word* out) {
   const int64_t tiles_per_image = (map.area + kTilePixels - 1) / kTilePixels, tiles = map.images * tiles_per_image;
@@ -56,14 +56,15 @@ void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64
 Tensor gather_rows_cpu(const Tensor& maps, const Tensor& pixels) {
   check_gather_rows(maps, pixels);
   const bool rows_follow = maps.size(2) == 1 || maps.size(3) == 1 ||
-                           maps.stride(2) == maps.size(3) * maps.stride(3);  // pixel numbers are one stride
-  const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps), wanted = torch::stable::contiguous(pixels);
+                           maps.stride(2) == maps.size(3) * maps.stride(3);  // one stride covers all pixels
+  const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps),
+               dense_pixels = torch::stable::contiguous(pixels);
   const MapLayout map(dense);
-  const int64_t* pixel = static_cast<const int64_t*>(wanted.const_data_ptr());
-  const int64_t count = wanted.numel();
+  const int64_t* pixel = static_cast<const int64_t*>(dense_pixels.const_data_ptr());
+  const int64_t count = dense_pixels.numel();
   for (int64_t i = 0; i < count; ++i)
     if (pixel[i] < 0 || pixel[i] >= map.images * map.area)
-      fail("gather_rows", "pixels must lie in [0, ", map.images * map.area, "), got ", pixel[i]);
+      fail("gather_rows", "indices must lie in [0, ", map.images * map.area, "), got ", pixel[i]);
   std::vector<int64_t> shape(pixels.sizes().begin(), pixels.sizes().end());
   shape.push_back(map.dim);
   Tensor out = torch::stable::new_empty(maps, shape);

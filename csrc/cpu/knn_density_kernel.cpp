@@ -3,35 +3,35 @@
 #include <algorithm>
 
 #include "../math/density.h"
-#include "../ops/knn_density.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "knn/search.h"
 
 namespace dgcl {
 namespace {
 
-// out [outputs][M], each row a density of its own scales: all of them together, or one each.
+// out [outputs][M]. Each row is a density over its own scales: all of them together, or one each.
 template <typename T>
 void density(const KnnProblem& problem, const std::vector<std::vector<int64_t>>& outputs, int64_t num_queries, T* out) {
   const int64_t k = problem.k, rows = static_cast<int64_t>(outputs.size());
-  std::vector<T> full(static_cast<size_t>(rows * k), T(0));  // weights when all k neighbours are there
+  std::vector<T> full(static_cast<size_t>(rows * k), T(0));  // weights for k neighbours
   for (int64_t o = 0; o < rows; ++o)
     scale_weights(outputs[o].data(), static_cast<int64_t>(outputs[o].size()), k, full.data() + o * k);
   std::fill_n(out, rows * num_queries, T(0));
-  knn_search<T>(problem, [&](int64_t query, const Neighbour<T>* neighbours, int64_t found) {
-    if (found <= 0) {
+  knn_search<T>(problem, [&](int64_t query, const Neighbour<T>* neighbours, int64_t count) {
+    if (count <= 0) {
       for (int64_t o = 0; o < rows; ++o)
-        out[o * num_queries + query] = found < 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
+        out[o * num_queries + query] = count < 0 ? std::numeric_limits<T>::quiet_NaN() : T(0);
       return;
     }
-    std::vector<T> scores(static_cast<size_t>(found)), fewer(found < k ? static_cast<size_t>(found) : 0);
-    for (int64_t r = 0; r < found; ++r) scores[static_cast<size_t>(r)] = neighbours[r].score;
+    std::vector<T> scores(static_cast<size_t>(count)), fewer(count < k ? static_cast<size_t>(count) : 0);
+    for (int64_t r = 0; r < count; ++r) scores[static_cast<size_t>(r)] = neighbours[r].score;
     for (int64_t o = 0; o < rows; ++o) {
       const T* weights = full.data() + o * k;
-      if (found < k) {
-        scale_weights(outputs[o].data(), static_cast<int64_t>(outputs[o].size()), found, fewer.data());
+      if (count < k) {
+        scale_weights(outputs[o].data(), static_cast<int64_t>(outputs[o].size()), count, fewer.data());
         weights = fewer.data();
       }
-      out[o * num_queries + query] = weighted_sum(weights, scores.data(), found);
+      out[o * num_queries + query] = weighted_sum(weights, scores.data(), count);
     }
   });
 }
@@ -41,9 +41,9 @@ Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<in
                        bool per_scale, bool unit_bank) {
   check_knn_density(queries, bank, scales, metric, query_offsets, bank_counts);
   const int64_t largest = *std::max_element(scales.begin(), scales.end());
-  // More than the bank holds is never found; the weights of a clamped scale are computed per query.
+  // A query never has more neighbours than the bank has rows. Weights of a clamped scale are computed per query.
   const int64_t k = std::min(largest, std::max<int64_t>(1, bank.size(bank.dim() - 2)));
-  const KnnTensors made =
+  const KnnTensors input =
       make_knn_problem("knn_density", queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank);
   std::vector<std::vector<int64_t>> outputs;
   if (per_scale)
@@ -55,9 +55,9 @@ Tensor knn_density_cpu(const Tensor& queries, const Tensor& bank, std::vector<in
   Tensor out = per_scale ? torch::stable::new_empty(queries, {static_cast<int64_t>(scales.size()), m}, type)
                          : torch::stable::new_empty(queries, {m}, type);
   if (type == ScalarType::Double)
-    density<double>(made.problem, outputs, m, static_cast<double*>(out.mutable_data_ptr()));
+    density<double>(input.problem, outputs, m, static_cast<double*>(out.mutable_data_ptr()));
   else
-    density<float>(made.problem, outputs, m, static_cast<float*>(out.mutable_data_ptr()));
+    density<float>(input.problem, outputs, m, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
 

@@ -5,8 +5,8 @@
 
 #include "../common/parallel.h"
 #include "../math/score_gradient.h"
-#include "../ops/knn_topk.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "knn/search.h"
 
 namespace dgcl {
 namespace {
@@ -18,8 +18,8 @@ void topk(const KnnProblem& problem, Tensor& values, Tensor& indices) {
   int64_t* index = static_cast<int64_t*>(indices.mutable_data_ptr());
   std::fill_n(value, values.numel(), -std::numeric_limits<T>::infinity());
   std::fill_n(index, indices.numel(), int64_t(-1));
-  knn_search<T>(problem, [&](int64_t query, const Neighbour<T>* neighbours, int64_t found) {
-    for (int64_t r = 0; r < found; ++r) {
+  knn_search<T>(problem, [&](int64_t query, const Neighbour<T>* neighbours, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
       value[query * k + r] = neighbours[r].score;
       index[query * k + r] = neighbours[r].index;
     }
@@ -30,43 +30,43 @@ std::tuple<Tensor, Tensor> knn_topk_cpu(const Tensor& queries, const Tensor& ban
                                         std::optional<Tensor> query_offsets, std::optional<Tensor> bank_counts,
                                         bool exclude_self, bool unit_bank) {
   check_knn_topk(queries, bank, k, metric, query_offsets, bank_counts);
-  const KnnTensors made =
+  const KnnTensors input =
       make_knn_problem("knn_topk", queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank);
   const ScalarType type = compute_type(queries, bank);
   Tensor values = torch::stable::new_empty(queries, {queries.size(0), k}, type);
   Tensor indices = torch::stable::new_empty(queries, {queries.size(0), k}, ScalarType::Long);
   if (type == ScalarType::Double)
-    topk<double>(made.problem, values, indices);
+    topk<double>(input.problem, values, indices);
   else
-    topk<float>(made.problem, values, indices);
+    topk<float>(input.problem, values, indices);
   return {values, indices};
 }
 
-// With the neighbours held fixed, each row sums the gradients of its own pairs (math/score_gradient.h) in the order of
-// the queries: no atomic additions.
+// The neighbours are held fixed. Each row sums the gradients of its own pairs (math/score_gradient.h) in the order of
+// the queries, so there are no atomic additions.
 template <typename T>
 class TopkBackward {
  public:
-  TopkBackward(const KnnProblem& problem, int64_t num_queries, const T* grad_values, const T* values,
+  TopkBackward(const KnnProblem& problem, int64_t num_queries, const T* dL_dvalues, const T* values,
                const int64_t* indices)
       : p_(problem),
         prims_(primitives<T>()),
         num_queries_(num_queries),
-        grad_(grad_values),
+        dL_dvalues_(dL_dvalues),
         value_(values),
         index_(indices) {}
 
   void queries(Tensor& out) const {
-    for_rows(num_queries_, out, [&](int64_t i, Rows& rows) {
+    for_rows(num_queries_, out, [&](int64_t i, Scratch& scratch) {
       const int64_t c = class_of(i);
       if (c < 0) return;
-      const RowNorm<T> norm = load(p_.queries, i, 0, normalize_queries(), rows.own);
+      const RowNorm<T> norm = load(p_.queries, i, 0, normalize_queries(), scratch.own);
       for (int64_t pair = i * p_.k; pair < (i + 1) * p_.k; ++pair) {
         if (!used(pair)) continue;
-        load(p_.bank, index_[pair], c, normalize_bank(), rows.other);
-        add(pair, rows);
+        load(p_.bank, index_[pair], c, normalize_bank(), scratch.other);
+        add(pair, scratch);
       }
-      if (normalize_queries()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
+      if (normalize_queries()) unit_row_backward(prims_, scratch.own.data(), norm, p_.dim, scratch.sum.data());
     });
   }
 
@@ -83,29 +83,29 @@ class TopkBackward {
     for (int64_t pair = first; pair < last; ++pair)
       if (used(pair)) pairs[static_cast<size_t>(cursor[static_cast<size_t>(row_of(pair))]++)] = pair;
 
-    for_rows(total, out, [&](int64_t row, Rows& rows) {
+    for_rows(total, out, [&](int64_t row, Scratch& scratch) {
       const int64_t from = begin[static_cast<size_t>(row)], to = begin[static_cast<size_t>(row + 1)];
       if (from == to) return;
-      const RowNorm<T> norm = load(p_.bank, row % p_.bank_rows, row / p_.bank_rows, normalize_bank(), rows.own);
+      const RowNorm<T> norm = load(p_.bank, row % p_.bank_rows, row / p_.bank_rows, normalize_bank(), scratch.own);
       for (int64_t i = from; i < to; ++i) {
         const int64_t pair = pairs[static_cast<size_t>(i)];
-        load(p_.queries, pair / p_.k, 0, normalize_queries(), rows.other);
-        add(pair, rows);
+        load(p_.queries, pair / p_.k, 0, normalize_queries(), scratch.other);
+        add(pair, scratch);
       }
-      if (normalize_bank()) unit_row_backward(prims_, rows.own.data(), norm, p_.dim, rows.sum.data());
+      if (normalize_bank()) unit_row_backward(prims_, scratch.own.data(), norm, p_.dim, scratch.sum.data());
     });
   }
 
  private:
-  struct Rows {
+  struct Scratch {
     std::vector<T> own, other, sum;
-    explicit Rows(int64_t dim) : own(static_cast<size_t>(dim)), other(own), sum(own) {}
+    explicit Scratch(int64_t dim) : own(static_cast<size_t>(dim)), other(own), sum(own) {}
   };
 
   bool normalize_queries() const { return p_.metric == Metric::cosine; }
   bool normalize_bank() const { return p_.metric == Metric::cosine && !p_.unit_bank; }
   bool l2() const { return p_.metric == Metric::l2; }
-  bool used(int64_t pair) const { return pair_has_gradient(l2(), index_[pair], grad_[pair], value_[pair]); }
+  bool used(int64_t pair) const { return pair_has_gradient(l2(), index_[pair], dL_dvalues_[pair], value_[pair]); }
 
   // -1 for a query of no class.
   int64_t class_of(int64_t query) const {
@@ -118,13 +118,14 @@ class TopkBackward {
     return normalize ? unit_row(prims_, out.data(), p_.dim, out.data()) : RowNorm<T>{};
   }
 
-  void add(int64_t pair, Rows& rows) const {
+  void add(int64_t pair, Scratch& scratch) const {
     if (l2())
-      for (size_t d = 0; d < rows.own.size(); ++d) rows.other[d] = score_direction(true, rows.own[d], rows.other[d]);
-    prims_.axpy(pair_factor(l2(), grad_[pair], value_[pair]), rows.other.data(), p_.dim, rows.sum.data());
+      for (size_t d = 0; d < scratch.own.size(); ++d)
+        scratch.other[d] = score_direction(true, scratch.own[d], scratch.other[d]);
+    prims_.axpy(pair_factor(l2(), dL_dvalues_[pair], value_[pair]), scratch.other.data(), p_.dim, scratch.sum.data());
   }
 
-  // compute(row, rows) adds row's gradient to rows.sum, which starts at 0.
+  // compute(row, scratch) adds the row's gradient to scratch.sum, which starts at 0.
   template <typename Compute>
   void for_rows(int64_t count, Tensor& out, const Compute& compute) const {
     constexpr int64_t chunk = 32;
@@ -132,12 +133,12 @@ class TopkBackward {
     const int64_t row_bytes = p_.dim * static_cast<int64_t>(out.element_size());
     char* data = static_cast<char*>(out.mutable_data_ptr());
     run_queue((count + chunk - 1) / chunk, [&](auto& next) {
-      Rows rows(p_.dim);
+      Scratch scratch(p_.dim);
       for (int64_t item; (item = next()) >= 0;)
         for (int64_t i = item * chunk; i < std::min((item + 1) * chunk, count); ++i) {
-          std::fill(rows.sum.begin(), rows.sum.end(), T(0));
-          compute(i, rows);
-          store_row(dtype, rows.sum.data(), p_.dim, data + i * row_bytes);
+          std::fill(scratch.sum.begin(), scratch.sum.end(), T(0));
+          compute(i, scratch);
+          store_row(dtype, scratch.sum.data(), p_.dim, data + i * row_bytes);
         }
     });
   }
@@ -145,40 +146,40 @@ class TopkBackward {
   const KnnProblem& p_;
   const Primitives<T>& prims_;
   const int64_t num_queries_;
-  const T* grad_;
+  const T* dL_dvalues_;
   const T* value_;
   const int64_t* index_;
 };
 
 template <typename T>
-void backward(const KnnProblem& problem, const Tensor& grad_values, const Tensor& values, const Tensor& indices,
-              Tensor& grad_queries, Tensor& grad_bank) {
-  const TopkBackward<T> pass(problem, grad_queries.size(0), static_cast<const T*>(grad_values.const_data_ptr()),
+void backward(const KnnProblem& problem, const Tensor& dL_dvalues, const Tensor& values, const Tensor& indices,
+              Tensor& dL_dqueries, Tensor& dL_dbank) {
+  const TopkBackward<T> pass(problem, dL_dqueries.size(0), static_cast<const T*>(dL_dvalues.const_data_ptr()),
                              static_cast<const T*>(values.const_data_ptr()),
                              static_cast<const int64_t*>(indices.const_data_ptr()));
-  pass.queries(grad_queries);
-  pass.bank(grad_bank);
+  pass.queries(dL_dqueries);
+  pass.bank(dL_dbank);
 }
 
-std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,
+std::tuple<Tensor, Tensor> knn_topk_backward_cpu(const Tensor& dL_dvalues, const Tensor& queries, const Tensor& bank,
                                                  const Tensor& values, const Tensor& indices, const MetricName& metric,
                                                  std::optional<Tensor> query_offsets, bool unit_bank) {
-  check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
-  const KnnTensors made = make_knn_problem("knn_topk_backward", queries, bank, values.size(1), metric, query_offsets,
-                                           std::nullopt, false, unit_bank);
-  const Tensor grad = torch::stable::contiguous(grad_values), score = torch::stable::contiguous(values),
+  check_knn_topk_backward(dL_dvalues, queries, bank, values, indices, metric, query_offsets);
+  const KnnTensors input = make_knn_problem("knn_topk_backward", queries, bank, values.size(1), metric, query_offsets,
+                                            std::nullopt, false, unit_bank);
+  const Tensor upstream = torch::stable::contiguous(dL_dvalues), score = torch::stable::contiguous(values),
                index = torch::stable::contiguous(indices);
   const int64_t* row = static_cast<const int64_t*>(index.const_data_ptr());
   for (int64_t i = 0; i < index.numel(); ++i)
-    if (row[i] < -1 || row[i] >= made.problem.bank_rows)
-      fail("knn_topk_backward", "indices must lie in [-1, ", made.problem.bank_rows, "), got ", row[i]);
-  Tensor grad_queries = torch::stable::new_empty(queries, queries.sizes(), queries.scalar_type());
-  Tensor grad_bank = torch::stable::new_empty(bank, bank.sizes(), bank.scalar_type());
+    if (row[i] < -1 || row[i] >= input.problem.bank_rows)
+      fail("knn_topk_backward", "indices must lie in [-1, ", input.problem.bank_rows, "), got ", row[i]);
+  Tensor dL_dqueries = torch::stable::new_empty(queries, queries.sizes(), queries.scalar_type());
+  Tensor dL_dbank = torch::stable::new_empty(bank, bank.sizes(), bank.scalar_type());
   if (compute_type(queries, bank) == ScalarType::Double)
-    backward<double>(made.problem, grad, score, index, grad_queries, grad_bank);
+    backward<double>(input.problem, upstream, score, index, dL_dqueries, dL_dbank);
   else
-    backward<float>(made.problem, grad, score, index, grad_queries, grad_bank);
-  return {grad_queries, grad_bank};
+    backward<float>(input.problem, upstream, score, index, dL_dqueries, dL_dbank);
+  return {dL_dqueries, dL_dbank};
 }
 
 }  // namespace

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
-#include "../ops/memory_push.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {
@@ -21,7 +22,7 @@ struct Ring {
         dtype(t.scalar_type()) {}
 };
 
-// Copies row i of class c into `slot` by way of T (exact where the dtypes agree).
+// Copies row i of class c into `slot`, converted through T. Exact if the dtypes agree.
 template <typename T>
 void copy_row(const RowSource& from, int64_t c, int64_t i, const Ring& ring, int64_t slot, bool normalize, T* scratch) {
   load_row(primitives<T>(), from.dtype, from.row(i, c), ring.dim, scratch);

@@ -1,10 +1,10 @@
-// Packing: rows side by side, so that one step over `dim` reads one contiguous stretch.
+// Packs rows side by side, so that one step over `dim` reads contiguous memory.
 #pragma once
 #include <cstdint>
 
 namespace dgcl {
 
-// out[d * columns + c] = rows[c][d]; missing rows (c >= count) become zero.
+// out[d * columns + c] = rows[c][d]. Missing rows (c >= count) become zero.
 template <typename T>
 void pack_columns(const T* const* rows, int64_t count, int64_t dim, int columns, T* out) {
   typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));
@@ -16,7 +16,7 @@ void pack_columns(const T* const* rows, int64_t count, int64_t dim, int columns,
     const T* r3 = rows[c + 3];
     T* to = out + c;
     int64_t d = 0;
-    // float64 goes by single elements: without AVX these shuffles of four would go through memory.
+    // float64 is copied by single elements. Without AVX, shuffles of four doubles would go through memory.
     for (; sizeof(T) < 8 && d + 4 <= dim; d += 4, to += 4 * columns) {
       const Four a = *reinterpret_cast<const Four*>(r0 + d), b = *reinterpret_cast<const Four*>(r1 + d);
       const Four e = *reinterpret_cast<const Four*>(r2 + d), f = *reinterpret_cast<const Four*>(r3 + d);

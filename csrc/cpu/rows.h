@@ -1,4 +1,4 @@
-// Reading rows of any supported dtype as rows of the compute type.
+// Reads and writes rows of any supported dtype as rows of the compute type.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -13,7 +13,7 @@
 
 namespace dgcl {
 
-// A matrix whose rows are contiguous; the rows themselves may be any distance apart.
+// A matrix whose rows are contiguous. The distance between rows is arbitrary.
 struct RowSource {
   const char* data = nullptr;
   int64_t row_bytes = 0;    // distance between rows
@@ -23,8 +23,8 @@ struct RowSource {
   const char* row(int64_t i, int64_t group = 0) const { return data + group * group_bytes + i * row_bytes; }
 };
 
-// `t` [N, D] or [C, N, D]. Keeps views whose last dimension is contiguous; copies others. `keep` holds what is read
-// from.
+// `t` [N, D] or [C, N, D]. Uses the tensor in place if its last dimension is contiguous, else a copy. `keep` owns the
+// memory.
 inline RowSource row_source(const Tensor& t, Tensor& keep) {
   keep = t;
   if (t.numel() > 0 && t.size(t.dim() - 1) > 1 && t.stride(t.dim() - 1) != 1) keep = torch::stable::contiguous(t);
@@ -37,7 +37,7 @@ inline RowSource row_source(const Tensor& t, Tensor& keep) {
   return source;
 }
 
-// One row, widened to T (exact, but for float64 -> float32, which no op asks for).
+// One row, widened to T. Exact except for float64 -> float32, which no operator uses.
 template <typename T>
 void load_row(const Primitives<T>& prims, ScalarType dtype, const char* row, int64_t dim, T* out) {
   switch (dtype) {
@@ -50,7 +50,7 @@ void load_row(const Primitives<T>& prims, ScalarType dtype, const char* row, int
     case ScalarType::Float: {
       const float* x = reinterpret_cast<const float*>(row);
       if constexpr (sizeof(T) == sizeof(float)) {
-        std::copy_n(x, dim, out);  // memcpy may not be given the null pointers of rows without elements
+        std::copy_n(x, dim, out);  // not memcpy: rows without elements have null pointers
       } else {
         for (int64_t d = 0; d < dim; ++d) out[d] = static_cast<T>(x[d]);
       }
@@ -63,7 +63,7 @@ void load_row(const Primitives<T>& prims, ScalarType dtype, const char* row, int
   }
 }
 
-// The reverse, for outputs in the input's dtype: rounds to nearest even.
+// Stores a row in an output's dtype, rounded to nearest even.
 void store_row(ScalarType dtype, const float* x, int64_t dim, char* row);
 void store_row(ScalarType dtype, const double* x, int64_t dim, char* row);
 
@@ -76,7 +76,7 @@ class Buffer {
     void* memory = nullptr;
     if (static_cast<size_t>(size) <= PTRDIFF_MAX / sizeof(T))
       memory = ::operator new(static_cast<size_t>(size) * sizeof(T), std::align_val_t(64), std::nothrow);
-    if (!memory) fail("dgcl_ops", "no memory for ", size, " numbers of ", sizeof(T), " bytes that a thread needs");
+    if (!memory) fail("dgcl_ops", "out of memory: a thread needs ", size, " elements of ", sizeof(T), " bytes");
     data_.reset(static_cast<T*>(memory));
   }
   T* get() const { return data_.get(); }

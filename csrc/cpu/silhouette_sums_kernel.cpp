@@ -1,12 +1,12 @@
-// Sums of distances by class, exact from differences: squared distances in float64, IEEE square roots, added up in a
-// fixed order. The same bits for every number of threads and on every instruction set.
+// Sums of distances by class. Squared distances come from differences in float64, followed by IEEE square roots and
+// sums in a fixed order. The bits are the same for every number of threads and every instruction set.
 //
-// A squared distance is a sum over stretches of kDepth columns, each a sum in increasing order (simd/distance_tile.h).
-// Nothing cancels but in the differences, which are taken first and have relative error u = 2^-53 (none from inputs of
-// at most 32 bits whose exponents are less than 30 apart). All terms being positive, the squared distance has relative
-// error at most (2 + kDepth + D / kDepth) u to first order: 1.5e-14 for D = 256.
+// A squared distance is a sum over stretches of kDepth columns. Each stretch is a sum in increasing order
+// (simd/distance_tile.h). Cancellation occurs only in the differences, which come first and have relative error u =
+// 2^-53. (They are exact for inputs of at most 32 bits whose exponents are less than 30 apart.) All terms are positive,
+// so the squared distance has relative error at most (2 + kDepth + D / kDepth) u to first order: 1.5e-14 for D = 256.
 //
-// Widened are only kDepth columns of two blocks at a time: about 1 MB of scratch memory per thread, whatever N and D.
+// Only kDepth columns of two blocks are widened at a time. Scratch memory is about 1 MB per thread, whatever N and D.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -15,22 +15,23 @@
 #include <thread>
 #include <vector>
 
+#include "../common/counts.h"
 #include "../common/parallel.h"
-#include "../ops/silhouette_sums.h"
-#include "knn_problem.h"
+#include "../ops/checks.h"
 #include "panel.h"
+#include "rows.h"
 
 namespace dgcl {
 namespace {
 
-constexpr int64_t kMostRows = 256;     // of a block
-constexpr int64_t kFewestBlocks = 32;  // where there are rows enough: work for that many threads
+constexpr int64_t kMostRows = 256;     // in a block
+constexpr int64_t kFewestBlocks = 32;  // if there are enough rows: work for that many threads
 constexpr int64_t kDepth = 128;        // columns widened at a time: 16 KB of a panel
 constexpr int64_t kTile = kDistanceRows * kDistanceRows;
 
 struct Scratch {
   Buffer<double> left, right, tiles;
-  Buffer<float> rows, panel;  // on the way to a widened panel
+  Buffer<float> rows, panel;  // before a panel is widened
   Scratch(int64_t left_size, int64_t right_size)
       : left(left_size * kDepth),
         right(right_size * kDepth),
@@ -49,12 +50,12 @@ void pack(const char* const* rows, int64_t count, int64_t depth, T* out) {
   pack_columns(typed, count, depth, kDistanceRows, out);
 }
 
-// Rows [begin, end) of one panel, all of class `group`; -1: of none.
+// Rows [begin, end) of one panel, all of class `group`, or of no class (-1).
 struct Segment {
   int64_t begin, end, group;
 };
 
-// A matrix cut into panels of 16 rows, these into segments; panels form blocks.
+// A matrix cut into panels of 16 rows. Panels are cut into segments, and grouped into blocks.
 class Blocks {
  public:
   Blocks(const Tensor& matrix, const std::vector<int64_t>& offsets) : rows_(matrix.size(0)) {
@@ -63,7 +64,7 @@ class Blocks {
     const int64_t wanted = (rows_ / kFewestBlocks + kDistanceRows - 1) / kDistanceRows * kDistanceRows;
     size_ = std::clamp<int64_t>(wanted, kDistanceRows, kMostRows);
     const int64_t classes = static_cast<int64_t>(offsets.size()) - 1;
-    int64_t c = -1;  // the class of the row that is next
+    int64_t c = -1;  // the class of the next row
     for (int64_t row = 0; row < rows_;) {
       if (row % kDistanceRows == 0) first_.push_back(segments_.size());
       while (c < classes && offsets[static_cast<size_t>(c + 1)] <= row) ++c;
@@ -85,7 +86,7 @@ class Blocks {
   const Segment* segments_begin(int64_t panel) const { return segments_.data() + first_[static_cast<size_t>(panel)]; }
   const Segment* segments_end(int64_t panel) const { return segments_begin(panel + 1); }
 
-  // Columns [column, column + depth) of the block's rows, widened: panels [depth, 16], one behind the other.
+  // Columns [column, column + depth) of the block's rows, widened. Panels [depth, 16] follow one another.
   void load(int64_t block, int64_t column, int64_t depth, const Scratch& scratch, double* out) const {
     for (int64_t panel = panels_begin(block); panel < panels_end(block); ++panel, out += depth * kDistanceRows) {
       const char* rows[kDistanceRows];
@@ -114,7 +115,7 @@ class Blocks {
   std::vector<size_t> first_;
 };
 
-// x[0] + ... + x[count - 1]; a whole row of a tile as a tree.
+// x[0] + ... + x[count - 1]. A whole row of a tile is summed as a tree.
 double sum_of(const double* x, int64_t count) {
   if (count < kDistanceRows) {
     double sum = 0;
@@ -127,8 +128,8 @@ double sum_of(const double* x, int64_t count) {
   return (half[0] + half[2]) + (half[1] + half[3]);
 }
 
-// Adds the distances of a tile to the sums [rows, groups] of the left panel's rows, class by class of the right one;
-// and, unless both are the same panel, to the sums of the right panel's rows, where the left ones have a class.
+// Adds the distances of a tile to the sums [rows, groups] of the left panel's rows, by class of the right rows. Unless
+// both panels are the `same`, it also adds them to the sums of the right panel's rows, by class of the left rows.
 void add_tile(const double* tile, const Blocks& left, int64_t P, const Blocks& right, int64_t Q, bool same,
               int64_t groups, double* sums) {
   const int64_t left_begin = P * kDistanceRows, right_begin = Q * kDistanceRows;
@@ -146,8 +147,9 @@ void add_tile(const double* tile, const Blocks& left, int64_t P, const Blocks& r
   }
 }
 
-// Adds the distances between block I of `left` and block J of `right`, which may be `same`: then each unordered pair
-// of panels is visited once. A row's distance to itself is 0, or NaN if the row is not finite: added like any other.
+// Adds the distances between block I of `left` and block J of `right`. If both are the `same` block, each unordered
+// pair of panels is visited once. A row's distance to itself is 0, or NaN if the row is not finite. It is added like
+// any other.
 void add_pairs(const Blocks& left, int64_t I, const Blocks& right, int64_t J, bool same, int64_t dim, int64_t groups,
                const Scratch& scratch, double* sums) {
   const auto& prims = primitives<double>();
@@ -172,12 +174,12 @@ void add_pairs(const Blocks& left, int64_t I, const Blocks& right, int64_t J, bo
     }
 }
 
-// Every pair of rows of one matrix, each once. In round r, block (r + k) mod n meets block (r - k) mod n, so that each
-// block has one meeting per round. A meeting waits until both blocks have had that of the round before: a sum has one
-// writer at a time, and the order of the rounds is the order of the additions. Meetings are fetched in order, so the
-// earliest one under way never waits.
+// Adds every pair of rows of one matrix once. In round r, block (r + k) mod n meets block (r - k) mod n, so each block
+// has one meeting per round. A meeting waits until both blocks have finished the round before. So a sum has one writer
+// at a time, and additions follow the order of the rounds. Meetings are fetched in order, so the earliest unfinished
+// one never waits.
 void sum_among(const Blocks& blocks, int64_t dim, int64_t groups, double* sums) {
-  const int64_t n = blocks.count() | 1, meetings = (n + 1) / 2;  // odd: the last block may be one that is not there
+  const int64_t n = blocks.count() | 1, meetings = (n + 1) / 2;  // odd: the last block may not exist
   std::vector<std::atomic<int64_t>> rounds_done(static_cast<size_t>(n));
   run_queue(n * meetings, [&](auto& next) {
     const Scratch scratch(blocks.size(), blocks.size());
@@ -205,13 +207,10 @@ void sum_to(const Blocks& rows, const Blocks& blocks, int64_t dim, int64_t group
 
 Tensor silhouette_sums_cpu(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows) {
   check_silhouette_sums(features, offsets, rows);
-  const char* op = "silhouette_sums";
-  const std::vector<int64_t> bounds = read_counts(op, "offsets", offsets, features.size(0));
-  for (size_t c = 1; c < bounds.size(); ++c)
-    if (bounds[c] < bounds[c - 1]) fail(op, "offsets must not decrease, got ", bounds[c - 1], " before ", bounds[c]);
+  const std::vector<int64_t> bounds = read_offsets("silhouette_sums", "offsets", offsets, features.size(0));
   const int64_t dim = features.size(1), groups = static_cast<int64_t>(bounds.size()) - 1;
-  const Tensor& asking = rows ? *rows : features;
-  Tensor out = torch::stable::new_zeros(features, {asking.size(0), groups}, ScalarType::Double);
+  const Tensor& queries = rows ? *rows : features;
+  Tensor out = torch::stable::new_zeros(features, {queries.size(0), groups}, ScalarType::Double);
   if (out.numel() == 0 || dim == 0) return out;
   double* sums = static_cast<double*>(out.mutable_data_ptr());
   const Blocks blocks(features, bounds);

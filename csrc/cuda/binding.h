@@ -1,4 +1,4 @@
-// What every CUDA binding does around its launch: current device and stream, plain arguments, errors.
+// What all CUDA bindings share: current device and stream, plain arguments, errors.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,24 +17,26 @@ extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
 #endif
 
-// The device's current stream. The function is in libtorch_cuda, which a CPU build of PyTorch lacks, so it cannot be
-// linked; but a CUDA tensor proves that the library is loaded. (Stream::nativeHandle() needs PyTorch 2.13.)
+// The device's current stream. libtorch_cuda has the function, but a CPU build of PyTorch lacks that library, so the
+// function cannot be linked. A CUDA tensor proves that the library is loaded. (Stream::nativeHandle() needs PyTorch
+// 2.13.)
 inline void* current_cuda_stream(int32_t device) {
   static const auto get = [] {
     void* function = loaded_function("torch_cuda", "aoti_torch_get_current_cuda_stream");
     return reinterpret_cast<AOTITorchError (*)(int32_t, void**)>(function);
   }();
   if (!get)
-    fail("dgcl_ops", "libtorch_cuda must be loaded and have aoti_torch_get_current_cuda_stream, but it does not");
+    fail("dgcl_ops", "cannot read the current CUDA stream: libtorch_cuda is not loaded, or lacks ",
+         "aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return stream;
 }
 
-// Makes the tensor's device current for its scope and names that device's current stream.
+// Makes the tensor's device current within its scope, and knows that device's current stream.
 class OnDeviceOf {
  public:
-#ifdef DGCL_EMULATED_DEVICE  // tensors on the CPU; the emulator wants a guard and its stream all the same
+#ifdef DGCL_EMULATED_DEVICE  // CPU tensors; the emulator checks that guard and stream are used
   explicit OnDeviceOf(const Tensor&) : stream_(cuda_emulator_enter_device()) {}
   ~OnDeviceOf() { cuda_emulator_leave_device(); }
   OnDeviceOf(const OnDeviceOf&) = delete;
@@ -53,14 +55,14 @@ class OnDeviceOf {
 #endif
 };
 
-// CUDA's codes for a driver or a device that the kernels were not built for: the driver is older than the runtime, there
-// is no code for the device, the driver does not know the PTX.
-constexpr bool is_misfit(int error) { return error == 35 || error == 209 || error == 222; }
+// CUDA's error codes for a driver or device that the kernels were not built for: the driver is older than the runtime,
+// there is no code for the device, or the driver does not know the PTX.
+constexpr bool is_incompatible(int error) { return error == 35 || error == 209 || error == 222; }
 
 inline void check_launch(const char* op, int error) {
   if (error == 0) return;
-  const char* advice = is_misfit(error) ? "; `python -m dgcl_ops.doctor` says what does not fit" : "";
-  fail(op, "the CUDA launch must succeed, got error ", error, ": ", cuda_error_text(error), advice);
+  const char* advice = is_incompatible(error) ? "; run `python -m dgcl_ops.doctor` to see what does not fit" : "";
+  fail(op, "CUDA launch failed: ", cuda_error_text(error), " (error ", error, ")", advice);
 }
 
 inline Dtype dtype_of(const Tensor& t) {
@@ -76,14 +78,15 @@ inline Dtype dtype_of(const Tensor& t) {
   }
 }
 
-// `t` [N, D] or [C, N, D]. Keeps views whose last dimension is contiguous; copies others. `keep` holds what is read.
-inline Rows rows_of(const Tensor& t, Tensor& keep) {
+// `t` [N, D] or [C, N, D]. Uses the tensor in place if its last dimension is contiguous, else a copy. `keep` owns the
+// memory.
+inline RowView row_view(const Tensor& t, Tensor& keep) {
   keep = t;
   if (t.numel() > 0 && t.size(t.dim() - 1) > 1 && t.stride(t.dim() - 1) != 1) keep = torch::stable::contiguous(t);
   return {keep.const_data_ptr(), keep.stride(keep.dim() - 2), keep.dim() == 3 ? keep.stride(0) : 0, dtype_of(keep)};
 }
 
-// The data of an optional int64 vector, nullptr without one. `keep` holds what is read.
+// The data of an optional int64 vector, or nullptr. `keep` owns the memory.
 inline const int64_t* values_of(const std::optional<Tensor>& t, Tensor& keep) {
   if (!t) return nullptr;
   keep = torch::stable::contiguous(*t);

@@ -1,6 +1,6 @@
-#include "../ops/class_counts.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "class_counts_launch.h"
+#include "class_counts_kernel.h"
 
 namespace dgcl {
 namespace {

@@ -1,5 +1,5 @@
-// The one device-side file that knows who compiles it: nvcc, or g++ with the stand-in of tests/kernels/emulator. Kernels and
-// launchers include it and no other CUDA header. Nothing beyond sm_80.
+// The only device-side file that differs between nvcc and g++ with the emulator of tests/. Kernels and launches include
+// it and no other CUDA header. It uses nothing newer than sm_80.
 #pragma once
 #include <stdint.h>
 
@@ -9,12 +9,12 @@
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
-// A static shared array: DGCL_SHARED(float, tile, [16][33]). `align` in bytes, for vector access.
+// A static shared array: DGCL_SHARED(float, tile, [16][33]). `align` is in bytes, for vector access.
 #define DGCL_SHARED_ALIGNED(align, type, name, dims) \
   __shared__ __align__(align)                        \
   type name dims
 #define DGCL_SHARED(type, name, dims) __shared__ type name dims
-// The launch's dynamic shared memory, 16-byte aligned.
+// The dynamic shared memory of the launch, 16-byte aligned.
 #define DGCL_DYNAMIC_SHARED(type, name)                              \
   extern __shared__ __align__(16) unsigned char dgcl_dynamic_smem[]; \
   type* name = reinterpret_cast<type*>(dgcl_dynamic_smem)
@@ -23,7 +23,8 @@
 
 namespace dgcl {
 
-// d = a b + c on tensor cores: a [16][16], b [16][8] in bf16, c and d [16][8] in float; registers as in the PTX manual.
+// d = a b + c on tensor cores. a [16][16] and b [16][8] are bfloat16, c and d [16][8] are float. Registers as in the
+// PTX manual.
 __device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
@@ -31,8 +32,8 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, co
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// `bytes` (0 to 16) from global memory and zeros behind them, 16 in all, to shared memory, both on addresses that are
-// multiples of 16; there after the next wait for the pipeline.
+// Copies `bytes` (0 to 16) from global to shared memory and pads with zeros to 16. Both addresses are multiples of 16.
+// The data is there after the next wait for the pipeline.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int bytes) {
   asm volatile(
       "cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
@@ -40,10 +41,10 @@ __device__ __forceinline__ void copy_async_16(void* to, const void* from, int by
       : "memory");
 }
 
-// A number that others may be changing by atomics meanwhile.
+// Reads a number that other threads may be changing by atomics.
 __device__ __forceinline__ float load_relaxed(const float* p) { return *static_cast<const volatile float*>(p); }
 
-// Vector access; the address must be a multiple of the vector's size.
+// Vector access. The address must be a multiple of the vector's size.
 template <typename Vector>
 __device__ __forceinline__ Vector load_vector(const void* p) {
   return *static_cast<const Vector*>(p);
@@ -75,16 +76,16 @@ namespace dgcl {
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// The calling warp's number in a grid of one-dimensional blocks of so many warps.
+// The calling warp's number in a grid of one-dimensional blocks of kWarpsPerBlock warps.
 template <int kWarpsPerBlock>
 __device__ __forceinline__ int64_t own_warp() {
   return static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
 }
 
-// A one-dimensional grid for `work` items, `each` of them a block.
+// A one-dimensional grid for `work` items, `each` items per block.
 inline dim3 blocks_for(int64_t work, int64_t each) { return dim3(static_cast<unsigned>((work + each - 1) / each)); }
 
-// Two floats rounded to bfloat16, side by side in a register.
+// Two floats, rounded to bfloat16 and packed into a register.
 __device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
 #if defined(__CUDACC__)
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

@@ -1,5 +1,5 @@
-#include "../ops/density_contrast.h"
-#include "density_contrast_tensors.h"
+#include "../ops/checks.h"
+#include "contrast_tensors.h"
 
 namespace dgcl {
 namespace {
@@ -9,9 +9,9 @@ std::tuple<Tensor, Tensor> density_contrast_cuda(const Tensor& anchors, const Te
                                                  std::optional<Tensor> negative_counts, double eps) {
   check_density_contrast(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps);
   const OnDeviceOf device(anchors);
-  const ContrastTensors made =
+  const ContrastTensors input =
       contrast_tensors("density_contrast", anchors, keys, negatives, temperature, anchor_counts, negative_counts);
-  const ContrastProblem& p = made.problem;
+  const ContrastProblem& p = input.problem;
   const ScalarType type = compute_type(anchors, keys, negatives);
   Tensor loss = torch::stable::new_empty(anchors, {p.groups}, type);
   Tensor lse = torch::stable::new_empty(anchors, {p.groups, p.num_anchors}, type);

@@ -1,8 +1,8 @@
 #include <vector>
 
-#include "../ops/gather_rows.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "gather_rows_launch.h"
+#include "gather_rows_kernel.h"
 
 namespace dgcl {
 namespace {
@@ -11,9 +11,10 @@ Tensor gather_rows_cuda(const Tensor& maps, const Tensor& pixels) {
   check_gather_rows(maps, pixels);
   const OnDeviceOf device(maps);
   const int64_t height = maps.size(2), width = maps.size(3);
-  // Pixel numbers are one stride; the stride of a single row or column says nothing.
+  // One stride must cover all pixels. The stride of a single row or column is arbitrary.
   const bool rows_follow = height == 1 || width == 1 || maps.stride(2) == width * maps.stride(3);
-  const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps), wanted = torch::stable::contiguous(pixels);
+  const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps),
+               dense_pixels = torch::stable::contiguous(pixels);
   std::vector<int64_t> shape(pixels.sizes().begin(), pixels.sizes().end());
   shape.push_back(maps.size(1));
   Tensor rows = torch::stable::new_empty(maps, shape);
@@ -26,8 +27,8 @@ Tensor gather_rows_cuda(const Tensor& maps, const Tensor& pixels) {
   a.image_stride = dense.stride(0);
   a.channel_stride = dense.stride(1);
   a.pixel_stride = width == 1 ? dense.stride(2) : dense.stride(3);
-  a.pixels = static_cast<const int64_t*>(wanted.const_data_ptr());
-  a.num_pixels = wanted.numel();
+  a.pixels = static_cast<const int64_t*>(dense_pixels.const_data_ptr());
+  a.num_pixels = dense_pixels.numel();
   a.rows = rows.mutable_data_ptr();
   check_launch("gather_rows", launch_gather_rows(a, device.stream()));
   return rows;

@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "../ops/knn_density.h"
-#include "knn_density_launch.h"
-#include "knn_search_binding.h"
+#include "../ops/checks.h"
+#include "knn/search_binding.h"
+#include "knn_density_kernel.h"
 
 namespace dgcl {
 namespace {
@@ -13,7 +13,8 @@ Tensor knn_density_cuda(const Tensor& queries, const Tensor& bank, std::vector<i
   const char* op = "knn_density";
   check_knn_density(queries, bank, scales, metric, query_offsets, bank_counts);
   const int64_t num_scales = static_cast<int64_t>(scales.size()), m = queries.size(0);
-  if (num_scales > kMostScales) fail(op, "scales must be at most ", kMostScales, " on CUDA, got ", num_scales);
+  if (num_scales > kMostScales)
+    fail(op, "scales must have at most ", kMostScales, " entries on CUDA, got ", num_scales);
   const OnDeviceOf device(queries);
   const int64_t k = *std::max_element(scales.begin(), scales.end());
   const KnnSearchOnDevice search(op, queries, bank, k, metric, query_offsets, bank_counts, exclude_self, unit_bank,

@@ -1,13 +1,14 @@
 #include <array>
 
-#include "../ops/knn_topk.h"
+#include "../common/metric.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "knn_topk_backward_launch.h"
+#include "knn_topk_backward_kernel.h"
 
 namespace dgcl {
 namespace {
 
-// torch.sort(keys, stable=True) of a vector: {sorted, where each was}.
+// torch.sort(keys, stable=True) of a vector: the sorted keys and their old positions.
 std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   std::array<StableIValue, 4> stack{torch::stable::detail::from(keys),
                                     torch::stable::detail::from(std::optional<bool>(true)),
@@ -16,19 +17,19 @@ std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& grad_values, const Tensor& queries, const Tensor& bank,
+std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& dL_dvalues, const Tensor& queries, const Tensor& bank,
                                                   const Tensor& values, const Tensor& indices, const MetricName& metric,
                                                   std::optional<Tensor> query_offsets, bool unit_bank) {
   const char* op = "knn_topk_backward";
-  check_knn_topk_backward(grad_values, queries, bank, values, indices, metric, query_offsets);
+  check_knn_topk_backward(dL_dvalues, queries, bank, values, indices, metric, query_offsets);
   const OnDeviceOf device(queries);
-  const Tensor grad = torch::stable::contiguous(grad_values), score = torch::stable::contiguous(values),
+  const Tensor upstream = torch::stable::contiguous(dL_dvalues), score = torch::stable::contiguous(values),
                index = torch::stable::contiguous(indices);
   Tensor kept_queries, kept_bank, kept_offsets;
   KnnTopkBackwardArguments a;
-  a.queries = rows_of(queries, kept_queries);
-  a.bank = rows_of(bank, kept_bank);
-  a.grad_values = grad.const_data_ptr();
+  a.queries = row_view(queries, kept_queries);
+  a.bank = row_view(bank, kept_bank);
+  a.dL_dvalues = upstream.const_data_ptr();
   a.values = score.const_data_ptr();
   a.indices = static_cast<const int64_t*>(index.const_data_ptr());
   a.offsets = values_of(query_offsets, kept_offsets);
@@ -53,21 +54,21 @@ std::tuple<Tensor, Tensor> knn_topk_backward_cuda(const Tensor& grad_values, con
   Tensor bank_norms = scratch(a.normalize_bank ? bank_total : 0, norm_bytes, ScalarType::Byte);
   Tensor sums = scratch(most < kMostGradientWarps ? most : kMostGradientWarps, a.dim, type);
   Tensor keys = torch::stable::new_empty(queries, {a.num_queries * a.k}, ScalarType::Long);
-  Tensor grad_queries = torch::stable::new_empty(queries, queries.sizes());
-  Tensor grad_bank = torch::stable::new_empty(bank, bank.sizes());
+  Tensor dL_dqueries = torch::stable::new_empty(queries, queries.sizes());
+  Tensor dL_dbank = torch::stable::new_empty(bank, bank.sizes());
   a.query_norms = query_norms.mutable_data_ptr();
   a.bank_norms = bank_norms.mutable_data_ptr();
   a.sums = sums.mutable_data_ptr();
   a.keys = static_cast<int64_t*>(keys.mutable_data_ptr());
-  a.grad_queries = grad_queries.mutable_data_ptr();
-  a.grad_bank = grad_bank.mutable_data_ptr();
+  a.dL_dqueries = dL_dqueries.mutable_data_ptr();
+  a.dL_dbank = dL_dbank.mutable_data_ptr();
 
   check_launch(op, launch_knn_pair_keys(a, device.stream()));
   const auto [sorted, order] = stable_sort(keys);
   a.sorted_keys = static_cast<const int64_t*>(sorted.const_data_ptr());
   a.pairs = static_cast<const int64_t*>(order.const_data_ptr());
   check_launch(op, launch_knn_topk_backward(a, device.stream()));
-  return {grad_queries, grad_bank};
+  return {dL_dqueries, dL_dbank};
 }
 
 }  // namespace

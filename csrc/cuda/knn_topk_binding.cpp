@@ -1,6 +1,6 @@
-#include "../ops/knn_topk.h"
-#include "knn_search_binding.h"
-#include "knn_topk_launch.h"
+#include "../ops/checks.h"
+#include "knn/search_binding.h"
+#include "knn_topk_kernel.h"
 
 namespace dgcl {
 namespace {

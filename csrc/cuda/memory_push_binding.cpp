@@ -1,6 +1,6 @@
-#include "../ops/memory_push.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "memory_push_launch.h"
+#include "memory_push_kernel.h"
 
 namespace dgcl {
 namespace {
@@ -12,13 +12,13 @@ void memory_push_cuda(const Tensor& bank_features, const Tensor& bank_projection
                     row_counts);
   const OnDeviceOf device(bank_features);
   Tensor keep_features, keep_projections, keep_counts;
-  const Rows density_rows = {density.const_data_ptr(), density.stride(1), density.stride(0), dtype_of(density)};
-  auto push = [](const Rows& rows, const Tensor& ring, int64_t dim, bool unit) {
+  const RowView density_rows = {density.const_data_ptr(), density.stride(1), density.stride(0), dtype_of(density)};
+  auto push = [](const RowView& rows, const Tensor& ring, int64_t dim, bool unit) {
     return RingPush{rows, ring.mutable_data_ptr(), dtype_of(ring), dim, unit};
   };
   MemoryPushArguments a;
-  a.pushes[0] = push(rows_of(features, keep_features), bank_features, bank_features.size(2), normalize);
-  a.pushes[1] = push(rows_of(projections, keep_projections), bank_projections, bank_projections.size(2), false);
+  a.pushes[0] = push(row_view(features, keep_features), bank_features, bank_features.size(2), normalize);
+  a.pushes[1] = push(row_view(projections, keep_projections), bank_projections, bank_projections.size(2), false);
   a.pushes[2] = push(density_rows, bank_density, 1, false);
   a.num_classes = bank_features.size(0);
   a.capacity = bank_features.size(1);

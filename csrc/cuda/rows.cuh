@@ -1,21 +1,23 @@
-// Reading and writing rows of any dtype, and the canonical sums of a warp.
+// Reads and writes rows of any dtype, and computes the canonical sums of a warp.
 #pragma once
 #include <limits>
 
+#include "../math/canonical.h"
 #include "../math/unit_row.h"
 #include "compat.cuh"
 #include "rows.h"
 
 namespace dgcl {
 
-constexpr int kRowThreads = 256, kRowsPerBlock = kRowThreads / kWarp;  // of kernels that give a warp to each row
+static_assert(kWarp == kLanes);  // a lane for each partial sum of the canonical sums
+constexpr int kRowThreads = 256, kRowsPerBlock = kRowThreads / kWarp;  // for kernels with a warp per row
 
-// Device-side numbers may be anything: clamped to [0, largest], so that bad ones cannot reach outside the tensors.
+// Counts and offsets on the device may hold anything. Clamped to [0, largest], they cannot reach outside the tensors.
 __device__ __forceinline__ int64_t clamped(int64_t value, int64_t largest) {
   return value < 0 ? 0 : value > largest ? largest : value;
 }
 
-// How many of 0, ..., n - 1 are before the first for which `holds` is false, by halving; between 0 and n in any case.
+// The number of leading i in 0, ..., n - 1 for which `holds` is true, by bisection. Between 0 and n in any case.
 template <typename Holds>
 __device__ __forceinline__ int64_t partition_point(int64_t n, const Holds& holds) {
   int64_t low = 0, high = n;
@@ -34,7 +36,7 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// Element i, widened to T; exact, but for float64 read as float, which no op asks for.
+// Element i, widened to T. Exact except for float64 read as float, which no operator uses.
 template <typename T>
 __device__ __forceinline__ T load_element(const void* data, Dtype dtype, int64_t i) {
   switch (dtype) {
@@ -49,7 +51,7 @@ __device__ __forceinline__ T load_element(const void* data, Dtype dtype, int64_t
   }
 }
 
-// The reverse, rounding to nearest even. float64 goes to 16 bits by way of float32, as on the CPU.
+// Stores a value, rounded to nearest even. float64 goes to 16 bits through float32, as on the CPU.
 template <typename T>
 __device__ __forceinline__ void store_element(void* data, Dtype dtype, int64_t i, T value) {
   switch (dtype) {
@@ -74,12 +76,12 @@ struct RowReader {
   Dtype dtype;
   int64_t begin;
 
-  __device__ RowReader(const Rows& rows, int64_t i, int64_t group)
+  __device__ RowReader(const RowView& rows, int64_t i, int64_t group)
       : data(rows.data), dtype(rows.dtype), begin(group * rows.group_stride + i * rows.row_stride) {}
   __device__ T operator()(int64_t d) const { return load_element<T>(data, dtype, begin + d); }
 };
 
-// The canonical tree (csrc/math/canonical.h): every lane returns the sum of the 32 partial sums.
+// The canonical tree (csrc/math/canonical.h). Every lane returns the sum of the 32 partial sums.
 template <typename T>
 __device__ __forceinline__ T warp_reduce_sum(T partial) {
 #pragma unroll
@@ -105,8 +107,8 @@ __device__ T warp_dot(const A& a, const B& b, int64_t dim) {
   return warp_reduce_sum(sum);
 }
 
-// |x| of a row, by a whole warp; the same value and exponent as unit_row() on the CPU. A row with a NaN or an infinity
-// gets value NaN here, so that dividing by it makes NaNs.
+// |x| of a row, by a whole warp, with the same value and exponent as unit_row() on the CPU. For a row with a NaN or an
+// infinity the value is NaN, so that the division makes NaNs.
 template <typename T, typename Row>
 __device__ RowNorm<T> warp_row_norm(const Row& x, int64_t dim) {
   const T square = warp_dot<T>(x, x, dim);
@@ -126,16 +128,16 @@ __device__ RowNorm<T> warp_row_norm(const Row& x, int64_t dim) {
   return {sqrt(warp_dot<T>(scaled, scaled, dim)), exponent};
 }
 
-// An element of the unit row of a row with this norm, or as it is.
+// An element of the unit row, given the row's norm; the element itself without `normalize`.
 template <typename T>
 __device__ __forceinline__ T element_of_unit(T x, const RowNorm<T>& norm, bool normalize) {
   return normalize ? unit_element(x, norm) : x;
 }
 
-// norms [groups][per_group]: a warp a row of `rows`. With `counts`, rows beyond a group's count are left alone.
+// Writes norms [groups][per_group], a warp per row. With `counts`, rows beyond a group's count are skipped.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    row_norms_kernel(Rows rows, int64_t groups, int64_t per_group, const int64_t* counts, int64_t dim,
+    row_norms_kernel(RowView rows, int64_t groups, int64_t per_group, const int64_t* counts, int64_t dim,
                      RowNorm<T>* norms) {
   const int64_t row = own_warp<kRowsPerBlock>();
   if (row >= groups * per_group) return;
@@ -145,8 +147,8 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   if (threadIdx.x % kWarp == 0) norms[row] = norm;
 }
 
-// From the gradient for a unit row to that for the raw row, in the output's dtype, row number `row` of `out`; by a whole
-// warp. `gradient` and `unit` are functions of the column; a lane reads and writes the same columns.
+// Stores the gradient of a raw row, given that of its unit row, as row number `row` of `out`, by a whole warp.
+// `gradient` and `unit` are functions of the column. A lane reads and writes the same columns.
 template <typename T, typename Gradient, typename Unit>
 __device__ __forceinline__ void store_raw_gradient(const Gradient& gradient, const Unit& unit, const RowNorm<T>& norm,
                                                    int64_t dim, void* out, Dtype dtype, int64_t row) {

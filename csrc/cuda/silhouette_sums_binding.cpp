@@ -1,6 +1,6 @@
-#include "../ops/silhouette_sums.h"
+#include "../ops/checks.h"
 #include "binding.h"
-#include "silhouette_sums_launch.h"
+#include "silhouette_sums_kernel.h"
 
 namespace dgcl {
 namespace {
@@ -8,12 +8,12 @@ namespace {
 Tensor silhouette_sums_cuda(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows) {
   check_silhouette_sums(features, offsets, rows);
   const OnDeviceOf device(features);
-  const Tensor& asking = rows ? *rows : features;
+  const Tensor& queries = rows ? *rows : features;
   Tensor keep_rows, keep_features, keep_offsets;
   SilhouetteSumsArguments a;
-  a.rows = rows_of(asking, keep_rows);
-  a.features = rows_of(features, keep_features);
-  a.num_rows = asking.size(0);
+  a.rows = row_view(queries, keep_rows);
+  a.features = row_view(features, keep_features);
+  a.num_rows = queries.size(0);
   a.num_features = features.size(0);
   a.dim = features.size(1);
   a.num_classes = offsets.numel() - 1;

@@ -25,7 +25,7 @@ def is_older(version: str, oldest: tuple[int, int]) -> bool:
 
 
 def architectures() -> list[str]:
-    """Upward, since PTX of the last one serves later devices."""
+    """In increasing order, because PTX of the last one serves later devices."""
     value = os.environ.get("DGCL_OPS_CUDA_ARCHS", "")
     archs = value.split() or DEFAULT_ARCHS.split()
     if not all(re.fullmatch(r"\d{2,3}", arch) for arch in archs):
@@ -41,7 +41,7 @@ def is_cuda_build(torch: Path) -> bool:
 
 
 class Toolkit:
-    """nvcc and what belongs to it."""
+    """nvcc and its libraries."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -52,7 +52,7 @@ class Toolkit:
 
     @classmethod
     def find(cls, torch: Path):
-        """The toolkit of CUDA_HOME, of nvcc in PATH (which may be a script elsewhere), or of a package; or None."""
+        """The toolkit of CUDA_HOME, of nvcc in PATH (it may be a script elsewhere), or of a package, else None."""
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         roots = [Path(named)] if named else []
         if not named and (nvcc := shutil.which("nvcc")):
@@ -65,13 +65,13 @@ class Toolkit:
         return next((t for t in toolkits if t.nvcc.exists() and t.libraries), None)
 
     def version(self) -> str:
-        told = re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])
-        return told[1] if told else "unknown"
+        release = re.search(r"release ([\d.]+)", run(self.nvcc, "--version")[1])
+        return release[1] if release else "unknown"
 
 
-def wanted_toolkit(torch: Path, asked: str):
-    """The toolkit to build CUDA kernels with, or None for a build without them. `asked`: DGCL_OPS_CUDA."""
-    if asked == "0" or (asked == "" and not is_cuda_build(torch)):
+def wanted_toolkit(torch: Path, setting: str):
+    """The toolkit to build CUDA kernels with, or None for a build without them. `setting`: DGCL_OPS_CUDA."""
+    if setting == "0" or (setting == "" and not is_cuda_build(torch)):
         return None
     toolkit = Toolkit.find(torch)
     if toolkit is None:
@@ -81,7 +81,7 @@ def wanted_toolkit(torch: Path, asked: str):
         fault = f"nvcc must be {oldest} or later, got {toolkit.version()} ({toolkit.nvcc})"
     else:
         return toolkit
-    if asked == "1":
+    if setting == "1":
         raise PlatformError(fault)
     print(f"dgcl_ops: building without CUDA kernels, though this PyTorch is a CUDA build: {fault}")
     return None

@@ -1,8 +1,9 @@
-// The canonical dot product: the one score that decides a selection, the same bits on every backend.
+// The canonical dot product. It decides every selection, with the same bits on every backend.
 //
-// 32 partial sums; lane l takes elements l, l + 32, l + 64, ... in increasing order with fused multiply-add; then the
-// fixed tree "lane l plus lane l xor 16, 8, 4, 2, 1". A CUDA warp does this by itself; here V is a register of V::width
-// lanes (2 x 16, 4 x 8 or 8 x 4 of them hold the 32 sums). Missing elements of the last step count as zero.
+// There are 32 partial sums. Lane l takes elements l, l + 32, l + 64, ... in increasing order, with fused multiply-add.
+// A fixed tree then adds the lanes: lane l plus lane l xor 16, 8, 4, 2, 1. On CUDA the lanes of a warp hold the sums.
+// Here V is a register of V::width lanes, and 2 x 16, 4 x 8 or 8 x 4 lanes hold the sums. Missing elements of the last
+// step count as zero.
 //
 // Nothing else in the build may fuse or reorder (-ffp-contract=off, no fast-math).
 #pragma once
@@ -22,7 +23,7 @@ struct CanonicalSum {
     for (int i = 0; i < kRegisters; ++i) sum[i] = V::zero();
   }
 
-  // lanes xor 16, 8, 4, 2, 1: first whole registers, then within one.
+  // Lanes xor 16, 8, 4, 2, 1: whole registers first, then lanes within one.
   T reduce() {
     for (int half = kRegisters / 2; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) sum[i] = V::add(sum[i], sum[i + half]);

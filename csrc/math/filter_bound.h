@@ -1,18 +1,20 @@
-// How far a filter score can be from the score that decides, so that a row may be dropped without being looked at
-// twice.
+// Bounds of |filter score - canonical score|. A row that they rule out needs no canonical score.
 //
 // The filter sums `dim` products in any order and rounding; the canonical score sums the same products in 32 lanes.
 // Both differ from the exact <q, b> by at most
 //
 //   gamma_n |q| |b|,   gamma_n = n u / (1 - n u)          (Cauchy-Schwarz on sum |q_d b_d|)
 //
-// with n = dim + 1 and n = dim / 32 + 6, u the unit roundoff; products may also lose (dim + 64) smallest normal numbers
-// to underflow. For l2 the filter scores <q, b> - |b|^2 / 2 = (|q|^2 - |q - b|^2) / 2; bias, differences, square root and
-// the comparison of rounded roots add terms of the same kind, all below 2 gamma_n (|q|^2 + |b|^2). The constant 16 and
-// the factor 1.01 cover the roundings made while the bound itself is evaluated.
+// with n = dim + 1 for the filter, n = dim / 32 + 6 for the canonical score, and the unit roundoff u. Products may also
+// lose (dim + 64) smallest normal numbers to underflow. For l2 the filter scores
 //
-// With every |filter - canonical| <= eps, a row whose filter score is below (k-th largest filter score seen) - 2 eps
-// has k rows with a strictly larger canonical score: it is not a neighbour.
+//   <q, b> - |b|^2 / 2 = (|q|^2 - |q - b|^2) / 2
+//
+// Bias, differences, square root and the comparison of rounded roots add terms of the same kind, all below
+// 2 gamma_n (|q|^2 + |b|^2). The constant 16 and the factor 1.01 cover the roundings in the bound itself.
+//
+// With every |filter - canonical| <= eps, take a row whose filter score is below (k-th largest filter score) - 2 eps.
+// Then k rows have a strictly larger canonical score, so the row is not a neighbour.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -33,28 +35,29 @@ T filter_underflow(int64_t dim) {
   return static_cast<T>(dim + 64) * std::numeric_limits<T>::min();
 }
 
-// eps, from upper bounds of |q| and of every |b| looked at. The norms are multiplied with each other first: gamma |b|
-// alone could underflow.
+// eps, from upper bounds of |q| and of every |b|. The norms are multiplied first, because gamma |b| alone could
+// underflow.
 template <typename T>
 T filter_bound(bool l2, T gamma, T underflow, T query_norm, T bank_norm) {
   if (l2) return 2 * gamma * (query_norm * query_norm + bank_norm * bank_norm) + underflow;
   return gamma * (query_norm * bank_norm) + underflow;
 }
 
-// The same for a filter on tensor cores, with both sides centred at any float row mu and rounded to bfloat16:
+// The bound of a filter on tensor cores. Both sides are centred at a float row mu and rounded to bfloat16:
 //
 //   <q, b>         = <q, mu>     + <mu, r>       + <p, r>        with   p = q - mu,  r = b - mu
 //   -|q - b|^2 / 2 = -|p|^2 / 2  - |r|^2 / 2     + <p, r>        (l2)
 //
-// The first term is the same for all rows of a query: the filter leaves it out. It computes the second in float (its
-// bias) and the third from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each) with float accumulation in an unknown order
-// and rounding, for which 2^-21 a sum is allowed: tensor cores may cut off bits below the largest term's. So
+// The first term is the same for all rows of a query, so the filter omits it. The second is the row's bias, in float.
+// The third comes from bfloat16 copies p^, r^ (8 bits, u = 2^-8 each). They are accumulated in float, in an unknown
+// order and rounding. The bound allows 2^-21 per sum, because tensor cores may truncate bits below those of the largest
+// term. So
 //
 //   |<p, r> - <p^, r^>| <= |p - p^| |r| + |p^| |r - r^| <= 1.02 2^-7 |p| |r|
 //
-// `lane` bounds everything that is summed in float by 32 lanes: the bias, the canonical score, the centring, and a bank
-// row that is made unit length by one multiplication instead of a division. All lengths are upper bounds; the result
-// is not finite where a row is not.
+// `lane` bounds everything that 32 lanes sum in float: the bias, the canonical score, the centring, and a bank row
+// scaled to unit length by a multiplication instead of a division. All lengths are upper bounds. The result is not
+// finite if a row is not.
 struct CentredLengths {
   float query, bank, mean;              // |q|, |b|, |mu|
   float query_residual, bank_residual;  // |p|, |r|
@@ -70,9 +73,9 @@ DGCL_HOST_DEVICE inline float bfloat16_filter_bound(bool l2, int64_t dim, const 
   return bound + (d + 64) * std::numeric_limits<float>::min() * (1 + p + r);
 }
 
-// The same for a filter in integers: p^ = scale * integers, with |p - p^| and |r - r^| measured when they are made. The
-// integers' products and sums are exact; what is rounded afterwards (to float, two scales, the bias) is a few units in
-// the last place of terms that are bounded above already: their bound is taken twice.
+// The bound of a filter in integers: p^ = scale * integers. |p - p^| and |r - r^| are measured during quantization. The
+// integers' products and sums are exact. The later roundings (to float, two scales, the bias) are a few units in the
+// last place of terms that `lane` bounds, so `lane` is doubled.
 inline float int8_filter_bound(bool l2, int64_t dim, const CentredLengths& n, float query_error, float bank_error) {
   const float d = static_cast<float>(dim);
   const float lane = 2 * (d / 32 + 16) * 0x1p-23f;

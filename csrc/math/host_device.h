@@ -1,4 +1,4 @@
-// Formulas are compiled for the CPU by g++ and for the GPU by nvcc, from the same text.
+// g++ compiles the formulas for the CPU and nvcc for the GPU, from the same text.
 #pragma once
 
 #if defined(__CUDACC__)

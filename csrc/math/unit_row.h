@@ -1,7 +1,7 @@
 // Unit rows: u = x / |x|, with |x| = sqrt(canonical dot of x with itself), IEEE square root and division.
 //
-// Zero row -> zero row. A row with a NaN or an infinity -> all NaN. Where the sum of squares leaves the safe range the
-// row is first scaled by a power of two (exact), so that 1e-30 and 1e30 rows have a direction like any other.
+// A zero row stays zero. A row with a NaN or an infinity becomes all NaN. If the sum of squares leaves the safe range,
+// the row is first scaled by a power of two, which is exact. So rows of 1e-30 or 1e30 have a direction like any other.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,21 +11,21 @@
 
 namespace dgcl {
 
-// A sum of squares in this range has lost nothing to underflow that a rounding would not hide.
+// In this range, the part of the sum that underflow loses is below the rounding error.
 template <typename T>
 DGCL_HOST_DEVICE bool is_safe_square(T square) {
   return square >= (sizeof(T) == sizeof(float) ? T(0x1p-90) : T(0x1p-900)) && square <= std::numeric_limits<T>::max();
 }
 
-// |x| = value * 2^exponent. A row without a direction has value 0 (zero rows; on the CPU also those with a NaN or an
-// infinity, whose unit row is NaN) or NaN (those in the CUDA kernels, so that dividing by it makes NaNs).
+// |x| = value * 2^exponent. A zero row has value 0. For a row with a NaN or an infinity the value is 0 on the CPU,
+// where unit_row writes the NaNs, and NaN on CUDA, where the division makes them.
 template <typename T>
 struct RowNorm {
   T value = 0;
   int exponent = 0;
 };
 
-// Ops offers dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`.
+// Ops has dot(a, b, dim) and divide(x, divisor, dim, out). `out` may be `x`.
 template <typename T, typename Ops>
 RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   T square = ops.dot(x, x, dim);
@@ -53,15 +53,15 @@ RowNorm<T> unit_row(const Ops& ops, const T* x, int64_t dim, T* out) {
   return {norm, exponent};
 }
 
-// One element of the unit row of a row with this norm.
+// One element of the unit row, given the row's norm.
 template <typename T>
 DGCL_HOST_DEVICE T unit_element(T x, const RowNorm<T>& norm) {
   if (norm.value == 0) return 0;
   return (norm.exponent ? std::scalbn(x, -norm.exponent) : x) / norm.value;
 }
 
-// One element of (g - <g, u> u) / |x|, the gradient for x from g, that for its unit row u; `along` is <g, u>. 0 where x
-// has no direction.
+// One element of dL_dx = (g - <g, u> u) / |x|, where g is the gradient of the unit row u. `along` is <g, u>. 0 if x has
+// no direction.
 template <typename T>
 DGCL_HOST_DEVICE T unit_row_gradient(T g, T along, T u, const RowNorm<T>& norm) {
   if (!(norm.value > 0)) return 0;
@@ -69,7 +69,7 @@ DGCL_HOST_DEVICE T unit_row_gradient(T g, T along, T u, const RowNorm<T>& norm) 
   return norm.exponent ? std::scalbn(gradient, -norm.exponent) : gradient;
 }
 
-// Turns g [dim], a gradient for the unit row u = x / |x|, into that for x.
+// Turns g [dim], the gradient of the unit row u = x / |x|, into the gradient of x.
 template <typename T, typename Ops>
 void unit_row_backward(const Ops& ops, const T* u, RowNorm<T> norm, int64_t dim, T* g) {
   const T along = ops.dot(g, u, dim);

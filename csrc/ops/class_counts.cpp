@@ -1,4 +1,4 @@
-#include "class_counts.h"
+#include "checks.h"
 
 namespace dgcl {
 

@@ -1,6 +1,6 @@
-#include "density_contrast.h"
-
 #include <cmath>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {
@@ -19,15 +19,15 @@ void check_tensors(const char* op, const Tensor& anchors, const Tensor& keys, co
   const int64_t groups = anchors.size(0), dim = anchors.size(2);
   check_shape(op, "keys", keys, {groups, dim}, "[G, E] with the anchors' G and E");
   check_shape(op, "negatives", negatives, {groups, -1, dim}, "[G, N, E] with the anchors' G and E");
-  check_same_device(op, "keys", keys, anchors);
-  check_same_device(op, "negatives", negatives, anchors);
+  check_same_device(op, "keys", keys, "anchors", anchors);
+  check_same_device(op, "negatives", negatives, "anchors", anchors);
   if (anchor_counts) {
     check_int64_vector(op, "anchor_counts", *anchor_counts, groups, "[G]");
-    check_same_device(op, "anchor_counts", *anchor_counts, anchors);
+    check_same_device(op, "anchor_counts", *anchor_counts, "anchors", anchors);
   }
   if (negative_counts) {
     check_int64_vector(op, "negative_counts", *negative_counts, groups, "[G]");
-    check_same_device(op, "negative_counts", *negative_counts, anchors);
+    check_same_device(op, "negative_counts", *negative_counts, "anchors", anchors);
   }
 }
 
@@ -38,7 +38,7 @@ void check_density_contrast(const Tensor& anchors, const Tensor& keys, const Ten
                             double eps) {
   const char* op = "density_contrast";
   check_temperature(op, temperature);
-  if (!(eps >= 0) || !std::isfinite(eps)) fail(op, "eps must be 0 or positive, got ", eps);
+  if (!(eps >= 0) || !std::isfinite(eps)) fail(op, "eps must be finite and at least 0, got ", eps);
   check_tensors(op, anchors, keys, negatives, anchor_counts, negative_counts);
 }
 
@@ -55,8 +55,8 @@ void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& ancho
   if (dL_dloss.scalar_type() != type)
     fail(op, "dL_dloss must be ", dtype_name(type), ", got ", dtype_name(dL_dloss.scalar_type()));
   if (lse.scalar_type() != type) fail(op, "lse must be ", dtype_name(type), ", got ", dtype_name(lse.scalar_type()));
-  check_same_device(op, "dL_dloss", dL_dloss, anchors);
-  check_same_device(op, "lse", lse, anchors);
+  check_same_device(op, "dL_dloss", dL_dloss, "anchors", anchors);
+  check_same_device(op, "lse", lse, "anchors", anchors);
 }
 
 }  // namespace dgcl

@@ -1,6 +1,6 @@
-#include "gather_rows.h"
-
 #include <cstdint>
+
+#include "checks.h"
 
 namespace dgcl {
 namespace {
@@ -17,10 +17,10 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   // Maps without channels take no memory, so any number of pixels is possible.
   if (overflows(maps.size(2), maps.size(3)) || overflows(maps.size(2) * maps.size(3), maps.size(0)))
     fail(op, "maps must have fewer than 2^63 pixels, got ", shape_of(maps));
-  check_given(op, "pixels", pixels);
+  check_given(op, "indices", pixels);
   if (pixels.scalar_type() != ScalarType::Long)
-    fail(op, "pixels must be int64, got ", dtype_name(pixels.scalar_type()));
-  check_same_device(op, "pixels", pixels, maps);
+    fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
+  check_same_device(op, "indices", pixels, "maps", maps);
 }
 
 }  // namespace dgcl

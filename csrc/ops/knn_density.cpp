@@ -1,4 +1,5 @@
-#include "knn_density.h"
+#include "checks.h"
+#include "knn_arguments.h"
 
 namespace dgcl {
 
@@ -7,7 +8,7 @@ void check_knn_density(const Tensor& queries, const Tensor& bank, const std::vec
                        const std::optional<Tensor>& bank_counts) {
   const char* op = "knn_density";
   check_knn_arguments(op, queries, bank, metric, query_offsets, bank_counts);
-  if (scales.empty()) fail(op, "scales must name at least one k, got none");
+  if (scales.empty()) fail(op, "scales must contain at least one k, got []");
   for (int64_t k : scales)
     if (k < 1) fail(op, "scales must be positive, got ", k);
 }

@@ -1,13 +1,13 @@
-#include "memory_push.h"
-
 #include <cstdint>
 #include <iterator>
 #include <utility>
 
+#include "checks.h"
+
 namespace dgcl {
 namespace {
 
-// Whether some byte lies between the first and the last of both. No tensor has negative strides.
+// Whether the byte ranges of two tensors overlap. No tensor has negative strides.
 bool may_overlap(const Tensor& a, const Tensor& b) {
   if (a.numel() == 0 || b.numel() == 0) return false;
   const auto span = [](const Tensor& t) {
@@ -29,7 +29,7 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
   const char* op = "memory_push";
   check_shape(op, "bank_features", bank_features, {-1, -1, -1}, "[C, capacity, D]");
   const int64_t classes = bank_features.size(0), capacity = bank_features.size(1);
-  if (capacity < 1) fail(op, "bank_features must have room for a row, got ", shape_of(bank_features));
+  if (capacity < 1) fail(op, "bank_features must have a capacity of at least 1, got ", shape_of(bank_features));
   check_shape(op, "bank_projections", bank_projections, {classes, capacity, -1}, "[C, capacity, E]");
   check_shape(op, "bank_density", bank_density, {classes, capacity}, "[C, capacity]");
   check_int64_vector(op, "counts", counts, classes, "[C]");
@@ -46,7 +46,8 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
                                                            {"counts", &counts},
                                                            {"heads", &heads}};
   for (const auto& [name, tensor] : written)
-    if (!tensor->is_contiguous()) fail(op, name, " must be contiguous: it is written in place");
+    if (!tensor->is_contiguous())
+      fail(op, name, " must be contiguous, because it is written in place, got strides ", list_of(tensor->strides()));
   const std::pair<const char*, const Tensor*> floats[] = {
       {"bank_features", &bank_features}, {"bank_projections", &bank_projections}, {"bank_density", &bank_density},
       {"features", &features},           {"projections", &projections},           {"density", &density}};
@@ -59,8 +60,8 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
                                                        {"projections", &projections},
                                                        {"density", &density},
                                                        {"row_counts", &row_counts}};
-  for (const auto& [name, tensor] : all) check_same_device(op, name, *tensor, bank_features);
-  // Rows would be read after they were overwritten.
+  for (const auto& [name, tensor] : all) check_same_device(op, name, *tensor, "bank_features", bank_features);
+  // A row must not be overwritten before it is read.
   for (size_t i = 0; i < std::size(written); ++i)
     for (size_t j = i; j < std::size(all); ++j)  // all[j] comes after written[i]
       if (may_overlap(*written[i].second, *all[j].second))

@@ -1,4 +1,4 @@
-#include "silhouette_sums.h"
+#include "checks.h"
 
 namespace dgcl {
 
@@ -8,11 +8,11 @@ void check_silhouette_sums(const Tensor& features, const Tensor& offsets, const 
   check_shape(op, "features", features, {-1, -1}, "[N, D]");
   check_int64_vector(op, "offsets", offsets, -1, "[C + 1]");
   if (offsets.numel() < 1) fail(op, "offsets must have shape [C + 1], got ", shape_of(offsets));
-  check_same_device(op, "offsets", offsets, features);
+  check_same_device(op, "offsets", offsets, "features", features);
   if (!rows) return;
   check_float(op, "rows", *rows);
   check_shape(op, "rows", *rows, {-1, features.size(1)}, "[M, D] with the features' D");
-  check_same_device(op, "rows", *rows, features);
+  check_same_device(op, "rows", *rows, "features", features);
 }
 
 }  // namespace dgcl

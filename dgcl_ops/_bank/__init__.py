@@ -1,1 +1,1 @@
-"""What a memory bank is made of: its rings, their exchange between processes, its checkpoint."""
+"""The parts of a memory bank: its rings, their exchange between ranks, its checkpoint."""

@@ -1,8 +1,13 @@
-"""The state of a memory bank: its checksum, and loading it from another capacity, dtype or number of processes.
+"""The state of a memory bank: its checksum, and loading it at another capacity, dtype or number of ranks.
 
-A bank is loaded as a whole. Everything is looked at before anything is written: a file that does not fit changes
-no buffer. torch.distributed.checkpoint alone writes into the buffers first, and is told what was wrong afterwards.
+A bank is loaded whole or not at all. Everything is checked before anything is written, so a state that does not fit
+changes no buffer. Only torch.distributed.checkpoint writes into the buffers first, so there a wrong state
+is detected afterwards.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,72 +16,113 @@ from dgcl_ops import _random
 from dgcl_ops._bank import exchange
 from dgcl_ops.ops import _arguments, memory_push
 
+if TYPE_CHECKING:
+    from dgcl_ops.memory import MemoryBank
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ROWS = ("features", "projections", "density")  # of which a sharded bank holds a window
-NAMES = (*ROWS, "counts", "heads", "pushes", "rng_state", "meaning")
+ROWS = ("features", "projections", "density")  # a sharded bank holds a shard of these
+NAMES = (*ROWS, "counts", "heads", "num_pushes", "rng_state", "config")
+OLD_NAMES = {"num_pushes": "pushes", "config": "meaning"}  # as old checkpoints call them
 
 
-def checksum(bank) -> Tensor:
-    """See MemoryBank.checksum: a sum of hashes of (word, place in the whole bank), so windows add up."""
+def checksum(bank: MemoryBank) -> Tensor:
+    """See MemoryBank.checksum: a sum of hashes of (word, place in the whole bank), so shards add up."""
     total = torch.zeros((), dtype=torch.int64, device=bank.counts.device)
-    # The words are widened to int64 in pieces, on a processor small enough for its cache.
+    # The words are widened to int64 in pieces. On a CPU, a piece fits into the cache.
     piece = 1 << (15 if total.device.type == "cpu" else 22)
     at = 0
     for name in (*ROWS, "counts", "heads"):
         buffer = getattr(bank, name)
         narrow = torch.int16 if buffer.element_size() == 2 else torch.int32
         words = buffer.view(narrow).view(bank.num_classes, -1)
-        start, of_class = 0, words.shape[1]  # this process's part of a class's words
+        start, of_class = 0, words.shape[1]  # this rank's part of a class's words
         if name in ROWS:
             slot = of_class // bank.rings.length
             start, of_class = bank.rings.start * slot, bank.capacity * slot
-        elif bank.rings.start > 0:  # the same on all ranks, and counted once
+        elif bank.rings.start > 0:  # the same on all ranks: counted once, on rank 0
             words = words[:, :0]
         for c, row in enumerate(words):
             first = at + c * of_class + start
             for part in row.split(piece):
                 place = torch.arange(first, first + part.numel(), device=part.device)
                 word = part.to(torch.int64) & 0xFFFFFFFF
-                # Hashes of 32 bits: 2^31 of them fit into the sum.
+                # 32-bit hashes: the sum holds 2^31 of them without overflow.
                 total = total + _random.mix(word ^ _random.mix(place & 0xFFFFFFFF)).sum()
                 first += part.numel()
         at += bank.num_classes * of_class
-    return exchange.gather(bank.rings.ranks, total).sum(0)
+    return exchange.all_gather(bank.rings.ranks, total).sum(0)
 
 
-def meaning(metric: str, dtype: torch.dtype, scales: tuple[int, ...], device=None) -> Tensor:
-    """[2 + scales] int64: metric, dtype and scales. Loaded as another metric's, rows and densities would look
-    valid; and copied into float32, rows that are unit in bfloat16 would."""
+def config(
+    metric: str,
+    dtype: torch.dtype,
+    scales: tuple[int, ...],
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """[2 + scales] int64: metric, dtype and scales.
+
+    Stored so that loading into a bank with another metric, dtype or scales is detected.
+    """
     code = [_arguments.METRICS.index(metric), DTYPES.index(dtype), *scales]
     return torch.tensor(code, device=device)
 
 
-def fitting(bank, state_dict, prefix: str, errors: list[str]) -> dict[str, Tensor] | None:
-    """The stored bank as this one holds it, or None and the reasons. `state_dict` has all of NAMES."""
-    stored = {name: state_dict[prefix + name] for name in NAMES}
+def read(
+    bank: MemoryBank,
+    state_dict: dict[str, Any],
+    prefix: str,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> dict[str, Tensor] | None:
+    """The stored bank, adapted to this one, with its keys in `state_dict`. None if it does not fit.
+
+    Appends the reasons to the lists, as `torch.nn.Module._load_from_state_dict` does.
+    """
+    keys = {name: prefix + name for name in NAMES}
+    for name, old in OLD_NAMES.items():
+        if keys[name] not in state_dict and prefix + old in state_dict:
+            keys[name] = prefix + old
+    absent = [prefix + name for name, key in keys.items() if key not in state_dict]
+    known = set(keys.values())
+    foreign = [key for key in state_dict if key.startswith(prefix) and key not in known]
+    missing += absent
+    if strict:
+        unexpected += foreign
+    if absent or (foreign and strict):
+        return None
+    stored = {name: state_dict[key] for name, key in keys.items()}
     problems = _wrong_kind(bank, stored) or _wrong_values(bank, stored)
     errors += [f"MemoryBank: {problem}" for problem in problems]
     if problems:
         return None
-    own = meaning(bank.metric, bank.dtype, bank.scales)
-    was = stored["meaning"].tolist()
-    fitted = {**stored, "meaning": own}
-    if _is_window(stored["features"]):
-        fitted.update((name, stored[name].to_local()) for name in ROWS)
+    return {prefix + name: value for name, value in _adapted(bank, stored).items()}
+
+
+def _adapted(bank: MemoryBank, stored: dict[str, Any]) -> dict[str, Tensor]:
+    """The stored bank at this bank's capacity, dtype and shard."""
+    ours, theirs = config(bank.metric, bank.dtype, bank.scales), stored["config"].tolist()
+    adapted = {**stored, "config": ours}
+    if _is_shard(stored["features"]):
+        adapted.update((name, stored[name].to_local()) for name in ROWS)
     elif not bank.rings.whole or stored["features"].shape[1] != bank.capacity:
-        fitted.update(_moved(bank, stored))
-    # Rows that were cast on the way have another dtype than `meaning` says.
-    if was[1] != own[1] or any(fitted[name].dtype != getattr(bank, name).dtype for name in ROWS):
-        fitted.update(_converted(bank, fitted))
-    return fitted
+        adapted.update(_moved(bank, stored))
+    # Rows cast outside the bank have a dtype that differs from the stored config.
+    cast = any(adapted[name].dtype != getattr(bank, name).dtype for name in ROWS)
+    if cast or theirs[1] != ours[1]:
+        adapted.update(_converted(bank, adapted))
+    return adapted
 
 
-def _is_window(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")  # a DTensor, which a sharded bank gives and takes
+def _is_shard(tensor: Any) -> bool:
+    return hasattr(
+        tensor, "to_local"
+    )  # a DTensor: a sharded bank stores and loads its shard as one
 
 
-def _wrong_kind(bank, stored: dict) -> list[str]:
-    """What is wrong with types, shapes and dtypes."""
+def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
+    """The problems with types, shapes and dtypes."""
     wrong = []
     for name, value in stored.items():
         if not isinstance(value, Tensor):
@@ -90,9 +136,9 @@ def _wrong_kind(bank, stored: dict) -> list[str]:
         "density": (classes, *slots),
         "counts": (classes,),
         "heads": (classes,),
-        "pushes": (),
+        "num_pushes": (),
         "rng_state": (2,),
-        "meaning": (2 + len(bank.scales),),
+        "config": (2 + len(bank.scales),),
     }
     for name, value in stored.items():
         if name in ROWS and value.dtype not in DTYPES:
@@ -101,32 +147,34 @@ def _wrong_kind(bank, stored: dict) -> list[str]:
             )
         if name not in ROWS and value.dtype != torch.int64:
             wrong.append(f"the stored {name} must have dtype torch.int64, got {value.dtype}")
-        if name != "meaning" and value.shape != shapes[name]:
+        # A config of another length has other scales: that is reported with the values.
+        fits = (
+            value.dim() == 1 and len(value) >= 3
+            if name == "config"
+            else value.shape == shapes[name]
+        )
+        if not fits:
             wrong.append(
                 f"the stored {name} must have shape {list(shapes[name])}, got {list(value.shape)}"
             )
-    if stored["meaning"].dim() != 1 or len(stored["meaning"]) < 3:
+    shards = [_is_shard(stored[name]) for name in ROWS]
+    if any(shards) and not (all(shards) and _own_shard(bank, stored)):
         wrong.append(
-            f"the stored meaning must have shape {list(shapes['meaning'])}, got {list(stored['meaning'].shape)}"
-        )
-    windows = [_is_window(stored[name]) for name in ROWS]
-    if any(windows) and not (all(windows) and _own_windows(bank, stored)):
-        wrong.append(
-            f"the stored rows must be whole tensors, or windows of {bank.capacity} slots from the same processes, "
-            f"got DTensors of shape {list(stored['features'].shape)}, the window of rank {_owner(stored['features'])} "
-            f"on rank {bank.ranks().rank}; torch.distributed.checkpoint brings them to other processes, and its "
-            "full_state_dict=True makes whole tensors of them"
+            f"the stored rows must be whole tensors, or this rank's shards of {bank.capacity} slots from the same "
+            f"number of ranks, got DTensors of shape {list(stored['features'].shape)}, the shard of rank "
+            f"{_owner(stored['features'])} on rank {bank._ranks().rank}; load it with torch.distributed.checkpoint, or "
+            "save whole tensors with its full_state_dict=True"
         )
     return wrong
 
 
-def _owner(tensor: Tensor) -> int | None:
-    """The rank that made a window, also where torch.load has read another rank's file."""
-    place = tensor.device_mesh.get_coordinate() if _is_window(tensor) else None
+def _owner(tensor: Any) -> int | None:
+    """The rank that stored a shard, even if torch.load has read another rank's file."""
+    place = tensor.device_mesh.get_coordinate() if _is_shard(tensor) else None
     return place[0] if place else None
 
 
-def _own_windows(bank, stored: dict) -> bool:
+def _own_shard(bank: MemoryBank, stored: dict[str, Any]) -> bool:
     ours = [bank.features, bank.projections, bank.density]
     theirs = [stored[name] for name in ROWS]
     if bank.rings.whole or stored["density"].shape[1] != bank.capacity:
@@ -137,11 +185,11 @@ def _own_windows(bank, stored: dict) -> bool:
     )
 
 
-def _wrong_values(bank, stored: dict) -> list[str]:
-    """What is wrong with the numbers that say where rows are and what they mean."""
-    code, dtype, *scales = stored["meaning"].tolist()
+def _wrong_values(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
+    """The problems with config, counts and heads."""
+    code, dtype, *scales = stored["config"].tolist()
     if not (0 <= code < len(_arguments.METRICS) and 0 <= dtype < len(DTYPES)):
-        return [f"the stored meaning must name a metric and a dtype, got {[code, dtype]}"]
+        return [f"the stored config must name a metric and a dtype, got {[code, dtype]}"]
     wrong = []
     for name, theirs in (("metric", _arguments.METRICS[code]), ("scales", tuple(scales))):
         if theirs != getattr(bank, name):
@@ -153,16 +201,18 @@ def _wrong_values(bank, stored: dict) -> list[str]:
     for c, (count, head) in enumerate(zip(counts, heads, strict=True)):
         if not (0 <= count <= capacity and 0 <= head < capacity and count in (head, capacity)):
             wrong.append(
-                f"the stored counts and heads must be those of rings of {capacity} slots, that fill from slot 0 "
-                f"on, got count {count} and head {head} of class {c}"
+                f"the stored counts and heads must fit rings of {capacity} slots that fill from slot 0 on, got "
+                f"count {count} and head {head} of class {c}"
             )
             break
     return wrong
 
 
-def _moved(bank, stored: dict) -> dict[str, Tensor]:
-    """The slots of this process, from whole rings of any capacity. Of more rows than fit, the newest are kept; in
-    another capacity they stand in the order of their age, the oldest in slot 0."""
+def _moved(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The slots of this process, from whole rings of any capacity.
+
+    If not all rows fit, the newest are kept. At another capacity they are in the order of age, the oldest in slot 0.
+    """
     counts, heads = stored["counts"], stored["heads"]
     slots = stored["density"].shape[1]
     start = bank.rings.start
@@ -173,36 +223,40 @@ def _moved(bank, stored: dict) -> dict[str, Tensor]:
         counts = counts.clamp(max=bank.capacity)
         origin = (heads[:, None] - counts[:, None] + here) % slots
         heads = counts % bank.capacity
-    held = here < counts[:, None]
+    valid = here < counts[:, None]
     moved = {"counts": counts, "heads": heads}
     for name in ROWS:
         rows = stored[name]
-        mask = held if rows.dim() == 2 else held.unsqueeze(2)
+        mask = valid if rows.dim() == 2 else valid.unsqueeze(2)
         moved[name] = torch.stack([of_class[at] for of_class, at in zip(rows, origin, strict=True)])
         moved[name].masked_fill_(~mask, 0)
     return moved
 
 
-def _converted(bank, stored: dict) -> dict[str, Tensor]:
-    """The rows in the bank's dtype, the features unit again where they have to be."""
+def _converted(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows in the bank's dtype. With metric "cosine" the features are normalised again."""
     counts = stored["counts"]
-    rings = [
-        torch.zeros(stored[name].shape, dtype=getattr(bank, name).dtype, device=counts.device)
+    rings = {
+        name: torch.zeros(stored[name].shape, dtype=getattr(bank, name).dtype, device=counts.device)
         for name in ROWS
-    ]
+    }
     memory_push(
-        *rings,
+        rings["features"],
+        rings["projections"],
+        rings["density"],
         torch.zeros_like(counts),
         torch.zeros_like(counts),
-        *(stored[name] for name in ROWS),
+        stored["features"],
+        stored["projections"],
+        stored["density"],
         bank.rings.counts(counts),
         bank.metric == "cosine",
     )
-    return dict(zip(ROWS, rings, strict=True))
+    return rings
 
 
-def as_windows(bank, state_dict: dict, prefix: str) -> None:
-    """Puts DTensors in place of this process's windows, which tell torch.distributed.checkpoint of the whole."""
+def as_dtensors(bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:
+    """Replaces this rank's shards by DTensors, so that torch.distributed.checkpoint knows the whole."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 

@@ -1,41 +1,56 @@
-"""The rings of a memory bank, whole in this process. `sharding.ShardedRings` has the same methods for windows of rings.
+"""The rings of a memory bank, whole in this process. `sharded_rings.ShardedRings` has the same methods for a shard.
 
 The buffers are the bank's. A ring fills from slot 0 on.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from dgcl_ops._bank.exchange import ALONE, Arrivals
+from dgcl_ops._bank.exchange import SINGLE_PROCESS, PushedRows
 from dgcl_ops.ops import knn_density, memory_push
+
+if TYPE_CHECKING:
+    from dgcl_ops.memory import MemoryBank
 
 
 class Rings:
-    """What a bank does with its rings where this process holds every slot.
+    """The operations of a bank whose process holds every slot.
 
     Attributes:
-        whole: True; False for windows.
-        ranks: the processes that hold the windows; this one alone.
-        start, length: the slots of every ring that this process holds.
+        whole: True; False for a shard.
+        ranks: the ranks that hold the shards; here this process alone.
+        start: first slot of every ring that this process holds.
+        length: number of slots of every ring that this process holds.
     """
 
     whole = True
-    ranks = ALONE
+    ranks = SINGLE_PROCESS
     start = 0
 
     def __init__(self, capacity: int):
         self.length = capacity
 
     def counts(self, counts: Tensor) -> Tensor:
-        """[C]: of the rows that a ring holds, those in this process."""
+        """[C]: rows in each ring -> rows of each ring in this process."""
         return counts
 
-    def fingerprint(self, bank) -> dict[str, Tensor]:
-        """What has to be equal in all processes that share the bank."""
+    def synced_state(self, bank: MemoryBank) -> dict[str, Tensor]:
+        """What must be equal on all ranks that share the bank."""
         return {"checksum": bank.checksum()}
 
-    def density_of(self, bank, queries, query_offsets, with_density, exclude_self) -> Tensor:
-        """See `MemoryBank.density_of`. Shape: queries [M, D], with_density [C] bool -> [M]."""
+    def density_of(
+        self,
+        bank: MemoryBank,
+        queries: Tensor,
+        query_offsets: Tensor,
+        with_density: Tensor,
+        exclude_self: bool,
+    ) -> Tensor:
+        """See `MemoryBank.density_of`. queries [M, D], with_density [C] bool -> [M]."""
         return knn_density(
             queries,
             bank.features,
@@ -44,25 +59,25 @@ class Rings:
             query_offsets=query_offsets,
             bank_counts=torch.where(with_density, bank.counts, 0),
             exclude_self=exclude_self,
-            unit_bank=bank.holds_unit_rows(queries.dtype),
+            unit_bank=bank._holds_unit_rows(queries.dtype),
         )
 
-    def densest_slots(self, bank, width: int) -> Tensor:
-        """See `MemoryBank.densest_slots`."""
-        density = torch.where(bank.held(), bank.density, -torch.inf)
-        return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :width]
+    def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
+        """The k slots of highest stored density, [C, k]. See `MemoryBank._topk_density`."""
+        density = torch.where(bank.valid_slots(), bank.density, -torch.inf)
+        return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :k]
 
-    def projection_rows(self, bank, slots: Tensor) -> Tensor:
-        """See `MemoryBank.projection_rows`."""
+    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
+        """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
         class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
         return bank.projections[class_index, slots]
 
-    def write(self, bank, rows: Arrivals, normalize: bool) -> None:
+    def write(self, bank: MemoryBank, rows: PushedRows, normalize: bool) -> None:
         """Appends rows and moves counts and heads.
 
-        Fresh tensors for the two that a step reads before the push. TorchInductor (2.13) may run such a read, fused
-        into a later kernel, after a custom operator that writes to what is read; an ordinary copy_ it keeps in its
-        place. The `where` is there because a clone would be optimised away.
+        Counts and heads are read before the push, so the op gets fresh tensors. TorchInductor (2.13) may fuse such a
+        read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in place. The
+        `where` stands for a clone, which would be optimised away.
         """
         counts = torch.where(rows.row_counts >= 0, bank.counts, 0)
         heads = torch.where(rows.row_counts >= 0, bank.heads, 0)
@@ -70,12 +85,10 @@ class Rings:
         bank.counts.copy_(counts)
         bank.heads.copy_(heads)
 
-    def refresh(self, bank, classes: Tensor) -> None:
-        """Computes the densities of all rows of some classes, each row against the others.
+    def refresh(self, bank: MemoryBank, classes: Tensor) -> None:
+        """Recomputes the densities of all rows of some classes, [C] bool. A row is not its own neighbour.
 
-        The device alone knows which classes are due. For the others the kernel is given no rows.
-
-        Shape: classes [C] bool.
+        Only the device knows which classes are due. The kernel gets no bank rows for the others.
         """
         offsets = torch.arange(bank.num_classes + 1, device=classes.device) * bank.capacity
         rows = bank.features.view(-1, bank.feature_dim)
@@ -83,5 +96,5 @@ class Rings:
         density = density.view_as(bank.density).to(bank.density.dtype)
         bank.density.copy_(torch.where(classes[:, None], density, bank.density))
 
-    def save(self, bank, state_dict: dict, prefix: str) -> None:
-        """Changes what the state_dict holds of the rows; here nothing."""
+    def save(self, bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:
+        """Adapts the rows in a state_dict. Whole rings are stored as they are."""

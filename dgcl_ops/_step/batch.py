@@ -1,9 +1,15 @@
 """A batch of maps as a step reads it: checked once, with the pixels marked that hold an inf or NaN."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dgcl_ops._step.strategy import Strategy
+    from dgcl_ops.memory import MemoryBank
 
 
 class Batch(NamedTuple):
@@ -12,33 +18,36 @@ class Batch(NamedTuple):
     projections: Tensor  # [B, E, H, W] or [M, E]
     labels: Tensor  # [B, H, W] or [M]
     features: Tensor  # [B, D, H, W] or [M, D]
-    confidence: Tensor | None  # [B, H, W] or [M]; None if nothing is chosen by it
+    confidence: Tensor | None  # [B, H, W] or [M]; None if the strategy does not use it
     usable: Tensor  # [R] bool, False where a map holds an inf or NaN
+    op: str  # for errors
 
     @classmethod
     @torch.no_grad()
     def checked(
         cls,
         op: str,
-        bank,
+        bank: MemoryBank,
         projections: Tensor,
         labels: Tensor,
         features: Tensor | None,
         confidence: Tensor | None = None,
-        strategy=None,
-    ) -> "Batch":
+        strategy: Strategy | None = None,
+    ) -> Batch:
         """The batch, if it fits the bank.
 
         Args:
-            op: for the error.
+            op: name for the errors.
             bank: the memory bank.
-            projections, labels: [B, E, H, W] and [B, H, W], or [M, E] and [M].
-            features: [B, D, H, W] or [M, D]; None takes the projections.
-            confidence: of the labels' shape.
-            strategy: whether confidence chooses rows; None: it does not.
+            projections: [B, E, H, W] or [M, E].
+            labels: [B, H, W] or [M].
+            features: [B, D, H, W] or [M, D]; None uses the projections.
+            confidence: the labels' shape.
+            strategy: decides whether confidence is needed. None never needs it.
 
         Raises:
-            TypeError, ValueError: if dtypes, shapes or devices do not fit.
+            TypeError: if a dtype does not fit.
+            ValueError: if a shape or device does not fit.
         """
         if features is None:
             if bank.feature_dim != bank.projection_dim:
@@ -48,14 +57,14 @@ class Batch(NamedTuple):
                 )
             features = projections
         _check_maps(op, bank, projections, labels, features)
-        by_confidence = strategy is not None and strategy.by_confidence
+        needed = strategy is not None and strategy.by_confidence
         if confidence is not None:
             if confidence.shape != labels.shape or not confidence.is_floating_point():
                 raise ValueError(
                     f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
                     f"got {confidence.dtype} {list(confidence.shape)}"
                 )
-        elif by_confidence:
+        elif strategy is not None and needed:
             raise ValueError(
                 f"{op}: confidence must be given with anchors {strategy.anchors!r} and keys "
                 f"{strategy.keys!r}, got None"
@@ -63,24 +72,26 @@ class Batch(NamedTuple):
         usable = finite_rows(projections)
         if features is not projections:
             usable = usable & finite_rows(features)
-        if by_confidence:
-            usable = usable & torch.isfinite(confidence.reshape(-1))
-        else:
+        if not needed:
             confidence = None
-        return cls(projections, labels, features, confidence, usable)
+        if confidence is not None:
+            usable = usable & torch.isfinite(confidence.reshape(-1))
+        return cls(projections, labels, features, confidence, usable, op)
 
-    def one_ignored_pixel(self, ignore_index: int) -> "Batch":
-        """Stands for a batch without pixels while other processes wait for this one. It changes nothing."""
+    def one_ignored_pixel(self, ignore_index: int) -> Batch:
+        """Replaces a batch without pixels when other ranks wait for this one. The pixel changes nothing."""
         projections, features = (
             maps.new_zeros((1, maps.shape[1])) for maps in (self.projections, self.features)
         )
         label = torch.full((1,), ignore_index, dtype=torch.int64, device=projections.device)
         confidence = None if self.confidence is None else self.confidence.new_zeros(1)
         usable = self.usable.new_ones(1)
-        return Batch(projections, label, features, confidence, usable)
+        return Batch(projections, label, features, confidence, usable, self.op)
 
 
-def _check_maps(op: str, bank, projections: Tensor, labels: Tensor, features: Tensor) -> None:
+def _check_maps(
+    op: str, bank: MemoryBank, projections: Tensor, labels: Tensor, features: Tensor
+) -> None:
     """Raises unless maps and labels fit each other and the bank."""
     for name, tensor, channels in (
         ("projections", projections, bank.projection_dim),
@@ -98,13 +109,13 @@ def _check_maps(op: str, bank, projections: Tensor, labels: Tensor, features: Te
     size = [*projections.shape[:1], *projections.shape[2:]]
     if list(features.shape[:1] + features.shape[2:]) != size:
         raise ValueError(
-            f"{op}: features must have the size of the projections {list(projections.shape)}, "
+            f"{op}: features must have the height and width of the projections {list(projections.shape)}, "
             f"got {list(features.shape)}"
         )
     if list(labels.shape) != size:
         raise ValueError(
             f"{op}: labels must have shape {size}, one for each pixel of the maps, got "
-            f"{list(labels.shape)}; dgcl_ops.resize_labels brings a label map to the maps' size"
+            f"{list(labels.shape)}; use dgcl_ops.resize_labels to resize a label map"
         )
     device = bank.counts.device
     for name, tensor in (("projections", projections), ("features", features), ("labels", labels)):
@@ -116,11 +127,9 @@ def _check_maps(op: str, bank, projections: Tensor, labels: Tensor, features: Te
 
 
 def finite_rows(maps: Tensor) -> Tensor:
-    """Which pixels have no inf or NaN in any channel.
+    """Which pixels have no inf or NaN in any channel. [B, D, H, W] or [M, D] -> [R] bool.
 
-    Largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-
-    Shape: maps [B, D, H, W] or [M, D] -> [R] bool.
+    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
     """
     finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
     return finite.reshape(-1)

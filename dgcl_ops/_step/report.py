@@ -1,83 +1,137 @@
-"""The diagnostics of DensityContrastLoss in words: why the loss is what it is, class by class."""
+"""The record of the last step, and the diagnostics of DensityContrastLoss in words."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-_LISTED = 12  # of a longer list, the first so many are named
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dgcl_ops._step.selection import Summary
+    from dgcl_ops.losses import DensityContrastLoss
+
+_LISTED = 12  # most classes that a line names
 
 
-def report(loss, class_names: Sequence[str] | None = None) -> str:
+class Record(nn.Module):
+    """What the last step did, in buffers outside the state_dict. An update does not wait for the device."""
+
+    class_loss: Tensor  # [C]
+    active: Tensor  # [C] bool
+    pixels: Tensor  # [C] int64
+    candidates: Tensor  # [C] int64
+    anchor_density: Tensor  # [C]
+    key_density: Tensor  # [C]
+    skipped: Tensor  # [3] int64, see Summary
+    non_finite_rows: Tensor  # [] int64, since construction
+
+    def __init__(self, num_classes: int, device: torch.device):
+        super().__init__()
+        for name, dtype, shape in (
+            ("class_loss", torch.float32, (num_classes,)),
+            ("active", torch.bool, (num_classes,)),
+            ("pixels", torch.int64, (num_classes,)),
+            ("candidates", torch.int64, (num_classes,)),
+            ("anchor_density", torch.float32, (num_classes,)),
+            ("key_density", torch.float32, (num_classes,)),
+            ("skipped", torch.int64, (3,)),
+            ("non_finite_rows", torch.int64, ()),
+        ):
+            buffer = torch.zeros(shape, dtype=dtype, device=device)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def update(self, class_loss: Tensor, summary: Summary) -> None:
+        """Records a step. class_loss [C]."""
+        self.class_loss.copy_(class_loss)
+        self.non_finite_rows.add_(summary.skipped[1])
+        for name, value in summary._asdict().items():
+            if value is not None:
+                getattr(self, name).copy_(value)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy, with the names of DensityContrastLoss.diagnostics."""
+        ignored, non_finite, unknown = self.skipped.clone()
+        names = ("active", "pixels", "candidates", "class_loss", "anchor_density", "key_density")
+        return {
+            **{name: getattr(self, name).clone() for name in names},
+            "ignored_pixels": ignored,
+            "non_finite_pixels": non_finite,
+            "unknown_labels": unknown,
+            "non_finite_rows": self.non_finite_rows.clone(),
+        }
+
+
+def report(loss: DensityContrastLoss, class_names: Sequence[str] | None = None) -> str:
     """See DensityContrastLoss.report."""
     if class_names is not None and len(class_names) != loss.num_classes:
         raise ValueError(
             f"DensityContrastLoss.report: class_names must name all {loss.num_classes} classes, "
             f"got {len(class_names)} names"
         )
-    state = State(loss, class_names)
-    return "\n".join([state.headline(), *state.classes(), *state.pixels(), *state.bank()])
+    text = Report(loss, class_names)
+    return "\n".join([text.headline(), *text.classes(), *text.pixels(), *text.bank()])
 
 
-class State:
-    """The diagnostics, on the host, and the sentences about them."""
+class Report:
+    """The diagnostics on the host, and the sentences about them."""
 
-    def __init__(self, loss, class_names: Sequence[str] | None):
-        told = {name: tensor.tolist() for name, tensor in loss.diagnostics().items()}
-        self.loss, self.names, self.told = loss, class_names, told
+    def __init__(self, loss: DensityContrastLoss, class_names: Sequence[str] | None):
+        state: dict[str, Any] = {}
+        for name, tensor in loss.diagnostics().items():
+            state[name] = tensor.tolist()
+        self.loss, self.names, self.state = loss, class_names, state
         self.waits = loss.strategy.start == "all_full"
-        # Rows from which on a class takes part.
+        # Rows that let a class take part.
         self.needed = loss.bank.capacity if self.waits else loss.bank.min_rows
         every = range(loss.num_classes)
-        self.present = [c for c in every if told["pixels"][c]]
-        self.active = [c for c in every if told["active"][c]]
-        self.contrasted = [c for c in every if c not in loss.exclude_classes]
-        self.lacking = [c for c in self.contrasted if told["rows"][c] < self.needed]
-        passed_over = ("ignored_pixels", "non_finite_pixels", "unknown_labels")
-        self.passed_over = [told[name] for name in passed_over]
-        self.total = sum(told["pixels"]) + sum(self.passed_over)
+        self.present = [c for c in every if state["pixels"][c]]
+        self.active = [c for c in every if state["active"][c]]
+        self.included = [c for c in every if c not in loss.exclude_classes]
+        self.lacking = [c for c in self.included if state["rows"][c] < self.needed]
+        skipped = ("ignored_pixels", "non_finite_pixels", "unknown_labels")
+        self.skipped: list[int] = [state[name] for name in skipped]
+        self.total = sum(state["pixels"]) + sum(self.skipped)
 
     # ---- sentences ----------------------------------------------------------------------------------
 
     def headline(self) -> str:
         if not self.total:
-            return "No loss yet: the module has not been called with a batch that has pixels."
+            return "No loss yet: the module has not seen a batch with pixels."
         if not self.active:
             return f"The last loss was 0: {self.why_none()}."
-        losses = self.told["class_loss"]
+        losses = self.state["class_loss"]
         value = sum(losses[c] for c in self.active) / len(self.active)
         if value - value != 0:
             wrong = [c for c in self.active if losses[c] - losses[c] != 0]
             return (
-                f"The last loss was {value}, that of {self.listed(wrong)}: finite projections so large that a "
-                f"sum of them overflows, or a row of the bank in {self.loss.bank.dtype}."
+                f"The last loss was {value}, because of class {self.listed(wrong)}. The projections are finite, but a "
+                f"sum of them overflows, or a row overflows in the bank's dtype {self.loss.bank.dtype}."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:
-            return (
-                f"{number}: the only class in the batch was {self.listed(self.present)}, so there were no "
-                "negatives."
-            )
+            only = self.listed(self.present)
+            return f"{number}: the only class in the batch was {only}, so there were no negatives."
         if value == 0:
-            return (
-                f"{number}: every anchor is so close to its key that the rest is lost in rounding."
-            )
+            return f"{number}: every anchor is so close to its key that the loss rounds to 0."
         if len(self.active) == 1:
-            return f"{number}, that of the one class that took part."
+            return f"{number}, from the one class that took part."
         return f"{number}, the mean over the {len(self.active)} classes that took part."
 
     def why_none(self) -> str:
         """Why no class took part in a batch with pixels."""
-        ignored, non_finite, unknown = self.passed_over
+        ignored, non_finite, unknown = self.skipped
         if ignored == self.total:
-            return (
-                f"all {self.total:,} pixels were ignored (label {self.loss.strategy.ignore_index})"
-            )
+            return f"all {self.total:,} pixels had the ignored label {self.ignore_index()}"
         if not self.present:
-            labelled = non_finite + unknown
+            labelled = f"all {non_finite + unknown:,} labelled pixels"
             if not unknown:
-                return f"all {labelled:,} labelled pixels held an inf or NaN"
+                return f"{labelled} had an inf or NaN"
             if not non_finite:
-                return f"all {labelled:,} labels that were not ignored lie outside {self.valid()}"
-            return f"all {labelled:,} labelled pixels held an inf or NaN or a label outside {self.valid()}"
-        wanted = [c for c in self.present if c in self.contrasted]
+                return f"{labelled} had a label outside {self.valid()}"
+            return f"{labelled} had an inf or NaN or a label outside {self.valid()}"
+        wanted = [c for c in self.present if c in self.included]
         if not wanted:
             return "all classes in the batch are excluded"
         if self.waits:
@@ -89,20 +143,20 @@ class State:
     def classes(self) -> list[str]:
         lines = []
         if self.total:
-            absent = [c for c in self.contrasted if c not in self.present]
+            absent = [c for c in self.included if c not in self.present]
             idle = [
                 c
                 for c in self.present
-                if c in self.contrasted and c not in self.active and c not in self.lacking
+                if c in self.included and c not in self.active and c not in self.lacking
             ]
             single = self.single_pixels()
             waiting = [c for c in idle if self.waits and self.lacking]
             since = [c for c in idle if c not in single and c not in waiting]
             lines = [
                 ("Took part", self.listed(self.active)),
-                ("Ready now, but not when the last step began", self.listed(since)),
+                ("Ready from the next step on", self.listed(since)),
                 ("Full, waiting for the others", self.listed(waiting)),
-                ("One pixel, which cannot be anchor and key", self.listed(single)),
+                ("Only one pixel, for anchor and key", self.listed(single)),
                 ("Absent from the batch", self.listed(absent)),
             ]
         lines += [
@@ -112,28 +166,27 @@ class State:
         return [f"{title}: {text}." for title, text in lines if text]
 
     def pixels(self) -> list[str]:
-        ignored, non_finite, unknown = self.passed_over
+        ignored, non_finite, unknown = self.skipped
         lines = []
         if self.total:
             parts = [
-                (ignored, f"ignored (label {self.loss.strategy.ignore_index})"),
-                (non_finite, "with an inf or NaN"),
-                (unknown, f"with another label outside {self.valid()}"),
+                (ignored, f"ignored (label {self.ignore_index()})"),
+                (non_finite, "skipped for an inf or NaN"),
+                (unknown, f"skipped for a label outside {self.valid()}"),
             ]
-            parts = [f"{number:,} {what}" for number, what in parts if number]
-            which = ", of which " + ", ".join(parts) if parts else ""
-            lines.append(f"Pixels of the last batch: {self.total:,}{which}.")
-        ever = self.told["non_finite_rows"]
+            skipped = [f"; {number:,} {reason}" for number, reason in parts if number]
+            lines.append(f"Pixels in the last batch: {self.total:,}{''.join(skipped)}.")
+        ever = self.state["non_finite_rows"]
         if ever:
-            lines.append(f"Pixels passed over for an inf or NaN since construction: {ever:,}.")
+            lines.append(f"Pixels skipped for an inf or NaN since construction: {ever:,}.")
         return lines
 
     def bank(self) -> list[str]:
         bank = self.loss.bank
         size = sum(buffer.nbytes for buffer in (bank.features, bank.projections, bank.density))
         lines = [
-            f"Bank: {sum(self.told['rows']):,} rows in {bank.num_classes} rings of {bank.capacity:,}, "
-            f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.told['pushes']:,}."
+            f"Bank: {sum(self.state['rows']):,} rows in {bank.num_classes} rings of {bank.capacity:,}, "
+            f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.state['num_pushes']:,}."
         ]
         if not self.loss.training:
             lines.append("The module is in eval mode: batches do not enter the bank.")
@@ -142,31 +195,34 @@ class State:
     # ---- words --------------------------------------------------------------------------------------
 
     def shared(self) -> str:
-        ranks = self.loss.bank.ranks()
-        if ranks.size == 1:
+        ranks = self.loss.bank._ranks()
+        if ranks.world_size == 1:
             return ""
         if not self.loss.bank.rings.whole:
-            return f" of them here, in the windows of rank {ranks.rank} of {ranks.size}"
-        return f", the same on {ranks.size} processes"
+            return f" in the shard of rank {ranks.rank} of {ranks.world_size}"
+        return f", the same on {ranks.world_size} ranks"
 
     def single_pixels(self) -> list[int]:
         """Ready classes whose only pixel would have to be both anchor and key."""
         strategy = self.loss.strategy
         if not (strategy.disjoint and strategy.keys == "high_confidence"):
             return []
-        candidates = [c for c in self.contrasted if c not in self.lacking and c not in self.active]
-        return [c for c in candidates if self.told["pixels"][c] == 1]
+        candidates = [c for c in self.included if c not in self.lacking and c not in self.active]
+        return [c for c in candidates if self.state["pixels"][c] == 1]
+
+    def ignore_index(self) -> int:
+        return self.loss.strategy.ignore_index
 
     def valid(self) -> str:
         return f"[0, {self.loss.num_classes})"
 
     def rows(self, c: int) -> str:
-        return f" ({self.told['rows'][c]:,} of {self.needed:,} rows)"
+        return f" ({self.state['rows'][c]:,} of {self.needed:,} rows)"
 
-    def listed(self, classes: list[int], more: Callable[[int], str] = lambda c: "") -> str:
+    def listed(self, classes: list[int], suffix: Callable[[int], str] = lambda c: "") -> str:
         """ "0, 3 and 9 more"."""
         names = [
-            f"{c if self.names is None else self.names[c]}{more(c)}" for c in classes[:_LISTED]
+            f"{c if self.names is None else self.names[c]}{suffix(c)}" for c in classes[:_LISTED]
         ]
         left = len(classes) - len(names)
         return ", ".join(names) + (f" and {left:,} more" if left else "")

@@ -1,20 +1,17 @@
-"""Which pixels a step looks at: class segments, candidates, anchors, keys, negatives.
+"""The tools of a selection: class segments, their first pixels, orders inside a class, random negatives.
 
-Every table has a shape that depends on sizes only; how much of it is used stands in counts on the device.
-So nothing is copied to the host, nothing is masked by booleans, and one compiled graph or CUDA graph serves
-every batch:
+The shape of every table depends only on sizes. Counts on the device say how much of it is used. So nothing is copied to
+the host, and one compiled graph or CUDA graph serves every batch:
 
-1. one sort of the key (class, random number) lays the pixels out in class segments, random inside;
-2. the first rows of a segment are its candidates, and the first of those its push: no second draw;
-3. two stable sorts, by value and then by class, put the candidates of each class in order of density (or
-   confidence): anchors are read from the front of a segment, keys from its back;
-4. a negative of class c is a rank among the valid pixels outside the segment of c.
+1. One sort by (class, random number) puts the pixels into class segments, in random order inside.
+2. The first pixels of a segment are its candidates. The first of those are its push: there is no second draw.
+3. Two stable sorts, by value and then by class, order the candidates of each class by density or confidence. Anchors
+   are read from the front of a segment, keys from its back.
+4. A negative of class c is drawn by its position among the valid pixels outside the segment of c.
 
-Randomness is counter based: each number is a hash of (seed, step, stream, index). The two words of state
-live in a buffer, so that a checkpoint continues exactly, all devices draw the same numbers, and a compiled
-graph has no generator to carry.
+Random numbers are described in `_random`.
 
-Pixels are numbered r = b * H * W + y * W + x; flat inputs [M, D] by their row.
+Pixels are numbered r = b * H * W + y * W + x. Flat inputs [M, D] are numbered by row.
 """
 
 from typing import NamedTuple
@@ -22,28 +19,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops._random import random_ranks
+from dgcl_ops._random import random_below
 from dgcl_ops.ops import class_counts
 
 
 class Segments(NamedTuple):
-    """Pixels sorted by class, in random order inside a class, the unused ones last."""
+    """Pixels sorted by class, in random order inside a class. The unused ones are last."""
 
     pixels: Tensor  # [R] int64, a permutation
     counts: Tensor  # [C] int64, pixels of each class
     offsets: Tensor  # [C + 1] int64, class c is pixels[offsets[c] : offsets[c + 1]]
 
 
-class Rows(NamedTuple):
-    """The first pixels of each segment, packed without gaps; the entries from offsets[C] on are unused."""
+class LeadingPixels(NamedTuple):
+    """The first pixels of each segment, without gaps. The entries from offsets[C] on are unused."""
 
     pixels: Tensor  # [M] int64
-    classes: Tensor  # [M] int64, C for the unused
+    classes: Tensor  # [M] int64, C for unused entries
     offsets: Tensor  # [C + 1] int64
 
 
 class Table(NamedTuple):
-    """Up to `width` entries for each class; those at or beyond the count are valid indices without meaning."""
+    """Up to `width` entries for each class. Entries from counts[c] on are unused, but valid indices."""
 
     index: Tensor  # [C, width] int64
     counts: Tensor  # [C] int64
@@ -58,30 +55,35 @@ def partition(
     ignore_index: int,
     bits: Tensor,
     usable: Tensor | None = None,
+    op: str = "partition",
 ) -> Segments:
-    """Sorts the pixels by (class, random number), the ignored and the unusable last.
+    """Sorts the pixels by (class, random number). Ignored and unusable pixels come last.
 
     Args:
-        labels: class of each pixel, any integer type.
+        labels: R elements in any shape and integer dtype.
         num_classes: C.
-        ignore_index: label of unused pixels; it may lie inside [0, C) or outside.
-        bits: a random word for each pixel.
-        usable: False marks further pixels as unused.
+        ignore_index: label of unused pixels, inside or outside [0, C).
+        bits: [R], a random word for each pixel.
+        usable: [R] bool, False for further unused pixels.
+        op: name for the error.
 
     Returns:
         The class segments.
 
     Raises:
-        RuntimeError: on the CPU, if a usable pixel's label lies outside [0, C) and is not `ignore_index`.
-            Other devices cannot look without waiting; there such a pixel is unused.
-
-    Shape:
-        labels any, R elements; bits [R]; usable [R] bool.
+        RuntimeError: on the CPU, if a usable pixel's label is neither in [0, C) nor `ignore_index`. Other devices
+            cannot check without a sync; there such a pixel is unused.
     """
     flat = labels.reshape(-1).to(torch.int64)
     if usable is not None:
         flat = torch.where(usable, flat, ignore_index)
-    counts = class_counts(flat, num_classes, ignore_index)
+    try:
+        counts = class_counts(flat, num_classes, ignore_index)
+    except RuntimeError as error:
+        name, _, problem = str(error).partition(": labels must ")
+        if name != "class_counts":
+            raise
+        raise RuntimeError(f"{op}: labels must {problem}") from None
     used = (flat >= 0) & (flat < num_classes) & (flat != ignore_index)
     key = (torch.where(used, flat, num_classes) << 32) | bits
     pixels = torch.sort(key, stable=True).indices
@@ -89,66 +91,66 @@ def partition(
 
 
 def _offsets(counts: Tensor) -> Tensor:
-    """[C] -> [C + 1]: where each class begins, and the total."""
+    """[C] counts -> [C + 1]: where each class begins, and the total."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
-def leading_rows(segments: Segments, limits: Tensor, size: int) -> Rows:
+def leading_pixels(segments: Segments, limits: Tensor, size: int) -> LeadingPixels:
     """The first limits[c] pixels of each segment c, or all it has.
 
     Args:
         segments: from `partition`.
         limits: [C] int64, at least 0.
-        size: M, at least the number of rows there can be.
+        size: M, at least the number of pixels there can be.
     """
     offsets = _offsets(torch.minimum(segments.counts, limits))
-    row = torch.arange(size, device=offsets.device)
-    classes = torch.searchsorted(offsets[1:], row, right=True)
-    at = segments.offsets[classes] + (row - offsets[classes])
+    entry = torch.arange(size, device=offsets.device)
+    classes = torch.searchsorted(offsets[1:], entry, right=True)
+    at = segments.offsets[classes] + (entry - offsets[classes])
     last = segments.pixels.shape[0] - 1
-    return Rows(segments.pixels[at.clamp(max=last)], classes, offsets)
+    return LeadingPixels(segments.pixels[at.clamp(max=last)], classes, offsets)
 
 
-def order_by(values: Tensor, rows: Rows) -> Tensor:
-    """Row numbers, by class, inside a class by value upward; equal values keep their order.
+def order_by(values: Tensor, pixels: LeadingPixels) -> Tensor:
+    """Entries of `pixels` sorted by class, then by ascending value. Equal values keep their order.
 
-    Shape: values [M] -> [M] int64; class c stands at offsets[c] : offsets[c + 1], as in `rows`.
+    values [M] -> [M] int64; class c is at offsets[c] : offsets[c + 1], as in `pixels`.
     """
     by_value = torch.argsort(values, stable=True)
-    return by_value[torch.argsort(rows.classes[by_value], stable=True)]
+    return by_value[torch.argsort(pixels.classes[by_value], stable=True)]
 
 
-def front(rows: Rows, counts: Tensor, width: int, order: Tensor | None = None) -> Table:
-    """The first counts[c] <= width row numbers of each class, in the given order or as they stand."""
-    at = rows.offsets[:-1, None] + torch.arange(width, device=counts.device)
-    at = at.clamp(max=rows.pixels.shape[0] - 1)
+def front(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor | None = None) -> Table:
+    """The first counts[c] <= width entries of each class, in the given order or as they are."""
+    at = pixels.offsets[:-1, None] + torch.arange(width, device=counts.device)
+    at = at.clamp(max=pixels.pixels.shape[0] - 1)
     return Table(at if order is None else order[at], counts)
 
 
-def back(rows: Rows, counts: Tensor, width: int, order: Tensor) -> Table:
-    """The last counts[c] <= width row numbers of each class in the given order, the very last first."""
-    at = rows.offsets[1:, None] - 1 - torch.arange(width, device=counts.device)
+def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Table:
+    """The last counts[c] <= width entries of each class in the given order, the very last first."""
+    at = pixels.offsets[1:, None] - 1 - torch.arange(width, device=counts.device)
     return Table(order[at.clamp(min=0)], counts)
 
 
 def used_entries(table: Table) -> Tensor:
-    """[C, width] bool: the entries that mean something."""
+    """[C, width] bool: the entries below the counts."""
     return torch.arange(table.index.shape[1], device=table.counts.device) < table.counts[:, None]
 
 
 def draw_negatives(segments: Segments, bits: Tensor) -> Table:
-    """Pixels of other classes: each once if there are at most N; otherwise N of them, drawn with replacement.
+    """Pixels of other classes: all of them if there are at most N, else N drawn with replacement.
 
-    Without the segment of class c, the other valid pixels have the ranks [0, others). A rank at or beyond the
-    start of that segment moves up by its size.
+    The valid pixels outside the segment of class c are numbered [0, others). A number at or beyond the start of that
+    segment moves up by its size.
 
-    Shape: bits [C, N] -> Table of pixels [C, N], counts min(N, others).
+    bits [C, N] -> Table of pixels [C, N], counts min(N, others).
     """
     limit = bits.shape[1]
     others = segments.offsets[-1] - segments.counts
     each_once = torch.arange(limit, device=bits.device)
-    rank = torch.where(others[:, None] > limit, random_ranks(bits, others[:, None]), each_once)
-    beyond = rank >= segments.offsets[:-1, None]
-    rank = rank + torch.where(beyond, segments.counts[:, None], 0)
-    pixels = segments.pixels[rank.clamp(max=segments.pixels.shape[0] - 1)]
+    number = torch.where(others[:, None] > limit, random_below(bits, others[:, None]), each_once)
+    beyond = number >= segments.offsets[:-1, None]
+    number = number + torch.where(beyond, segments.counts[:, None], 0)
+    pixels = segments.pixels[number.clamp(max=segments.pixels.shape[0] - 1)]
     return Table(pixels, others.clamp(max=limit))

@@ -17,7 +17,7 @@ _KNN = {
     "query_offsets": "[C + 1]",
     "bank_counts": "[C]",
 }
-_TOPK_GRADIENT = {"values": "[M, k]", "indices": "[M, k]", "grad_values": "[M, k]"}
+_TOPK_GRADIENT = {"values": "[M, k]", "indices": "[M, k]", "dL_dvalues": "[M, k]"}
 _CONTRAST = {
     "anchors": "[G, A, E]",
     "keys": "[G, E] with the anchors' G and E",
@@ -55,9 +55,9 @@ FLOATS = {
 }
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-INT64 = {"pixels", "indices"}
+INT64 = {"indices"}
 # Of the dtype in which the operator computes.
-COMPUTED = {"values", "grad_values", "dL_dloss", "lse"}
+COMPUTED = {"values", "dL_dvalues", "dL_dloss", "lse"}
 # Entries lie in [0, this size]; heads below it.
 LARGEST = {
     "query_offsets": "M",
@@ -118,7 +118,7 @@ def check(op: str, given: dict) -> None:
     _check_dtypes(op, given)
     sizes = _check_shapes(op, given)
     if op == "gather_rows":
-        _check_pixels(op, given["maps"], given["pixels"])
+        _check_map_indices(op, given["maps"], given["indices"])
     if op == "knn_topk_backward":
         indices, bank_rows = given["indices"], given["bank"].shape[-2]
         wrong = indices[(indices < -1) | (indices >= bank_rows)]
@@ -142,14 +142,16 @@ def _check_search(op: str, given: dict) -> None:
     if shape[-1] != columns:
         raise RuntimeError(f"{op}: bank must have {columns} columns like queries, got {shape}")
     if shape[-2] >= 2**31:
-        raise RuntimeError(f"{op}: bank must have fewer than 2^31 rows a class, got {shape}")
+        raise RuntimeError(f"{op}: bank must have fewer than 2^31 rows per class, got {shape}")
     if bank.dim() == 3 and offsets is None:
-        raise RuntimeError(f"{op}: query_offsets is needed with a bank of shape [C, N, D]")
+        raise RuntimeError(
+            f"{op}: query_offsets is required with a bank of shape [C, N, D], got None"
+        )
     for name in ("query_offsets", "bank_counts"):
         if bank.dim() == 2 and given.get(name) is not None:
             raise RuntimeError(f"{op}: {name} needs a bank of shape [C, N, D], got {shape}")
     if "scales" in given and not given["scales"]:
-        raise RuntimeError(f"{op}: scales must name at least one k, got none")
+        raise RuntimeError(f"{op}: scales must contain at least one k, got []")
     for k in given.get("scales", ()):
         if k < 1:
             raise RuntimeError(f"{op}: scales must be positive, got {k}")
@@ -160,7 +162,7 @@ def _check_contrast_numbers(op: str, given: dict) -> None:
     if not 0 < temperature < math.inf:
         raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature:g}")
     if not 0 <= eps < math.inf:
-        raise RuntimeError(f"{op}: eps must be 0 or positive, got {eps:g}")
+        raise RuntimeError(f"{op}: eps must be finite and at least 0, got {eps:g}")
 
 
 def _check_floats(op: str, tensors: dict) -> None:
@@ -202,13 +204,13 @@ def _check_shapes(op: str, given: dict) -> dict:
     return sizes
 
 
-def _check_pixels(op: str, maps: Tensor, pixels: Tensor) -> None:
+def _check_map_indices(op: str, maps: Tensor, indices: Tensor) -> None:
     total = maps.shape[0] * maps.shape[2] * maps.shape[3]
     if total >= 2**63:
         raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(maps.shape)}")
-    wrong = pixels[(pixels < 0) | (pixels >= total)]
+    wrong = indices[(indices < 0) | (indices >= total)]
     if wrong.numel():
-        raise RuntimeError(f"{op}: pixels must lie in [0, {total}), got {int(wrong[0])}")
+        raise RuntimeError(f"{op}: indices must lie in [0, {total}), got {int(wrong[0])}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -223,10 +225,13 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 def _check_rings(op: str, given: dict) -> None:
     shape = list(given["bank_features"].shape)
     if shape[1] < 1:
-        raise RuntimeError(f"{op}: bank_features must have room for a row, got {shape}")
+        raise RuntimeError(f"{op}: bank_features must have a capacity of at least 1, got {shape}")
     for name in WRITTEN:
         if not given[name].is_contiguous():
-            raise RuntimeError(f"{op}: {name} must be contiguous: it is written in place")
+            raise RuntimeError(
+                f"{op}: {name} must be contiguous, because it is written in place, got strides "
+                f"{list(given[name].stride())}"
+            )
     if given["bank_features"].device.type == "meta":
         return
     spans = {name: _span(value) for name, value in given.items() if isinstance(value, Tensor)}

@@ -14,11 +14,11 @@ _registry.define(
     "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)",
     reference.density_contrast_with_lse,
 )
-# The gradients of keys and negatives are empty unless `all_gradients`.
+# The gradients of keys and negatives are empty unless `needs_key_grad`.
 _registry.define(
     "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, "
     "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, "
-    "bool all_gradients) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)",
+    "bool needs_key_grad) -> (Tensor dL_danchors, Tensor dL_dkeys, Tensor dL_dnegatives)",
     reference_backward.density_contrast_backward,
 )
 
@@ -92,12 +92,12 @@ def _backward_fake(
     temperature,
     anchor_counts,
     negative_counts,
-    all_gradients,
+    needs_key_grad,
 ):
     return (
         anchors.new_empty(anchors.shape),
-        keys.new_empty(keys.shape if all_gradients else (0,)),
-        negatives.new_empty(negatives.shape if all_gradients else (0,)),
+        keys.new_empty(keys.shape if needs_key_grad else (0,)),
+        negatives.new_empty(negatives.shape if needs_key_grad else (0,)),
     )
 
 
@@ -110,7 +110,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dL_dloss, _dL_dlse):
     anchors, keys, negatives, lse, anchor_counts, negative_counts = ctx.saved_tensors
-    all_gradients = any(ctx.needs_input_grad[1:3])
+    needs_key_grad = any(ctx.needs_input_grad[1:3])
     dL_danchors, *others = torch.ops.dgcl_ops.density_contrast_backward(
         dL_dloss,
         anchors,
@@ -120,9 +120,9 @@ def _backward(ctx, dL_dloss, _dL_dlse):
         ctx.temperature,
         anchor_counts,
         negative_counts,
-        all_gradients,
+        needs_key_grad,
     )
-    others = others if all_gradients else (None, None)
+    others = others if needs_key_grad else (None, None)
     return dL_danchors, *others, None, None, None, None
 
 

@@ -118,10 +118,10 @@ def _backward(ctx, dL_drho):
     for scales, gradient in terms:
         weights = scale_weights(scales, found, ranks).to(values.dtype)
         dL_dscores = dL_dscores + weights * gradient.unsqueeze(1)
-    grad_queries, grad_bank = torch.ops.dgcl_ops.knn_topk_backward(
+    dL_dqueries, dL_dbank = torch.ops.dgcl_ops.knn_topk_backward(
         dL_dscores, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
     )
-    return grad_queries, grad_bank, None, None, None, None, None, None, None
+    return dL_dqueries, dL_dbank, None, None, None, None, None, None, None
 
 
 _registry.register_autograd(_OP, _backward, _setup_context)

@@ -15,9 +15,9 @@ _registry.define(
     reference.knn_topk,
 )
 _registry.define(
-    "knn_topk_backward(Tensor grad_values, Tensor queries, Tensor bank, Tensor values, "
+    "knn_topk_backward(Tensor dL_dvalues, Tensor queries, Tensor bank, Tensor values, "
     "Tensor indices, str metric, Tensor? query_offsets, bool unit_bank) -> "
-    "(Tensor grad_queries, Tensor grad_bank)",
+    "(Tensor dL_dqueries, Tensor dL_dbank)",
     reference_backward.knn_topk_backward,
 )
 
@@ -87,7 +87,7 @@ def _fake(queries, bank, k, metric, query_offsets, bank_counts, exclude_self, un
 
 
 @_registry.register_fake(f"{_OP}_backward")
-def _backward_fake(grad_values, queries, bank, values, indices, metric, query_offsets, unit_bank):
+def _backward_fake(dL_dvalues, queries, bank, values, indices, metric, query_offsets, unit_bank):
     return queries.new_empty(queries.shape), bank.new_empty(bank.shape)
 
 
@@ -98,12 +98,12 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(queries, bank, values, indices, query_offsets)
 
 
-def _backward(ctx, grad_values, _grad_indices):
+def _backward(ctx, dL_dvalues, _dL_dindices):
     queries, bank, values, indices, query_offsets = ctx.saved_tensors
-    grad_queries, grad_bank = torch.ops.dgcl_ops.knn_topk_backward(
-        grad_values, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
+    dL_dqueries, dL_dbank = torch.ops.dgcl_ops.knn_topk_backward(
+        dL_dvalues, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
     )
-    return grad_queries, grad_bank, None, None, None, None, None, None
+    return dL_dqueries, dL_dbank, None, None, None, None, None, None
 
 
 _registry.register_autograd(_OP, _backward, _setup_context)

@@ -274,10 +274,10 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
     return torch.bincount(flat[valid], minlength=num_classes)
 
 
-def gather_rows(maps: Tensor, pixels: Tensor) -> Tensor:
-    """[B, D, H, W], pixels [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
+def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
+    """[B, D, H, W], indices [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
     area = maps.shape[2] * maps.shape[3]
-    return maps.flatten(2)[pixels // area, :, pixels % area]
+    return maps.flatten(2)[indices // area, :, indices % area]
 
 
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ def _query_classes(rows: int, query_offsets: Tensor | None, device) -> Tensor:
 
 
 def knn_topk_backward(
-    grad_values: Tensor,
+    dL_dvalues: Tensor,
     queries: Tensor,
     bank: Tensor,
     values: Tensor,
@@ -54,10 +54,10 @@ def knn_topk_backward(
         cosine = metric == "cosine"
         wide_queries = unit_rows(raw_queries) if cosine else raw_queries
         wide_bank = unit_rows(raw_bank) if cosine and not unit_bank else raw_bank
-        grad_queries, grad_bank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
+        dL_dqueries, dL_dbank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
         classes = _query_classes(queries.shape[0], query_offsets, queries.device)
         # As in the kernels (csrc/math/score_gradient.h): what has no gradient is not looked at, be it NaN or not.
-        used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (grad_values != 0)
+        used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (dL_dvalues != 0)
         if metric == "l2":
             used &= values != 0
         gathered = max(1, indices.shape[1] * bank.shape[-1])  # numbers per query
@@ -71,7 +71,7 @@ def knn_topk_backward(
             flat = classes[part, None] * bank.shape[-2] + indices[part]
             flat = torch.where(found, flat, 0)
             rows = wide_bank[flat].masked_fill(~found.unsqueeze(-1), 0.0)
-            grad = torch.where(found, grad_values[part].to(dtype), 0.0).unsqueeze(-1)
+            grad = torch.where(found, dL_dvalues[part].to(dtype), 0.0).unsqueeze(-1)
             if metric == "l2":
                 score = values[part].to(dtype).unsqueeze(-1)
                 slope = torch.where(found.unsqueeze(-1), grad / score, 0.0)
@@ -82,12 +82,12 @@ def knn_topk_backward(
             to_query, to_bank = (
                 g.masked_fill(~found.unsqueeze(-1), 0.0) for g in (to_query, to_bank)
             )
-            grad_queries[part] = to_query.sum(1)
-            grad_bank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
+            dL_dqueries[part] = to_query.sum(1)
+            dL_dbank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
         if cosine:
-            grad_queries = _unit_rows_backward(grad_queries, raw_queries)
-            grad_bank = grad_bank if unit_bank else _unit_rows_backward(grad_bank, raw_bank)
-        return grad_queries.to(queries.dtype), grad_bank.reshape(bank.shape).to(bank.dtype)
+            dL_dqueries = _unit_rows_backward(dL_dqueries, raw_queries)
+            dL_dbank = dL_dbank if unit_bank else _unit_rows_backward(dL_dbank, raw_bank)
+        return dL_dqueries.to(queries.dtype), dL_dbank.reshape(bank.shape).to(bank.dtype)
 
 
 def density_contrast_backward(
@@ -99,11 +99,11 @@ def density_contrast_backward(
     temperature: float,
     anchor_counts: Tensor | None = None,
     negative_counts: Tensor | None = None,
-    all_gradients: bool = True,
+    needs_key_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients written out: dL/dz = (P - onehot0) / (count T), then through x / |x|.
 
-    Those of keys and negatives are empty unless `all_gradients`.
+    Those of keys and negatives are empty unless `needs_key_grad`.
     """
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
@@ -128,11 +128,11 @@ def density_contrast_backward(
             pn = pn.masked_fill(~pushing[g].unsqueeze(1), 0.0)
             dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
             dL_da[g, block] = dz0 * key + dzn @ others
-            if all_gradients:
+            if needs_key_grad:
                 dL_dp[g] += dz0.mT @ asking
                 dL_dn[g] += dzn.mT @ asking
         dL_danchors = _unit_rows_backward(dL_da, raw_anchors).to(anchors.dtype)
-        if not all_gradients:
+        if not needs_key_grad:
             return dL_danchors, keys.new_empty(0), negatives.new_empty(0)
         return (
             dL_danchors,

@@ -68,7 +68,7 @@ def density_map(
 def bank_densities(bank: MemoryBank) -> Tensor:
     """The densities a bank holds, on the host, NaN where a slot is empty or its class not ready: a snapshot to keep
     for `plot_density_histograms`; of a sharded bank, those of this process. Shape: [C, capacity]."""
-    held = bank.held() & bank.ready()[:, None]
+    held = bank.valid_slots() & bank.ready()[:, None]
     return torch.where(held, bank.density, torch.nan).cpu()
 
 
@@ -107,8 +107,8 @@ def anchors_and_keys(
     usable = finite_rows(features)
     if strategy.by_confidence:
         usable = usable & torch.isfinite(confidence)
-    batch = Batch(features, labels, features, confidence, usable)
-    chosen = selection.select(strategy, loss.bank, loss.contrasted, batch, push=False)
+    batch = Batch(features, labels, features, confidence, usable, "viz.anchors_and_keys")
+    chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
         mark[table.index[sampling.used_entries(table)]] = True

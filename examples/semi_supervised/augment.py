@@ -1,4 +1,4 @@
-"""Weak and strong views. All random numbers come from the NumPy generator that is passed in, none from global state."""
+"""Weak and strong views. All random numbers come from the NumPy generator argument, none from global state."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from semi_supervised.images import MEAN
 
-# Colours of a border. "mean" is exactly 0 after normalisation, as in the published runs.
+# Border colours. "mean" becomes exactly 0 after normalisation, as in the published runs.
 BORDER_COLOURS = {"grey": (0.45, 0.45, 0.45), "mean": MEAN}
 SCALE_DISTRIBUTIONS = ("uniform", "balanced")
 
@@ -24,19 +24,22 @@ def random_crop(
     border: int | None = None,
     border_colour: str = "grey",
 ) -> tuple[Tensor, Tensor]:
-    """The weak view: a window somewhere in the image, resized to `size`, mirrored half the time if `mirror`.
+    """Draws the weak view: a random window of the image, resized to `size`.
 
     Args:
         image: [3, H, W] in [0, 1].
         label: [H, W] integers.
-        size: (height, width) of the result.
+        size: height and width of the result.
         rng: source of the random numbers.
-        scale: limits of the magnification; the window has the size `size / scale`.
+        scale: limits of the magnification. The window's size is `size / scale`.
         scale_distribution: distribution of the magnification, see `draw_scale`.
-        mirror: whether left and right may be swapped.
-        border: label of a border around an image that is smaller than the window; None: the window shrinks, each
-            side by itself, until it fits.
+        mirror: whether to swap left and right with probability 1/2.
+        border: label of the border around an image that is smaller than the window. None: no border, the window
+            shrinks to fit, each side separately.
         border_colour: one of BORDER_COLOURS.
+
+    Returns:
+        Image [3, h, w] and label [h, w] int64.
     """
     magnification = draw_scale(rng, scale, scale_distribution)
     height, width = (round(side / magnification) for side in size)
@@ -49,7 +52,7 @@ def random_crop(
     box = np.s_[..., top : top + height, left : left + width]
     swap = mirror and rng.random() < 0.5
 
-    # Resizing keeps 0 exact. It would round the mean.
+    # Interpolation keeps 0 exact, but would round the mean colour.
     shift = colour_of_border("mean", image) if border_colour == "mean" else 0.0
     image = image[box] - shift
     image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0] + shift
@@ -58,11 +61,12 @@ def random_crop(
 
 
 def draw_scale(rng: np.random.Generator, scale: tuple[float, float], distribution: str) -> float:
-    """A random magnification within the limits `scale`.
+    """Draws a magnification.
 
     Args:
-        distribution: "uniform"; or "balanced", as published: below 1 with probability 1/2, uniform on either side
-            of 1.
+        rng: source of the random numbers.
+        scale: its limits.
+        distribution: "uniform", or "balanced" as published: below 1 with probability 1/2, uniform on either side.
     """
     low, high = scale
     if distribution == "balanced":
@@ -71,7 +75,7 @@ def draw_scale(rng: np.random.Generator, scale: tuple[float, float], distributio
 
 
 def border_sides(image: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom of the border that centres [..., H, W] in at least `size`."""
+    """Returns left, right, top, bottom of the border that centres an image [..., H, W] in at least `size`."""
     down, across = (
         max(0, side - given) for side, given in zip(size, image.shape[-2:], strict=True)
     )
@@ -79,7 +83,7 @@ def border_sides(image: Tensor, size: tuple[int, int]) -> tuple[int, int, int, i
 
 
 def with_border(image: Tensor, sides: tuple[int, int, int, int], colour: str) -> Tensor:
-    """[..., 3, H, W] -> [..., 3, top + H + bottom, left + W + right]."""
+    """Adds a border: [..., 3, H, W] -> [..., 3, top + H + bottom, left + W + right]."""
     if not any(sides):
         return image
     left, right, top, bottom = sides
@@ -95,9 +99,9 @@ def colour_of_border(colour: str, like: Tensor) -> Tensor:
 
 
 def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> Tensor:
-    """Changes contrast, saturation, brightness and tint of each image. [B, 3, H, W] in [0, 1] -> same."""
+    """Changes contrast, saturation, brightness and tint of each image [B, 3, H, W] in [0, 1]."""
 
-    def factor(strength, channels=1):
+    def factor(strength: float, channels: int = 1) -> Tensor:
         drawn = rng.uniform(1 - strength, 1 + strength, (len(images), channels, 1, 1))
         return torch.from_numpy(drawn).to(images)
 
@@ -109,19 +113,22 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
 
 def cutmix(
-    rng: np.random.Generator, *maps: Tensor, probability: float = 0.5, mode: str = "image"
-) -> list[Tensor]:
-    """Pastes a box of each image's neighbour into it, the same box in each map (images, pseudo labels, ...).
+    rng: np.random.Generator, *maps: Tensor | None, probability: float = 0.5, mode: str = "image"
+) -> list[Tensor | None]:
+    """Pastes a box of a neighbouring image into each image, at the same place in every map.
 
     Args:
         rng: source of the random numbers.
-        maps: [B, ..., H, W] each, of the same B, H, W.
-        probability: that an image, or the batch, is changed.
+        maps: [B, ..., H, W] each: images, labels, ... All share B, H and W. None stays None, except the first.
+        probability: chance that an image, or the batch, is changed.
         mode: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
             previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and
             comes from the next image.
+
+    Returns:
+        New maps in the same order.
     """
-    mixed = [each.clone() for each in maps]
+    mixed = [None if each is None else each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
     by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[mode]
     changed = not by_image and rng.random() < probability
@@ -134,18 +141,22 @@ def cutmix(
             box = np.s_[..., top : top + rows, left : left + columns]
             neighbour = i - 1 if by_image else (i + 1) % count
             for new, old in zip(mixed, maps, strict=True):
-                new[i][box] = old[neighbour][box]
+                if old is not None:
+                    new[i][box] = old[neighbour][box]
     return mixed
 
 
 def box_of_a_part(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with 0.1 to 0.5 of the area and an aspect ratio of 0.5 to 2."""
-    share, ratio = rng.uniform(0.1, 0.5), rng.uniform(0.5, 2.0)
-    rows = min(height, round(height * (share * ratio) ** 0.5))
-    return rows, min(width, round(width * (share / ratio) ** 0.5))
+    """Draws rows and columns of a box with 0.1 to 0.5 of the area and an aspect ratio of 0.5 to 2."""
+    area, ratio = rng.uniform(0.1, 0.5), rng.uniform(0.5, 2.0)
+    rows = min(height, round(height * (area * ratio) ** 0.5))
+    return rows, min(width, round(width * (area / ratio) ** 0.5))
 
 
 def box_of_half(rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a box with half of the area. It has more than half of the columns, not all; width >= 3."""
+    """Draws rows and columns of a box with half of the area and more than half of the columns, but not all.
+
+    `width` must be at least 3.
+    """
     columns = int(rng.integers(width // 2 + 1, width))
     return round(height * width / 2 / columns), columns

@@ -1,19 +1,23 @@
-"""One file from which a run goes on, bit for bit. The first rank writes it, all ranks read it.
+"""A checkpoint from which a run continues bit for bit. The first rank writes it, all ranks read it.
 
-Weights, optimizer, gradient scaler and memory bank are equal on all ranks. What is a rank's own are the batch-norm
-averages of its batches (on CUDA even these are equal): the file holds those of all ranks.
+Weights, optimizer, gradient scaler and memory bank are equal on all ranks. Without CUDA each rank has its own
+batch-norm averages. The file holds the averages of all ranks.
 """
 
+import math
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dgcl_ops._bank.exchange import gather, ranks_of
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
+
+if TYPE_CHECKING:
+    from semi_supervised.trainer import Trainer
 
 NETWORKS = ("student", "teacher", "projection")
 PARTS = (*NETWORKS, "contrast", "optimizer")
@@ -21,13 +25,17 @@ KINDS = dict.fromkeys((*PARTS, "averages", "run"), dict)
 KINDS |= {"network": str, "ranks": int, "step": int, "history": list}
 
 
-def save(trainer, path: Path) -> None:
-    """Writes all that the next step depends on, the memory bank included; never half a file.
+def save(trainer: "Trainer", path: Path) -> None:
+    """Writes everything that the next step depends on, including the memory bank.
 
-    All ranks have to call it. Once it returns, the file is there.
+    All ranks must call it. An interrupted call leaves the previous file.
+
+    Args:
+        trainer: the run.
+        path: the file.
 
     Raises:
-        RuntimeError: the ranks' banks are not equal.
+        RuntimeError: the ranks' banks differ.
     """
     if trainer.ranks > 1:
         trainer.contrast.bank.assert_synced()
@@ -47,29 +55,34 @@ def save(trainer, path: Path) -> None:
     distributed.barrier()
 
 
-def load(trainer, path: Path) -> int:
-    """Continues from a checkpoint of a run with the same settings and data. What does not fit changes nothing.
+def load(trainer: "Trainer", path: Path) -> int:
+    """Continues from a checkpoint of a run with the same settings and data.
 
-    At another number of ranks the first rank's batch-norm averages go to all.
+    A checkpoint that does not fit changes nothing. With another number of ranks, all ranks take the first rank's
+    batch-norm averages.
+
+    Args:
+        trainer: the run.
+        path: the file.
 
     Returns:
-        The number of ranks that wrote it.
+        The number of ranks that wrote the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or a setting, the network or the data differ.
+        ValueError: the file is not a checkpoint, is damaged, or has other settings, network or data.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     with open(path, "rb") as file:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # which, depends on where the file ends
+        except Exception as error:  # its type depends on where the file ends
             raise ValueError(
-                f"{path} is no checkpoint of this program, or not all of one"
+                f"{path} is not a checkpoint of this program, or is incomplete"
             ) from error
     check(trainer, state, path)
-    try:  # the first: a bank looks at its rows, and takes all or nothing
+    try:  # first, since the bank checks its rows and then takes all or nothing
         trainer.contrast.load_state_dict(state["contrast"])
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -82,12 +95,12 @@ def load(trainer, path: Path) -> int:
     return state["ranks"]
 
 
-def check(trainer, state, path: Path) -> None:
-    """Raises ValueError unless the state fits the trainer; only the values in the bank are left to the bank."""
-    found = state if isinstance(state, dict) else {}
+def check(trainer: "Trainer", state: Any, path: Path) -> None:
+    """Raises ValueError unless the state fits the trainer. The bank checks its own values."""
+    entries = state if isinstance(state, dict) else {}
     for name, kind in KINDS.items():
-        if not isinstance(found.get(name), kind):
-            raise ValueError(f"{path} is no checkpoint of this program: it has no {name!r}")
+        if not isinstance(entries.get(name), kind):
+            raise ValueError(f"{path} is not a checkpoint of this program: it has no {name!r}")
     stored, ours = state["run"], description(trainer)
     missing = [field.name for field in fields(Settings) if field.name not in stored]
     if missing:
@@ -104,9 +117,9 @@ def check(trainer, state, path: Path) -> None:
         raise ValueError(
             f"{path} must hold a step in [0, {trainer.settings.steps}], got {state['step']}"
         )
-    # Dilations and rates of dropout change no shape: the weights alone would fit.
+    # Dilations and dropout rates do not change shapes, so the weights alone would fit.
     if state["network"] != str(trainer.student):
-        raise ValueError(f"the network must be built like that of the checkpoint {path}")
+        raise ValueError(f"the network must have the structure of the one in {path}")
     parts = {name: getattr(trainer, name).state_dict() for name in PARTS[:-1]}
     needed = {name: shapes(part) for name, part in parts.items()}
     needed["averages"] = {
@@ -123,20 +136,30 @@ def check(trainer, state, path: Path) -> None:
     theirs, ours = state.get("scaler"), shapes(trainer.scaler.state_dict())
     if not isinstance(theirs, dict) or shapes(theirs) != ours:
         raise ValueError(f"{path} must hold the state of a gradient scaler as {ours}, got {theirs}")
+    check_scaler(theirs, path)
     if not optimizer_fits(trainer.optimizer, state["optimizer"]):
         raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
 
 
+def check_scaler(scaler: dict, path: Path) -> None:
+    """Raises ValueError if a gradient scaler's state holds a number that it cannot train with."""
+    for key, value in scaler.items():
+        least = 0 if key == "_growth_tracker" else math.ulp(0.0)
+        if not least <= value < math.inf:  # NaN too
+            rule = "finite and not negative" if least == 0 else "finite and positive"
+            raise ValueError(f"{path}: {key} of the gradient scaler must be {rule}, got {value}")
+
+
 def shapes(tensors: dict) -> dict:
-    """Dtype and shape of each tensor; of what is none, its type."""
+    """Returns dtype and shape of each tensor, and the type of any other value."""
     return {
         name: (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value)
         for name, value in tensors.items()
     }
 
 
-def optimizer_fits(optimizer, stored: dict) -> bool:
-    """Whether groups and parameters are the same, and what is kept of each parameter is of its shape."""
+def optimizer_fits(optimizer: torch.optim.Optimizer, stored: dict) -> bool:
+    """Returns whether a stored state has the same groups and parameters, and moments of the right shapes."""
     numbers = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     try:
@@ -152,17 +175,18 @@ def optimizer_fits(optimizer, stored: dict) -> bool:
         return False
 
 
-def description(trainer) -> dict:
-    """What a run that goes on must find again."""
+def description(trainer: "Trainer") -> dict:
+    """Returns what must not change between save and resume."""
     return asdict(trainer.settings) | trainer.data.description()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Of a sharded bank's rows, those of all ranks."""
+    """Returns the rows of all ranks if the tensor is sharded."""
     return tensor.full_tensor().cpu() if hasattr(tensor, "full_tensor") else tensor
 
 
-def averages(trainer) -> dict[str, Tensor]:
+def averages(trainer: "Trainer") -> dict[str, Tensor]:
+    """Returns the batch-norm averages of this rank."""
     return {
         f"{part}.{name}": buffer
         for part in NETWORKS
@@ -171,10 +195,10 @@ def averages(trainer) -> dict[str, Tensor]:
     }
 
 
-def averages_of_ranks(trainer) -> dict[str, Tensor]:
-    """The same of all ranks: [W, ...]."""
+def averages_of_ranks(trainer: "Trainer") -> dict[str, Tensor]:
+    """Returns the batch-norm averages of all ranks, [world size, ...]."""
     own = averages(trainer)
-    rows = gather(ranks_of(None), torch.cat([each.flatten() for each in own.values()]))
+    rows = distributed.gather(torch.cat([each.flatten() for each in own.values()]))
     pieces = rows.split([each.numel() for each in own.values()], dim=1)
     return {
         name: piece.reshape(len(rows), *own[name].shape)

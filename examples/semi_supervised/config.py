@@ -1,7 +1,11 @@
-"""Configurations: flat YAML files. A key is an argument of the data set or network, a setting, or one of `RunKeys`."""
+"""Configurations: flat YAML files.
+
+A key is an argument of the data set or of the network, a field of `Settings`, or a field of `RunKeys`.
+"""
 
 import difflib
 import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -32,26 +36,26 @@ NETWORKS = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeplab_published": PublishedDeepLab,
 }
-# Keys of earlier versions, and what to write now.
+# Keys of earlier versions, and their replacements.
 REPLACED = {"bfloat16": "precision=bfloat16 or precision=float32"}
 
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Keys that belong neither to the data nor to the network nor to the settings."""
+    """Keys that do not belong to the data, the network or the settings."""
 
     dataset: str  # one of DATASETS
     network: str  # one of NETWORKS
-    # Instead of `steps`; an epoch has as many steps as would show each unlabelled image once.
+    # Instead of `steps`. An epoch has as many steps as it takes to draw as many unlabelled images as there are.
     epochs: int | None = None
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps
     evaluate_every: int = 200
-    # [800, 800]: mIoU and overlays are computed in overlapping windows of this height and width; null: on whole images.
-    # Features and densities are measured on whole images in either case.
+    # [800, 800]: compute mIoU and overlays in overlapping windows of this height and width. null: on whole images.
+    # Features and densities are always measured on whole images.
     evaluate_window: tuple[int, int] | None = None
     save_every: int = 100
-    workers: int = 0  # processes that read ahead
+    workers: int = 0  # number of processes that read ahead
 
     def __post_init__(self):
         check_types(self)
@@ -67,19 +71,19 @@ class RunKeys:
 
 
 class Config:
-    """What a file and overrides say, checked.
+    """A checked configuration.
 
     Args:
-        path: a YAML file; its key `base` names another one, beside it, whose keys it adds to or changes.
-        overrides: "key=value", with `contrast.temperature=0.1` for a key inside `contrast`. They win over the file.
-        given: keys with values as they are, which win over both; None is none.
+        path: a YAML file. Its key `base` names another file in the same folder, whose keys it extends or changes.
+        overrides: "key=value", or `contrast.temperature=0.1` for a key inside `contrast`. They override the file.
+        given: keys with values. They override both, except None.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a key is unknown or missing, or a value does not fit.
     """
 
-    def __init__(self, path: Path, overrides: list[str] = (), **given):
+    def __init__(self, path: Path, overrides: Sequence[str] = (), **given: Any):
         self.values = read(Path(path))
         contrast = self.values.get("contrast")
         if contrast is None or (isinstance(contrast, dict) and "paper" not in contrast):
@@ -102,7 +106,7 @@ class Config:
         self._check_keys()
         self.run = checked(RunKeys, self._of(field.name for field in fields(RunKeys)))
 
-    def _check_keys(self):
+    def _check_keys(self) -> None:
         needed, optional = keywords(self.dataset)
         needed -= {"seed"}
         known = needed | optional | keywords(self.network)[1]
@@ -118,21 +122,32 @@ class Config:
             raise ValueError(f"dataset {self.values['dataset']} needs the key {key}")
         for key, kind in (types_of(self.network) | types_of(self.dataset)).items():
             if key in self.values and key != "seed" and not fits(self.values[key], kind):
-                told = getattr(kind, "__name__", kind) if get_origin(kind) is None else kind
-                raise ValueError(f"{key} must be of type {told}, got {self.values[key]!r}")
+                name = getattr(kind, "__name__", kind) if get_origin(kind) is None else kind
+                raise ValueError(f"{key} must be of type {name}, got {self.values[key]!r}")
 
-    def _of(self, names):
+    def _of(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: self.values[name] for name in names if name in self.values}
 
-    def make_data(self, seed: int):
+    def make_data(self, seed: int) -> Any:
+        """Builds the data set."""
         needed, optional = keywords(self.dataset)
         return self.dataset(**self._of(needed | optional) | {"seed": seed})
 
     def make_network(self, num_classes: int) -> nn.Module:
+        """Builds the network."""
         return self.network(num_classes, **self._of(keywords(self.network)[1]))
 
-    def make_settings(self, unlabelled: int, ranks: int, **changes) -> Settings:
-        """The settings, with epochs counted out in steps for so many unlabelled images and ranks."""
+    def make_settings(self, unlabelled: int, ranks: int, **changes: Any) -> Settings:
+        """Builds the settings, with epochs converted into steps.
+
+        Args:
+            unlabelled: number of unlabelled images.
+            ranks: number of processes.
+            changes: settings that override the configuration.
+
+        Raises:
+            ValueError: a value does not fit, or two keys exclude each other.
+        """
         chosen = self._of(field.name for field in fields(Settings))
         chosen = {key: value for key, value in chosen.items() if value is not None} | changes
         settings = checked(Settings, chosen)
@@ -145,15 +160,15 @@ class Config:
             for name, other in replaced.items():
                 if name in chosen:
                     raise ValueError(
-                        f"{name} and {other} exclude each other, got {chosen[name]}; "
-                        "epochs=null warm_up_epochs=null takes the file's away"
+                        f"{name} and {other} exclude each other, got {name}={chosen[name]}; "
+                        "epochs=null warm_up_epochs=null removes the keys of the file"
                     )
             epoch = max(1, unlabelled // (settings.batch * ranks))
             warm_up = (self.run.warm_up_epochs or 0) * epoch
             steps = self.run.epochs * epoch
             settings = replace(settings, steps=steps, warm_up=warm_up, epoch_steps=epoch)
         elif self.run.warm_up_epochs is not None:
-            raise ValueError(f"warm_up_epochs needs epochs, got {self.run.warm_up_epochs} alone")
+            raise ValueError(f"warm_up_epochs needs epochs, got only {self.run.warm_up_epochs}")
         elif "warm_up" not in chosen:
             settings = replace(settings, warm_up=settings.steps // 3)
         if not 0 <= settings.warm_up <= settings.steps:
@@ -161,32 +176,34 @@ class Config:
         return settings
 
 
-def checked(kind: type, values: dict):
+def checked(kind: type, values: dict[str, Any]) -> Any:
+    """Builds a dataclass. A value of the wrong type raises ValueError."""
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def refuse_unknown(keys, known: set[str], where: str) -> None:
+def refuse_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
+    """Raises ValueError for a key that is not known, and suggests similar ones."""
     for key in sorted(set(keys) - known):
         if key in REPLACED:
             raise ValueError(f"unknown key {key!r} of {where}; it is now {REPLACED[key]}")
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         raise ValueError(
-            f"unknown key {key!r} of {where}; near names: {', '.join(near or sorted(known))}"
+            f"unknown key {key!r} of {where}; similar keys: {', '.join(near or sorted(known))}"
         )
 
 
 def contrast_keywords() -> set[str]:
-    """Without what the data, the settings and the trainer decide."""
-    decided = {"self", "num_classes", "feature_dim", "projection_dim", "bank", "device"}
-    decided.add("process_group")  # all ranks
-    return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - decided
+    """Returns the loss's arguments, except those that data, settings and trainer determine."""
+    fixed = {"self", "num_classes", "feature_dim", "projection_dim", "bank", "device"}
+    fixed.add("process_group")
+    return {"paper", *inspect.signature(DensityContrastLoss.__init__).parameters} - fixed
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """The keys of a file and, below them, those of its bases. `above`: files of which it is a base."""
+    """Reads the keys of a file and of its bases. `above` holds the files that are based on it."""
     if path.resolve() in above:
         raise ValueError(f"{path} must not be its own base")
     if not path.is_file():
@@ -199,16 +216,16 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
         raise ValueError(f"{path} must hold keys with values, got {type(values).__name__}")
     base = values.pop("base", None)
     words = [*values] if base is None else [*values, base]
-    for text in words:  # YAML reads `on` as true, and 1 as a number
+    for text in words:  # YAML reads `on` as true and 1 as a number
         if not isinstance(text, str):
-            raise ValueError(f"keys and the base of {path} must be words, got {text!r}")
+            raise ValueError(f"keys and base of {path} must be strings, got {text!r}")
     if base is None:
         return values
     return merge(read(path.parent / base, (*above, path.resolve())), values)
 
 
 def merge(values: dict, changes: dict) -> dict:
-    """Changes `values`; a mapping's keys one by one."""
+    """Updates `values` in place. Mappings are merged key by key."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             merge(values[key], value)
@@ -217,8 +234,8 @@ def merge(values: dict, changes: dict) -> dict:
     return values
 
 
-def value_of(text: str):
-    """As in YAML, but 1e-3 is a number."""
+def value_of(text: str) -> Any:
+    """Parses a value as YAML does, but 1e-3 is a number."""
     try:
         value = yaml.safe_load(text)
         return float(value) if isinstance(value, str) else value
@@ -229,7 +246,7 @@ def value_of(text: str):
 
 
 def keywords(kind: type) -> tuple[set[str], set[str]]:
-    """Names of a class's arguments, those of its bases included: (that must be given, that may be)."""
+    """Returns the required and the optional arguments of a class, including those of its bases."""
     needed, optional = set(), set()
     for one in kind.__mro__:
         if one in (object, nn.Module):
@@ -242,7 +259,7 @@ def keywords(kind: type) -> tuple[set[str], set[str]]:
 
 
 def types_of(kind: type) -> dict[str, Any]:
-    """The declared types of a class's arguments, those of its bases included."""
+    """Returns the declared types of a class's arguments, including those of its bases."""
     hints = {}
     for one in reversed(kind.__mro__):
         if one not in (object, nn.Module) and "__init__" in vars(one):

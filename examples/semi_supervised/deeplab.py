@@ -13,26 +13,27 @@ from semi_supervised.network import resize
 
 
 class DeepLabV3Plus(nn.Module):
-    """Features of stride 4, 256 channels: a window of 513 x 513 gives 129 x 129.
+    """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
 
-    segmentation_models.pytorch's own forward takes sides that the stride divides, and 513 is none: here the coarse map
-    is resized to the fine one's size.
+    The forward of segmentation_models.pytorch needs sides that its stride divides, unlike 513. This one resizes the
+    coarse map to the size of the fine map. Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with
+    `auxiliary=True` also those of the second head.
 
     Args:
         num_classes: C.
-        encoder: a name that segmentation_models.pytorch knows, of a ResNet.
-        weights: file with a state_dict of the backbone (torchvision's resnet101-*.pth); None: random weights.
-        output_stride: of the backbone, 16 or 8.
+        encoder: name of a ResNet in segmentation_models.pytorch.
+        weights: file with the backbone's state_dict (torchvision's resnet101-*.pth). None: random weights.
+        output_stride: stride of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
-        ValueError: the file holds no weights of this backbone.
-
-    Shape:
-        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]; with `auxiliary=True` also the second head's.
+        ImportError: segmentation_models.pytorch is missing.
+        ValueError: the file does not hold weights of this backbone.
     """
+
+    min_batch = 2  # the batch norm after image pooling sees one value per image
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DeepLabV3Plus(nn.Module):
             import segmentation_models_pytorch as smp
         except ImportError as error:
             raise ImportError(
-                "network deeplabv3plus needs segmentation-models-pytorch and a torchvision that fits your torch: "
+                "network deeplabv3plus needs segmentation-models-pytorch and a torchvision for your torch: "
                 "pip install segmentation-models-pytorch torchvision torch==YOURS"
             ) from error
         parts = smp.DeepLabV3Plus(
@@ -72,7 +73,7 @@ class DeepLabV3Plus(nn.Module):
         if weights is not None:
             load_weights(self.backbone, Path(weights))
 
-    def forward(self, images: Tensor, auxiliary: bool = False):
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         size = images.shape[-2:]
         maps = self.backbone((images - self.mean) / self.std)
         fine = self.decoder.block1(maps[2])
@@ -83,7 +84,7 @@ class DeepLabV3Plus(nn.Module):
             return logits
         return logits, resize(self.auxiliary(maps[-2]), size, self.align_corners)
 
-    def extra_repr(self) -> str:  # a checkpoint compares it
+    def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 
 
@@ -98,12 +99,13 @@ def auxiliary_head(inputs: int, num_classes: int) -> nn.Module:
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Loads the backbone's weights. A file that does not fit raises ValueError."""
     weights = read_weights(path)
     if "conv1.0.weight" in weights:
         raise unfit(
             path,
-            "its stem is three 3x3 convolutions (conv1.0.weight, ...), which network deeplab_published has; network "
-            "deeplabv3plus has one 7x7 convolution (conv1.weight)",
+            "its stem has three 3x3 convolutions (conv1.0.weight, ...), as in network deeplab_published; the stem of "
+            "deeplabv3plus is one 7x7 convolution (conv1.weight)",
         )
     try:
         backbone.load_state_dict(weights)
@@ -112,11 +114,12 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a state_dict of finite floats. Anything else raises ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"weights: there is no file {path}")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # which, depends on the bytes
+    except Exception as error:  # its type depends on the file's content
         raise unfit(path, f"{type(error).__name__} {error}".splitlines()[0]) from None
     if not isinstance(weights, dict):
         raise unfit(path, f"got {type(weights).__name__}")

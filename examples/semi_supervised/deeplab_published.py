@@ -1,10 +1,11 @@
-"""The published network: DeepLabV3+ on a ResNet with a deep stem. Plain PyTorch, no other package.
+"""The published network: DeepLabV3+ on a ResNet with a deep stem, in plain PyTorch.
 
 It differs from the network of the DeepLabV3+ paper in four points. The stem has three 3x3 convolutions. The last stage
 has multi-grid dilations. A full 3x3 convolution follows the pyramid, and two more follow the fusion. Dropout2d acts on
-the features that the classifier, the densities and the bank read.
+the features for the classifier, the densities and the bank.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,27 +23,27 @@ DROPOUT = 0.1
 
 
 class PublishedDeepLab(nn.Module):
-    """Features with stride 4 and 256 channels: a 513 x 513 crop gives 129 x 129.
+    """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
+
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with `auxiliary=True` also those of the
+    second head. Training needs at least two images: the batch norm after image pooling sees one value per image.
 
     Args:
         num_classes: C.
         encoder: "resnet50" or "resnet101".
-        weights: file with the backbone's state_dict, named as the public deep-stem ImageNet weights are
-            (conv1.0.weight, ..., layer4.2.bn3.bias; fc is ignored); None: random weights.
-        output_stride: of the backbone, 16 or 8.
+        weights: file with the backbone's state_dict, with the names of the public deep-stem ImageNet weights
+            (conv1.0.weight, ..., layer4.2.bn3.bias; fc is ignored). None: random weights.
+        output_stride: stride of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
-        zero_init: whether each residual branch starts at 0: weight 0 in its last batch norm.
-
-    Training needs at least two images: the batch norm after image pooling sees one pixel per image.
+        zero_init: whether each residual branch starts at 0, by weight 0 in its last batch norm.
 
     Raises:
         ValueError: the encoder or stride is unknown, or the file does not fit this backbone.
-
-    Shape:
-        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]; with `auxiliary=True` also the second head's.
     """
+
+    min_batch = 2  # the batch norm after image pooling sees one value per image
 
     def __init__(
         self,
@@ -68,13 +69,13 @@ class PublishedDeepLab(nn.Module):
         fine, *_, third, last = self.backbone.widths
         self.pyramid = Pyramid(last, atrous_rates)
         self.coarse = nn.Sequential(*convolution(self.pyramid.width, WIDTH), nn.Dropout2d(DROPOUT))
-        # A bias before a batch norm has no effect. The published network has these.
+        # A bias before a batch norm has no effect, but the published network has it.
         self.fine = convolution(fine, FINE_WIDTH, kernel_size=1, bias=True)
         self.fuse = nn.Sequential(
             *convolution(FINE_WIDTH + WIDTH, WIDTH, bias=True),
             nn.Dropout2d(DROPOUT),
             *convolution(WIDTH, WIDTH, bias=True),
-            nn.Dropout2d(DROPOUT),  # classifier, densities and bank read its output
+            nn.Dropout2d(DROPOUT),  # its output is the features for classifier, densities and bank
         )
         self.classifier = nn.Conv2d(WIDTH, num_classes, kernel_size=1)
         self.auxiliary = None
@@ -90,7 +91,7 @@ class PublishedDeepLab(nn.Module):
         if weights is not None:
             load_backbone(self.backbone, Path(weights))
 
-    def forward(self, images: Tensor, auxiliary: bool = False):
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         size = images.shape[-2:]
         maps = self.backbone((images - self.mean) / self.std)
         fine = self.fine(maps[0])
@@ -101,18 +102,21 @@ class PublishedDeepLab(nn.Module):
             return logits
         return logits, self._enlarge(self.auxiliary(maps[-2]), size)
 
-    def _enlarge(self, x, size):
+    def _enlarge(self, x: Tensor, size: torch.Size) -> Tensor:
         return resize(x, size, self.align_corners)
 
-    def extra_repr(self) -> str:  # a checkpoint compares it
+    def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 
 
 class Pyramid(nn.Module):
-    """Image pooling, a 1x1 convolution and dilated 3x3 convolutions, in parallel.
+    """Image pooling, a 1x1 convolution and dilated 3x3 convolutions in parallel.
 
-    Shape:
-        [B, inputs, h, w] -> [B, 256 (2 + len(rates)), h, w]
+    Input: [B, inputs, h, w]. Output: [B, 256 (2 + len(rates)), h, w].
+
+    Args:
+        inputs: channels of the input.
+        rates: dilations.
     """
 
     def __init__(self, inputs: int, rates: tuple[int, ...]):
@@ -132,12 +136,14 @@ class Pyramid(nn.Module):
 
 
 class DeepStemResNet(nn.Module):
-    """Stages of strides 4, 8, 16 and 16, or 4, 8, 8 and 8: dilation replaces stride.
+    """ResNet with stages of strides 4, 8, 16 and 16, or 4, 8, 8 and 8. Dilation replaces the other strides.
 
-    Parameters are named as in the public deep-stem ImageNet weights.
+    Parameters have the names of the public deep-stem ImageNet weights. Input: images [B, 3, H, W]. Output: the maps of
+    all stages, with 256, 512, 1024 and 2048 channels.
 
-    Shape:
-        images [B, 3, H, W] -> the output of each stage, 256, 512, 1024 and 2048 channels
+    Args:
+        depths: blocks of each stage.
+        output_stride: 16 or 8.
     """
 
     def __init__(self, depths: tuple[int, int, int, int], output_stride: int):
@@ -153,7 +159,7 @@ class DeepStemResNet(nn.Module):
         )
         self.bn1 = nn.BatchNorm2d(128)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=True)
-        # Where dilation replaces the stride of the third stage, its first block keeps dilation 1.
+        # If dilation replaces the stride of the third stage, its first block still has dilation 1.
         third = (1, *(depths[2] - 1) * (16 // output_stride,))
         fourth = [32 // output_stride * grid for grid in MULTI_GRID]
         self.layer1 = stage(128, 64, [1] * depths[0])
@@ -169,7 +175,7 @@ class DeepStemResNet(nn.Module):
         return maps[1:]
 
     def initialise(self, zero_init: bool) -> None:
-        """Convolutions: He normal, fan-out. Batch norms: weight 1, bias 0."""
+        """Initialises convolutions with He normal, fan-out. Batch norms keep weight 1 and bias 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -178,10 +184,15 @@ class DeepStemResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with a shortcut. The 3x3 one has the stride.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut. The 3x3 convolution has the stride.
 
-    Shape:
-        [B, inputs, H, W] -> [B, 4 width, H / stride, W / stride]
+    Input: [B, inputs, H, W]. Output: [B, 4 width, H / stride, W / stride].
+
+    Args:
+        inputs: channels of the input.
+        width: channels of the first two convolutions.
+        stride: of the 3x3 convolution.
+        dilation: of the 3x3 convolution.
     """
 
     def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1):
@@ -215,21 +226,21 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut, inplace=True)
 
 
-def stage(inputs: int, width: int, dilations, *, stride: int = 1) -> nn.Sequential:
-    """One block per dilation. The first has the stride."""
+def stage(inputs: int, width: int, dilations: Sequence[int], *, stride: int = 1) -> nn.Sequential:
+    """Builds one block per dilation. The first has the stride."""
     first = Bottleneck(inputs, width, stride=stride, dilation=dilations[0])
     rest = (Bottleneck(4 * width, width, dilation=dilation) for dilation in dilations[1:])
     return nn.Sequential(first, *rest)
 
 
 def load_backbone(backbone: DeepStemResNet, path: Path) -> None:
-    """Raises ValueError unless the file has exactly the backbone's weights. It may have a classifier (fc) too."""
+    """Loads the backbone's weights. The file may also hold a classifier (fc). Other files raise ValueError."""
     given = read_weights(path)
     if "conv1.weight" in given:
         raise unfit(
             path,
-            "its stem is one 7x7 convolution (conv1.weight), as torchvision's; network deeplab_published has three 3x3 "
-            "convolutions (conv1.0.weight, conv1.3.weight, conv1.6.weight)",
+            "its stem is one 7x7 convolution (conv1.weight), as in torchvision; the stem of network deeplab_published "
+            "has three 3x3 convolutions (conv1.0.weight, conv1.3.weight, conv1.6.weight)",
         )
     given = {name: tensor for name, tensor in given.items() if not name.startswith("fc.")}
     needed = backbone.state_dict()

@@ -1,29 +1,34 @@
-"""Several processes, as `torchrun` starts them; alone, each function does what one process needs."""
+"""Process groups started by `torchrun`. Every function also works in a single process."""
 
 import gc
 import os
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
-
-from dgcl_ops._bank.exchange import gather, ranks_of
 
 
 def start(device: str) -> str:
-    """Joins the group that `torchrun` describes, if it does; returns the device of this rank.
+    """Joins the process group that `torchrun` describes, if there is one.
+
+    Args:
+        device: "cpu", "cuda" or a device with an index.
+
+    Returns:
+        The device of this rank.
 
     Raises:
-        ValueError: `torchrun` may restart the processes, and they would find the addresses of those before them.
+        ValueError: `torchrun` may restart the processes, but its settings make restarted processes read stale
+            addresses.
     """
     if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return device
-    # PyTorch 2.13: by default the store of the addresses outlives the processes, and is read before it is rewritten.
+    # PyTorch 2.13: by default the address store outlives the processes, and a restarted process reads the old entries.
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise ValueError(
             "torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and --standalone "
-            f"or --rdzv-backend=c10d, got {restarts} restarts without"
+            f"or --rdzv-backend=c10d, got {restarts} restarts without them"
         )
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -34,30 +39,48 @@ def start(device: str) -> str:
 
 
 def stop() -> None:
+    """Waits for all ranks and leaves the process group."""
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # DDP's modules lie in reference cycles and hold the group
         dist.barrier()
         dist.destroy_process_group()
 
 
-def rank_and_ranks() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
+    """Returns (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def with_shared_batch_norm(network: nn.Module, device: str) -> nn.Module:
-    """With batch statistics over all ranks. PyTorch has it for CUDA alone; elsewhere each rank has its own."""
-    if rank_and_ranks()[1] == 1 or torch.device(device).type != "cuda":
+def ranks_that_share_batch_norm(device: str | torch.device) -> int:
+    """Returns how many ranks normalise together. PyTorch's SyncBatchNorm needs CUDA."""
+    return rank_and_world_size()[1] if torch.device(device).type == "cuda" else 1
+
+
+def with_shared_batch_norm(network: nn.Module, device: str | torch.device) -> nn.Module:
+    """Returns the network with batch statistics over all ranks where PyTorch supports it."""
+    if ranks_that_share_batch_norm(device) == 1:
         return network
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def barrier() -> None:
-    if rank_and_ranks()[1] > 1:
+    """Waits for all ranks. A no-op without a process group."""
+    if rank_and_world_size()[1] > 1:
         dist.barrier()
 
 
-def agree(number: int, device) -> bool:
-    """Whether all ranks have the same number."""
-    return bool((gather(ranks_of(None), torch.tensor(number, device=device)) == number).all())
+def gather(tensor: Tensor) -> Tensor:
+    """Gathers a tensor of one shape from all ranks: [...] -> [W, ...]."""
+    world_size = rank_and_world_size()[1]
+    if world_size == 1:
+        return tensor.unsqueeze(0)
+    received = [torch.empty_like(tensor) for _ in range(world_size)]
+    dist.all_gather(received, tensor.contiguous())
+    return torch.stack(received)
+
+
+def agree(number: int, device: str | torch.device) -> bool:
+    """Returns whether all ranks have the same number."""
+    return bool((gather(torch.tensor(number, device=device)) == number).all())

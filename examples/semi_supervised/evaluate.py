@@ -1,7 +1,8 @@
-"""What a trained network is measured by: IoU of its predictions, cluster scores and densities of its features."""
+"""Evaluates a network: IoU of its predictions, cluster scores and densities of its features."""
 
 from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,18 @@ def confusion_matrix(
     num_classes: int,
     ignore_index: int,
 ) -> Tensor:
-    """Counts pixels by (label, prediction): [C, C] int64. `samples` are batches (images, labels).
+    """Counts pixels by label and prediction.
 
-    In a process group each rank gives samples of its own, and gets the counts of all.
+    In a process group each rank passes its own samples and gets the counts of all ranks.
+
+    Args:
+        network: returns logits [B, C, H, W] for images [B, 3, H, W].
+        samples: batches of images and labels.
+        num_classes: C.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        [C, C] int64.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -50,24 +60,22 @@ def confusion_matrix(
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """The class of each pixel, [B, H, W], on the network's device."""
+    """Returns the class of each pixel, [B, H, W], on the network's device."""
     device = next(network.parameters()).device
     return network(images.to(device, memory_format=torch.channels_last)).argmax(1)
 
 
 class Windows(nn.Module):
-    """Predicts an image in overlapping windows. At each pixel the logits are the mean over the windows there.
+    """Predicts an image in overlapping windows and averages the logits at each pixel.
 
     The stride is two thirds of the window, rounded up. The last window ends at the image's edge. An image smaller than
-    the window gets a border, and the border's logits are cut off. The network sees one window at a time.
+    the window gets a border, whose logits are cut off. The network sees one window at a time. Input: images
+    [B, 3, H, W]. Output: logits [B, C, H, W].
 
     Args:
-        network: logits [B, C, h, w] of images [B, 3, h, w].
-        window: its height and width.
+        network: returns logits [B, C, h, w] for images [B, 3, h, w].
+        window: height and width of a window.
         border_colour: one of augment.BORDER_COLOURS.
-
-    Shape:
-        images [B, 3, H, W] -> logits [B, C, H, W]
     """
 
     def __init__(self, network: nn.Module, window: tuple[int, int], border_colour: str):
@@ -91,7 +99,7 @@ class Windows(nn.Module):
 
 
 def starts(side: int, window: int) -> list[int]:
-    """Where the windows along one side of an image start."""
+    """Returns where the windows along one side of an image start."""
     step = -(-2 * window // 3)
     return [*range(0, side - window, step), side - window]
 
@@ -99,17 +107,18 @@ def starts(side: int, window: int) -> list[int]:
 def as_evaluated(
     network: nn.Module, window: tuple[int, int] | None, border_colour: str
 ) -> nn.Module:
-    """The network in `Windows`. Without a window, the network itself: it predicts whole images."""
+    """Returns the network in `Windows`, or the network itself if there is no window."""
     return network if window is None else Windows(network, window, border_colour)
 
 
 def class_iou(matrix: Tensor) -> Tensor:
-    """IoU of each class in percent, [C]; NaN for a class that is neither labelled nor predicted."""
+    """Returns the IoU of each class in percent, [C]. A class that is neither labelled nor predicted has NaN."""
     matrix = matrix.double()
     return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
 
 
 def mean_iou(matrix: Tensor) -> float:
+    """Returns the mean IoU in percent over the classes with an IoU."""
     return class_iou(matrix).nanmean().item()
 
 
@@ -122,12 +131,19 @@ def sample_features(
     per_batch: int = 20,
     per_class: int = 200,
 ) -> tuple[Tensor, Tensor]:
-    """Unit features of random pixels, the same number of each class where there are enough.
+    """Samples unit features at random pixels, the same number per class where there are enough.
 
-    Which pixels are taken depends on the labels only, so two networks are compared on the same pixels.
+    The choice of pixels depends only on the labels, so two networks are compared on the same pixels.
+
+    Args:
+        network: has a `classifier` that reads the features.
+        samples: batches of images and labels.
+        num_classes: C.
+        per_batch: pixels per class and batch, at most.
+        per_class: pixels per class in all, at most.
 
     Returns:
-        features [N, D] float32, labels [N] int64.
+        Features [N, D] float32 and labels [N] int64.
     """
     network.eval()
     rng = np.random.default_rng(0)
@@ -147,7 +163,7 @@ def sample_features(
 
 
 def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Generator) -> Tensor:
-    """Indices of at most `limit` random entries of each class, sorted by class; other labels are left out."""
+    """Returns indices of at most `limit` random entries per class, sorted by class. Other labels are skipped."""
     labels = labels.numpy()
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -157,7 +173,7 @@ def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Gen
 
 
 def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Silhouette and Calinski-Harabasz (higher is better), Davies-Bouldin (lower is better)."""
+    """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better)."""
     return {name: float(score(features, labels)) for name, score in SCORES.items()}
 
 
@@ -165,12 +181,15 @@ def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
 def predict_with_density(
     network: nn.Module, contrast: DensityContrastLoss, images: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The class predicted for each pixel, and the density of its feature in that class's bank.
+    """Predicts the class of each pixel, and the density of its feature in the bank of that class.
 
-    The bank holds the student's features, so this is the network to give.
+    Args:
+        network: the student, since the bank holds the student's features.
+        contrast: the loss with the bank.
+        images: [B, 3, H, W].
 
     Returns:
-        predicted [B, H, W] int64; density [B, H, W], 0 where the class has no bank.
+        Predicted classes [B, H, W] int64, and densities [B, H, W]. The density is 0 if the class has no bank.
     """
     network.eval()
     with FeatureTap(network, "classifier") as tap:
@@ -189,9 +208,17 @@ def error_by_density(
     *,
     per_batch: int = 20_000,
 ) -> list[float]:
-    """How often the network errs, in percent, in each fifth of the pixels from the sparsest to the densest.
+    """Measures the error rate in each fifth of the pixels, from the sparsest features to the densest.
 
-    Of random pixels with a label and a density; empty if there are none.
+    Args:
+        network: the student.
+        contrast: the loss with the bank.
+        samples: batches of images and labels.
+        ignore_index: label of pixels that do not count.
+        per_batch: random pixels per batch, at most. Only pixels with a label and a density count.
+
+    Returns:
+        Percent of wrong pixels in each fifth, or an empty list if there are fewer than five pixels.
     """
     rng = np.random.default_rng(0)
     densities, errors = [], []
@@ -207,9 +234,20 @@ def error_by_density(
 
 @torch.no_grad()
 def overlays(
-    network: nn.Module, student: nn.Module, contrast: DensityContrastLoss, data, count: int = 6
+    network: nn.Module,
+    student: nn.Module,
+    contrast: DensityContrastLoss,
+    data: Any,
+    count: int = 6,
 ) -> dict[str, np.ndarray]:
-    """Strips of image, label, the network's prediction and the student's density, for `count` test images.
+    """Draws strips of image, label, prediction and density for some test images.
+
+    Args:
+        network: the network that predicts.
+        student: the network whose features have the densities.
+        contrast: the loss with the bank.
+        data: has `test` and `num_classes`.
+        count: number of images.
 
     Returns:
         [H, 4 W, 3] uint8 of each image, by its name.

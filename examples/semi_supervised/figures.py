@@ -1,16 +1,19 @@
-"""The demo's pictures: curves, scatter plots and an overview, by matplotlib."""
+"""The demo's pictures: curves, scatter plots and an overview, drawn with matplotlib."""
 
 import io
 import statistics
+from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of the backend
+from matplotlib import pyplot as plt  # must follow the choice of the backend
 
 from dgcl_ops import viz
 from semi_supervised.scenes import CLASS_NAMES
@@ -24,15 +27,15 @@ LIGHT, DARK = {"ink": "#1f2733", "faint": "#d8dde4"}, {"ink": "#e4e9f0", "faint"
 
 
 def embed(shown: dict) -> np.ndarray:
-    """t-SNE of a run's features: [N, 2]."""
+    """Computes the t-SNE of a run's features, [N, 2]."""
     features = shown["features"]
     perplexity = min(30, (len(features) - 1) / 3)
-    with threadpool_limits(1):  # so few points gain nothing from threads
+    with threadpool_limits(1):  # threads slow down so few points
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
 
 
-def scatter(all_axes, panels: list[tuple[str, dict, np.ndarray]]) -> None:
-    """Features by class, a plot for each (title, what the run shows, layout of its features)."""
+def scatter(all_axes: Iterable[Axes], panels: list[tuple[str, dict, np.ndarray]]) -> None:
+    """Plots features by class. Each panel is a title, a run's arrays and the positions of its features."""
     for axes, (title, shown, points) in zip(all_axes, panels, strict=True):
         features, *rest = (
             torch.from_numpy(shown[name]) for name in ("features", "classes", "anchors", "keys")
@@ -62,7 +65,7 @@ def _themed(theme: dict) -> dict:
 
 
 def curve_figure(runs: list, theme: dict) -> bytes:
-    """mIoU, both losses and the mean density against the step: each seed thin, the mean of the seeds thick."""
+    """Plots mIoU, losses and mean density against the step. Thin lines: seeds. Thick lines: their mean."""
     panels = (
         ("mIoU on held-out scenes, %", lambda run: run.curve, True),
         ("density loss", lambda run: _smooth(run.history, "contrast"), False),
@@ -93,15 +96,15 @@ def curve_figure(runs: list, theme: dict) -> bytes:
     return png(figure)
 
 
-def _smooth(history, name, window=20):
-    """(step, mean over a window of records) where the run was semi-supervised."""
+def _smooth(history: list[dict], name: str, window: int = 20) -> list[tuple[int, float]]:
+    """Returns (step, mean over a window of records) of the semi-supervised steps."""
     records = [record for record in history if "contrast" in record]
     groups = [records[i : i + window] for i in range(0, len(records), window)]
     return [(g[-1]["step"], statistics.fmean(record[name] for record in g)) for g in groups]
 
 
-def overview(images, classes: dict, densities: dict, panels: list) -> bytes:
-    """One picture of all: a row of panels per scene, and the scatter plots beside them."""
+def overview(images: torch.Tensor, classes: dict, densities: dict, panels: list) -> bytes:
+    """Draws one row of panels per scene, with the scatter plots on the right."""
     with plt.rc_context(_themed(LIGHT)):
         size = (13.4, 1.7 * len(images) + 0.6)
         figure = plt.figure(figsize=size, facecolor="white", layout="constrained")
@@ -111,22 +114,22 @@ def overview(images, classes: dict, densities: dict, panels: list) -> bytes:
         return png(figure, opaque=True)
 
 
-def before_after(images, classes: dict, densities: dict) -> bytes:
-    """The same panels larger, densities of both runs on one scale."""
+def before_after(images: torch.Tensor, classes: dict, densities: dict) -> bytes:
+    """Draws larger panels, with the densities of both runs on one scale."""
     with plt.rc_context(_themed(LIGHT)):
         return png(viz.plot_panels(images, classes, densities, CLASS_NAMES), opaque=True)
 
 
 def density_histograms(snapshots: dict[str, np.ndarray]) -> bytes | None:
-    """Densities in the bank over the training: four moments of it. None if no class became ready."""
-    held = {name: torch.from_numpy(each) for name, each in snapshots.items()}
-    held = {name: each for name, each in held.items() if not each.isnan().all()}
-    if not held:
+    """Plots the bank's densities at up to four moments of the training. None if no class became ready."""
+    tensors = {name: torch.from_numpy(each) for name, each in snapshots.items()}
+    tensors = {name: each for name, each in tensors.items() if not each.isnan().all()}
+    if not tensors:
         return None
-    names = list(held)
+    names = list(tensors)
     chosen = [names[i] for i in sorted({*np.linspace(0, len(names) - 1, 4).round().astype(int)})]
     with plt.rc_context(_themed(LIGHT)):
-        figure = viz.plot_density_histograms({name: held[name] for name in chosen}, CLASS_NAMES)
+        figure = viz.plot_density_histograms({name: tensors[name] for name in chosen}, CLASS_NAMES)
         return png(figure, opaque=True)
 
 
@@ -140,7 +143,8 @@ def colour_bar() -> bytes:
     return tile_png(matplotlib.colormaps[viz.DENSITY_COLORS](np.linspace(0, 1, 64))[None, :, :3])
 
 
-def png(figure, *, opaque=False) -> bytes:
+def png(figure: Figure, *, opaque: bool = False) -> bytes:
+    """Renders a figure and closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90 if opaque else 150, transparent=not opaque)
     plt.close(figure)

@@ -1,5 +1,6 @@
-"""A folder of images and label PNGs as data to train on: checked before the first step, read as it goes."""
+"""A folder of images and label PNGs. Labels are checked before the first step, images are read during training."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +11,37 @@ from semi_supervised.augment import BORDER_COLOURS, SCALE_DISTRIBUTIONS, random_
 from semi_supervised.images import LABELS, Sample, list_images, read_image, read_label
 from semi_supervised.splits import choose
 
-HELD_OUT = 5  # where there is no split, one image in so many is for the test, always the same
+HELD_OUT = 5  # without a split, every fifth image of a fixed random order is for the test
 
 
 class FolderData:
-    """Few labelled and many unlabelled training images, and labelled images to evaluate on.
+    """Labelled and unlabelled training images, and labelled images for evaluation.
 
     Args:
-        data: holds images/ and labels/, or train/, val/, test/ with both in each (val or test may be missing). A
-            label is a PNG of its image's name, one channel, a class or `ignore_index` in each pixel.
-        labelled: how many training images are used with their label: "46", the share "0.125" or "1/8", or a text file
-            that lists them, see `splits.listed`.
-        crop: height and width of the windows to train on.
+        data: folder with images/ and labels/, or with train/, val/, test/ and both in each. val or test may be
+            missing. A label is a PNG with its image's name and one channel: a class or `ignore_index` in each pixel.
+        labelled: training images that are used with their label: a number "46", a fraction "0.125" or "1/8", or a text
+            file that lists them, see `splits.listed`.
+        crop: height and width of the training windows.
         seed: of the choice of the labelled images.
-        num_classes: by default one more than the largest label found.
-        ignore_index: label of the pixels without one.
-        unlabelled: a further folder of images without labels.
+        num_classes: C. None: one more than the largest label.
+        ignore_index: label of pixels without a class.
+        unlabelled: another folder of images without labels.
         mirror: whether images may be mirrored.
         scale: limits of the magnification.
         scale_distribution: "uniform", or "balanced": below 1 half of the time. See `augment.draw_scale`.
-        pad: whether an image smaller than the window gets a border without a label; else the window shrinks.
+        pad: whether an image smaller than the window gets a border without labels. Otherwise the window shrinks.
         border_colour: "grey", or "mean": the mean colour of ImageNet.
-        shown_in: the labelled images are drawn again until so many of them show each class, with 40 pixels or more.
+        shown_in: the labelled images are redrawn until each class occurs in so many of them. See `splits.draw_order`.
 
     Attributes:
-        pixels: how many labelled pixels train each class: [C].
-        val, test: samples to evaluate on; the same where there is only one such split.
+        pixels: [C], labelled training pixels of each class.
+        val: samples for validation.
+        test: samples for the test. Equal to `val` if there is only one such split.
 
     Raises:
         FileNotFoundError: a folder or a label is missing.
-        ValueError: a label does not fit its image or holds a value that is no class, or there are too few images.
+        ValueError: a label does not fit its image or holds an invalid class, or there are too few images.
     """
 
     def __init__(
@@ -94,20 +96,20 @@ class FolderData:
             }
             for image in further:
                 if image.resolve() in held_out:
-                    raise ValueError(f"unlabelled must hold no image to evaluate on, got {image}")
+                    raise ValueError(f"unlabelled must not hold evaluation images, got {image}")
             self.unlabelled_images += further
         if not self.unlabelled_images:
             raise ValueError(
-                f"labelled must leave images to use without a label, got {labelled} of {len(train)}; "
-                "or name a folder of further images with unlabelled"
+                f"labelled must leave unlabelled images, got {labelled} of {len(train)}; "
+                "unlabelled can name a folder with more images"
             )
         self.test = splits.get("test") or splits["val"]
         self.val = splits.get("val") or self.test
         self.pixels = self._check_labels(num_classes)
         self.num_classes = len(self.pixels)
 
-    def _check_labels(self, num_classes):
-        """Reads every label that will be used; returns how many labelled pixels train each class."""
+    def _check_labels(self, num_classes: int | None) -> np.ndarray:
+        """Reads every label in use and returns the labelled training pixels of each class, [C]."""
         pixels = np.zeros(LABELS, dtype=np.int64)
         highest, where = -1, None
         labelled = set(self.labelled_samples)
@@ -119,7 +121,7 @@ class FolderData:
             if counts.any() and counts.nonzero()[0][-1] > highest:
                 highest, where = int(counts.nonzero()[0][-1]), sample.label
         if highest < 0:
-            raise ValueError(f"labels must hold a class, got nothing but {self.ignore_index}")
+            raise ValueError(f"labels must hold a class, got only {self.ignore_index}")
         if num_classes is None:
             num_classes = highest + 1
         elif highest >= num_classes:
@@ -137,7 +139,7 @@ class FolderData:
         return pixels[:num_classes]
 
     def description(self) -> dict:
-        """What a resumed run must find again."""
+        """Returns what must not change between save and resume."""
         return {
             "labelled": [sample.image.name for sample in self.labelled_samples],
             "unlabelled": len(self.unlabelled_images),
@@ -152,20 +154,22 @@ class FolderData:
         }
 
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch: images [count, 3, h, w] in [0, 1], labels [count, h, w]."""
+        """Draws a batch: images [count, 3, h, w] in [0, 1], labels [count, h, w]."""
         chosen = rng.integers(len(self.labelled_samples), size=count)
         return self._crops((self.labelled_samples[i].read() for i in chosen), rng)
 
     def unlabelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch: images [count, 3, h, w] in [0, 1]; where they are, and not a border [count, h, w]."""
+        """Draws a batch: images [count, 3, h, w] in [0, 1], and a mask [count, h, w] that is False in borders."""
         chosen = rng.integers(len(self.unlabelled_images), size=count)
         images = (read_image(self.unlabelled_images[i]) for i in chosen)
         blank = ((image, torch.zeros(image.shape[1:], dtype=torch.int64)) for image in images)
         images, labels = self._crops(blank, rng)
         return images, labels != self.ignore_index
 
-    def _crops(self, pairs, rng):
-        """Random windows of pairs (image, label)."""
+    def _crops(
+        self, pairs: Iterable[tuple[Tensor, Tensor]], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draws random windows of pairs (image, label)."""
         border = self.ignore_index if self.pad else None
         options = {"scale": self.scale, "scale_distribution": self.scale_distribution}
         options |= {"mirror": self.mirror, "border": border, "border_colour": self.border_colour}
@@ -174,7 +178,7 @@ class FolderData:
         return torch.stack(images), torch.stack(labels)
 
     def find_splits(self, root: Path) -> dict[str, list[Sample]]:
-        """The samples of train and of val or test."""
+        """Returns the samples of train and of val or test."""
         return find_splits(root)
 
 
@@ -182,7 +186,7 @@ class FolderData:
 
 
 def find_splits(root: Path) -> dict[str, list[Sample]]:
-    """The samples of train and of val or test; where the folder is not divided, a fifth is for the test."""
+    """Returns the samples of train and of val or test. In a folder without splits, a fifth is for the test."""
     if (root / "train").is_dir():
         splits = {
             split: list_samples(root / split)
@@ -190,7 +194,7 @@ def find_splits(root: Path) -> dict[str, list[Sample]]:
             if (root / split).is_dir()
         }
         if len(splits) < 2:
-            raise FileNotFoundError(f"data: {root} has train/, it needs val/ or test/ as well")
+            raise FileNotFoundError(f"data: {root} has train/ and needs val/ or test/ as well")
         return splits
     if not (root / "images").is_dir():
         raise FileNotFoundError(
@@ -209,14 +213,14 @@ def find_splits(root: Path) -> dict[str, list[Sample]]:
 
 
 def list_samples(folder: Path) -> list[Sample]:
-    """The images of folder/images with their labels of folder/labels."""
+    """Returns the images of folder/images with their labels from folder/labels."""
     samples = []
     for image in list_images(folder / "images"):
         label = folder / "labels" / f"{image.stem}.png"
         if not label.is_file():
             raise FileNotFoundError(
-                f"image {image} has no label {label}; images without labels go into a folder of their own, "
-                "named with unlabelled"
+                f"image {image} has no label {label}; put images without labels into another folder, "
+                "which unlabelled names"
             )
         samples.append(Sample(image, label))
     return samples

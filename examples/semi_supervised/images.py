@@ -1,4 +1,4 @@
-"""Images and their labels on disk, in the formats that the data sets come in."""
+"""Reads images and labels in the formats of the data sets."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,44 +9,46 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for images in [0, 1]
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LABELS = 2**16  # values that a label PNG can hold
-CITYSCAPES_IMAGE = "_leftImg8bit"  # ends the name of each of its images
-# Cityscapes' 19 classes in the order of their train ids, by the id that its files hold; all other ids are ignored.
+LABELS = 2**16  # number of values that a label PNG can hold
+CITYSCAPES_IMAGE = "_leftImg8bit"  # suffix of Cityscapes' image names
+# The ids in Cityscapes' files of its 19 classes, in the order of the train ids. All other ids are ignored.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TRAIN_IDS = np.full(34, 255, dtype=np.uint8)
 TRAIN_IDS[list(CITYSCAPES_IDS)] = range(len(CITYSCAPES_IDS))
 
 
 class Sample(NamedTuple):
-    """An image with its label: a PNG with a class in each pixel, SBD's .mat, or Cityscapes' *_labelIds.png."""
+    """Paths of an image and its label: a PNG with a class per pixel, SBD's .mat, or Cityscapes' *_labelIds.png."""
 
     image: Path
     label: Path
 
     @property
     def name(self) -> str:
+        """The image's name in lists."""
         return name_of(self.image)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """[3, H, W] in [0, 1] and [H, W] int64."""
+        """Returns the image [3, H, W] in [0, 1] and the label [H, W] int64."""
         return read_image(self.image), torch.from_numpy(read_label(self).astype(np.int64))
 
 
 def name_of(image: Path) -> str:
-    """What lists call an image: "2007_000032", "aachen_000000_000019"."""
+    """Returns an image's name in lists: "2007_000032", "aachen_000000_000019"."""
     return Path(image).stem.removesuffix(CITYSCAPES_IMAGE)
 
 
 def batches(samples: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole images with their labels, one at a time, since their sizes may differ."""
+    """Yields whole images with their labels, one at a time since their sizes may differ."""
     for sample in samples:
         image, label = sample.read()
         yield image[None], label[None]
 
 
 def list_images(folder: Path) -> list[Path]:
+    """Returns the images of a folder, sorted. A folder without images is an error."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_TYPES)
@@ -56,13 +58,13 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Tensor:
-    """[3, H, W] float32 in [0, 1]."""
+    """Reads an image as [3, H, W] float32 in [0, 1]. ValueError: it cannot be read."""
     with _open(path) as image:
         if image.mode in ("I", "F"):
             raise ValueError(
-                f"an image must have 8 or 16 bits a channel, got mode {image.mode} in {path}"
+                f"an image must have 8 or 16 bits per channel, got mode {image.mode} in {path}"
             )
-        if image.mode.startswith("I;16"):  # `convert` would cut off what is above 255
+        if image.mode.startswith("I;16"):  # `convert` would clip values above 255
             grey = _pixels(image, path).astype(np.float32) / 65535
             return torch.from_numpy(grey).expand(3, -1, -1).contiguous()
         pixels = _pixels(image, path, "RGB")
@@ -70,7 +72,11 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_label(sample: Sample) -> np.ndarray:
-    """[H, W] integers, of the image's size. A PNG with a palette, as VOC's, gives the indices, not the colours."""
+    """Reads a label as [H, W] integers. A PNG with a palette, as in VOC, gives indices, not colours.
+
+    Raises:
+        ValueError: the label cannot be read, or does not fit its image.
+    """
     with _open(sample.image) as image:
         size = image.size
     if sample.label.suffix == ".mat":
@@ -94,7 +100,7 @@ def read_label(sample: Sample) -> np.ndarray:
     return TRAIN_IDS[pixels] if limit < LABELS else pixels
 
 
-def _read_sbd(path):
+def _read_sbd(path: Path) -> np.ndarray:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -104,15 +110,15 @@ def _read_sbd(path):
         raise ValueError(f"cannot read {path} as a label of SBD (GTcls.Segmentation)") from None
 
 
-def _open(path):
+def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except UnidentifiedImageError:
         raise ValueError(f"cannot read {path} as an image") from None
 
 
-def _pixels(image, path, mode=None):
+def _pixels(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
     try:
         return np.array(image.convert(mode) if mode else image)
-    except (OSError, SyntaxError) as error:  # a file that ends early, or is damaged
+    except (OSError, SyntaxError) as error:  # the file is truncated or damaged
         raise ValueError(f"cannot read {path} as an image: {error}") from None

@@ -1,4 +1,4 @@
-"""What a run recorded, as `log.csv`, and for TensorBoard where that is installed."""
+"""Writes a run's history to `log.csv`, and to TensorBoard if it is installed."""
 
 import csv
 from pathlib import Path
@@ -7,8 +7,14 @@ COLUMNS = ("step", "total", "supervised", "unlabelled", "contrast", "density", "
 
 
 class Log:
-    """Args: the run's folder, and its history so far, which TensorBoard has seen already. Rows of steps that it does
-    not hold, written before the run was interrupted, are dropped at once."""
+    """Logs of a run.
+
+    Rows of an interrupted run that are not in the history are removed at once.
+
+    Args:
+        out: the run's folder.
+        history: the history so far. TensorBoard already has it.
+    """
 
     def __init__(self, out: Path, history: list[dict]):
         self.path, self.written = out / "log.csv", len(history)
@@ -22,7 +28,7 @@ class Log:
         self.write(history)
 
     def write(self, history: list[dict]) -> None:
-        """Writes the whole table anew, so that a resumed run leaves no row twice."""
+        """Rewrites the whole table, so that a resumed run does not repeat rows."""
         with open(self.path, "w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
@@ -35,5 +41,6 @@ class Log:
         self.written = len(history)
 
     def close(self) -> None:
+        """Closes TensorBoard's file."""
         if self.board:
             self.board.close()

@@ -1,6 +1,6 @@
 """A small segmentation network that trains from scratch on a CPU in minutes.
 
-It knows nothing of the density loss: the trainer taps the input of `classifier`, as it would in any network.
+It is independent of the density loss. The trainer taps the input of `classifier`, as in any network.
 """
 
 from torch import Tensor, nn
@@ -8,17 +8,19 @@ from torch.nn import functional as F
 
 
 class SegmentationNetwork(nn.Module):
-    """Convolutions at strides 2, 4, 8, ...; a way back up to the feature stride; a 1x1 classifier.
+    """Convolutions at strides 2, 4, 8, ..., a top-down path to the feature stride, and a 1x1 classifier.
+
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W].
 
     Args:
         num_classes: C.
-        widths: channels at stride 2, 4, 8, ...
-        feature_dim: channels of the features that the classifier reads.
-        feature_stride: stride of these features: 2, 4, ...
+        widths: channels at strides 2, 4, 8, ...
+        feature_dim: channels of the classifier's input.
+        feature_stride: stride of the classifier's input, 2, 4, ...
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
-    Shape:
-        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
+    Raises:
+        ValueError: no stage has the feature stride.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class SegmentationNetwork(nn.Module):
             raise ValueError(
                 f"feature_stride must be one of {strides} with {len(widths)} widths, got {feature_stride}"
             )
-        self.finest = feature_stride.bit_length() - 2  # the stage with the features' stride
+        self.finest = feature_stride.bit_length() - 2  # the stage with the feature stride
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(
             nn.Sequential(convolution(before, width, stride=2), convolution(width, width))
@@ -60,7 +62,7 @@ class SegmentationNetwork(nn.Module):
             x = finer + resize(x, finer.shape[-2:], self.align_corners)
         return resize(self.classifier(self.smooth(x)), images.shape[-2:], self.align_corners)
 
-    def extra_repr(self) -> str:  # a checkpoint compares it
+    def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 
 
@@ -73,7 +75,7 @@ def convolution(
     dilation: int = 1,
     bias: bool = False,
 ) -> nn.Sequential:
-    """With batch norm and ReLU."""
+    """Builds a convolution with batch norm and ReLU."""
     options = {"stride": stride, "padding": kernel_size // 2 * dilation, "dilation": dilation}
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size, **options, bias=bias),
@@ -82,5 +84,6 @@ def convolution(
     )
 
 
-def resize(x: Tensor, size, align_corners: bool) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Resizes a map bilinearly."""
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)

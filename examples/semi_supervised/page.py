@@ -1,7 +1,8 @@
-"""The report: one self-contained index.html, light or dark as the reader's system is, and three pictures."""
+"""The report: a self-contained index.html that follows the reader's light or dark mode, and three pictures."""
 
 import base64
 import statistics
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from semi_supervised.scenes import CLASS_NAMES
 
 
 def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: dict) -> None:
-    """Writes index.html, overview.png, before_after.png and density.png into `out`."""
-    first = {run.method: run.shown for run in reversed(runs)}  # the first seed's runs are shown
+    """Writes index.html, overview.png, before_after.png and density.png.
+
+    Args:
+        out: the folder.
+        plan: the demo's size.
+        runs: all runs.
+        result: see `summary.summarise`.
+        facts: what the figures depend on, as a table.
+    """
+    first = {run.method: run.shown for run in reversed(runs)}  # the first seed's runs
     seed = runs[0].seed
     images, classes, densities = shown_maps(plan, first)
     limits = viz.density_limits(*densities.values())
@@ -26,7 +35,7 @@ def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: d
         for method in (CONTROL, TREATED)
     ]
     short = ("label", CONTROL, "+ density loss")
-    first_four, last = slice(4), slice(-2, None)  # of the scenes shown, for the two pictures
+    first_four, last = slice(4), slice(-2, None)  # scenes of the two pictures
     (out / "overview.png").write_bytes(
         figures.overview(
             images[first_four],
@@ -87,7 +96,7 @@ def write(out: Path, plan: Plan, runs: list[summary.Run], result: dict, facts: d
 
 
 def shown_maps(plan: Plan, first: dict) -> tuple[torch.Tensor, dict, dict]:
-    """The scenes shown [N, 3, H, W], and by title their class maps and density maps, [N, H, W]."""
+    """Returns the scenes [N, 3, H, W], and by title their class maps and density maps, [N, H, W]."""
     images, labels = (x[: plan.shown] for x in held_out_scenes(plan))
     control, treated = first[CONTROL], first[TREATED]
     classes = {
@@ -104,8 +113,10 @@ def shown_maps(plan: Plan, first: dict) -> tuple[torch.Tensor, dict, dict]:
     return images, classes, densities
 
 
-def scene_tiles(images, classes: dict, densities: dict, limits) -> list[list[tuple]]:
-    """For each scene shown: (title, tile) of the image, the label and what the runs made of it."""
+def scene_tiles(
+    images: torch.Tensor, classes: dict, densities: dict, limits: tuple[float, float]
+) -> list[list[tuple]]:
+    """Returns for each scene the pairs (title, tile) of image, label and the runs' results."""
     return [
         [("image", image.permute(1, 2, 0).numpy())]
         + [(title, viz.class_image(maps[i], len(CLASS_NAMES))) for title, maps in classes.items()]
@@ -118,7 +129,7 @@ def scene_tiles(images, classes: dict, densities: dict, limits) -> list[list[tup
 
 
 def verdict(result: dict) -> str:
-    """What came out, in two sentences that follow from the numbers."""
+    """Summarises the numbers in two sentences."""
     miou = result["paired"]["miou"]
     seeds = len(miou["differences"])
     gain = (
@@ -129,8 +140,8 @@ def verdict(result: dict) -> str:
         for metric, title, *_ in summary.METRICS[1:]
     ]
     return (
-        f"Self-training moves mIoU by {gain:+.1f} points over the labelled scenes alone. Adding the density loss, "
-        f"all else equal, moves it by <strong>{summary.number('miou', miou, '+')}</strong> "
+        f"Self-training changes mIoU by {gain:+.1f} points relative to training on the labelled scenes alone. "
+        f"The density loss, all else equal, changes it by <strong>{summary.number('miou', miou, '+')}</strong> "
         f"(better in {miou['better']} of {seeds} seeds). "
         f"The features cluster better by {better[0]}, by {better[1]} and by {better[2]} seeds. "
         "Torn-off pieces of digits in the scenes count as background."
@@ -138,7 +149,7 @@ def verdict(result: dict) -> str:
 
 
 def cards(result: dict) -> str:
-    """The headline: each measure, without and with the density loss."""
+    """Renders each measure without and with the density loss."""
     cells = []
     for metric, title, digits, upward in summary.METRICS:
         values = [result["methods"][method][metric]["mean"] for method in (CONTROL, TREATED)]
@@ -154,6 +165,7 @@ def cards(result: dict) -> str:
 
 
 def table(result: dict) -> str:
+    """Renders the table of all methods."""
     head = "".join(f"<th>{title} {'↑' if up else '↓'}</th>" for _, title, _, up in summary.METRICS)
     body = ""
     for method, values in result["methods"].items():
@@ -166,7 +178,7 @@ def table(result: dict) -> str:
 
 
 def paired_table(result: dict) -> str:
-    """Density contrast minus self-training, seed by seed."""
+    """Renders density contrast minus self-training, seed by seed."""
     head = "".join(f"<th>{title} {'↑' if up else '↓'}</th>" for _, title, _, up in summary.METRICS)
     seeds = [row["seed"] for row in result["runs"] if row["method"] == TREATED]
     body = ""
@@ -185,14 +197,14 @@ def paired_table(result: dict) -> str:
 
 
 def errors(result: dict) -> str:
-    """Percent of wrong pixels by fifths of density, mean over the seeds."""
+    """Renders the percentage of wrong pixels by fifths of density, averaged over the seeds."""
     head = "".join(
         f"<th>{name}</th>" for name in ("sparsest fifth", "2nd", "3rd", "4th", "densest")
     )
     body = ""
     for method in (CONTROL, TREATED):
-        found = [row["error_by_density"] for row in result["runs"] if row["method"] == method]
-        columns = zip(*found, strict=True) if all(found) else ()
+        rows = [row["error_by_density"] for row in result["runs"] if row["method"] == method]
+        columns = zip(*rows, strict=True) if all(rows) else ()
         cells = "".join(f"<td>{statistics.fmean(column):.1f} %</td>" for column in columns)
         body += f"<tr><th>{dot(figures.METHOD_COLOURS[method])}{method}</th>{cells}</tr>"
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -224,19 +236,19 @@ def legend() -> str:
 
 
 def matched(result: dict) -> str:
-    """For how many steps the paired runs were the same, seeds with the same answer together."""
+    """Renders for how many steps the paired runs were identical, grouping seeds with the same numbers."""
     seeds = {}
-    for seed, found in result["matched"].items():
+    for seed, steps in result["matched"].items():
         text = (
-            f"identical for {found['identical']} steps, "
-            f"{found['before the first contrast']} of them before the first one with a contrast"
+            f"identical for {steps['identical']} steps, "
+            f"{steps['before the first contrast']} of them before the first step with a contrast"
         )
         seeds.setdefault(text, []).append(str(seed))
     return "; ".join(f"seed {', '.join(each)}: {text}" for text, each in seeds.items())
 
 
-def themed(draw, alt: str) -> str:
-    """A figure drawn twice, for a light and for a dark page."""
+def themed(draw: Callable[[dict], bytes], alt: str) -> str:
+    """Renders a figure twice, for a light and for a dark page."""
     return (
         f"<picture><source media='(prefers-color-scheme: dark)' srcset='{inline(draw(figures.DARK))}'>"
         f"<img src='{inline(draw(figures.LIGHT))}' alt='{escape(alt)}'></picture>"

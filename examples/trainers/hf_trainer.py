@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, as it is, with SegFormer; gradients accumulated over two batches, exact resume.
+"""Hugging Face's unchanged Trainer with SegFormer, gradient accumulation over two batches, and exact resume.
 
 python examples/trainers/hf_trainer.py --steps 10 --save-at 5 --out hf_out
 python examples/trainers/hf_trainer.py --steps 10 --resume hf_out/checkpoint-5
@@ -21,7 +21,7 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 
 
 class WithContrast(nn.Module):
-    """A model of Hugging Face and the density loss: the Trainer optimizes and saves both, and resumes with both."""
+    """A Hugging Face model with the density loss. The Trainer optimizes, saves and resumes both."""
 
     def __init__(self, model):
         super().__init__()
@@ -42,12 +42,12 @@ class WithContrast(nn.Module):
         small = resize_labels(labels, features.shape[-2:])
         contrast_loss = self.contrast(self.project(features), small, features)
         loss = output.loss + 0.5 * contrast_loss
-        progress(int(self.contrast.bank.pushes), loss, contrast_loss, self.contrast)
+        progress(int(self.contrast.bank.num_pushes), loss, contrast_loss, self.contrast)
         return {"loss": loss, "logits": output.logits}
 
 
 class Samples(TinyShapes):
-    """The names that the Trainer hands to the model."""
+    """Samples with the argument names of the model."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
@@ -68,15 +68,15 @@ def make_trainer(options) -> Trainer:
             learning_rate=1e-3,
             save_steps=options.save_at,
             report_to="none",
-            ddp_broadcast_buffers=False,  # or rank 0's bank is sent to the others in every step
+            ddp_broadcast_buffers=False,  # otherwise rank 0 sends its bank in every step
         ),
     )
 
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=10, help="of the optimizer, two batches each")
-    parser.add_argument("--save-at", type=int, default=5, help="write checkpoints this often")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps, two batches each")
+    parser.add_argument("--save-at", type=int, default=5, help="steps between checkpoints")
     parser.add_argument("--out", type=Path, default=Path("hf_out"))
     parser.add_argument("--resume", help="a checkpoint folder to continue from")
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A trainer and a model that the library knows nothing of: PyTorch-Ignite and a compiled MobileViT.
+"""A trainer and a model without special support in the library: PyTorch-Ignite and a compiled MobileViT.
 
 python examples/trainers/ignite_mobilevit.py
 """
@@ -15,7 +15,9 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backend", default="inductor", help="of torch.compile; minutes on a CPU")
+    parser.add_argument(
+        "--backend", default="inductor", help="backend of torch.compile; minutes on a CPU"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
@@ -24,7 +26,7 @@ def main(arguments=None):
     config = MobileViTConfig(num_labels=NUM_CLASSES, output_stride=8)
     model = MobileViTForSemanticSegmentation(config).to(options.device)
 
-    # FeatureTap(model) would ask for this path, and list it. The tap comes before the first compiled call.
+    # FeatureTap(model) alone raises an error that lists this path. Create the tap before the first compiled call.
     tap = FeatureTap(model, "segmentation_head.classifier.convolution")
     compiled = torch.compile(model, backend=options.backend)
     project = ProjectionHead(tap.channels).to(options.device)

@@ -1,4 +1,4 @@
-"""A LightningModule in bfloat16; the memory bank goes into Lightning's checkpoints and its state into the logs.
+"""A LightningModule in bfloat16. Lightning's checkpoints include the memory bank, and its state is logged.
 
 python examples/trainers/lightning_module.py --out lightning_out
 """
@@ -57,7 +57,8 @@ def main(arguments=None):
     trainer = lightning.Trainer(
         max_steps=options.steps,
         precision="bf16-mixed",
-        # On several GPUs: strategy=DDPStrategy(broadcast_buffers=False), or rank 0's bank is sent in every step.
+        # On several GPUs use strategy=DDPStrategy(broadcast_buffers=False). Otherwise rank 0 sends its bank in every
+        # step.
         logger=CSVLogger(options.out),
         log_every_n_steps=1,
         default_root_dir=options.out,

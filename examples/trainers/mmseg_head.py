@@ -1,4 +1,4 @@
-"""mmsegmentation: a decode head with the density loss, for any config; here DeepLabV3+ under MMEngine's Runner.
+"""mmsegmentation: a decode head with the density loss for any config. Here DeepLabV3+ with MMEngine's Runner.
 
 python examples/trainers/mmseg_head.py --out mmseg_out
 """
@@ -18,7 +18,7 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 
 @MODELS.register_module()
 class DensityContrastHead(DepthwiseSeparableASPPHead):
-    """Any head of mmsegmentation can be the base: the tap is on its `conv_seg`."""
+    """A head with the density loss. Any head of mmsegmentation can be the base: the tap is on its `conv_seg`."""
 
     def __init__(self, contrast_weight=0.5, contrast=None, **settings):
         super().__init__(**settings)
@@ -41,7 +41,7 @@ class DensityContrastHead(DepthwiseSeparableASPPHead):
         contrast_loss = self.contrast(self.project(features), small, features)
         losses["loss_contrast"] = self.contrast_weight * contrast_loss
         losses["ready_classes"] = self.contrast.diagnostics()["ready"].float().sum()
-        return losses  # MMEngine logs them all, and sums those that are called loss
+        return losses  # MMEngine logs all, and sums those whose name contains "loss"
 
 
 NORM = {"type": "BN"}  # SyncBN on several GPUs
@@ -71,7 +71,7 @@ MODEL = {
 
 
 class Samples(TinyShapes):
-    """What PackSegInputs makes of an image and its labels."""
+    """Samples in the format of PackSegInputs."""
 
     def __getitem__(self, index):
         image, label = super().__getitem__(index)

@@ -1,4 +1,4 @@
-"""segmentation_models.pytorch with a teacher that labels unlabelled images, the uncertain pixels left out.
+"""segmentation_models.pytorch with a teacher that labels unlabelled images and skips uncertain pixels.
 
 python examples/trainers/smp_models.py --model Unet
 """
@@ -38,7 +38,7 @@ def main(arguments=None):
     ).to(device)
     teacher = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
 
-    # U-Net classifies at the full image size: averaged to a quarter of it, a sixteenth of the pixels is left.
+    # U-Net classifies at full image size. Pooling its features to stride 4 leaves a sixteenth of the pixels.
     tap = FeatureTap(model, feature_stride=4 if options.model == "Unet" else None)
     project = ProjectionHead(tap.channels).to(device)
     contrast = DensityContrastLoss(NUM_CLASSES, tap.channels, project.out_channels).to(device)
@@ -51,10 +51,10 @@ def main(arguments=None):
     ):
         images, labels, others = images.to(device), labels.to(device), others.to(device)
         with torch.no_grad():
-            guesses = teacher(others)
+            teacher_logits = teacher(others)
         done = step / options.steps
-        pseudo = entropy_filter(guesses, 1 - classification_drop_fraction(done))
-        reliable = entropy_filter(guesses, 1 - contrast_drop_fraction(done))
+        pseudo = entropy_filter(teacher_logits, 1 - classification_drop_fraction(done))
+        reliable = entropy_filter(teacher_logits, 1 - contrast_drop_fraction(done))
 
         logits = model(torch.cat((images, others)))
         features = tap.pop()  # [B, D, h, w]

@@ -1,4 +1,4 @@
-"""What the examples train on, drawn when asked for: squares, discs and bars on a noisy ground."""
+"""Training data for the examples: squares, discs and bars on a noisy ground, drawn on access."""
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ def bar(y: Tensor, x: Tensor) -> Tensor:
 
 
 class TinyShapes(torch.utils.data.Dataset):
-    """Images [3, size, size] with labels [size, size]; 255, no label, on the border. Sample i is always the same.
+    """Images [3, size, size] with labels [size, size]. Pixels on the edge have label 255. Sample i never changes.
 
     Args:
         length: number of samples.
-        first: index of the first, so that two data sets hold different images.
-        size: of the images, in pixels.
+        first: index of the first sample, so that two data sets can hold different images.
+        size: height and width in pixels.
     """
 
     def __init__(self, length: int = 32, first: int = 0, size: int = 64):
@@ -51,15 +51,15 @@ class TinyShapes(torch.utils.data.Dataset):
 
 
 def batches(steps: int, size: int = 4, first: int = 0) -> torch.utils.data.DataLoader:
-    """A loader of `steps` batches: images [size, 3, 64, 64] and labels [size, 64, 64]."""
-    # A generator of its own: each iterator draws a seed, and must not take it from what dropout draws from.
+    """Returns a loader of `steps` batches: images [size, 3, 64, 64] and labels [size, 64, 64]."""
+    # Each iterator draws a seed. With its own generator this does not change the random numbers of dropout.
     return torch.utils.data.DataLoader(
         TinyShapes(steps * size, first), batch_size=size, generator=torch.Generator()
     )
 
 
 def progress(step: int, loss: Tensor, contrast_loss: Tensor, contrast: torch.nn.Module) -> None:
-    """Prints a step's losses, and how many classes the bank has rows enough for."""
+    """Prints a step's losses and the number of ready classes."""
     ready = int(contrast.diagnostics()["ready"].sum())
     print(
         f"step {step}: loss {loss.item():.3f}, contrast {contrast_loss.item():.3f}, "

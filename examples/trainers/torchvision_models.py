@@ -1,4 +1,4 @@
-"""torchvision's DeepLabV3, FCN and LR-ASPP in a plain PyTorch loop, with --amp in float16 with a gradient scaler.
+"""torchvision's DeepLabV3, FCN and LR-ASPP in a plain PyTorch loop. --amp uses float16 with a gradient scaler.
 
 python examples/trainers/torchvision_models.py --model lraspp_mobilenet_v3_large --amp
 """

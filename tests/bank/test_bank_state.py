@@ -94,7 +94,7 @@ def test_another_dtype(was, now, metric, capacity):
         before = torch.float64 if torch.float64 in (was, now) else torch.float32
         rounding = torch.finfo(now).eps / 2 + 4 * torch.finfo(before).eps
         assert wrong.abs().max() <= rounding
-    assert torch.equal(bank.meaning, bank_of(dtype=now, metric=metric).meaning)
+    assert torch.equal(bank.config, bank_of(dtype=now, metric=metric).config)
 
 
 def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
@@ -109,7 +109,7 @@ def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("capacity", [12, 7])
 def test_rows_that_were_cast_in_the_file_are_unit_again(capacity, assign):
-    """A state_dict made smaller by hand: `meaning` still says float32, for which unit rows are taken for exact."""
+    """A state_dict cast by hand. `config` still says float32, so unit rows would pass for exact ones."""
     state = {
         n: t.bfloat16() if t.is_floating_point() else t for n, t in filled()[0].state_dict().items()
     }
@@ -170,11 +170,11 @@ WRONG = [
         "stored counts .* got count 0 and head 3 of class 2",
     ),
     ({"rng_state": lambda t: t[0]}, r"stored rng_state must have shape \[2\], got \[\]"),
-    ({"pushes": lambda t: t.expand(1)}, r"stored pushes must have shape \[\], got \[1\]"),
-    ({"meaning": lambda t: t + 3}, r"stored meaning must name a metric and a dtype, got \[3, 4\]"),
-    ({"meaning": lambda t: t[0]}, r"stored meaning must have shape"),
-    ({"meaning": lambda t: t + integers([1, 0, 0, 0])}, "metric must be 'dot' as in the stored"),
-    ({"meaning": lambda t: t[:3]}, r"scales must be \(2,\) as in the stored bank, got \(2, 3\)"),
+    ({"num_pushes": lambda t: t.expand(1)}, r"stored num_pushes must have shape \[\], got \[1\]"),
+    ({"config": lambda t: t + 3}, r"stored config must name a metric and a dtype, got \[3, 4\]"),
+    ({"config": lambda t: t[0]}, r"stored config must have shape"),
+    ({"config": lambda t: t + integers([1, 0, 0, 0])}, "metric must be 'dot' as in the stored"),
+    ({"config": lambda t: t[:3]}, r"scales must be \(2,\) as in the stored bank, got \(2, 3\)"),
 ]
 
 
@@ -197,8 +197,8 @@ def test_half_a_bank_is_not_loaded(name):
     before = snapshot(bank)
     with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
         bank.load_state_dict(state)
-    told = bank.load_state_dict(state, strict=False)
-    assert told.missing_keys == [name]
+    result = bank.load_state_dict(state, strict=False)
+    assert result.missing_keys == [name]
     for key, tensor in bank.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 
@@ -235,3 +235,27 @@ def test_copies_are_independent_and_averages_leave_the_bank_alone():
     loss(random_rows(30, E), labels, random_rows(30, D))
     assert loss.bank.counts.any()
     assert not averaged.module["loss"].bank.counts.any()
+
+
+@pytest.mark.parametrize("capacity", [12, 7])
+def test_old_names_are_read(capacity):
+    stored, _ = filled()
+    state = snapshot(stored)
+    state["pushes"], state["meaning"] = state.pop("num_pushes"), state.pop("config")
+    bank = bank_of(capacity=capacity)
+    assert bank.load_state_dict(state) == ([], [])
+    assert int(bank.num_pushes) == len(COUNTS)
+    assert torch.equal(bank.config, stored.config)
+    expected = bank_of(capacity=capacity)
+    expected.load_state_dict(stored.state_dict())
+    assert torch.equal(bank.checksum(), expected.checksum())
+    other = bank_of(metric="dot")
+    with pytest.raises(RuntimeError, match="metric must be 'cosine' as in the stored bank"):
+        other.load_state_dict(state)
+
+
+def test_both_names_are_not_read():
+    state = snapshot(filled()[0])
+    state["pushes"] = state["num_pushes"]
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"pushes"'):
+        bank_of().load_state_dict(state)

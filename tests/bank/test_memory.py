@@ -116,7 +116,7 @@ def test_a_push_larger_than_the_ring_keeps_its_last_rows():
     assert torch.equal(bank.projections[0], projections[0, [8, 5, 6, 7]])
 
 
-def test_unusable_pixels_are_passed_over():
+def test_unusable_pixels_are_skipped():
     bank = bank_of()
     features, projections, labels = flat_batch([2, 2, 2])
     features[labels == 0] = torch.inf
@@ -150,7 +150,7 @@ def test_an_empty_push_changes_nothing():
         (
             {"features": torch.zeros(5, D)},
             ValueError,
-            "features must have the size of the projections",
+            "features must have the height and width of the projections",
         ),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, "resize_labels"),
         (
@@ -168,7 +168,11 @@ def test_an_empty_push_changes_nothing():
             TypeError,
             "features must have a float dtype",
         ),
-        ({"labels": integers([0, 1, 2, 3])}, RuntimeError, r"labels must lie in \[0, 3\)"),
+        (
+            {"labels": integers([0, 1, 2, 3])},
+            RuntimeError,
+            r"^MemoryBank.push: labels must lie in \[0, 3\)",
+        ),
         (
             {"features": torch.zeros(4, D, device="meta")},
             ValueError,
@@ -284,12 +288,12 @@ def test_ready_and_reset():
     assert bank.min_rows == 3
     assert bank.ready().tolist() == [True, False, False]
     assert bank.ready(2).tolist() == [True, True, False]
-    assert bank.held().sum(1).tolist() == [4, 2, 0]
+    assert bank.valid_slots().sum(1).tolist() == [4, 2, 0]
     empty = bank_of().checksum()
     assert bank.checksum() != empty
     bank.reset()
     assert bank.checksum() == empty
-    assert int(bank.pushes) == 0
+    assert int(bank.num_pushes) == 0
     assert bank.rng_state.tolist() == [0, 1]  # goes on: a reset bank draws other rows
 
 
@@ -420,5 +424,5 @@ def test_defaults():
 
 
 def test_rows_without_density_must_not_look_dense():
-    with pytest.raises(ValueError, match="backfill must be True with metric 'l2'"):
+    with pytest.raises(ValueError, match="backfill=False needs metric='cosine', got metric='l2'"):
         MemoryBank(2, 3, metric="l2", backfill=False)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 def save(rank, folder, where):
     """Trains, and writes each kind of checkpoint of each placement; then a step more."""
-    told = {}
+    result = {}
     for placement in PLACEMENTS:
         loss = loss_of(placement=placement)
         for step in range(STEPS):
@@ -32,16 +32,16 @@ def save(rank, folder, where):
         whole = get_model_state_dict(loss, options=WHOLE)  # of rank 0 alone
         if rank == 0:
             torch.save(whole, f"{where}/{placement}.pt")
-        twin = copy.deepcopy(loss)
+        copied = copy.deepcopy(loss)
         value, gradient = run(loss, batch_for(rank, STEPS, {}))
-        run(twin, batch_for(rank, STEPS, {}))
-        told[placement] = [value, gradient, loss.bank.checksum(), twin.bank.checksum()]
-    return told
+        run(copied, batch_for(rank, STEPS, {}))
+        result[placement] = [value, gradient, loss.bank.checksum(), copied.bank.checksum()]
+    return result
 
 
 def resume(rank, folder, where):
     """From each checkpoint into each placement; the checksum loaded, and a step more."""
-    told = {}
+    result = {}
     for stored in PLACEMENTS:
         for placement in PLACEMENTS:
             distributed, plain = (loss_of(placement=placement, seed=70 + rank) for _ in range(2))
@@ -53,8 +53,8 @@ def resume(rank, folder, where):
                 loaded = loss.bank.checksum()
                 value, gradient = run(loss, batch_for(rank, STEPS, {}))
                 after = loss.bank.checksum()
-                told[f"{stored} {name} {placement}"] = [value, gradient, after, loaded]
-    return told
+                result[f"{stored} {name} {placement}"] = [value, gradient, after, loaded]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def loaded_alone(where, **changes):
 
 def test_the_same_ranks_go_on_exactly(stored, tmp_path):
     where, went_on = stored
-    for rank, told in enumerate(on_ranks(2, tmp_path, resume, str(where))):
-        assert len(told) == 8
-        for name, (value, gradient, after, _) in told.items():
+    for rank, result in enumerate(on_ranks(2, tmp_path, resume, str(where))):
+        assert len(result) == 8
+        for name, (value, gradient, after, _) in result.items():
             expected = went_on[rank][name.split()[-1]]
             assert value == expected[0]
             assert value > 0 or rank == 1  # whose batch has no labels then
@@ -86,10 +86,10 @@ def test_other_ranks_go_on_from_the_same_bank(stored, tmp_path):
     where, _ = stored
     checksum = loaded_alone(where).bank.checksum()
     of_ranks = on_ranks(3, tmp_path, resume, str(where))
-    for told in of_ranks:
-        assert {int(loaded) for *_, loaded in told.values()} == {int(checksum)}
-        assert len({int(after) for _, _, after, _ in told.values()}) == 1
-        assert len({float(value) for value, *_ in told.values()}) == 1
+    for result in of_ranks:
+        assert {int(loaded) for *_, loaded in result.values()} == {int(checksum)}
+        assert len({int(after) for _, _, after, _ in result.values()}) == 1
+        assert len({float(value) for value, *_ in result.values()}) == 1
     assert any(value > 0 for value, *_ in of_ranks[0].values())
 
 
@@ -118,7 +118,7 @@ def test_another_capacity_by_way_of_a_plain_file(stored, tmp_path):
 
 
 def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
-    """torch.distributed.checkpoint casts into the live buffers: the dtype they had stands in `meaning`."""
+    """torch.distributed.checkpoint casts into the live buffers: `config` holds the dtype they had."""
     where, _ = stored
     half = loaded_alone(where, bank_dtype=torch.bfloat16)
     dcp.save(half.state_dict(), checkpoint_id=where / "half", no_dist=True)
@@ -126,16 +126,16 @@ def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
     state = loss.state_dict()
     dcp.load(state, checkpoint_id=where / "half", no_dist=True)
     length = loss.bank.features.double().norm(dim=2)
-    assert (length - 1).abs().max() > 1e-4  # unit in bfloat16 alone
+    assert (length - 1).abs().max() > 1e-4  # unit in bfloat16 only
     loss.load_state_dict(state)
     length = loss.bank.features.double().norm(dim=2)
     assert (length - 1).abs().max() < 1e-6
-    assert loss.bank.meaning.tolist() == [0, 1, 2, 4]
+    assert loss.bank.config.tolist() == [0, 1, 2, 4]
 
 
-def foreign_windows(rank, folder, where):
-    """A sharded state belongs to its processes: no other capacity, placement or rank takes it. A whole one
-    fits windows of another capacity and dtype as it fits one bank."""
+def foreign_shards(rank, folder, where):
+    """A sharded state belongs to its ranks: no other capacity, placement or rank loads it. A whole state fits shards of
+    another capacity and dtype, as it fits one bank."""
     state = torch.load(f"{where}/replicated.pt", weights_only=True)
     for changes in (
         {"bank_dtype": torch.bfloat16},
@@ -145,24 +145,27 @@ def foreign_windows(rank, folder, where):
         loss.load_state_dict(state)
         assert loss.bank.checksum() == loaded_alone(where, **changes).bank.checksum()
     state = loss_of(placement="sharded").state_dict()
-    torch.save(state, folder / f"window.{rank}.pt")
+    torch.save(state, folder / f"shard.{rank}.pt")
     dist.barrier()
-    other = torch.load(folder / f"window.{1 - rank}.pt", weights_only=True)
-    told = []
+    other = torch.load(folder / f"shard.{1 - rank}.pt", weights_only=True)
+    result = []
     for changes in ({"bank_capacity": 20}, {"placement": "replicated"}, {}):
         loss = loss_of(**{"placement": "sharded", "seed": 5, **changes})
         before = {name: tensor.clone() for name, tensor in loss.bank.named_buffers()}
         try:
             loss.load_state_dict(state if changes else other)
         except RuntimeError as error:
-            told.append(str(error))
+            result.append(str(error))
         assert all(torch.equal(t, before[n]) for n, t in loss.bank.named_buffers())
-    return told
+    return result
 
 
-def test_windows_of_other_processes_are_refused(stored, tmp_path):
-    of_ranks = on_ranks(2, tmp_path, foreign_windows, str(stored[0]))
-    for rank, told in enumerate(of_ranks):
-        assert len(told) == 3
-        assert all("the stored rows must be whole tensors, or windows of" in text for text in told)
-        assert f"the window of rank {1 - rank} on rank {rank};" in told[2]
+def test_shards_of_other_ranks_are_refused(stored, tmp_path):
+    of_ranks = on_ranks(2, tmp_path, foreign_shards, str(stored[0]))
+    for rank, result in enumerate(of_ranks):
+        assert len(result) == 3
+        assert all(
+            "the stored rows must be whole tensors, or this rank's shards of" in text
+            for text in result
+        )
+        assert f"the shard of rank {1 - rank} on rank {rank};" in result[2]

@@ -1,4 +1,4 @@
-"""What the benchmarks compare with float64 brute force: wrong neighbour sets are caught, right ones pass."""
+"""The benchmarks' comparison with float64 brute force: it accepts right neighbour sets and reports wrong ones."""
 
 import pytest
 import torch
@@ -36,18 +36,18 @@ def test_right_neighbours_pass(benchmarks, metric, classes, dtype):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
-        ("worse", "no row may be worse"),
-        ("dropped", "no row may be worse"),
+        ("worse", "no row may score"),
+        ("dropped", "no row may score"),
         ("missing", "indices must lie in"),
-        ("twice", "once only"),
+        ("twice", "occur only once"),
         ("value", "scores must be within"),
-        ("order", "scores must fall"),
+        ("order", "scores must descend"),
     ],
 )
 @pytest.mark.parametrize("classes", [0, 3])
-def test_a_planted_fault_in_the_neighbours_is_caught(benchmarks, fault, said, classes):
+def test_a_planted_fault_in_the_neighbours_is_caught(benchmarks, fault, message, classes):
     import agreement
     import contenders
 
@@ -70,13 +70,13 @@ def test_a_planted_fault_in_the_neighbours_is_caught(benchmarks, fault, said, cl
         values[query, 2] += 1e-5
     if fault == "order":
         indices[query], values[query] = indices[query].flip(0), values[query].flip(0)
-    with pytest.raises(agreement.Disagreement, match=said) as caught:
+    with pytest.raises(agreement.Disagreement, match=message) as error:
         agreement.check_neighbours("ours", (values, indices), problem, exact)
-    assert str(caught.value).endswith(f"query {query}")
+    assert str(error.value).endswith(f"query {query}")
 
 
-def test_a_row_that_must_be_there_is_missed(benchmarks):
-    """Its place is taken by one that ties with the k-th: only the demand for the better row tells."""
+def test_a_missing_better_row_is_reported(benchmarks):
+    """A row that ties with the k-th replaces it. Only the rule about better rows can notice."""
     import agreement
     import contenders
 
@@ -84,9 +84,9 @@ def test_a_row_that_must_be_there_is_missed(benchmarks):
     queries = torch.tensor([[1.0, 0.5, 0, 0]])
     problem = contenders.Problem(queries, bank, bank, (2,), "dot")
     exact = agreement.brute_force(problem)
-    found = torch.tensor([[0.5, 0.5]]), torch.tensor([[1, 2]])
-    with pytest.raises(agreement.Disagreement, match="must be there"):
-        agreement.check_neighbours("ours", found, problem, exact)
+    neighbours = torch.tensor([[0.5, 0.5]]), torch.tensor([[1, 2]])
+    with pytest.raises(agreement.Disagreement, match="must be present"):
+        agreement.check_neighbours("ours", neighbours, problem, exact)
 
 
 def test_equal_scores_the_lower_index_first(benchmarks):
@@ -96,7 +96,7 @@ def test_equal_scores_the_lower_index_first(benchmarks):
     exact = agreement.brute_force(problem)
     values, indices = knn_topk(problem.queries, problem.bank, 7)
     indices[exact.chosen[0]] = indices[exact.chosen[0]].flip(0)
-    with pytest.raises(agreement.Disagreement, match="lower index"):
+    with pytest.raises(agreement.Disagreement, match="ascending indices"):
         agreement.check_neighbours("ours", (values, indices), problem, exact)
 
 

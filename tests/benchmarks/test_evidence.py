@@ -1,4 +1,4 @@
-"""benchmarks/evidence.py: the runs are matched and resumed, and its report computes what it says."""
+"""benchmarks/evidence: runs are matched and can be resumed, and the report's statistics are right."""
 
 import csv
 import dataclasses
@@ -17,8 +17,9 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
-import evidence  # noqa: E402
-import evidence_report as tables  # noqa: E402
+from evidence import compare  # noqa: E402
+from evidence import report as tables  # noqa: E402
+from evidence import run as evidence  # noqa: E402
 from semi_supervised.pretrained import PretrainedNetwork  # noqa: E402
 
 
@@ -42,27 +43,27 @@ def test_interval_is_that_of_the_paired_t_test():
     rows = [row("density contrast", seed, value) for seed, value in enumerate(new)]
     rows += [row("self-training", seed, value) for seed, value in enumerate(old)]
     rows += [row("self-training", 99, 0.0), row("density contrast", 0, 0.0, labelled=46)]  # no pair
-    found = tables.paired(rows[::-1], "density contrast", "self-training", 12, "miou")
+    difference = compare.paired(rows[::-1], "density contrast", "self-training", 12, "miou")
     expected = stats.ttest_rel(new, old).confidence_interval(0.95)
-    assert found.mean - found.half == pytest.approx(expected.low)
-    assert found.mean + found.half == pytest.approx(expected.high)
-    assert found.better == (new > old).sum()
-    down = tables.paired(rows, "density contrast", "self-training", 12, "miou", upward=False)
+    assert difference.mean - difference.half == pytest.approx(expected.low)
+    assert difference.mean + difference.half == pytest.approx(expected.high)
+    assert difference.better == (new > old).sum()
+    down = compare.paired(rows, "density contrast", "self-training", 12, "miou", upward=False)
     assert down.better == (new < old).sum()
 
 
 def test_a_difference_within_its_interval_is_called_null():
-    assert tables.Paired([1.0, 1.1, 0.9], 3).text(2) == "+1.00 ± 0.25 (3/3)"
-    assert tables.Paired([1.0, -1.1, 0.3], 2).text(2).endswith("(2/3, null)")
-    assert tables.Paired([5.0], 1).text(1) == "+5.0 ± inf (1/1, null)"
-    assert tables.Paired([-1.0, -1.1, -0.9], 0).text(2) == "-1.00 ± 0.25 (0/3)"
+    assert compare.Paired([1.0, 1.1, 0.9], 3).text(2) == "+1.00 ± 0.25 (3/3)"
+    assert compare.Paired([1.0, -1.1, 0.3], 2).text(2).endswith("(2/3, null)")
+    assert compare.Paired([5.0], 1).text(1) == "+5.0 ± inf (1/1, null)"
+    assert compare.Paired([-1.0, -1.1, -0.9], 0).text(2) == "-1.00 ± 0.25 (0/3)"
 
 
 def test_each_variant_has_the_control_that_is_trained_like_it():
     names = {v.name for variants, *_ in evidence.STUDIES.values() for v in variants}
     for variants, *_ in evidence.STUDIES.values():
         for variant in variants:
-            control = tables.control_of(variant.name)
+            control = compare.control_of(variant.name)
             assert control in names
             ours = variant.settings(3)
             theirs = next(
@@ -87,7 +88,7 @@ def test_report_has_a_table_for_each_question(tmp_path):
     for variant in (*evidence.ATTEMPTS, evidence.METHOD):
         assert f"\n| {variant.name} | " in text
     before, after = text.split("## The paper")
-    assert "76.61" in after  # the paper's, beside ours
+    assert "76.61" in after  # the paper's figures
     assert "76.61" not in before
 
 
@@ -109,9 +110,9 @@ def test_folded_backbone_computes_what_the_package_computes():
             x = block(x)
             if i in (2, 4, 10, 14):
                 expected.append(x)
-        found = network.backbone(images)
-    assert [m.shape[1] for m in found] == [24, 40, 112, 192]
-    for ours, theirs in zip(found, expected, strict=True):
+        maps = network.backbone(images)
+    assert [m.shape[1] for m in maps] == [24, 40, 112, 192]
+    for ours, theirs in zip(maps, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
     assert not any(module.training for module in network.backbone.modules())
     assert not any(p.requires_grad for p in network.backbone.parameters())
@@ -146,19 +147,19 @@ def test_runs_are_resumed_and_depend_on_their_case_alone(
     first = "".join(whole.read_text().splitlines(keepends=True)[:2])
     resumed.write_text(first)
     evidence.main([*fixed, "--steps", "5", "--out", str(resumed)])
-    assert "1 runs are there, 2 to do" in capsys.readouterr().err
+    assert "1 runs done, 2 to do" in capsys.readouterr().err
     assert resumed.read_text().startswith(first)
 
     rows, again = (list(csv.DictReader(f.open(newline=""))) for f in (whole, resumed))
     assert [r["variant"] for r in rows] == [variant.name for variant in variants]
     assert math.isfinite(float(rows[2]["miou"]))
     assert rows[2]["ready_classes"] == "3"
-    told = ("variant", "miou", "val_miou", *evidence.evaluate.SCORES, "class_iou", "settings")
+    compared = ("variant", "miou", "val_miou", *evidence.evaluate.SCORES, "class_iou", "settings")
     for one, two in zip(rows, again, strict=True):
-        assert [one[name] for name in told] == [two[name] for name in told]
+        assert [one[name] for name in compared] == [two[name] for name in compared]
 
     evidence.main([*fixed, "--steps", "5", "--out", str(whole)])
-    assert "3 runs are there, 0 to do" in capsys.readouterr().err
+    assert "3 runs done, 0 to do" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="holds 'supervised' with other settings"):
         evidence.main([*fixed, "--steps", "6", "--out", str(whole)])
 
@@ -199,36 +200,36 @@ def test_runs_begin_with_the_same_weights_and_the_teacher_is_measured(small_camv
 
 
 def test_which_way_a_metric_is_better():
-    upward = {name: up for name, _, _, up in tables.METRICS}
+    upward = {name: up for name, _, _, up in compare.METRICS}
     assert upward == {
         "miou": True, "silhouette": True, "calinski_harabasz": True, "davies_bouldin": False
     }  # fmt: skip
 
 
 def test_committed_runs_are_of_these_settings_and_the_report_is_of_these_runs(tmp_path):
-    results = ROOT / "benchmarks" / "results"
-    rows = tables.read_rows(results / "evidence.csv")
-    variants = {v.name: v for found, *_ in evidence.STUDIES.values() for v in found}
+    results = ROOT / "benchmarks" / "evidence" / "results"
+    rows = compare.read_rows(results / "evidence.csv")
+    variants = {v.name: v for variants, *_ in evidence.STUDIES.values() for v in variants}
     for row in rows:
         settings = json.loads(evidence.described(variants[row["variant"]].settings(row["seed"])))
-        assert evidence.named_now(row["settings"]) == settings, (row["variant"], row["seed"])
+        assert evidence.settings_in(row["settings"]) == settings, (row["variant"], row["seed"])
         assert (settings["contrast_view"], settings["precision"]) == ("strong", "bfloat16")
     assert len({(row["variant"], row["labelled"], row["seed"]) for row in rows}) == len(rows)
     assert tables.report(rows, tmp_path / "evidence.csv") == (results / "evidence.md").read_text()
 
 
-def test_settings_of_older_rows_get_todays_names():
+def test_settings_of_older_rows_get_current_names():
     old = '{"steps":4,"bfloat16":true}'
     new = '{"steps":4,"precision":"bfloat16","contrast_view":"strong"}'
-    assert evidence.named_now(old) == evidence.named_now(new) == json.loads(new)
-    assert evidence.named_now('{"steps":4}') == {"steps": 4}
+    assert evidence.settings_in(old) == evidence.settings_in(new) == json.loads(new)
+    assert evidence.settings_in('{"steps":4}') == {"steps": 4}
 
 
-def test_no_run_is_added_to_runs_under_earlier_rules(tmp_path):
-    committed = (ROOT / "benchmarks" / "results" / "evidence.csv").read_text()
+def test_no_run_is_added_to_runs_with_earlier_rules(tmp_path):
+    committed = (ROOT / "benchmarks" / "evidence" / "results" / "evidence.csv").read_text()
     (tmp_path / "evidence.csv").write_text(committed)
     (tmp_path / "train" / "images").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"evidence\.csv holds runs under earlier rules"):
+    with pytest.raises(SystemExit, match=r"evidence\.csv holds runs with earlier rules"):
         evidence.main(["--data", str(tmp_path), "--out", str(tmp_path / "evidence.csv")])
     assert (tmp_path / "evidence.csv").read_text() == committed
 

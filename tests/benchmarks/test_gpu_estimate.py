@@ -64,8 +64,8 @@ def test_sizes_are_those_of_the_kernels(estimate):
     """Shared memory, worked out by hand."""
     assert estimate.DYNAMIC["knn_filter_kernel<float>"] == 64 * 264 * 2 + 2 * 128 * 40 * 4 + 1024
     assert estimate.DYNAMIC["knn_exact_kernel<float, false>"] == (32 + 32) * 1024
-    with pytest.raises(LookupError, match=r"knn_filter_tile\.cuh has no kNothing"):
-        estimate.constant("knn_filter_tile.cuh", "kNothing")
+    with pytest.raises(LookupError, match=r"filter_tile\.cuh has no kNothing"):
+        estimate.constant("knn/filter_tile.cuh", "kNothing")
 
 
 def test_what_it_writes_says_that_it_is_an_estimate(tmp_path):

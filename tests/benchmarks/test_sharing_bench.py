@@ -1,4 +1,4 @@
-"""What processes send each other is counted right, and a bank too large for one of them fits into four."""
+"""Counted volumes match the shapes, and a bank too large for one process fits into four."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ def bench(monkeypatch):
         yield sharing_bench
 
 
-def test_one_collective_of_the_size_that_shapes_tell(bench):
+def test_one_collective_has_the_size_that_follows_from_the_shapes(bench):
     sizes = "--classes 5 --dim 8 --capacity 40 --rows-per-push 39 --images 1 --map 24"
     options = bench.parse(sizes.split())
-    told = bench.on_processes(2, options, "replicated", bench.volumes)
-    share = 20  # half of 39, rounded up
-    size = 8 * (2 + 5) + 4 * 5 * share * (1 + 8 + 8)
-    assert told == {
+    volume = bench.on_processes(2, options, "replicated", bench.volumes)
+    per_rank = 20  # half of 39, rounded up
+    size = 8 * (2 + 5) + 4 * 5 * per_rank * (1 + 8 + 8)
+    assert volume == {
         "collectives": 1,
-        "given": size + -size % 8,
-        "got": 2 * (size + -size % 8),
+        "sent": size + -size % 8,
+        "received": 2 * (size + -size % 8),
         "bank": 4 * 5 * 40 * (1 + 8 + 8),
     }
 
@@ -55,7 +55,7 @@ def test_committed_volumes():
     whole = float(last["local", "1"]["bank_mb"])
     for size in (2, 4):
         replicated, sharded = (last[p, str(size)] for p in ("replicated", "sharded"))
-        assert float(replicated["got_mb"]) <= 45 < float(replicated["published_given_mb"]) / 6
+        assert float(replicated["received_mb"]) <= 45 < float(replicated["published_sent_mb"]) / 6
         assert replicated["collectives"] == "1"
         assert float(replicated["bank_mb"]) == whole
         assert float(sharded["bank_mb"]) == pytest.approx(whole / size, rel=1e-3)

@@ -1,34 +1,30 @@
-"""The soak's short form, and that it sees what it is there to see; the long one's figures are committed."""
+"""A short soak passes and reports planted faults. The figures of a long one are committed."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from benchmark_runs import BENCHMARKS, importable, read
+from benchmark_runs import read
+from process_memory import allocated_bytes
+from soak import checks
+from soak import run as soak
 
 STEPS, ROUNDS = 480, 2
 
 
 @pytest.fixture
-def soak(monkeypatch):
-    with importable(monkeypatch):
-        import soak
-
-        yield soak
-
-
-@pytest.fixture
-def broken(soak):
-    """Runs the soak, and returns what it says is broken."""
-    import soak_checks
+def broken():
+    """Runs the soak and returns the broken invariant."""
 
     def run() -> str:
-        with pytest.raises(soak_checks.Broken) as error:
+        with pytest.raises(checks.Broken) as error:
             soak.soak(STEPS, 0, ROUNDS)
         return str(error.value)
 
     return run
 
 
-def test_a_short_soak_holds(soak):
+def test_a_short_soak_holds():
     figures = soak.soak(STEPS, 0, ROUNDS)
     assert figures["steps"] == STEPS
     assert figures["zero_losses"] < 2 / 3 * STEPS  # new banks have to fill first
@@ -36,7 +32,7 @@ def test_a_short_soak_holds(soak):
         assert figures[name] > 0, name
 
 
-def test_a_leak_of_tensors_is_seen(soak, broken, monkeypatch):
+def test_a_leak_of_tensors_is_seen(broken, monkeypatch):
     kept, right = [], soak.batch_of
 
     def batch_of(rng):
@@ -48,14 +44,12 @@ def test_a_leak_of_tensors_is_seen(soak, broken, monkeypatch):
     assert "tensors alive must stay" in broken()
 
 
-def test_a_leak_of_32_bytes_a_step_is_seen(soak, broken, monkeypatch):
-    """As of a C++ object that nobody frees: neither Python nor resident memory shows it."""
+def test_a_leak_of_32_bytes_a_step_is_seen(broken, monkeypatch):
+    """Like a C++ object that is never freed. Neither Python nor resident memory shows it."""
     import ctypes
 
-    from process_memory import allocated_bytes
-
     if allocated_bytes() is None:
-        pytest.skip("malloc() is asked by glibc's mallinfo2")
+        pytest.skip("needs glibc's mallinfo2")
     right, malloc = soak.checked_step, ctypes.CDLL(None).malloc
 
     def checked_step(*arguments):
@@ -66,9 +60,7 @@ def test_a_leak_of_32_bytes_a_step_is_seen(soak, broken, monkeypatch):
     assert "bytes of malloc() must stay below" in broken()
 
 
-def test_memory_and_objects_have_limits(soak):
-    import soak_checks as checks
-
+def test_memory_and_objects_have_limits():
     warm = {"tensors": 5, "objects": 1000, "rss": 300 << 20, "allocated": 100 << 20}
     same = warm | {"objects": 1100, "rss": 301 << 20}
     checks.check_memory(warm, same, 16_000)
@@ -82,17 +74,17 @@ def test_memory_and_objects_have_limits(soak):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda bank: bank.heads.copy_((bank.heads + 1) % bank.capacity), "heads"),
         (lambda bank: bank.counts.clamp_(max=bank.capacity - 1), "counts"),
-        (lambda bank: bank.pushes.add_(1), "pushes"),
+        (lambda bank: bank.num_pushes.add_(1), "num_pushes"),
         (lambda bank: bank.features.mul_(1.001), "held features must be unit rows"),
         (lambda bank: bank.projections.fill_(torch.nan), "held projections"),
         (lambda bank: bank.density.add_(0.001), "densities of"),
     ],
 )
-def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, told):
+def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, message):
     from dgcl_ops import MemoryBank
 
     right = MemoryBank.push_rows
@@ -103,11 +95,11 @@ def test_a_wrong_push_is_seen(broken, monkeypatch, spoil, told):
             spoil(bank)
 
     monkeypatch.setattr(MemoryBank, "push_rows", push_rows)
-    assert told in broken()
+    assert message in broken()
 
 
 @pytest.mark.parametrize("lost", ["rng_state", "density", "heads"])
-def test_lost_state_is_seen(soak, broken, monkeypatch, lost):
+def test_lost_state_is_seen(broken, monkeypatch, lost):
     right = soak.resume
 
     def resume(setting, file):
@@ -121,7 +113,7 @@ def test_lost_state_is_seen(soak, broken, monkeypatch, lost):
     assert "a resumed" in broken()
 
 
-def test_a_loss_that_is_cut_off_is_seen(soak, broken, monkeypatch):
+def test_a_loss_that_is_cut_off_is_seen(broken, monkeypatch):
     from dgcl_ops import DensityContrastLoss
 
     right = DensityContrastLoss.forward
@@ -130,8 +122,8 @@ def test_a_loss_that_is_cut_off_is_seen(soak, broken, monkeypatch):
     assert "the loss must be connected" in broken()
 
 
-def test_the_committed_run_is_the_long_one(soak):
-    row = read(BENCHMARKS / "results" / "soak.csv")[-1]
+def test_the_committed_run_is_the_long_one():
+    row = read(Path(soak.__file__).with_name("results.csv"))[-1]
     assert tuple(row) == soak.COLUMNS
     assert int(row["steps"]) >= 20_000
     assert (int(row["settings"]), int(row["rounds"])) == (len(soak.SETTINGS), soak.ROUNDS)

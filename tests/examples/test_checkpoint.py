@@ -1,4 +1,4 @@
-"""A checkpoint: taken whole, or not at all with an error that names the file."""
+"""A checkpoint is loaded whole, or not at all with an error that names the file."""
 
 import copy
 import sys
@@ -78,7 +78,7 @@ def fewer_ranks(state):
         (lambda state: state["run"].update(unknown=1), "got None"),
         (lambda state: state.update(step=6), r"must hold a step in \[0, 5\], got 6"),
         (no_tensor_of("student"), r"must hold classifier\.bias of student as .*, got None"),
-        (no_tensor_of("contrast"), r"must hold bank\.meaning of contrast as .*, got None"),
+        (no_tensor_of("contrast"), r"must hold bank\.config of contrast as .*, got None"),
         (no_tensor_of("averages"), r"running_var of averages as .*, got None"),
         (other_shape, r"layers\.3\.bias of projection as .* \(32,\)\), got .* \(1,\)\)"),
         (other_moments, "state of an optimizer of the same parameters"),
@@ -100,13 +100,15 @@ def test_a_truncated_checkpoint_changes_nothing(trained, tmp_path, kept):
     trainer, path, wrong = *trained, tmp_path / "wrong.pt"
     whole = path.read_bytes()
     wrong.write_bytes(whole[: kept if kept in (0, 1, 100) else int(kept * len(whole))])
-    assert_refused(trainer, wrong, "is no checkpoint of this program, or not all of one")
+    assert_refused(trainer, wrong, "is not a checkpoint of this program, or is incomplete")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(2)], ids=type)
 def test_a_foreign_file_changes_nothing(trained, tmp_path, content):
     torch.save(content, tmp_path / "wrong.pt")
-    assert_refused(trained[0], tmp_path / "wrong.pt", "is no checkpoint of this program: it has no")
+    assert_refused(
+        trained[0], tmp_path / "wrong.pt", "is not a checkpoint of this program: it has no"
+    )
 
 
 def test_a_checkpoint_is_taken_whole_by_a_trainer_with_a_past(trained):
@@ -115,3 +117,25 @@ def test_a_checkpoint_is_taken_whole_by_a_trainer_with_a_past(trained):
         trainer.load(path)
     assert fresh.step == 4
     assert_equal(everything(fresh), everything(used))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("scale", torch.nan, "finite and positive, got nan"),
+        ("scale", torch.inf, "finite and positive, got inf"),
+        ("scale", 0.0, r"finite and positive, got 0\.0"),
+        ("growth_factor", torch.nan, "finite and positive, got nan"),
+        ("backoff_factor", -0.5, r"finite and positive, got -0\.5"),
+        ("growth_interval", 0, "finite and positive, got 0"),
+        ("_growth_tracker", -1, "finite and not negative, got -1"),
+    ],
+)
+def test_a_gradient_scaler_that_cannot_train_changes_nothing(tmp_path, key, value, rule):
+    trainer, path, wrong = make_trainer(precision="float16"), tmp_path / "c.pt", tmp_path / "w.pt"
+    trainer.save(path)
+    state = torch.load(path)
+    state["scaler"][key] = value
+    torch.save(state, wrong)
+    assert_refused(trainer, wrong, rf"{key} of the gradient scaler must be {rule}")
+    trainer.load(path)

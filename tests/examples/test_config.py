@@ -1,4 +1,4 @@
-"""Configurations: wrong keys, values and files are named, and right ones are read as people write them."""
+"""Configurations: errors name wrong keys, values and files; values parse as people write them."""
 
 import sys
 from pathlib import Path
@@ -23,13 +23,13 @@ from test_paper_trainer import CONFIGS, run  # noqa: E402
     [
         (
             ["learning_rat=1"],
-            r"unknown key 'learning_rat' of dataset folder.*near names: learning_rate",
+            r"unknown key 'learning_rat' of dataset folder.*similar keys: learning_rate",
         ),
         (["bfloat16=true"], r"unknown key 'bfloat16'.*; it is now precision=bfloat16 or precision"),
         (["sbd=x"], r"unknown key 'sbd' of dataset folder and network small"),
         (
             ["contrast.temprature=1"],
-            r"unknown key 'temprature' of contrast; near names: temperature",
+            r"unknown key 'temprature' of contrast; similar keys: temperature",
         ),
         (["steps"], r"an override must be key=value, got 'steps'"),
         (["steps=["], r"cannot read the value '\[' as YAML"),
@@ -58,7 +58,7 @@ def test_wrong_keys_are_named(overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["epochs=2"], r"steps and epochs exclude each other, got 800"),
+        (["epochs=2"], r"steps and epochs exclude each other, got steps=800"),
         (["epochs=2", "steps=null", "warm_up=1"], r"warm_up and warm_up_epochs exclude each other"),
         (["epochs=2", "steps=null", "epoch_steps=3"], r"epoch_steps and epochs exclude each other"),
         (["steps=0"], r"steps and batch must be at least 1, got 0 and 4"),
@@ -74,12 +74,24 @@ def test_wrong_keys_are_named(overrides, message):
         (["head_factor=-1"], r"head_factor must be finite and not negative, got -1"),
         (["jitter=.inf"], r"jitter must be finite and not negative, got inf"),
         (["epoch_steps=0"], r"epoch_steps must be at least 1, got 0"),
+        *(
+            (
+                [f"contrast.temperature={text}"],
+                rf"temperature must lie in \[1e-07, 1e\+07\], got {value}: outside",
+            )
+            for text, value in (
+                ("1e-300", "1e-300"),
+                (".nan", "nan"),
+                ("1e30", r"1e\+30"),
+                ("-1", "-1"),
+            )
+        ),
         (
             ["teacher_mode=eval", "teacher_averages=own"],
             r"teacher_averages must be 'student' with teacher_mode 'eval', got 'own'",
         ),
         (["steps=2", "warm_up=true"], r"warm_up must be of type int, got True"),
-        (["warm_up_epochs=1"], r"warm_up_epochs needs epochs, got 1 alone"),
+        (["warm_up_epochs=1"], r"warm_up_epochs needs epochs, got only 1"),
         *(
             (["ohem=" + text], r"ohem must hold a probability above 0 and a number of pixels")
             for text in (
@@ -107,9 +119,9 @@ def test_wrong_values_are_named(overrides, message):
         ("- a", r"must hold keys with values, got list"),
         ("base: nowhere.yaml", r"there is no configuration .*nowhere\.yaml"),
         ("base: mine.yaml", r"mine\.yaml must not be its own base"),
-        ("base: [folder.yaml]", r"base of .*mine\.yaml must be words, got \['folder\.yaml'\]"),
-        ("base: 0", r"base of .*mine\.yaml must be words, got 0"),
-        ("on: 1", r"keys and the base of .*mine\.yaml must be words, got True"),
+        ("base: [folder.yaml]", r"base of .*mine\.yaml must be strings, got \['folder\.yaml'\]"),
+        ("base: 0", r"base of .*mine\.yaml must be strings, got 0"),
+        ("on: 1", r"keys and base of .*mine\.yaml must be strings, got True"),
     ],
 )
 def test_wrong_files_are_named(tmp_path, text, message):

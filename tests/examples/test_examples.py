@@ -126,7 +126,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     ):
         make_trainer(contrast_weight=0.0).load(tmp_path / "checkpoint.pt")
     (tmp_path / "other.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match=r"other\.pt is no checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pt is not a checkpoint"):
         make_trainer().load(tmp_path / "other.pt")
 
 
@@ -205,7 +205,7 @@ def test_settings_refuse_unknown_choices():
 
 
 def test_digits_are_divided():
-    sizes = [len(scenes.split_digits(split)[1]) for split in scenes.SHARES]
+    sizes = [len(scenes.split_digits(split)[1]) for split in scenes.SPLITS]
     assert sum(sizes) == 1797
     images, labels = scenes.draw_scenes(3, "test", seed=5)
     again, _ = scenes.draw_scenes(3, "test", seed=5)

@@ -77,7 +77,7 @@ def test_a_run_is_not_written_over(divided, capsys):
     with pytest.raises(SystemExit):
         train(divided, "--labelled", "4")
     assert (
-        "weight-0.5-seed-0 holds a run: --resume its checkpoint.pt, or" in capsys.readouterr().err
+        "weight-0.5-seed-0 holds a run; --resume its checkpoint.pt, or" in capsys.readouterr().err
     )
     # A run that has ended is measured again; the other one begins.
     train(divided, "--labelled", "4", "--resume", "auto", "--contrast-weight", 0.5, 0)
@@ -151,21 +151,21 @@ def broken_image(data):
         (no_folder, "", r"data: there is no folder .*data"),
         (no_images, "", r"there is no folder .*train/images"),
         (empty_images, "", r"folder .*val/images must hold images .*, got none"),
-        (only_train, "", r"has train/, it needs val/ or test/ as well"),
+        (only_train, "", r"has train/ and needs val/ or test/ as well"),
         (no_label, "", r"image .*images/03\.png has no label .*labels/03\.png"),
         (other_size, "", r"its image's size 40 x 32, got 40 x 31 in .*test/labels/01\.png"),
         (colour_label, "", r"one channel of integers, got uint8 \[32, 40, 3\] in .*01\.png"),
         (high_label, "num_classes=3", r"in \[0, 3\) or .* 255, got 37 in .*val/labels/01\.png"),
         (broken_image, "", r"cannot read .*01\.png as an image"),
-        (spoil_nothing, "--labelled 0", r"at least one labelled image, got 0 of 8"),
+        (spoil_nothing, "--labelled 0", r"must select at least one image, got 0 of 8"),
         (
             spoil_nothing,
             "--labelled few",
-            r"a number or a share of the images, or a file .*, got few",
+            r"a number or a fraction of the images, or a file .*, got few",
         ),
         (spoil_nothing, "--labelled 9", r"at most the 8 training images, got 9"),
-        (spoil_nothing, "--labelled 8", r"leave images to use without a label, got 8 of 8"),
-        (only(255), "", r"labels must hold a class, got nothing but 255"),
+        (spoil_nothing, "--labelled 8", r"labelled must leave unlabelled images, got 8 of 8"),
+        (only(255), "", r"labels must hold a class, got only 255"),
         (only(0), "", r"there must be at least 2 classes, got 1"),
         (spoil_nothing, "ignore_index=-1", r"ignore_index must lie in \[0, 65536\), got -1"),
         (

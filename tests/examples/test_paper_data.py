@@ -146,18 +146,20 @@ def test_16_bits_of_grey_are_not_cut_off(tmp_path):
     assert image.shape == (3, 2, 3)
     torch.testing.assert_close(image[1], torch.from_numpy(values.astype(np.float32)) / 65535)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"8 or 16 bits a channel, got mode F in .*a\.tif"):
+    with pytest.raises(ValueError, match=r"8 or 16 bits per channel, got mode F in .*a\.tif"):
         images.read_image(tmp_path / "a.tif")
 
 
 def test_further_images_are_none_to_evaluate_on(tmp_path):
     home, _ = data_trees.voc(tmp_path, sbd=False)
-    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*/2008_000000\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"must not hold evaluation images, got .*/2008_000000\.jpg"
+    ):
         VocData(home, **OPTIONS, unlabelled=home / "JPEGImages")
     link = tmp_path / "further" / "a.jpg"
     link.parent.mkdir()
     link.symlink_to(home / "JPEGImages" / f"{data_trees.VOC_VAL[1]}.jpg")
-    with pytest.raises(ValueError, match=r"no image to evaluate on, got .*further/a\.jpg"):
+    with pytest.raises(ValueError, match=r"must not hold evaluation images, got .*further/a\.jpg"):
         VocData(home, **OPTIONS, unlabelled=link.parent)
 
 
@@ -218,7 +220,7 @@ def test_shares_are_the_published_counts(available, counts):
 
 @pytest.mark.parametrize("text", ["1.0", "2.7", "7/2"])
 def test_a_share_is_below_1_and_a_number_whole(text):
-    with pytest.raises(ValueError, match=rf"a whole number or a share below 1 .*, got {text}"):
+    with pytest.raises(ValueError, match=rf"a whole number or a fraction below 1 .*, got {text}"):
         splits.labelled_count(text, 10)
 
 
@@ -239,7 +241,9 @@ def test_labelled_images_can_be_asked_to_show_each_class(tmp_path):
     order = splits.draw_order(train, 6, 0, shown_in=1, ignore_index=255)
     shown = [set(np.unique(images.read_label(train[i]))) - {255} for i in order]
     assert set().union(*shown[:6]) == set().union(*shown)
-    with pytest.raises(ValueError, match=r"allow 9 images of each class, got 6, of which no draw"):
+    with pytest.raises(
+        ValueError, match=r"allow 9 images of each class, got 6: none of 10,000 draws"
+    ):
         splits.draw_order(train, 6, 0, shown_in=9, ignore_index=255)
 
 
@@ -278,9 +282,9 @@ def test_a_list_of_cityscapes_names_paths(tmp_path):
         ("2008_000000", r"must list training images, got 2008_000000$"),
         (
             "2007_000001\n2007_000001",
-            r"list each image once, and one at least, got 2 lines with 1 names",
+            r"list at least one image and each only once, got 2 lines with 1 names",
         ),
-        ("\n", r"list each image once, and one at least, got 0 lines"),
+        ("\n", r"list at least one image and each only once, got 0 lines"),
     ],
 )
 def test_a_list_must_fit(tmp_path, text, message):

@@ -66,7 +66,7 @@ def test_weights_come_from_a_file_by_the_public_names(counters, tmp_path):
     [
         (
             lambda s: s.update({"conv1.weight": torch.rand(64, 3, 7, 7)}),
-            r"its stem is one 7x7 convolution \(conv1\.weight\), as torchvision's; .*three 3x3 conv.*conv1\.0\.weight",
+            r"its stem is one 7x7 convolution \(conv1\.weight\), as in torchvision; .*three 3x3 conv.*conv1\.0\.weight",
         ),
         (lambda s: s.pop("layer3.5.conv2.weight"), r"it has no layer3\.5\.conv2\.weight$"),
         (lambda s: s.pop("bn1.running_mean"), r"it has no bn1\.running_mean$"),

@@ -1,4 +1,4 @@
-"""The trainer's parts one by one: batches read ahead, ranks, hard pixels, a second head, borders, logs, counts."""
+"""Parts of the trainer: batches read ahead, ranks, hard pixels, a second head, borders, logs, counts."""
 
 import csv
 import sys
@@ -16,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised import distributed, evaluate, loading  # noqa: E402
 from semi_supervised import trainer as trainer_module  # noqa: E402
+from semi_supervised.deeplab import DeepLabV3Plus  # noqa: E402
+from semi_supervised.deeplab_published import PublishedDeepLab, Pyramid  # noqa: E402
 from semi_supervised.logs import Log  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
-from semi_supervised.settings import Settings, contrast_loss  # noqa: E402
-from semi_supervised.trainer import Trainer, hard_pixels  # noqa: E402
+from semi_supervised.settings import Settings, contrast_loss, hard_pixels  # noqa: E402
+from semi_supervised.trainer import Trainer  # noqa: E402
 from test_paper_trainer import TwoHeads  # noqa: E402
 
 
@@ -71,16 +73,16 @@ def test_dropout_is_resumed_and_does_not_depend_on_the_workers(tmp_path):
     assert whole.history == helped.history == second.history
 
 
-def test_a_network_that_is_built_otherwise_is_refused(tmp_path):
+def test_a_network_of_another_structure_is_refused(tmp_path):
     make_trainer(Dropping()).save(tmp_path / "checkpoint.pt")
     for other in (Dropping(0.1), SegmentationNetwork(11, widths=(8, 16), feature_dim=16)):
-        with pytest.raises(ValueError, match=r"network must be built like that of the checkpoint"):
+        with pytest.raises(ValueError, match=r"network must have the structure of the one in"):
             make_trainer(other).load(tmp_path / "checkpoint.pt")
 
 
 def test_ranks_at_different_steps_do_not_start(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda ranks, number: torch.tensor([0, 4]))
-    with pytest.raises(RuntimeError, match=r"must go on from one step, got 0 on rank 0"):
+    with pytest.raises(RuntimeError, match=r"must start at the same step, got 0 on rank 0"):
         make_trainer().run()
 
 
@@ -127,6 +129,48 @@ def test_confidence_is_the_teachers_of_the_same_pixels(view):
     torch.testing.assert_close(confidence, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("view", ["weak", "strong"])
+@pytest.mark.parametrize("anchors", ["low_density", "low_confidence"])
+def test_the_teacher_returns_the_same_fields_with_and_without_confidence(view, anchors):
+    contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512, "anchors": anchors}
+    trainer = make_trainer(warm_up=0, contrast=contrast, contrast_view=view)
+    labels = trainer.teach(trainer.batches.take(0)[0])
+    assert labels.classification.shape == (2, 56, 56)
+    shape = (2, 28, 28) if view == "weak" else (2, 56, 56)
+    assert labels.contrast.shape == shape
+    for confidence in (labels.confidence, labels.labelled_confidence):
+        assert confidence is None if anchors == "low_density" else confidence.shape == shape
+
+
+class Pooling(SegmentationNetwork):
+    """A network whose batch norm sees one value per image, as after image pooling."""
+
+    min_batch = 2
+
+    def __init__(self):
+        super().__init__(11, widths=(8, 16), feature_dim=8)
+        self.pyramid = Pyramid(8, ())
+        self.smooth = nn.Sequential(self.smooth, self.pyramid)
+        self.classifier = nn.Conv2d(self.pyramid.width, 11, kernel_size=1)
+
+
+def test_a_batch_too_small_for_image_pooling_is_refused_before_training():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        Pooling().train()(torch.rand(1, 3, 16, 16))
+    refused = (
+        r"batch must be at least 2 with network {} and a warm-up, got 1: the batch norm after its image pooling sees "
+        "one value per image"
+    )
+    for network in (Pooling(), PublishedDeepLab(11, encoder="resnet50")):
+        with pytest.raises(ValueError, match=refused.format(type(network).__name__)):
+            make_trainer(network, batch=1, warm_up=1)
+    assert DeepLabV3Plus.min_batch == 2
+    for sizes in ({"batch": 1, "warm_up": 0}, {"batch": 2, "warm_up": 1}):
+        trainer = make_trainer(Pooling(), **sizes)
+        trainer.run(until=2)
+        assert trainer.step == 2
+
+
 def test_the_strong_view_mixes_labels_and_confidence_with_the_images():
     contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512}
     contrast |= {"anchors": "low_confidence", "keys": "high_confidence"}
@@ -149,10 +193,10 @@ def test_the_strong_view_mixes_labels_and_confidence_with_the_images():
 
 def test_hard_pixels_by_probability_and_by_number():
     probability = torch.tensor([[0.9, 0.2, 0.69], [0.71, 0.95, 1.0]])
-    surprise = -probability.log()
-    assert hard_pixels(surprise, 0.7, 1).tolist() == [[False, True, True], [False, False, False]]
-    assert hard_pixels(surprise, 0.7, 4).tolist() == [[True, True, True], [True, False, False]]
-    assert hard_pixels(surprise, 0.7, 100).all()
+    pixel_loss = -probability.log()
+    assert hard_pixels(pixel_loss, 0.7, 1).tolist() == [[False, True, True], [False, False, False]]
+    assert hard_pixels(pixel_loss, 0.7, 4).tolist() == [[True, True, True], [True, False, False]]
+    assert hard_pixels(pixel_loss, 0.7, 100).all()
 
 
 def test_hard_pixels_are_the_mean_of_the_loss():

@@ -28,7 +28,7 @@ def on_both(name, op, *arguments):
 
 
 def pairs(queries, rows, k, dtype, seed=5):
-    """grad_values, values and indices of a selection as no search would make it: rows chosen twice, scores of 0,
+    """dL_dvalues, values and indices of a selection as no search would make it: rows chosen twice, scores of 0,
     gradients of 0, missing neighbours, and one row that every second query chose."""
     draw = torch.Generator().manual_seed(seed)
     indices = torch.randint(-1, rows, (queries, k), generator=draw)

@@ -14,15 +14,18 @@ from loss_oracle import (
     W,
     assert_same_state,
     batch_of,
+    check_step,
     draw_of,
     filled,
     loss_of,
     run,
     snapshot,
 )
+from oracles import random_rows
 
+from dgcl_ops import density_contrast
 from dgcl_ops._step import sampling
-from dgcl_ops.losses import DensityContrastLoss
+from dgcl_ops.losses import MIN_TEMPERATURE, DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 
 # ---- presets, diagnostics, arguments ----------------------------------------------------------------
@@ -61,19 +64,19 @@ def test_diagnostics():
     chosen = draw_of(module, batch)
     rows = module.bank.counts.clone()
     value, _ = run(module, batch)
-    told = module.diagnostics()
-    assert all(isinstance(tensor, torch.Tensor) for tensor in told.values())
-    assert told["active"].tolist() == [True, True, True, True, False]
-    assert told["candidates"].tolist() == [15, 12, 9, 1, 0]
-    assert torch.isclose(told["class_loss"].sum() / 4, value)
-    assert (told["anchor_density"] <= told["key_density"]).all()
-    anchor_density = chosen.anchor_density[2, :6].mean()
-    assert torch.isclose(told["anchor_density"][2], anchor_density)
-    assert (told["rows"] >= rows).all()
-    assert int(told["pushes"]) == 4
+    diagnostics = module.diagnostics()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in diagnostics.values())
+    assert diagnostics["active"].tolist() == [True, True, True, True, False]
+    assert diagnostics["candidates"].tolist() == [15, 12, 9, 1, 0]
+    assert torch.isclose(diagnostics["class_loss"].sum() / 4, value)
+    assert (diagnostics["anchor_density"] <= diagnostics["key_density"]).all()
+    anchor_density = chosen.summary.anchor_density[2]
+    assert torch.isclose(diagnostics["anchor_density"][2], anchor_density)
+    assert (diagnostics["rows"] >= rows).all()
+    assert int(diagnostics["num_pushes"]) == 4
     stored = module.bank.density[1, : module.bank.counts[1]]
-    assert torch.isclose(told["mean_density"][1], stored.mean())
-    assert told["ready"].tolist() == [True] * 4 + [False]
+    assert torch.isclose(diagnostics["mean_density"][1], stored.mean())
+    assert diagnostics["ready"].tolist() == [True] * 4 + [False]
     assert not any(name.startswith("_") for name in module.state_dict())
 
 
@@ -81,6 +84,9 @@ def test_diagnostics():
     ("change", "error", "message"),
     [
         ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": 9e-7}, ValueError, "temperature must be at least 1e-06, got 9e-07"),
+        ({"temperature": 1e-300}, ValueError, "temperature must be at least 1e-06, got 1e-300"),
+        ({"temperature": math.nan}, ValueError, "temperature must be positive and finite, got nan"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
         ({"num_anchors": 0}, ValueError, "num_anchors must be a positive integer, got 0"),
         ({"num_keys": 1.5}, TypeError, "num_keys must be an integer, got 1.5"),
@@ -89,7 +95,7 @@ def test_diagnostics():
         (
             {"rows_per_push": 16},
             ValueError,
-            r"rows_per_push \(by default 1,000\) must be at most max_candidates 15",
+            r"rows_per_push \(1,000 by default\) must be at most max_candidates 15, got 16",
         ),
         ({"anchors": "dense"}, ValueError, "anchors must be one of .*, got 'dense'"),
         ({"keys": "low_density"}, ValueError, "keys must be one of .*, got 'low_density'"),
@@ -108,13 +114,17 @@ def test_diagnostics():
         (
             {"bank": MemoryBank(4, D, E, scales=(2, 4), capacity=9)},
             ValueError,
-            "bank must have num_classes 5",
+            "bank must have the loss's num_classes 5",
         ),
-        ({"bank": MemoryBank(C, D, E, capacity=9)}, ValueError, r"bank must have scales \(2, 4\)"),
+        (
+            {"bank": MemoryBank(C, D, E, capacity=9)},
+            ValueError,
+            r"bank must have the loss's scales \(2, 4\)",
+        ),
         (
             {"bank": MemoryBank(C, D, E, scales=(2, 4), capacity=9, metric="l2")},
             ValueError,
-            "bank must have metric 'cosine' like the loss, got 'l2'",
+            "bank must have the loss's metric 'cosine', got 'l2'",
         ),
     ],
     ids=str,
@@ -124,18 +134,52 @@ def test_bad_arguments(change, error, message):
         loss_of(**change)
 
 
+def error_at(temperature: float) -> float:
+    """Largest relative error of float32 gradients where two equal negatives share the probability."""
+    anchors = random_rows(64, 1, E, seed=1)
+    negatives = (anchors + random_rows(64, 1, E, seed=2) / 4).repeat(1, 2, 1)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = anchors.to(dtype, copy=True).requires_grad_()
+        rows = negatives.to(dtype)
+        density_contrast(leaf, -rows[:, 0], rows, temperature).sum().backward()
+        gradients.append(leaf.grad.double().flatten(1))
+    ours, exact = gradients
+    return float(((ours - exact).norm(dim=1) / exact.norm(dim=1)).nan_to_num(torch.inf).max())
+
+
+def test_float32_gradients_hold_down_to_the_smallest_temperature():
+    """The stored log-sum-exp near 1 / T is rounded by at most 2^-24 / T, which is a factor of each probability."""
+    assert error_at(MIN_TEMPERATURE) <= math.expm1(2**-24 / MIN_TEMPERATURE)
+    assert error_at(MIN_TEMPERATURE / 1000) > 0.2  # so the limit is needed
+    value, gradient = run(filled(loss_of(temperature=MIN_TEMPERATURE)), batch_of())
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    batch = batch_of(dtype=torch.float64)
+    module = filled(loss_of(temperature=MIN_TEMPERATURE), dtype=torch.float64)
+    check_step(module, batch)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"labels": torch.zeros(B, 2 * H, 2 * W, dtype=torch.int64)}, ValueError, "resize_labels"),
         ({"labels": torch.zeros(B, H, W)}, TypeError, "labels must have an integer dtype"),
-        ({"labels": torch.full((B, H, W), 5)}, RuntimeError, r"labels must lie in \[0, 5\).*got 5"),
+        (
+            {"labels": torch.full((B, H, W), 5)},
+            RuntimeError,
+            r"^DensityContrastLoss: labels must lie in \[0, 5\).*got 5",
+        ),
         (
             {"features": torch.zeros(B, D + 1, H, W)},
             ValueError,
             r"features must have shape \[B, 6, H, W\]",
         ),
-        ({"features": torch.zeros(B, D, H, W + 1)}, ValueError, "features must have the size"),
+        (
+            {"features": torch.zeros(B, D, H, W + 1)},
+            ValueError,
+            "features must have the height and width",
+        ),
         ({"features": None}, ValueError, "features must be given when feature_dim 6"),
         (
             {"projections": torch.zeros(B, E, H)},

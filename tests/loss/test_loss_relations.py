@@ -30,36 +30,36 @@ from dgcl_ops.losses import DensityContrastLoss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_maps_are_widened_exactly(anchors, keys, dtype):
     module = filled(loss_of(anchors=anchors, keys=keys))
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     batch = batch_of(dtype=dtype)
     value, gradient = run(module, batch)
     wide = {**batch, **{name: batch[name].float() for name in ("projections", "features")}}
-    expected, expected_gradient = run(twin, wide)
+    expected, expected_gradient = run(copied, wide)
     assert value == expected
     assert value.dtype == torch.float32
     assert torch.equal(gradient, expected_gradient.to(dtype))
-    assert_same_state(module, snapshot(twin))
+    assert_same_state(module, snapshot(copied))
 
 
 @pytest.mark.parametrize(("anchors", "keys"), STRATEGIES)
 def test_autocast_changes_nothing(anchors, keys):
     module = filled(loss_of(anchors=anchors, keys=keys))
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     with torch.autocast("cpu", torch.bfloat16):
         value, gradient = run(module, batch_of())
-    expected, expected_gradient = run(twin, batch_of())
+    expected, expected_gradient = run(copied, batch_of())
     assert value == expected
     assert torch.equal(gradient, expected_gradient)
-    assert_same_state(module, snapshot(twin))
+    assert_same_state(module, snapshot(copied))
 
 
 @pytest.mark.parametrize("layout", ["flat", "channels_last", "cropped"])
 @pytest.mark.parametrize("keys", ["high_density", "average"])
 def test_layouts(layout, keys):
     module = filled(loss_of(keys=keys))
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     batch = batch_of()
-    expected, expected_gradient = run(twin, batch)
+    expected, expected_gradient = run(copied, batch)
     other = dict(batch)
     if layout == "flat":
         other = {name: tensor.reshape(-1) for name, tensor in batch.items()}
@@ -76,7 +76,7 @@ def test_layouts(layout, keys):
     assert abs(float(value - expected)) <= tolerance * float(expected)
     difference = flat_rows(gradient) - flat_rows(expected_gradient)
     assert float(difference.abs().max()) <= tolerance
-    assert_same_state(module, snapshot(twin))
+    assert_same_state(module, snapshot(copied))
 
 
 def test_casting_a_model_leaves_the_loss_alone():

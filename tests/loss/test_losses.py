@@ -112,10 +112,10 @@ def test_ignore_index(ignore_index, label_dtype):
 
 def test_byte_labels():
     module = filled(loss_of())
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     batch = batch_of()
     value, gradient = run(module, batch)
-    again = run(twin, batch, labels=batch["labels"].to(torch.uint8))
+    again = run(copied, batch, labels=batch["labels"].to(torch.uint8))
     assert torch.equal(value, again[0])
     assert torch.equal(gradient, again[1])
     with pytest.raises(RuntimeError, match=r"\[0, 5\) or equal ignore_index -1, got 255"):
@@ -177,7 +177,7 @@ def test_an_empty_batch():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_rows_that_are_not_finite_count_as_ignored(anchors, keys, value):
     module = filled(loss_of(anchors=anchors, keys=keys))
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     batch = batch_of()
     spoiled = {name: tensor.clone() for name, tensor in batch.items()}
     bad = (batch["labels"] != 255) & (torch.arange(B * H * W).view(B, H, W) % 5 == 0)
@@ -186,12 +186,12 @@ def test_rows_that_are_not_finite_count_as_ignored(anchors, keys, value):
         spoiled[name][b, channel, y, x] = value
     clean = {**batch, "labels": torch.where(bad, 255, batch["labels"])}
     got, gradient = run(module, spoiled)
-    expected, expected_gradient = run(twin, clean)
+    expected, expected_gradient = run(copied, clean)
     assert got == expected
     assert torch.equal(gradient, expected_gradient)
-    assert_same_state(module, snapshot(twin))
+    assert_same_state(module, snapshot(copied))
     assert int(module.diagnostics()["non_finite_rows"]) == int(bad.sum()) > 0
-    assert int(twin.diagnostics()["non_finite_rows"]) == 0
+    assert int(copied.diagnostics()["non_finite_rows"]) == 0
 
 
 def test_nothing_but_unusable_rows():
@@ -201,7 +201,7 @@ def test_nothing_but_unusable_rows():
     value, gradient = run(module, batch, projections=torch.full((B, E, H, W), math.nan))
     assert value == 0
     assert not gradient.any()
-    assert_same_state(module.bank, before, but=("pushes", "rng_state"))
+    assert_same_state(module.bank, before, but=("num_pushes", "rng_state"))
 
 
 # ---- training and evaluation ------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_the_loss_comes_before_the_push_and_the_push_holds_the_drawn_rows():
             assert bank.density[c, slot] == chosen.push.density[c, i]
             row = oracles.unit_row(flat_rows(batch["features"])[pixel].tolist())
             oracles.assert_close(bank.features[c, slot], torch.tensor(row).double())
-    assert int(bank.pushes) == int(before["pushes"]) + 1
+    assert int(bank.num_pushes) == int(before["num_pushes"]) + 1
 
 
 @pytest.mark.parametrize(("anchors", "keys"), STRATEGIES)
@@ -236,10 +236,10 @@ def test_evaluation_leaves_all_state_alone(anchors, keys):
 
 def test_training_without_pushing():
     module = filled(loss_of())
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     before = snapshot(module)
     value, _ = run(module, batch_of(), update_bank=False)
-    assert value == run(twin, batch_of())[0]
+    assert value == run(copied, batch_of())[0]
     assert_same_state(module, before, but=("bank.rng_state",))
     assert run(module, batch_of(), update_bank=False)[0] != value  # another draw
 
@@ -275,13 +275,13 @@ def test_features_default_to_the_projections():
     for seed in range(3):
         batch = batch_of(seed=seed)
         module(batch["projections"], batch["labels"])
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     batch = batch_of()
     projections = batch["projections"].requires_grad_()
     value = module(projections, batch["labels"])
     assert (
         value
-        == twin(batch["projections"].detach(), batch["labels"], batch["projections"].detach())
+        == copied(batch["projections"].detach(), batch["labels"], batch["projections"].detach())
         > 0
     )
     value.backward()

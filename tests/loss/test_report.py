@@ -1,4 +1,4 @@
-"""What the loss says of itself in words: a state for every sentence."""
+"""The loss's report: a state for every sentence."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from loss_oracle import C, batch_of, filled, loss_of
 ALL = (10, 10, 10, 10, 10)  # pixels of each class: every class in the batch
 
 
-def told(module, **batch) -> list[str]:
+def lines_after(module, **batch) -> list[str]:
     """The lines after one more step."""
     module(**batch_of(**batch))
     return module.report().splitlines()
@@ -20,7 +20,7 @@ def test_before_the_first_batch():
     module = loss_of(exclude_classes=(2,))
     module(**{name: maps[:0] for name, maps in batch_of().items()})  # no pixels: no trace
     assert module.report().splitlines() == [
-        "No loss yet: the module has not been called with a batch that has pixels.",
+        "No loss yet: the module has not seen a batch with pixels.",
         "Not ready: 0 (0 of 4 rows), 1 (0 of 4 rows), 3 (0 of 4 rows), 4 (0 of 4 rows).",
         "Excluded: 2.",
         "Bank: 0 rows in 5 rings of 14, 0.00308 MB; pushes so far: 0.",
@@ -29,13 +29,13 @@ def test_before_the_first_batch():
 
 def test_no_class_is_ready_and_then_some_are():
     module = loss_of()
-    first = told(module, counts=(10, 2, 0, 6, 0))
+    first = lines_after(module, counts=(10, 2, 0, 6, 0))
     assert first == [
         "The last loss was 0: no class in the batch was ready.",
-        "Ready now, but not when the last step began: 0, 3.",
+        "Ready from the next step on: 0, 3.",
         "Absent from the batch: 2, 4.",
         "Not ready: 1 (2 of 4 rows), 2 (0 of 4 rows), 4 (0 of 4 rows).",
-        "Pixels of the last batch: 70, of which 52 ignored (label 255).",
+        "Pixels in the last batch: 70; 52 ignored (label 255).",
         "Bank: 14 rows in 5 rings of 14, 0.00308 MB; pushes so far: 1.",
     ]
     batch = batch_of(seed=1, counts=(10, 0, 9, 6, 0))
@@ -44,20 +44,20 @@ def test_no_class_is_ready_and_then_some_are():
     assert module.report().splitlines()[:4] == [
         f"The last loss was {value:.4g}, the mean over the 2 classes that took part.",
         "Took part: 0, 3.",
-        "Ready now, but not when the last step began: 2.",
+        "Ready from the next step on: 2.",
         "Absent from the batch: 1, 4.",
     ]
 
 
 def test_all_ignored():
-    lines = told(filled(loss_of()), counts=(0, 0, 0, 0, 0))
-    assert lines[0] == "The last loss was 0: all 70 pixels were ignored (label 255)."
-    assert "Pixels of the last batch: 70, of which 70 ignored (label 255)." in lines
+    lines = lines_after(filled(loss_of()), counts=(0, 0, 0, 0, 0))
+    assert lines[0] == "The last loss was 0: all 70 pixels had the ignored label 255."
+    assert "Pixels in the last batch: 70; 70 ignored (label 255)." in lines
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_one_class_has_no_negatives(eps):
-    lines = told(filled(loss_of(eps=eps)), counts=(0, 9, 0, 0, 0))
+    lines = lines_after(filled(loss_of(eps=eps)), counts=(0, 9, 0, 0, 0))
     value, _, why = lines[0].removeprefix("The last loss was ").partition(": ")
     assert abs(float(value) - math.log1p(eps)) <= 2**-24  # added to 1 in float32 by plain PyTorch
     assert why == "the only class in the batch was 1, so there were no negatives."
@@ -65,21 +65,21 @@ def test_one_class_has_no_negatives(eps):
 
 
 def test_excluded_classes_alone():
-    lines = told(filled(loss_of(exclude_classes=(1, 4))), counts=(0, 9, 0, 0, 3))
+    lines = lines_after(filled(loss_of(exclude_classes=(1, 4))), counts=(0, 9, 0, 0, 3))
     assert lines[0] == "The last loss was 0: all classes in the batch are excluded."
     assert "Excluded: 1, 4." in lines
 
 
 def test_waiting_for_every_class_to_be_full():
     module = filled(loss_of(start="all_full"), counts=(10, 10, 10, 2, 10))
-    lines = told(module, counts=ALL)
+    lines = lines_after(module, counts=ALL)
     assert lines[0] == (
         'The last loss was 0: no class starts before every class is full (start="all_full").'
     )
     assert "Full, waiting for the others: 0, 1, 2, 4." in lines
     assert "Not ready: 3 (12 of 14 rows)." in lines
-    told(module, counts=ALL)  # fills class 3, after its loss
-    assert "the mean over the 5 classes" in told(module, counts=ALL)[0]
+    lines_after(module, counts=ALL)  # fills class 3, after its loss
+    assert "the mean over the 5 classes" in lines_after(module, counts=ALL)[0]
 
 
 def test_inf_and_nan():
@@ -89,14 +89,14 @@ def test_inf_and_nan():
     batch["features"].permute(0, 2, 3, 1)[labelled] = torch.inf
     module(**batch)
     lines = module.report().splitlines()
-    assert lines[0] == "The last loss was 0: all 50 labelled pixels held an inf or NaN."
+    assert lines[0] == "The last loss was 0: all 50 labelled pixels had an inf or NaN."
     assert (
-        "Pixels of the last batch: 70, of which 20 ignored (label 255), 50 with an inf or NaN."
+        "Pixels in the last batch: 70; 20 ignored (label 255); 50 skipped for an inf or NaN."
         in lines
     )
-    lines = told(module, counts=ALL)  # the next batch is whole
-    assert "Pixels of the last batch: 70, of which 20 ignored (label 255)." in lines
-    assert "Pixels passed over for an inf or NaN since construction: 50." in lines
+    lines = lines_after(module, counts=ALL)  # the next batch is whole
+    assert "Pixels in the last batch: 70; 20 ignored (label 255)." in lines
+    assert "Pixels skipped for an inf or NaN since construction: 50." in lines
 
 
 def test_labels_outside_where_they_are_no_error():
@@ -113,23 +113,23 @@ def test_labels_outside_where_they_are_no_error():
         batch["features"][0, 0] = torch.nan
         module(**batch | {"labels": torch.full_like(batch["labels"], -1)})
         both = module.report()
-    assert "Pixels of the last batch: 70, of which 20 with another label outside [0, 5)." in some
+    assert "Pixels in the last batch: 70; 20 skipped for a label outside [0, 5)." in some
     assert none.startswith(
-        "The last loss was 0: all 70 labels that were not ignored lie outside [0, 5)."
+        "The last loss was 0: all 70 labelled pixels had a label outside [0, 5)."
     )
     assert both.startswith(
-        "The last loss was 0: all 70 labelled pixels held an inf or NaN or a label outside [0, 5)."
+        "The last loss was 0: all 70 labelled pixels had an inf or NaN or a label outside [0, 5)."
     )
 
 
 def test_one_pixel_for_anchor_and_key():
     module = filled(loss_of(disjoint=True, anchors="random", keys="high_confidence"))
-    lines = told(module, counts=(1, 0, 1, 0, 0))
+    lines = lines_after(module, counts=(1, 0, 1, 0, 0))
     assert (
         lines[0]
         == "The last loss was 0: no class in the batch had a pixel for an anchor and another for a key."
     )
-    assert "One pixel, which cannot be anchor and key: 0, 2." in lines
+    assert "Only one pixel, for anchor and key: 0, 2." in lines
 
 
 def test_a_loss_that_is_not_finite():
@@ -140,8 +140,8 @@ def test_a_loss_that_is_not_finite():
         value = module(**batch)
     assert value.isnan()
     assert module.report().splitlines()[0] == (
-        "The last loss was nan, that of 0, 1, 2, 3, 4: finite projections so large that a sum of them "
-        "overflows, or a row of the bank in torch.float16."
+        "The last loss was nan, because of class 0, 1, 2, 3, 4. The projections are finite, but a sum of them "
+        "overflows, or a row overflows in the bank's dtype torch.float16."
     )
 
 
@@ -154,13 +154,13 @@ def test_a_loss_lost_in_rounding():
         value = module(**batch)
     assert value == 0
     assert module.report().splitlines()[0] == (
-        "The last loss was 0: every anchor is so close to its key that the rest is lost in rounding."
+        "The last loss was 0: every anchor is so close to its key that the loss rounds to 0."
     )
 
 
 def test_eval_mode():
     module = filled(loss_of()).eval()
-    assert told(module)[-1] == "The module is in eval mode: batches do not enter the bank."
+    assert lines_after(module)[-1] == "The module is in eval mode: batches do not enter the bank."
 
 
 def test_names_and_long_lists():
@@ -181,8 +181,8 @@ def test_names_and_long_lists():
 
 def test_report_changes_nothing():
     module = filled(loss_of())
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     module.report()
     for name, tensor in module.state_dict().items():
-        assert torch.equal(tensor, twin.state_dict()[name])
+        assert torch.equal(tensor, copied.state_dict()[name])
     assert len(module.diagnostics()["pixels"]) == C

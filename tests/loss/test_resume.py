@@ -17,7 +17,7 @@ SETTINGS = [{"anchors": anchors, "keys": keys} for anchors, keys in STRATEGIES] 
 def test_resume(setting, tmp_path):
     batches = [batch_of(seed=seed, counts=(15, 9, 8, 3, 1)) for seed in range(2 * STEPS)]
     straight = loss_of(**setting)
-    told = [run(straight, batch) for batch in batches]
+    expected = [run(straight, batch) for batch in batches]
 
     first = loss_of(**setting)
     for batch in batches[:STEPS]:
@@ -25,7 +25,7 @@ def test_resume(setting, tmp_path):
     torch.save(first.state_dict(), tmp_path / "checkpoint.pt")
     second = loss_of(**{**setting, "seed": 12345})  # the checkpoint's seed takes its place
     second.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
-    for batch, (value, gradient) in zip(batches[STEPS:], told[STEPS:], strict=True):
+    for batch, (value, gradient) in zip(batches[STEPS:], expected[STEPS:], strict=True):
         again, again_gradient = run(second, batch)
         assert torch.equal(again, value)
         assert torch.equal(again_gradient, gradient)
@@ -36,8 +36,8 @@ def test_resume(setting, tmp_path):
 
 def test_the_state_dict_names_what_is_needed():
     names = set(loss_of().state_dict())
-    bank = {"features", "projections", "density", "counts", "heads", "pushes", "rng_state"}
-    bank |= {"meaning"}
+    bank = {"features", "projections", "density", "counts", "heads", "num_pushes", "rng_state"}
+    bank |= {"config"}
     assert names == {f"bank.{name}" for name in bank}
 
 

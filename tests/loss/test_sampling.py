@@ -99,7 +99,7 @@ def test_draws_are_independent(other):
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 2**31 - 1])
 def test_ranks_lie_in_range_and_are_even(size):
     bits = _random.random_bits(state(5), 0, (1 << 16,))
-    ranks = _random.random_ranks(bits, integers(size))
+    ranks = _random.random_below(bits, integers(size))
     assert int(ranks.min()) >= 0
     assert int(ranks.max()) < max(size, 1)
     if 1 < size <= 1000:
@@ -108,8 +108,8 @@ def test_ranks_lie_in_range_and_are_even(size):
 
 def test_ranks_reach_both_ends():
     bits = integers([0, 2**32 - 1])
-    assert _random.random_ranks(bits, integers(7)).tolist() == [0, 6]
-    assert _random.random_ranks(bits, integers(2**31 - 1)).tolist() == [0, 2**31 - 2]
+    assert _random.random_below(bits, integers(7)).tolist() == [0, 6]
+    assert _random.random_below(bits, integers(2**31 - 1)).tolist() == [0, 2**31 - 2]
 
 
 def test_seed_comes_from_the_global_generator_if_none_is_given():
@@ -182,7 +182,7 @@ def test_leading_rows_and_orders(labels, limits, seed):
     labels = [255 if c == 4 else c for c in labels]
     segments = segments_of(integers(labels), 4, seed=seed)
     size = min(len(labels), sum(limits)) or 1
-    rows = sampling.leading_rows(segments, integers(limits), size)
+    rows = sampling.leading_pixels(segments, integers(limits), size)
     values = (_random.random_bits(state(seed), 9, (size,)) % 3).float()  # many equal ones
     order = sampling.order_by(values, rows)
     assert sorted(order.tolist()) == list(range(size))

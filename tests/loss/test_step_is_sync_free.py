@@ -1,7 +1,7 @@
-"""A step never waits for the device: every operation it dispatches is looked at, forward, backward and push.
+"""A step never waits for the device: a check of every dispatched operation in forward, backward and push.
 
-What makes the host wait is the same on all devices: reading an element, a result whose size depends on
-values, a copy to another device. On the CPU all of it is free and goes unnoticed; so the dispatcher is asked.
+The same operations wait on all devices: reading an element, a result whose size depends on values, a copy to another
+device. On the CPU they are free and go unnoticed, so the dispatcher detects them.
 """
 
 import pytest

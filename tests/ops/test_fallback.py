@@ -141,7 +141,7 @@ def refused(op, arguments) -> str:
         ({0: torch.ones(9)}, "queries must have shape [M, D], got [9]"),
         ({1: torch.ones(3, 11, 4)}, "bank must have 5 columns like queries, got [3, 11, 4]"),
         ({1: torch.ones(11, 5)}, "query_offsets needs a bank of shape [C, N, D], got [11, 5]"),
-        ({4: None}, "query_offsets is needed with a bank of shape [C, N, D]"),
+        ({4: None}, "query_offsets is required with a bank of shape [C, N, D], got None"),
         ({4: integers([0, 9])}, "query_offsets must have shape [C + 1], got [2]"),
         ({4: integers([0, 5, 3, 9])}, "query_offsets must not decrease, got 5 before 3"),
         ({4: integers([0, 5, 6, 10])}, "query_offsets must lie in [0, 9], got 10"),

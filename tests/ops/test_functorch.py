@@ -115,7 +115,7 @@ def test_vmap_of_a_map_of_maps():
 def test_vmap_keeps_pixels_inside_their_own_maps():
     pixels = PIXELS.clone()
     pixels[1, 0, 0] = 24  # the first pixel of the next maps
-    with pytest.raises(RuntimeError, match=r"gather_rows: pixels must lie in \[0, 96\), got -1"):
+    with pytest.raises(RuntimeError, match=r"gather_rows: indices must lie in \[0, 96\), got -1"):
         vmap(ops.gather_rows)(MAPS, pixels)
 
 

@@ -82,17 +82,17 @@ def test_opcheck():
         (
             torch.zeros(1, 3, 4, 5),
             torch.tensor([20]),
-            r"gather_rows: pixels must lie in \[0, 20\), got 20",
+            r"gather_rows: indices must lie in \[0, 20\), got 20",
         ),
         (
             torch.zeros(1, 3, 4, 5),
             torch.tensor([3, -1]),
-            r"gather_rows: pixels must lie in \[0, 20\), got -1",
+            r"gather_rows: indices must lie in \[0, 20\), got -1",
         ),
         (
             torch.zeros(1, 3, 4, 5),
             torch.tensor([0.0]),
-            "gather_rows: pixels must be int64, got float32",
+            "gather_rows: indices must be int64, got float32",
         ),
         (
             torch.zeros(1, 3, 4, 5, dtype=torch.int64),
@@ -107,5 +107,5 @@ def test_errors_name_argument_rule_and_value(maps, pixels, message):
 
 
 def test_argument_that_is_no_tensor():
-    with pytest.raises(TypeError, match=r"pixels must be a torch\.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"indices must be a torch\.Tensor, got list"):
         gather_rows(torch.zeros(1, 3, 4, 5), [0])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dgcl_ops.ops import knn_topk
 
-SEARCH = Path(__file__).resolve().parents[2] / "csrc" / "cpu" / "knn_search.cpp"
+SEARCH = Path(__file__).resolve().parents[2] / "csrc" / "cpu" / "knn" / "search.cpp"
 # Queries of a class, up to which nothing is filtered.
 FEW = int(re.search(r"kFewQueries = (\d+);", SEARCH.read_text())[1])
 METRICS = ("cosine", "dot", "l2")

@@ -49,6 +49,7 @@ def run(level: str):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_levels_agree_bit_for_bit():
     digests = {}
     for level in LEVELS[: WIDEST + 1]:
@@ -67,6 +68,7 @@ def test_unknown_or_missing_level_is_an_error(level):
     assert level in result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", LEVELS[:WIDEST])
 def test_no_filter_loses_a_neighbour(level):
     """test_knn_filter.py on the levels below: their filters are others."""

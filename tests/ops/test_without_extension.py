@@ -166,14 +166,14 @@ def rows(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def contrast(groups, anchors, negatives, all_gradients=True):
+def contrast(groups, anchors, negatives, needs_key_grad=True):
     given = rows(groups, anchors, 4), rows(groups, 4), rows(groups, negatives, 4)
     loss, lse = reference.density_contrast_with_lse(*given)
     return (
         loss,
         lse,
         *reference_backward.density_contrast_backward(
-            torch.ones_like(loss), *given, lse, 0.5, all_gradients=all_gradients
+            torch.ones_like(loss), *given, lse, 0.5, needs_key_grad=needs_key_grad
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What the tests of the GPU kit share: its modules, runs of small steps, its commands as modules."""
+"""Shared by the tests of the GPU kit: its modules, runs of small steps, its commands as modules."""
 
 import importlib.util
 import os
@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / ".ci"
 KIT = CI / "gpu"
-PATIENCE = 120  # seconds, for what takes one or two: the machine may be busy
+PATIENCE = 1800  # seconds for what takes one or two; only a hang takes that long on a busy machine
 
 
 @pytest.fixture(name="kit")
 def kit_fixture(monkeypatch):
-    """The kit's modules; forgotten afterwards."""
+    """Imports the kit's modules, and unloads them afterwards."""
     monkeypatch.syspath_prepend(str(KIT))
     before = set(sys.modules)
     import runner
@@ -36,7 +36,7 @@ def run_fixture(kit, tmp_path):
     return new_run(kit, tmp_path)
 
 
-def new_run(kit, tmp_path, budget: float = 1000.0):
+def new_run(kit, tmp_path, budget: float = 10.0 * PATIENCE):
     write = kit.summary.writer({"commit": "abc", "wheel": "some.whl"})
     return kit.runner.Run(tmp_path / "out", budget, dict(os.environ), tmp_path, write)
 
@@ -65,11 +65,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def command_of(name: str):
+def command_of(name: str) -> types.ModuleType:
+    """Loads a command of .ci as a module."""
     loader = SourceFileLoader(name, str(CI / name))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
     before, path = sys.dont_write_bytecode, sys.path[:]
     sys.dont_write_bytecode = True
+    sys.path.insert(0, str(CI))
     try:
         loader.exec_module(module)
     finally:

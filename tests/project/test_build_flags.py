@@ -206,12 +206,12 @@ def test_a_build_with_cuda_kernels(tmp_path):
     calls = [
         line for line in (cuda / "bin" / "nvcc.log").read_text().splitlines() if " -c " in line
     ]
-    assert len(calls) == len(list(ROOT.glob("csrc/cuda/*.cu")))
+    assert len(calls) == len(list(ROOT.glob("csrc/cuda/**/*.cu")))
     assert all("-fmad=false" in line and "code=sm_90" in line for line in calls)
     assert "-gencode=arch=compute_90,code=compute_90" in calls[0]
     (linked,) = tree.calls("-shared")
     assert "-l:libcudart_static.a" in linked
-    assert "gather_rows_launch.cu.o" in linked
+    assert "gather_rows_kernel.cu.o" in linked
     assert "cuda 12.8 for sm_80, sm_90" in tree.calls(" -c ")[0]
 
 

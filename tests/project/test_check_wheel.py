@@ -1,26 +1,20 @@
-"""Which environments .ci/check_wheel takes in which turn, and what it reads from pytest's output."""
+"""Which environments .ci/check_wheel tests in which turn, and how it reads pytest's output."""
 
-import importlib.machinery
-import importlib.util
 import re
 from itertools import product
-from pathlib import Path
 
 import pytest
+from gpu_kit import CI, ROOT, command_of
 
 from dgcl_ops import _extension
 
-SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "check_wheel"
-if not SCRIPT.exists():
+if not CI.exists():
     pytest.skip("needs .ci/", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def script():
-    loader = importlib.machinery.SourceFileLoader("check_wheel", str(SCRIPT))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("check_wheel", loader))
-    loader.exec_module(module)
-    return module
+    return command_of("check_wheel")
 
 
 def test_without_a_turn_every_pair_is_tested(script):
@@ -51,15 +45,15 @@ SKIPPED [1233] needs a GPU
 SKIPPED [2] needs /proc: Linux only
 2034 passed, 1235 skipped, 1 failed, 3 warnings in 63.10s (0:01:03)
 """
-    counts, reasons = script.tally(output)
+    counts, reasons = script.counts_of(output)
     assert (counts["passed"], counts["skipped"]) == (2034, 1235)
     assert counts["failed"] == 1
     assert reasons == {"needs a GPU": 1233, "needs /proc: Linux only": 2}
 
 
 def test_the_range_of_releases_is_the_same_everywhere(script):
-    """In setup.py (with the stable ABI's version), the metadata, the check at import, the tests, README."""
-    root = SCRIPT.parent.parent
+    """Compares setup.py (with the stable ABI's version), the metadata, the check at import, the tests and README."""
+    root = ROOT
     setup = re.search(r"MINIMUM_TORCH = \((\d+), (\d+)\)", (root / "setup.py").read_text())
     assert tuple(map(int, setup.groups())) == _extension.MINIMUM_TORCH
     lowest = ".".join(setup.groups())
@@ -71,10 +65,8 @@ def test_the_range_of_releases_is_the_same_everywhere(script):
 
 
 def test_wheels_are_built_with_the_same_headers_everywhere():
-    root = SCRIPT.parent.parent
-    built = re.search(
-        r"CUDA_TORCH:-torch==([\d.]+)", (SCRIPT.parent / "check_cuda_builds").read_text()
-    )
+    root = ROOT
+    built = re.search(r"CUDA_TORCH:-torch==([\d.]+)", (CI / "check_cuda_builds").read_text())
     released = re.search(r"torch==([\d.]+) -r \.ci/nvcc", (root / "pyproject.toml").read_text())
     documented = re.search(
         r"headers of PyTorch ([\d.]+\d)", (root / "docs" / "compatibility.md").read_text()

@@ -1,4 +1,4 @@
-"""Packing for a GPU and collecting what came back: sizes, figures, and no figure that was not measured."""
+"""Packing for a GPU, and collecting results: sizes, figures, and no figure without a measurement."""
 
 import csv
 import json
@@ -89,7 +89,7 @@ def test_what_came_back_becomes_results(monkeypatch, tmp_path, capsys):
     )
     assert "| VOC step, published, eager | 85 ms | 51 to 119 | - | not measured |" in report
     printed = capsys.readouterr().out
-    assert "Enqueuing a step takes the host 2.5 ms; a CUDA graph replays it in 8 ms." in printed
+    assert "The host enqueues a step in 2.5 ms. A CUDA graph replays it in 8 ms." in printed
     assert "take {a}" not in printed
     assert "Under torch.compile the step" not in printed  # not measured
     assert "tests and the doctor pass" not in printed
@@ -110,11 +110,11 @@ def test_a_rehearsal_never_becomes_results(monkeypatch, tmp_path, gpu, rehearsal
 def test_a_run_without_a_gpu_is_refused(monkeypatch, tmp_path):
     out, results = came_back(tmp_path / "out", ""), tmp_path / "results"
     (out / "parts_bench_cuda.csv").unlink()
-    told = "NO CUDA DEVICE; torch 2.11.0"
+    note = "NO CUDA DEVICE; torch 2.11.0"
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    lines[1] |= {"status": "failed", "note": told}
+    lines[1] |= {"status": "failed", "note": note}
     (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(SystemExit, match=f"must come from a run that found a GPU, got {told}"):
+    with pytest.raises(SystemExit, match=f"must be from a run with a GPU, got {note}"):
         collect(monkeypatch, out, "--results", results)
     assert not results.exists()
 

@@ -1,6 +1,6 @@
-"""The kit for a first run on a GPU: whatever goes wrong in one step, the others' results and a summary are there.
+"""The kit for a first run on a GPU: a failing step never loses the summary or the results of other steps.
 
-Steps here are small programs that crash, hang or lie, run by the kit's own runner.
+The steps here are small programs that crash, hang or lie. The kit's own runner runs them.
 """
 
 import csv
@@ -34,7 +34,7 @@ from gpu_kit import (  # noqa: F401
 
 
 def check_neighbours(run, status: str, *words: str):
-    """The step between two good ones has this status; theirs and the summary are untouched."""
+    """Checks the status of a step between two good ones, and that their results and the summary are complete."""
     assert statuses(run) == {"before": "passed", "bad": status, "after": "passed"}
     assert run.figure("after", "value") == 7
     lines = [json.loads(t) for t in (run.out / "results.jsonl").read_text().splitlines()]
@@ -75,7 +75,7 @@ time.sleep(600)
 
 @pytest.fixture
 def impatient(run, monkeypatch):
-    """A limit passes as soon as the step has printed a result: no test waits for a limit, or is too slow for one."""
+    """Makes a limit pass as soon as the step has printed a result, so that no test depends on time."""
 
     def ends_within(process, seconds: float) -> bool:
         end = time.monotonic() + PATIENCE
@@ -97,7 +97,7 @@ def impatient(run, monkeypatch):
 
 
 def test_a_hang_with_children_that_ignore_sigterm(kit, run, impatient):
-    """One child is in the step's group, one in a session of its own: both end with the step."""
+    """One child is in the step's group, one in its own session. Both end with the step."""
     between(kit, run, python(kit, "bad", HANGS, limit=15))
     check_neighbours(run, "over its limit", "killed after 15 s", "got this far")
     pids = run.figure("bad", "pids")
@@ -137,7 +137,7 @@ def test_gvisor_is_a_skip_with_its_reason(kit):
 
 
 def test_a_full_deadline(kit, run):
-    """The last steps are cut, then left out; the summary says both."""
+    """The last steps get less time, then none. The summary says both."""
     run.go([good(kit, "before")])
     run.began -= run.budget - 300
     run.go([good(kit, "cut", limit=500)])
@@ -147,7 +147,7 @@ def test_a_full_deadline(kit, run):
     assert "limit cut from 500 to" in page(run)
     cut = float(re.search(r"limit cut from 500 to (\d+) s", page(run))[1])
     assert cut <= 300 - kit.runner.RESERVE, "no time is kept for the summary"
-    assert "no time left of the run's 1000 s" in page(run)
+    assert f"no time left of the run's {run.budget:.0f} s" in page(run)
 
 
 def test_an_unreadable_wheel(kit, run, tmp_path):
@@ -165,7 +165,7 @@ def test_a_wheel_that_does_not_load(kit, run, tmp_path):
         archive.writestr("dgcl_ops/__init__.py", "raise ImportError('GLIBC_2.99 not found')")
     command = [sys.executable, KIT / "install.py", tmp_path, tmp_path / "site"]
     between(kit, run, kit.runner.Step("bad", "does bad", command, PATIENCE))
-    check_neighbours(run, "failed", "it does not load", "GLIBC_2.99 not found")
+    check_neighbours(run, "failed", "the library does not load", "GLIBC_2.99 not found")
 
 
 def test_more_output_than_the_log_takes(kit, run):
@@ -186,11 +186,12 @@ def test_steps_that_run_together_have_results_of_their_own(kit, run):
 
 
 def test_no_device(tmp_path):
-    """The command itself, on an empty folder: no wheel either. Every step says why it was left out."""
+    """The command itself on an empty folder, without a wheel. Every step says why it was skipped."""
     command = [sys.executable, CI / "gpu_run", tmp_path, "--out", tmp_path / "out"]
+    command += ["--slower", "30"]  # the machine may be busy
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=env, check=False
+        command, capture_output=True, text=True, timeout=PATIENCE, env=env, check=False
     )
     assert done.returncode == 1, done.stderr
     text = (tmp_path / "out" / "summary.txt").read_text()
@@ -198,13 +199,13 @@ def test_no_device(tmp_path):
     assert "NO CUDA DEVICE" in text
     assert "skipped        tests" in text
     assert text.count("no CUDA device: PyTorch sees none") > 10
-    assert "must hold one *.whl, as .ci/gpu_pack leaves it, got 0" in text
+    assert "must hold one *.whl from .ci/gpu_pack, got 0" in text
     assert "WENT WRONG: environment, install" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_ended_from_outside(kit, tmp_path, number):
-    """What was known is on disk. SIGTERM is reported, and ends the running step too."""
+    """Earlier results are on disk. SIGTERM is reported, and ends the running step as well."""
     program = tmp_path / "program.py"
     program.write_text(
         f"""
@@ -243,7 +244,7 @@ raise SystemExit(command.main())
 
 
 def test_the_steps_of_a_run_are_in_order(kit, tmp_path):
-    """Right or wrong before fast or slow; the real commands carry no stand-in, a rehearsal's do."""
+    """Checks run before benchmarks. Only the commands of a rehearsal have stand-ins."""
     for rehearsal in (False, True):
         run = new_run(kit, tmp_path)
         sizes = kit.steps.REHEARSAL if rehearsal else kit.steps.ON_GPU

@@ -1,4 +1,4 @@
-"""The programs that the GPU kit's steps run: they find what is wrong, and the tests' plugin keeps what ended."""
+"""The programs of the GPU kit's steps: they report faults, and the pytest plugin records every test that ended."""
 
 import csv
 import os
@@ -116,20 +116,26 @@ def test_afterwards(device, n): pass
 
 
 def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
-    """What ended is on file, with its outcome; tests of the CPU are not run."""
+    """Every test that ended is recorded with its outcome. Tests of the CPU do not run."""
     (tmp_path / "test_some.py").write_text(SOME_TESTS)
     (tmp_path / "test_other.py").write_text("import a_package_that_is_not_there")
     env = {
         **os.environ,
         "PYTHONPATH": str(KIT / "plugins"),
         "DGCL_OPS_GPU_TESTS": str(tmp_path / "tests.csv"),
-        "DGCL_OPS_GPU_SECONDS": "10",
+        "DGCL_OPS_GPU_SECONDS": "30",  # only the hanging test takes that long
     }
     options = ["-p", "gpu_tests", "-p", "no:cacheprovider", "-q", "-n", "2"]
     options += ["--continue-on-collection-errors", "--rootdir", tmp_path, "-c", os.devnull]
     command = [sys.executable, "-m", "pytest", *options, tmp_path]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=env, cwd=tmp_path, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=env,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     with (tmp_path / "tests.csv").open(newline="") as file:
@@ -153,7 +159,7 @@ def test_tests_that_hang_crash_or_lose_the_device_leave_the_others(tmp_path):
 
 
 def test_steps_that_run_together_overlap(kit, run):
-    """Each waits for what the other leaves."""
+    """Each step waits for the other one's file."""
     code = (
         "import os, time; open('{}', 'w').close()\nwhile not os.path.exists('{}'): time.sleep(0.02)"
     )
@@ -182,6 +188,6 @@ def test_a_mistake_of_the_kit_ends_the_run_with_a_summary(kit, tmp_path, monkeyp
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's stay
     monkeypatch.setattr(sys, "argv", ["gpu_run", str(tmp_path), "--out", str(tmp_path / "out")])
     assert command.main() == 1
-    told = (tmp_path / "out" / "summary.txt").read_text()
-    assert "THE RUN ENDED EARLY: KeyError: 'no such step'" in told
-    assert "passed         first" in told
+    text = (tmp_path / "out" / "summary.txt").read_text()
+    assert "THE RUN ENDED EARLY: KeyError: 'no such step'" in text
+    assert "passed         first" in text

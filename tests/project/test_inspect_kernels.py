@@ -62,14 +62,14 @@ def rules(monkeypatch):
 def sass_faults(rules, more: str, kernel="copy_rows_kernel") -> list[str]:
     (counts,) = rules.read_sass(SASS.replace("{more}", more)).values()
     faults = rules.instruction_faults({"sass": {(kernel, "sm_80"): counts}})
-    return [fault for fault in faults if not fault.startswith("no kernel is meant")]
+    return [fault for fault in faults if not fault.startswith("no kernel matches")]
 
 
 def ptx_faults(rules, more: str, kernel="copy_rows_kernel") -> list[str]:
     listing, _ = rules.read_ptx(PTX.replace("{more}", more), "sm_80")
     (counts,) = listing.values()
     faults = rules.instruction_faults({"ptx": {(kernel, "sm_80"): counts}})
-    return [fault for fault in faults if not fault.startswith("no kernel is meant")]
+    return [fault for fault in faults if not fault.startswith("no kernel matches")]
 
 
 def test_listings_are_read(rules):
@@ -107,7 +107,7 @@ def test_what_a_kernel_must_have_is_missed(rules):
     changed = SASS.replace("STG.E.128", "STG.E.64").replace("{more}", "EXIT")
     (counts,) = rules.read_sass(changed).values()
     listing = {"sass": {("copy_rows_kernel", "sm_80"): counts}}
-    faults = [f for f in rules.instruction_faults(listing) if "no kernel is meant" not in f]
+    faults = [f for f in rules.instruction_faults(listing) if "no kernel matches" not in f]
     assert len(faults) == 1
     assert faults[0].startswith("copy_rows_kernel, sm_80 (sass): 0 of at least 1 STG")
     assert faults[0].endswith("16-byte stores")
@@ -181,8 +181,8 @@ def test_bounds_that_others_raise_need_relaxed_loads(rules, load):
 def test_no_kernel_goes_without_a_rule_and_no_rule_without_a_kernel(rules):
     listing = {"sass": {("new_kernel<float>", "sm_80"): Counter()}}
     faults = rules.instruction_faults(listing)
-    assert "new_kernel<float>: no rule says what it is made of" in faults
-    assert any("no kernel is meant by the rule for silhouette_sums_kernel" in f for f in faults)
+    assert "new_kernel<float>: no rule describes this kernel" in faults
+    assert any("no kernel matches the rule for silhouette_sums_kernel" in f for f in faults)
 
 
 def test_the_table_is_in_order(rules):
@@ -262,13 +262,13 @@ def test_it_runs_on_one_file():
         "module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "loader.exec_module(module)\n"
-        "source = module.ROOT / 'csrc/cuda/memory_push_launch.cu'\n"
+        "source = module.ROOT / 'csrc/cuda/memory_push_kernel.cu'\n"
         "part = module.inspect(source, module.find_nvcc(), None)\n"
         "rows, listings, faults = module.merged([part], '13')\n"
         "faults += module.rules.memory_faults(rows)\n"
         "flags = module.setup_value('NVCC_FLAGS')\n"
         "faults += module.compat_probe.probe_faults(module.find_nvcc(), flags, source.parent)\n"
-        "faults += [f for f in module.rules.instruction_faults(listings) if 'no kernel is' not in f]\n"
+        "faults += [f for f in module.rules.instruction_faults(listings) if 'no kernel matches' not in f]\n"
         "assert not faults, faults\n"
         "print(sorted({row['kernel'] for row in rows}))\n"
     )

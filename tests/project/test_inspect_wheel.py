@@ -1,17 +1,15 @@
-"""The inspection of the wheel finds what it is there to find: faults are planted in wheels made here."""
+"""The inspection of a wheel reports each fault that is planted in wheels built here."""
 
 import functools
-import importlib.machinery
-import importlib.util
 import subprocess
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from gpu_kit import CI, command_of
 
-SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "inspect_wheel"
-if not SCRIPT.exists():
+if not CI.exists():
     pytest.skip("the inspection is in .ci/, and these tests stand alone", allow_module_level=True)
 pytest.importorskip("abi3audit", reason="the inspection needs the dependency group wheel")
 
@@ -30,12 +28,7 @@ PyMODINIT_FUNC PyInit__C() {
 
 @pytest.fixture(scope="module")
 def inspection():
-    loader = importlib.machinery.SourceFileLoader("inspect_wheel", str(SCRIPT))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader("inspect_wheel", loader)
-    )
-    loader.exec_module(module)
-    return module
+    return command_of("inspect_wheel")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +89,7 @@ def test_the_tag(faults, tag):
 
 
 def test_the_tag_inside_is_that_of_the_name(faults):
-    assert only(faults(inside="cp310-abi3-linux_x86_64"), "WHEEL says ['cp310-abi3-linux_x86_64']")
+    assert only(faults(inside="cp310-abi3-linux_x86_64"), "WHEEL has ['cp310-abi3-linux_x86_64']")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +97,7 @@ def test_the_tag_inside_is_that_of_the_name(faults):
     ["dgcl_ops.libs/libtorch_cpu-1a2b.so", "dgcl_ops/libcudart.so.13", "dgcl_ops/_D.abi3.so"],
 )
 def test_a_library_that_was_copied_in(faults, path):
-    assert only(faults(more=[path]), f"{path}: a library in the wheel")
+    assert only(faults(more=[path]), f"{path}: libraries are not allowed")
 
 
 def test_the_extension_is_named_for_the_limited_api(faults):
@@ -153,6 +146,6 @@ def test_a_function_outside_the_limited_api(faults, called):
 
 def test_cuda_kernels_must_be_as_asked(faults):
     kernels = '__attribute__((section(".nv_fatbin"), used)) static const char code[64] = {1};'
-    assert only(faults(SOURCE, cuda="yes"), "in it: no; asked for: yes")
+    assert only(faults(SOURCE, cuda="yes"), "CUDA kernels must be: yes, got no")
     assert faults(SOURCE + kernels, cuda="yes") == []
-    assert only(faults(SOURCE + kernels, cuda="no"), "in it: yes; asked for: no")
+    assert only(faults(SOURCE + kernels, cuda="no"), "CUDA kernels must be: no, got yes")

@@ -402,7 +402,7 @@ def test_a_recorded_step_does_what_eager_steps_do(cuda_graphs):
 
 
 FROZEN = {  # read by the host, and so fixed when the step is recorded
-    "a number": lambda bank, ready: ready | (int(bank.pushes) > 1),
+    "a number": lambda bank, ready: ready | (int(bank.num_pushes) > 1),
     "a tensor made anew": lambda bank, ready: torch.tensor(ready.tolist()),
 }
 

@@ -164,17 +164,17 @@ def test_tap_pools_to_a_size():
 
 def test_tap_names_what_is_near():
     model = Segmenter()
-    with pytest.raises(ValueError, match=r"got 'classifier'; near names: 'decoder.classifier'"):
+    with pytest.raises(ValueError, match=r"got 'classifier'; similar names: 'decoder.classifier'"):
         FeatureTap(model, "classifier")
     with pytest.raises(ValueError, match=r"inside Segmenter, got 'decodr.norm'.*'decoder.norm'"):
         FeatureTap(model, "decodr.norm")
-    with pytest.raises(ValueError, match=r"near names: 'backbone', 'decoder'"):
+    with pytest.raises(ValueError, match=r"similar names: 'backbone', 'decoder'"):
         FeatureTap(model, "xyzzy")
-    with pytest.raises(ValueError, match=r"got ''; near names: 'backbone', 'decoder'"):
+    with pytest.raises(ValueError, match=r"got ''; similar names: 'backbone', 'decoder'"):
         FeatureTap(model, "")
     with pytest.raises(ValueError, match=r"got 'decoder.forward'"):
         FeatureTap(model, "decoder.forward")
-    with pytest.raises(ValueError, match="near names: none"):
+    with pytest.raises(ValueError, match="similar names: none"):
         FeatureTap(nn.Identity(), "head")
 
 

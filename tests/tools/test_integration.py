@@ -110,10 +110,10 @@ def test_ignore_without_a_bank_and_with_a_wrong_root():
         ddp_ignore_bank({})
 
 
-def _one_forward(rank, placement, told):
+def _one_forward(rank, placement, ignored):
     """The bank gets rows of this rank, DDP wraps it and gets a batch; then what is there, and whether a push works."""
     root = WithBank(placement)
-    names = ddp_ignore_bank(root) if told else []
+    names = ddp_ignore_bank(root) if ignored else []
     bank = root.contrast.bank
     push = {
         "features": rows_of(rank),
@@ -150,7 +150,7 @@ def rows_of(rank):
 
 def _two_ranks(rank, folder):
     return {
-        placement: {told: _one_forward(rank, placement, told) for told in (False, True)}
+        placement: {ignored: _one_forward(rank, placement, ignored) for ignored in (False, True)}
         for placement in PLACEMENTS
     }
 
@@ -167,8 +167,8 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_ddp_leaves_the_bank_alone_if_told(ranks, placement):
-    first, second = (told[placement][True] for told in ranks)
+def test_ddp_leaves_an_ignored_bank_alone(ranks, placement):
+    first, second = (each[placement][True] for each in ranks)
     for each in (first, second):
         assert same(each["before"], each["after"])
         assert not each["error"]
@@ -177,19 +177,21 @@ def test_ddp_leaves_the_bank_alone_if_told(ranks, placement):
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_ddp_writes_the_bank_of_rank_0_over_the_other_unless_told_not_to(ranks, placement):
-    first, second = (told[placement][False] for told in ranks)
+def test_ddp_overwrites_a_bank_that_is_not_ignored(ranks, placement):
+    first, second = (each[placement][False] for each in ranks)
     assert same(first["after"], second["after"])
     assert same(first["before"], first["after"])
     assert same(second["before"], second["after"]) == (placement == "replicated")
-    for each in (first, second):  # the same bits; lost windows, and an error; lost rows
-        assert ("buffers of a sharded bank" in each["error"]) == (placement == "sharded")
+    for each in (first, second):  # the same bits; lost shards, and an error; lost rows
+        assert ("shard was overwritten by another rank" in each["error"]) == (
+            placement == "sharded"
+        )
         assert bool(each["error"]) == (placement == "sharded")
 
 
 def test_ddp_synchronises_the_rest_as_before(ranks):
     for placement in PLACEMENTS:
-        for told in (False, True):
-            first, second = (each[placement][told] for each in ranks)
+        for ignored in (False, True):
+            first, second = (each[placement][ignored] for each in ranks)
             assert second["running"] == [1.0, 1.0]
             torch.testing.assert_close(first["gradient"], second["gradient"])

@@ -1,4 +1,4 @@
-"""dgcl_ops.features: FeatureTap finds the classifier of known structures by itself, and asks for a path else."""
+"""dgcl_ops.features: FeatureTap finds the classifier of known models, and needs a path for others."""
 
 import pytest
 import torch
@@ -82,15 +82,15 @@ class Segmenter(nn.Module):
 def test_tap_asks_for_a_path_and_names_the_last_convolutions():
     model = Segmenter()
     message = (
-        r"FeatureTap: module_path must be given, as Segmenter has none of the known structures: the name of the "
+        r"FeatureTap: module_path must be given for Segmenter \(unknown structure\), got None; pass the name of the "
         r"layer that yields the classes; the last convolutions are 'decoder.classifier' "
         r"\(4 -> 3 channels\), 'backbone' \(3 -> 4 channels\)$"
     )
     with pytest.raises(ValueError, match=message):
         FeatureTap(model)
-    with pytest.raises(ValueError, match=r"as Segmenter .*'_orig_mod\.decoder\.classifier'"):
+    with pytest.raises(ValueError, match=r"for Segmenter .*'_orig_mod\.decoder\.classifier'"):
         FeatureTap(torch.compile(model))
-    with pytest.raises(ValueError, match=r"as Linear has .* the last convolutions are none"):
+    with pytest.raises(ValueError, match=r"for Linear .* the last convolutions are none"):
         FeatureTap(nn.Linear(2, 2))
     many = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(7)))
     with pytest.raises(ValueError, match=r"'6' .*'5' .*'4' .*'3' .*'2' \(2 -> 2 channels\)$"):
@@ -102,7 +102,7 @@ def test_tap_takes_only_convolutions_for_classifiers():
     model = nn.Module()
     model.classifier = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     model.segmentation_head = nn.Sequential()
-    with pytest.raises(ValueError, match="none of the known structures"):
+    with pytest.raises(ValueError, match="unknown structure"):
         FeatureTap(model)
 
 

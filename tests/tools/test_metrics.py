@@ -1,7 +1,6 @@
-"""dgcl_ops.metrics against scikit-learn, loop oracles and the relations the scores obey."""
+"""The scores of `metrics` against scikit-learn, loop oracles and the relations they obey."""
 
 import math
-import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import sklearn.metrics as oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgcl_ops import metrics as M
 
@@ -31,38 +29,6 @@ def blobs(rows, width, classes, seed=0, spread=1.0):
     centres = 2 * torch.randn(classes, width, generator=generator, dtype=torch.float64)
     noise = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     return centres[labels] + spread * noise, labels
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes alive at once among the storages made while the mode is on."""
-
-    def __init__(self):
-        super().__init__()
-        self.holders, self.alive, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            key = tensor.untyped_storage().data_ptr()
-            if key in inputs and key not in self.holders:
-                continue  # a view of something older than the mode
-            size = tensor.untyped_storage().nbytes()
-            if key not in self.holders:
-                self.holders[key] = 0
-                self.alive += size
-            self.holders[key] += 1
-            weakref.finalize(tensor, self.release, key, size)
-        self.peak = max(self.peak, self.alive)
-        return result
-
-    def release(self, key, size):
-        self.holders[key] -= 1
-        if self.holders[key] == 0:
-            del self.holders[key]
-            self.alive -= size
 
 
 @each_score
@@ -136,17 +102,6 @@ def test_lower_precision_is_widened(name, dtype):
     mine, theirs = SCORES[name]
     expected = theirs(features.double().numpy(), labels.numpy())
     assert mine(features, labels).item() == pytest.approx(expected, **TOLERANCE)
-
-
-@each_score
-@pytest.mark.parametrize("block", [1, 2, 7, 31, 64])
-def test_block_size_does_not_matter(name, block, monkeypatch):
-    features, labels = blobs(64, 5, 6)
-    mine = SCORES[name][0]
-    expected = mine(features, labels)
-    monkeypatch.setattr(M, "_LARGEST_BLOCK", block)
-    monkeypatch.setattr(M._Clusters, "sum_block", lambda self, copies: block)
-    torch.testing.assert_close(mine(features, labels), expected, rtol=1e-12, atol=1e-12)
 
 
 @each_score
@@ -240,32 +195,6 @@ def test_relations(name, seed, classes, scale):
 
 
 @each_score
-@pytest.mark.parametrize("megabytes", [64, 5])
-def test_working_memory_stays_below_the_budget(name, megabytes, monkeypatch):
-    """The smaller budget is one that the sums of all rows at once would not fit in."""
-    features, labels = blobs(5000, 64, 21)
-    features = features.float()
-    monkeypatch.setattr(M, "_BUDGET_DOUBLES", megabytes * 2**20 // 8)
-    with PeakMemory() as memory:
-        SCORES[name][0](features, labels)
-    assert 0 < memory.peak <= megabytes * 2**20  # an N x N float64 matrix would be 200 MB
-
-
-@pytest.mark.parametrize(("width", "classes"), [(1, 2), (256, 21), (4096, 150), (65536, 2)])
-def test_block_fits_the_budget(width, classes):
-    clusters = M._Clusters(
-        "", torch.empty(1, width, device="meta"), None, None, torch.empty(classes, device="meta")
-    )
-    b = clusters.block
-    assert b >= 16
-    assert 8 * (6 * b * width + 4 * classes * b) <= 64 * 2**20
-    for copies in (1, 2):
-        b = clusters.sum_block(copies)
-        assert b >= 16
-        assert copies * b * width * 4 + 4 * 8 * classes * b <= 48 * 2**20
-
-
-@each_score
 @pytest.mark.parametrize(
     ("features", "labels", "options", "error", "message"),
     [
@@ -289,61 +218,3 @@ def test_errors(name, features, labels, options, error, message):
         labels = torch.tensor(labels, dtype=torch.int64)
     with pytest.raises(error, match=f"{name}: .*{message}"):
         SCORES[name][0](features, labels, **options)
-
-
-# ----------------------------------------------------------------------- density_statistics
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_density_statistics_equal_numpy(dtype):
-    generator = torch.Generator().manual_seed(0)
-    density = torch.rand(3, 17, 11, generator=generator).to(dtype)
-    labels = torch.randint(0, 6, density.shape, generator=generator)
-    labels[labels == 4] = 255  # class 4 is empty
-    density[0, 0, :4] = math.nan
-    levels = (0.1, 0.5, 1 / 3)
-    got = M.density_statistics(density, labels, 6, quantiles=levels)
-    for c in range(6):
-        values = density[(labels == c) & ~density.isnan()].double().numpy()
-        assert got["count"][c] == len(values)
-        if c == 4:
-            assert all(got[key][..., c].isnan().all() for key in ("mean", "min", "quantiles"))
-            continue
-        expected = [values.mean(), values.min(), values.max(), *np.quantile(values, levels)]
-        mine = [got["mean"][c], got["min"][c], got["max"][c], *got["quantiles"][:, c]]
-        np.testing.assert_allclose([float(v) for v in mine], expected, rtol=1e-12)
-
-
-def test_density_statistics_edges():
-    got = M.density_statistics(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 3)
-    assert got["count"].tolist() == [0, 0, 0]
-    assert got["quantiles"].shape == (3, 3)
-    assert got["quantiles"].isnan().all()
-    got = M.density_statistics(torch.tensor([0.5, 1.0]), torch.tensor([255, 2]), 3, quantiles=())
-    assert got["count"].tolist() == [0, 0, 1]
-    assert got["min"][2] == got["max"][2] == got["mean"][2] == 1
-    assert got["quantiles"].shape == (0, 3)
-    got = M.density_statistics(torch.ones(2), torch.tensor([1, 1]), 2, ignore_index=1)
-    assert got["count"].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"density": torch.zeros(2).long()}, TypeError, "density must be a floating point tensor"),
-        ({"labels": torch.zeros(2)}, TypeError, "labels must be an integer tensor"),
-        ({"labels": torch.zeros(3).long()}, ValueError, r"shape of density, \[2\], got \[3\]"),
-        (
-            {"labels": torch.tensor([1, 37])},
-            ValueError,
-            r"\[0, 2\) or equal ignore_index 255, got 37",
-        ),
-        ({"labels": torch.tensor([1, -1]), "ignore_index": None}, ValueError, r"\[0, 2\), got -1"),
-        ({"num_classes": 0}, ValueError, "num_classes must be positive, got 0"),
-        ({"quantiles": (0.5, 1.5)}, ValueError, r"quantiles must lie in \[0, 1\], got \(0.5, 1.5"),
-    ],
-)
-def test_density_statistics_errors(change, error, message):
-    arguments = {"density": torch.zeros(2), "labels": torch.tensor([0, 1]), "num_classes": 2}
-    with pytest.raises(error, match=f"density_statistics: .*{message}"):
-        M.density_statistics(**(arguments | change))

@@ -83,9 +83,9 @@ def trains(printed, reached):
         assert lines[-1][3] == 4
         assert lines[-1][2] > 0
         bank = contrast.bank
-        assert bank.pushes == steps
+        assert bank.num_pushes == steps
         assert bank.ready().all()
-        assert bank.features[bank.held()].float().norm(dim=-1).gt(0).all()
+        assert bank.features[bank.valid_slots()].float().norm(dim=-1).gt(0).all()
         gradients = [size for _, size in reached]
         assert len(gradients) == steps
         assert gradients[0] == 0

@@ -27,7 +27,7 @@ def test_lightning(example, trains, reached, tmp_path):
     checkpoint = str(tmp_path / "last.ckpt")
     with redirect_stdout(io.StringIO()):
         _, resumed = module.main(["--steps", "3", "--out", str(tmp_path), "--resume", checkpoint])
-    assert resumed.contrast.bank.pushes == 3  # all steps were done: only the state came in
+    assert resumed.contrast.bank.num_pushes == 3  # all steps were done: only the state came in
     assert_equal_states(segmenter.state_dict(), resumed.state_dict())
 
 
@@ -58,7 +58,7 @@ def test_hf_trainer_accumulates_means(example, monkeypatch, tmp_path):
     trainer.train()
     assert watch.compared == 3
     assert len(gradients) == 6
-    assert trainer.model.contrast.bank.pushes == 6
+    assert trainer.model.contrast.bank.num_pushes == 6
 
 
 def test_hf_trainer_resumes_bit_for_bit(example, trains, printed, tmp_path):
@@ -83,13 +83,13 @@ def test_accelerate_resumes_bit_for_bit(example, trains, printed, tmp_path):
     assert printed() == lines[2:]
     for ours, theirs in zip(whole, resumed, strict=True):
         assert_equal_states(ours.state_dict(), theirs.state_dict())
-    assert resumed[2].bank.pushes == 4
+    assert resumed[2].bank.num_pushes == 4
 
 
 def test_mmseg(example, reached, tmp_path, compiled_ops_of_mmcv):
     runner = example("mmseg_head").main(["--steps", "3", "--out", str(tmp_path)])
     head = runner.model.decode_head
-    assert head.contrast.bank.pushes == 3
+    assert head.contrast.bank.num_pushes == 3
     assert head.contrast.bank.ready().all()
     assert len(reached) == 3
     assert reached[0][1] == 0

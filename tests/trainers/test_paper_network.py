@@ -99,7 +99,7 @@ def test_weights_come_from_a_file(network, tmp_path):
     with pytest.raises(ValueError, match=r"weights: .*resnet18\.pth must hold the backbone's"):
         DeepLabV3Plus(21, encoder="resnet50", weights=tmp_path / "resnet18.pth")
     torch.save({"conv1.0.weight": torch.rand(64, 3, 3, 3)}, tmp_path / "deep.pth")
-    with pytest.raises(ValueError, match=r"its stem is three 3x3 .* network deeplab_published"):
+    with pytest.raises(ValueError, match=r"its stem has three 3x3 .* network deeplab_published"):
         DeepLabV3Plus(21, encoder="resnet18", weights=tmp_path / "deep.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"weights: .*text\.pth must hold the backbone's"):

@@ -1,10 +1,9 @@
-"""A pytest plugin, `-p gpu_tests`: the tests that need a GPU, most valuable first, each with a time limit.
+"""A pytest plugin, `-p gpu_tests`: runs the tests that need a GPU, most valuable first, each with a time limit.
 
-DGCL_OPS_GPU_TESTS     a file that gets a line for each test as soon as it ends: outcome, seconds, test, error
-DGCL_OPS_GPU_SECONDS   of one test; a test that takes longer ends its process, and pytest-xdist starts another
+DGCL_OPS_GPU_TESTS     a file that gets a line per test as soon as it ends: outcome, seconds, test, error
+DGCL_OPS_GPU_SECONDS   time limit per test; a slower test ends its process, and pytest-xdist starts another one
 
-After an error that leaves the device's context unusable every later test of the process would fail. So the process ends
-then, too.
+An error that makes the device's context unusable also ends the process, since every later test in it would fail.
 """
 
 import csv
@@ -15,8 +14,8 @@ import sys
 
 import pytest
 
-NEEDED = "needs a GPU"  # the reason of every skip that this plugin looks for
-ASKS = "torch.cuda.is_available()"  # a test that does something else on a machine with a GPU
+NEEDED = "needs a GPU"  # the skip reason of tests for CUDA only
+ASKS = "torch.cuda.is_available()"  # in the source of tests that behave differently with a GPU
 FIRST = (  # search, contrast, copies, gradients
     *("knn_topk", "knn_density", "density_contrast", "gather_rows", "memory_push", "class_counts"),
     *("silhouette_sums", "gradients"),
@@ -55,7 +54,7 @@ def is_worker(config) -> bool:
 
 
 class Limit:
-    """Ends a process whose test takes too long, or lost the device."""
+    """Ends a process whose test exceeds its time limit or loses the device."""
 
     def __init__(self, seconds: float, alone: bool):
         self.seconds, self.alone, self.lost = seconds, alone, False
@@ -77,7 +76,7 @@ class Limit:
 
 
 class Outcomes:
-    """A line for each test that has ended, flushed."""
+    """Writes and flushes a line for each test that has ended."""
 
     def __init__(self, path: str):
         self.file = open(path, "a", newline="")  # noqa: SIM115 (for as long as pytest runs)
@@ -88,7 +87,7 @@ class Outcomes:
         self.file.flush()
 
     def pytest_collectreport(self, report):
-        """A file that cannot be imported, for example because a package is missing."""
+        """Records a file that cannot be imported, for example because a package is missing."""
         if report.failed:
             lines = str(report.longrepr).strip().splitlines() or ["?"]
             self.write("not collected", 0.0, report.nodeid, lines[-1])

@@ -1,4 +1,4 @@
-"""Runs a program as Python would, with the pretended GPU.
+"""Runs a Python program with the pretended GPU.
 
 pretend.py KERNELS (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]
 """

@@ -1,8 +1,8 @@
-"""A stand-in for the GPU. Everything that a rehearsal replaces in a step's Python is in this file.
+"""A stand-in for the GPU. This file holds everything that a rehearsal replaces in a step's Python.
 
-Tensors asked for on "cuda" are the CPU's. The library's kernels on them are the CUDA kernels, run by the emulator.
-Events read this process's clock, a CUDA graph is a recording of operations, and torch.compile does nothing. So a
-rehearsal shows nothing about launches, streams, memory, compilation or speed.
+Tensors on "cuda" are CPU tensors. The library's kernels on them are the CUDA kernels, run by the emulator. Events read
+this process's clock, a CUDA graph is a recording of operations, and torch.compile is a no-op. So a rehearsal says
+nothing about launches, streams, memory, compilation or speed.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ def is_cuda(value) -> bool:
 
 
 class OnTheCpu(TorchFunctionMode):
-    """Every device "cuda" that a function of PyTorch is asked for becomes "cpu"."""
+    """Replaces device "cuda" by "cpu" in the arguments of PyTorch's functions."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.cuda:
             return args[0]
-        if function is torch.device:  # code that asks for a device's type gets the true one
+        if function is torch.device:  # a device object keeps its type
             return function(*args, **(kwargs or {}))
         args = tuple("cpu" if is_cuda(a) else a for a in args)
         kwargs = {k: "cpu" if is_cuda(v) else v for k, v in (kwargs or {}).items()}
@@ -52,7 +52,7 @@ class Event:
 
 
 class Profile(torch.profiler.profile):
-    """The library's and PyTorch's operations count as kernels."""
+    """Counts operations of the library and of PyTorch as kernels."""
 
     def __init__(self, activities=None, **options):
         super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **options)
@@ -111,14 +111,18 @@ def cuda_functions() -> dict:
 
 
 def emulated():
-    """The CUDA kernels in the place of the CPU's, while the context is open."""
+    """Replaces the CPU kernels by the CUDA kernels inside the context."""
     from kernels.emulator import replace
 
     return replace.emulated_kernels("rehearsal")
 
 
 def install(kernels: str) -> None:
-    """For the rest of this process. kernels: "side" emulates where the library compares, "all" everywhere."""
+    """Installs the stand-in for the rest of the process.
+
+    Args:
+        kernels: where to emulate kernels: "side" where the library compares, "all" everywhere, "none" nowhere.
+    """
     sys.path.insert(0, str(TESTS))
     for name, stand_in in cuda_functions().items():
         setattr(torch.cuda, name, stand_in)
@@ -127,7 +131,7 @@ def install(kernels: str) -> None:
     OnTheCpu().__enter__()
     try:
         import dgcl_ops
-    except ImportError:  # the step that looks at PyTorch alone
+    except ImportError:  # a step that needs only PyTorch
         return
     from dgcl_ops import backend
     from dgcl_ops.doctor import compare, reporting

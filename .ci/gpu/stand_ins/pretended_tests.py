@@ -1,7 +1,7 @@
-"""A pytest plugin for the rehearsal, `-p pretended_tests`: the pretended GPU in every process that runs tests.
+"""A pytest plugin for the rehearsal, `-p pretended_tests`: installs the pretended GPU in every test process.
 
-A test of device "cuda" runs on the CPU's tensors, and where the compiled operators are under test, on the emulated CUDA
-kernels. Tests of what only a driver does are skipped by name.
+Tests of device "cuda" run on CPU tensors. Tests of the compiled operators run on the emulated CUDA kernels. Tests that
+need a driver are skipped by name.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ pretended_gpu.install("none")
 
 NOT_REHEARSED = {
     "test_pytorch_sees_a_step_that_waits": "no stand-in detects a sync",
-    "test_no_step_needs_values": "it reads the tensors' device",
+    "test_no_step_needs_values": "it checks the tensors' device",
 }
 
 

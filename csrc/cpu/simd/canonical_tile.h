@@ -1,11 +1,11 @@
-// Canonical scores (math/canonical.h) of several rows against several others, so that what is loaded serves more than
-// once. Each pair's 32 sums and their tree are those of the single pair: the same bits.
+// Canonical sums (math/canonical.h) of several rows with several others, so that each load serves several pairs. The 32
+// sums of each pair and their tree are the same as for a single pair, so the bits are the same.
 #pragma once
 #include "../../math/canonical.h"
 
 namespace dgcl {
 
-// Adds to sum[i][r * C + c], for registers [first, first + G) of the 32 lanes, all elements they take.
+// Adds all elements of registers [first, first + G) of the 32 lanes to sum[i][r * C + c].
 template <typename V, int R, int C, int G, typename Combine>
 inline __attribute__((always_inline)) void add_lanes(const typename V::Scalar* const* a,
                                                      const typename V::Scalar* const* b, int64_t dim, int first,
@@ -54,7 +54,8 @@ inline __attribute__((always_inline)) void canonical_tile(const typename V::Scal
                                                           typename V::Scalar* out, Combine combine) {
   static_assert(R * C % 4 == 0);
   constexpr int K = kLanes / V::width;
-  constexpr int G = K * R * C <= V::sums ? K : (2 * R * C <= V::sums && K % 2 == 0 ? 2 : 1);  // what registers hold
+  constexpr int G =
+      K * R * C <= V::sums ? K : (2 * R * C <= V::sums && K % 2 == 0 ? 2 : 1);  // as many as fit into registers
   V sum[K][R * C];
 #pragma GCC unroll 16
   for (int first = 0; first < K; first += G) add_lanes<V, R, C, G>(a, b, dim, first, sum, combine);
@@ -74,7 +75,7 @@ void canonical_dots(const typename V::Scalar* const* a, const typename V::Scalar
   canonical_tile<V, R, C>(a, b, dim, out, [](V sum, V x, V y) { return V::fma(x, y, sum); });
 }
 
-// |a - b|^2 from the differences: no cancellation, 0 for equal rows.
+// |a - b|^2 from the differences: nothing cancels, and equal rows give 0.
 template <typename V, int R, int C>
 void canonical_squared_distances(const typename V::Scalar* const* a, const typename V::Scalar* const* b, int64_t dim,
                                  typename V::Scalar* out) {

@@ -1,4 +1,4 @@
-// Chooses the level at run time.
+// Chooses the instruction set at run time.
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -38,17 +38,17 @@ Level widest_available() {
 
 Level choose_level() {
   const Level widest = widest_available();
-  const char* asked = std::getenv("DGCL_OPS_CPU_CAPABILITY");
-  if (!asked || !*asked) return widest;
+  const char* requested = std::getenv("DGCL_OPS_CPU_CAPABILITY");
+  if (!requested || !*requested) return widest;
   for (int level = kPortable; level <= kAvx512Vnni; ++level) {
-    if (std::string(asked) != kLevelNames[level]) continue;
+    if (std::string(requested) != kLevelNames[level]) continue;
     if (level > widest)
-      throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + asked +
-                               ", its widest level is " + kLevelNames[widest]);
+      throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY: this processor has no ") + requested +
+                               "; its widest level is " + kLevelNames[widest]);
     return static_cast<Level>(level);
   }
   throw std::runtime_error(std::string("DGCL_OPS_CPU_CAPABILITY must be portable, avx2, avx512 or avx512_vnni, got ") +
-                           asked);
+                           requested);
 }
 
 Level level() {
@@ -69,7 +69,7 @@ const Int8Primitives* int8_primitives() {
 
 template <>
 const Primitives<float>& primitives<float>() {
-  [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
+  [[maybe_unused]] const Level chosen = level();  // on every processor, so that an unavailable level raises
 #if defined(__x86_64__)
   if (chosen >= kAvx512) return avx512::float_primitives;
   if (chosen == kAvx2) return avx2::float_primitives;
@@ -79,7 +79,7 @@ const Primitives<float>& primitives<float>() {
 
 template <>
 const Primitives<double>& primitives<double>() {
-  [[maybe_unused]] const Level chosen = level();  // asked on every processor: a name that it does not have is an error
+  [[maybe_unused]] const Level chosen = level();  // on every processor, so that an unavailable level raises
 #if defined(__x86_64__)
   if (chosen >= kAvx512) return avx512::double_primitives;
   if (chosen == kAvx2) return avx2::double_primitives;

@@ -1,7 +1,7 @@
-// Squared distances of 16 x 16 rows from their differences: no cancellation, 0 for equal rows.
+// Squared distances of 16 x 16 rows from their differences: nothing cancels, and equal rows give 0.
 //
-// Every pair has one sum, which takes its elements in increasing order with fused multiply-add, whatever the width of a
-// register: the same bits on every level. A pair looked at from the other side has the same bits, too.
+// Each pair has one sum over increasing elements with fused multiply-add, whatever the width of a register. So every
+// level computes the same bits. Swapping the two rows of a pair keeps the bits, too.
 #pragma once
 #include "primitives.h"
 
@@ -11,8 +11,8 @@ namespace dgcl {
 template <typename V>
 void add_squared_distances(const typename V::Scalar* left, const typename V::Scalar* right, int64_t dim,
                            typename V::Scalar* squares) {
-  // R x C sums stay in registers. AVX-512 has 32 of them, and subtracts a broadcast element straight from memory: its
-  // columns need no second register to share one with.
+  // R x C sums stay in registers. AVX-512 has 32 registers and subtracts a broadcast element straight from memory, so
+  // one register of columns suffices.
   constexpr bool is_avx512 = sizeof(V) == 64;
   constexpr int W = V::width, R = is_avx512 ? 16 : 4, C = is_avx512 ? 1 : 2;
   static_assert(kDistanceRows % R == 0 && kDistanceRows % (C * W) == 0);
@@ -49,7 +49,7 @@ void add_squared_distances(const typename V::Scalar* left, const typename V::Sca
     }
 }
 
-// x = sqrt(x), IEEE; count is a multiple of 16.
+// x = sqrt(x), IEEE. `count` is a multiple of 16.
 template <typename V>
 void take_roots(typename V::Scalar* x, int64_t count) {
   for (int64_t i = 0; i < count; i += V::width) V::store(x + i, V::sqrt(V::load(x + i)));

@@ -17,7 +17,7 @@ Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   for (int64_t d = 0; d < dim; d += 16)
     most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask_at(d), x + d)));
   const float largest = _mm512_reduce_max_ps(most);
-  // A smaller one would make the reciprocal infinite: such a row is 0 up to an error of its own length.
+  // A smaller value would make the reciprocal infinite. Such a row becomes 0, with its length as the error.
   const bool zero = !(largest > 1e-30f);
   const float scale = zero ? 0.0f : largest / 127.0f, inverse = zero ? 0.0f : 127.0f / largest;
   const __m512 factor = _mm512_set1_ps(inverse);
@@ -33,7 +33,8 @@ Quantized quantize(const float* x, int64_t dim, int8_t* out) {
     const int64_t left = (dim - d + 3) / 4 * 4;
     _mm512_mask_cvtepi32_storeu_epi8(out + d, static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u), q);
   }
-  // In units of the scale. y has two roundings of at most 127 * 2^-24 each, the scale one, the squares' sum few.
+  // In units of the scale. y has two roundings of at most 127 * 2^-24 each, the scale has one, and the sum of squares a
+  // few.
   const float length = static_cast<float>(dim);
   const float square = _mm512_reduce_add_ps(squares) * (1.0f + length * 0x1p-23f);
   const __m128 root = _mm_sqrt_ss(_mm_set_ss(square)), root_dim = _mm_sqrt_ss(_mm_set_ss(length));
@@ -41,12 +42,12 @@ Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   return {scale, error, _mm512_reduce_add_epi32(sums)};
 }
 
-// GCC 12 copies the accumulators of the intrinsic to and fro, two moves a product.
+// Not the intrinsic: GCC 12 copies its accumulators back and forth, two moves per product.
 inline void add_products(__m512i& sum, __m512i queries, __m512i bank) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(queries), "v"(bank));
 }
 
-// All trip counts but the one over the steps are constants, so that the sums stay in registers.
+// All trip counts except the number of steps are constants, so that the sums stay in registers.
 void score_tile(const uint8_t* queries, const int8_t* panel, const int32_t* start, const float* scale,
                 const float* bias, int64_t steps, const float* query_scale, const float* threshold, float* scores,
                 uint64_t* passes) {

@@ -1,4 +1,4 @@
-// One pair of tables per instruction set; the avx files are empty on other processors.
+// A pair of tables for each instruction set. The AVX files are empty on other processors.
 #pragma once
 #include "primitives.h"
 

@@ -1,4 +1,4 @@
-// The leaf functions, written once over a register type V; each level's file instantiates them.
+// The leaf functions, written once for a register type V. Each level's file instantiates them.
 #pragma once
 #include "../../math/canonical.h"
 #include "canonical_tile.h"
@@ -24,7 +24,7 @@ void axpy(typename V::Scalar alpha, const typename V::Scalar* x, int64_t dim, ty
   for (; d < dim; ++d) y[d] = alpha * x[d] + y[d];
 }
 
-// All trip counts but the one over `dim` are constants, so that the sums stay in registers.
+// All trip counts except `dim` are constants, so that the sums stay in registers.
 template <typename V>
 void score_tile(const typename V::Scalar* queries, const typename V::Scalar* panel, const typename V::Scalar* bias,
                 int64_t dim, const typename V::Scalar* threshold, typename V::Scalar* scores, uint64_t* passes) {

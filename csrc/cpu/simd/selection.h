@@ -1,5 +1,5 @@
-// Selecting among scores, each with the index of its bank row: counting, keeping, dropping. Nothing here looks at more
-// than the scores' order, so nothing can round.
+// Selection by score: counts, keeps and drops scores with the indices of their bank rows. The code only compares
+// scores, so nothing is rounded.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +14,8 @@ inline uint32_t marks_at_least(const typename V::Scalar* scores, int64_t left, V
   return left >= V::width ? bits : bits & ((1u << left) - 1u);
 }
 
-// Copies the `width` scores that `bits` marks, in order, and their indices; `out` may be the start of `scores`. Writes
-// up to V::width elements, of which the marked ones count.
+// Copies, in order, the scores that `bits` marks, and their indices. `out` may be the start of `scores`. Writes up to
+// V::width elements; the marked ones come first.
 template <typename V>
 inline int keep_marked(const typename V::Scalar* scores, const int32_t* index, uint32_t bits, typename V::Scalar* out,
                        int32_t* out_index) {
@@ -34,8 +34,7 @@ inline int keep_marked(const typename V::Scalar* scores, const int32_t* index, u
   }
 }
 
-// Those of a tile's row that `passes` marks, behind each other. Writes up to V::width elements
-// more than it returns.
+// Appends the scores of a tile's row that `passes` marks. Writes up to V::width elements more than it returns.
 template <typename V>
 int64_t append(const typename V::Scalar* scores, const int32_t* index, uint64_t passes, typename V::Scalar* out,
                int32_t* out_index) {
@@ -47,8 +46,8 @@ int64_t append(const typename V::Scalar* scores, const int32_t* index, uint64_t 
   return n;
 }
 
-// Keeps, in their order, the scores of at least `cut`, and returns how many. Both buffers must be readable
-// and writable up to the next multiple of V::width.
+// Keeps, in their order, the scores of at least `cut`, and returns their number. Both buffers must be readable and
+// writable up to the next multiple of V::width.
 template <typename V>
 int64_t drop_below(typename V::Scalar* scores, int32_t* index, int64_t n, typename V::Scalar cut) {
   const V limit = V::broadcast(cut);
@@ -60,9 +59,9 @@ int64_t drop_below(typename V::Scalar* scores, int32_t* index, int64_t n, typena
   return kept;
 }
 
-// A value that at least k of the n scores reach and, where ties and outliers allow, at most `most`: found by halving
-// the range of the scores, not by ordering them. +infinity counts as the largest score;
-// with a -infinity among them, that is returned. 1 <= k <= n, no NaN.
+// Returns a value that at least k of the n scores reach, and at most `most` of them where ties and outliers allow. It
+// halves the range of the scores and does not sort them. +infinity counts as the largest finite score. If a score is
+// -infinity, the result is -infinity. 1 <= k <= n, no NaN.
 template <typename V>
 typename V::Scalar reached_by(const typename V::Scalar* scores, int64_t n, int64_t k, int64_t most) {
   using T = typename V::Scalar;

@@ -1,4 +1,4 @@
-// Plain C++ registers: any processor. The compiler turns the loops into whatever vectors the baseline has.
+// Registers in plain C++, for any processor. The compiler turns the loops into the vectors of the baseline.
 #pragma once
 #include <cstdint>
 
@@ -68,11 +68,11 @@ struct Vec {
   static Vec sqrt(Vec a) {
     return make([&](int i) { return root(a.v[i]); });
   }
-  // One rounding, as the canonical sums need it (a library call where the processor has no such instruction).
+  // One rounding, as the canonical sums need. It is a library call if the processor has no such instruction.
   static Vec fma(Vec a, Vec b, Vec c) {
     return make([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); });
   }
-  // Any rounding: for sums whose error is bounded anyway.
+  // Any rounding, for sums whose error is bounded anyway.
   static Vec multiply_add(Vec a, Vec b, Vec c) {
     return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }

@@ -9,8 +9,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from build_values import setup_value
+
 from kernels.harness import build as harness
-from kernels.harness.build import COMPILER, CSRC, ROOT, SANITIZERS, Module, Unit, torch_folder
+from kernels.harness.build import COMPILER, CSRC, SANITIZERS, Module, Unit, torch_folder
 
 HERE = Path(__file__).resolve().parent
 CACHE = harness.CACHE / "emulator"
@@ -54,9 +56,6 @@ def kernel_command(mode: str) -> str:
 def binding_command() -> str:
     import pybind11
 
-    sys.path.append(str(ROOT / ".ci"))
-    from build_values import setup_value
-
     return " ".join(
         [
             f"{COMPILER} -O1",
@@ -92,10 +91,8 @@ def module(mode: str) -> Module:
 
 def concerns(op: str, source: Path) -> bool:
     """Whether the operator needs this file of csrc/cuda. The searches share theirs."""
-    stems = {op, op.removesuffix("_backward")}
-    if op in ("knn_topk", "knn_density"):
-        stems |= {"knn_search", "search"}
-    return source.stem.removesuffix("_launch").removesuffix("_binding") in stems
+    stem = source.stem.removesuffix("_kernel").removesuffix("_binding")
+    return stem == op or (stem == "search" and op in ("knn_topk", "knn_density"))
 
 
 def build(mode: str) -> Path:

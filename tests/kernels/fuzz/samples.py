@@ -72,7 +72,7 @@ def knn_topk_backward(rng: random.Random) -> dict:
     indices = counts(rng, shape[0] * shape[1], max(0, bank_rows - 1)).view(shape)
     missing |= torch.tensor(bank_rows == 0)
     return given | {
-        "grad_values": rows(rng, *shape, dtype=wide),
+        "dL_dvalues": rows(rng, *shape, dtype=wide),
         "values": -rows(rng, *shape, dtype=wide).abs().masked_fill(missing, torch.inf),
         "indices": indices.masked_fill(missing, -1),
     }
@@ -102,7 +102,7 @@ def density_contrast_backward(rng: random.Random) -> dict:
     return given | {
         "dL_dloss": rows(rng, three[0].shape[0], dtype=wide),
         "lse": lse,
-        "all_gradients": rng.random() < 0.5,
+        "needs_key_grad": rng.random() < 0.5,
     }
 
 
@@ -136,7 +136,7 @@ def gather_rows(rng: random.Random) -> dict:
     images, columns, height, width = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(4))
     shape = [rng.choice((0, 1, 3, 70)) for _ in range(rng.randint(0, 2))]
     pixels = counts(rng, torch.Size(shape).numel(), images * height * width - 1).view(shape)
-    return {"maps": rows(rng, images, columns, height, width), "pixels": pixels}
+    return {"maps": rows(rng, images, columns, height, width), "indices": pixels}
 
 
 def silhouette_sums(rng: random.Random) -> dict:

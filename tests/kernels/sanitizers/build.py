@@ -4,15 +4,13 @@ The flags are setup.py's, except for optimisation and debugging. No process can 
 be registered twice.
 """
 
-import sys
 import sysconfig
 from pathlib import Path
 
-from kernels.harness import build as harness
-from kernels.harness.build import COMPILER, CSRC, ROOT, SANITIZERS, Module, Unit, torch_folder
-
-sys.path.append(str(ROOT / ".ci"))
 from build_values import extension_argument, level_names, macros, setup_value
+
+from kernels.harness import build as harness
+from kernels.harness.build import COMPILER, CSRC, SANITIZERS, Module, Unit, torch_folder
 
 CACHE = harness.CACHE / "sanitizers"
 MODES = ("address", "thread")
@@ -52,9 +50,7 @@ def module(mode: str) -> Module:
 def concerns(op: str, source: Path) -> bool:
     """Whether the operator needs this file: its kernel and checks, the search, the instruction sets."""
     stem = op.removesuffix("_backward")
-    stems = {f"{stem}_kernel", stem} | (
-        {"knn_search", "search"} if stem.startswith("knn") else set()
-    )
+    stems = {f"{stem}_kernel", stem} | ({"search"} if stem.startswith("knn") else set())
     return source.parent.name == "simd" or source.stem in stems
 
 

@@ -18,12 +18,12 @@ from . import (
     planted,
 )
 
-loss = planted("density_contrast", "density_contrast_kernel.cuh")
-loss_launch = planted("density_contrast", "density_contrast_launch.cu")
-loss_tile = planted("density_contrast", "density_contrast_tile.cuh")
-gradient = planted("density_contrast_backward", "density_contrast_backward_kernel.cuh")
-gradient_launch = planted("density_contrast_backward", "density_contrast_backward_launch.cu")
-gradient_tile = planted("density_contrast_backward", "density_contrast_tile.cuh")
+loss = planted("density_contrast", "density_contrast_kernel.cu")
+loss_launch = planted("density_contrast", "density_contrast_kernel.cu")
+loss_tile = planted("density_contrast", "contrast_tile.cuh")
+gradient = planted("density_contrast_backward", "density_contrast_backward_kernel.cu")
+gradient_launch = planted("density_contrast_backward", "density_contrast_backward_kernel.cu")
+gradient_tile = planted("density_contrast_backward", "contrast_tile.cuh")
 
 FAULTS = [
     # ---- tiles, which both operators share
@@ -92,7 +92,7 @@ FAULTS = [
     gradient(PLACE, "item % column_blocks) * Tile::kColumns;", "item % column_blocks);"),
     gradient(MERGE, "static_cast<double>(anchor_count),", "static_cast<double>(a.problem.num_anchors),"),
     gradient(MERGE, "starts && d < pitch ? at_key * key[d] : T(0);", "T(0);"),
-    gradient_launch(LAUNCH, "a.all_gradients ? p.groups * slots : anchors", "anchors"),
+    gradient_launch(LAUNCH, "a.needs_key_grad ? p.groups * slots : anchors", "anchors"),
     gradient_launch(LAUNCH, "a, p.num_negatives + 1, stream", "a, p.num_negatives, stream"),
     gradient_launch(LAUNCH, "(a.problem.unit_pitch + Tile::kColumns - 1) / Tile::kColumns", "1"),
 ]  # fmt: skip

@@ -22,15 +22,15 @@ from . import (
     planted,
 )
 
-counts = planted("class_counts", "class_counts_kernel.cuh")
-counts_launch = planted("class_counts", "class_counts_launch.cu")
-gather = planted("gather_rows", "gather_rows_kernel.cuh")
-gather_launch = planted("gather_rows", "gather_rows_launch.cu")
-push = planted("memory_push", "memory_push_kernel.cuh")
-push_launch = planted("memory_push", "memory_push_launch.cu")
+counts = planted("class_counts", "class_counts_kernel.cu")
+counts_launch = planted("class_counts", "class_counts_kernel.cu")
+gather = planted("gather_rows", "gather_rows_kernel.cu")
+gather_launch = planted("gather_rows", "gather_rows_kernel.cu")
+push = planted("memory_push", "memory_push_kernel.cu")
+push_launch = planted("memory_push", "memory_push_kernel.cu")
 rows = planted("memory_push", "rows.cuh")
 unit = planted("memory_push", "../math/unit_row.h")
-sums = planted("silhouette_sums", "silhouette_sums_kernel.cuh")
+sums = planted("silhouette_sums", "silhouette_sums_kernel.cu")
 
 counts_binding = planted("class_counts", "class_counts_binding.cpp")
 push_binding = planted("memory_push", "memory_push_binding.cpp")

@@ -27,27 +27,28 @@ from . import (
 )
 
 bound = planted("knn_topk", "../math/filter_bound.h")
-candidates = planted("knn_topk", "candidates.cuh")
-density = planted("knn_density", "knn_density_kernel.cuh")
-density_filter = planted("knn_density", "knn_filter_kernel.cuh")
-exact = planted("knn_topk", "knn_exact_kernel.cuh")
-filter_ = planted("knn_topk", "knn_filter_kernel.cuh")
-gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cuh")
-gradient_launch = planted("knn_topk_backward", "knn_topk_backward_launch.cu")
-items = planted("knn_topk", "knn_items.cuh")
-launch = planted("knn_topk", "knn_search_launch.cu")
-merge = planted("knn_topk", "knn_merge.cuh")
+candidates = planted("knn_topk", "knn/candidates.cuh")
+density = planted("knn_density", "knn_density_kernel.cu")
+density_filter = planted("knn_density", "knn/filter.cuh")
+exact = planted("knn_topk", "knn/exact.cuh")
+filter_ = planted("knn_topk", "knn/filter.cuh")
+gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
+gradient_launch = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
+items = planted("knn_topk", "knn/items.cuh")
+launch = planted("knn_topk", "knn/search.cu")
+order = planted("knn_topk", "../math/score.h")
+merge = planted("knn_topk", "knn/merge.cuh")
 norms = planted("knn_topk", "rows.cuh")
 gradient_norms = planted("knn_topk_backward", "rows.cuh")
-prepare = planted("knn_topk", "knn_filter_prepare.cuh")
-tile = planted("knn_topk", "knn_filter_tile.cuh")
+prepare = planted("knn_topk", "knn/filter_prepare.cuh")
+tile = planted("knn_topk", "knn/filter_tile.cuh")
 unit = planted("knn_topk_backward", "../math/unit_row.h")
-topk = planted("knn_topk", "knn_topk_kernel.cuh")
+topk = planted("knn_topk", "knn_topk_kernel.cu")
 
 rows = planted("knn_topk", "rows.cuh")
-search_binding = planted("knn_topk", "knn_search_binding.cpp")
-density_binding = planted("knn_density", "knn_search_binding.cpp")
-topk_launch = planted("knn_topk", "knn_topk_launch.cu")
+search_binding = planted("knn_topk", "knn/search_binding.cpp")
+density_binding = planted("knn_density", "knn/search_binding.cpp")
+topk_launch = planted("knn_topk", "knn_topk_kernel.cu")
 
 FAULTS = [
     # ---- bindings and 64-bit offsets
@@ -62,14 +63,14 @@ FAULTS = [
     # ---- candidates: lists in global memory that one warp sorts and cuts down
     candidates(SYNCWARP, "  __syncwarp();\n  for (int run = 2;", "  for (int run = 2;", "thread"),
     candidates(SYNCWARP, "      __syncwarp();\n    }\n  }\n}", "    }\n  }\n}", "thread"),
-    candidates(SYNCWARP, "    __syncwarp();  // all have read before any writes\n", "", "thread"),
+    candidates(SYNCWARP, "    __syncwarp();  // all reads come before any write\n", "", "thread"),
     candidates(SYNCWARP, "    kept += __popc(keepers);\n    __syncwarp();\n", "    kept += __popc(keepers);\n", "thread"),
     candidates(MASK, "__ballot_sync(kFullWarp, keep)", "(i < n ? __ballot_sync(kFullWarp, keep) : 0u)"),
     candidates(UNSET, "for (int i = n + lane; i < size;", "for (int i = n + 1 + lane; i < size;"),
     candidates(PLACE, "((1u << lane) - 1)", "((2u << lane) - 1)"),
     candidates(TAIL, "while (size < n) size *= 2;", "while (size < n - 1) size *= 2;"),
-    candidates(TIE, "score == other_score && index < other_index", "score == other_score && index > other_index"),
-    candidates(TIE, "return score > other_score || (", "return score < other_score || ("),
+    order(TIE, "score == other_score && index < other_index", "score == other_score && index > other_index"),
+    order(TIE, "return score > other_score || (", "return score < other_score || ("),
     candidates(MERGE, "for (int run = 2; run <= size; run *= 2)", "for (int run = 2; run < size; run *= 2)"),
     candidates(MERGE, "  low = -warp_reduce_max(-low);\n", ""),
     candidates(MERGE, "low = score[i] < low ? score[i] : low;", "low = score[i];"),
@@ -128,32 +129,32 @@ FAULTS = [
             "        length[row] = warp_reduce_max(kept * (lane < 31));\n        if (lane != 0) continue;\n"
             "        length[row] = __shfl_sync(kFullWarp, kept, 0);"),
     filter_(RACE, "atomicAdd(&length[row], 1);", "length[row]++;", "thread"),
-    filter_(RACE, "if (!lost && !(error < kLargestBound)) atomicMax(&overflow[0], 1);",
-            "if (!lost && !(error < kLargestBound)) overflow[0] = 1;", "thread"),
+    filter_(RACE, "if (!has_nan && !(error < kLargestBound)) atomicMax(&overflow[0], 1);",
+            "if (!has_nan && !(error < kLargestBound)) overflow[0] = 1;", "thread"),
     filter_(RACE, "if (kept > a.plan.capacity - kFilterColumns) atomicMax(&overflow[0], 1);",
             "if (kept > a.plan.capacity - kFilterColumns) overflow[0] = 1;", "thread"),
     filter_(SHARED, "DGCL_SHARED(float, bound, [kItemQueries]);", "DGCL_SHARED(float, bound, [kItemQueries - 1]);"),
     filter_(SHARED, "        norm_exponent[row] = norm.exponent;", "        norm_exponent[row + 1] = norm.exponent;"),
     filter_(GLOBAL, "list.index[first + i < n ? first + i : first]", "list.index[first + i]", "address"),
     filter_(GLOBAL, "if (n <= a.plan.capacity - kFilterColumns) continue;", "continue;"),
-    filter_(UNSET, "        if (!lost) start = -start;\n", "        if (lost) start = -start;\n"),
+    filter_(UNSET, "        if (!has_nan) start = -start;\n", "        if (has_nan) start = -start;\n"),
     filter_(ALIGNMENT, "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);",
             "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch - 1);"),
     # overflow[0] = 0 left out is no fault that shows: what was there sends the item to the exact kernel
     filter_(WAIT, "        __pipeline_wait_prior(1);\n", "        __pipeline_wait_prior(2);\n"),
     filter_(WAIT, "        __pipeline_wait_prior(0);\n      }", "      }"),
-    filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // 5. Exact", "    __syncthreads();\n\n    // 5. Exact"),
+    filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // 5. Canonical", "    __syncthreads();\n\n    // 5. Canonical"),
     filter_(TAIL, "index < it.end_row && !self", "!self"),
     filter_(PLACE, "index < it.end_row && !self", "index < it.end_row"),
     filter_(PLACE, "      if (down == 0) {", "      if (step == 0) {"),
     filter_(PLACE, "scores[t][n][lower * 2 + i]", "scores[t][n][i * 2 + lower]"),
     filter_(PLACE, "it.group * a.bank_rows + index]", "index]"),
-    filter_(PLACE, "const bool settled = !overflow[0];", "const bool settled = true;"),
+    filter_(PLACE, "const bool resolved = !overflow[0];", "const bool resolved = true;"),
     filter_(BOUND, "const int kept = warp_keep(list_of(row), n, kth - 2 * bound[row]);",
             "const int kept = warp_keep(list_of(row), n, kth);"),
     filter_(BOUND, "        threshold[row] = kth - 2 * bound[row];", "        threshold[row] = kth;"),
     filter_(BOUND, "warp_kth_bound(list.score, n, a.k) - 2 * bound[row]);", "warp_kth_bound(list.score, n, a.k));"),
-    density_filter(PLACE, "length[row] = lost ? -1 : 0;", "length[row] = 0;"),
+    density_filter(PLACE, "length[row] = has_nan ? -1 : 0;", "length[row] = 0;"),
     # ---- the filter's tile
     tile(SHARED, "d < kFilterDepth; d += kFilterThreads) mean[d]", "d <= kFilterDepth; d += kFilterThreads) mean[d]"),
     tile(SHARED, "for (int d = 0; d < kFilterStep; d += 16) {", "for (int d = 0; d <= kFilterStep; d += 16) {"),
@@ -180,7 +181,7 @@ FAULTS = [
             "  part[warp][threadIdx.x % kWarp] = sum;\n", "thread"),
     prepare(BRANCH, "  __syncthreads();\n  if (warp > 0 || d >= a.dim) return;\n",
             "  if (d < a.dim) __syncthreads();\n  if (warp > 0 || d >= a.dim) return;\n"),
-    prepare(MASK, "if (__any_sync(kFullWarp, lost)) return", "if (lost) return"),
+    prepare(MASK, "if (__any_sync(kFullWarp, has_nan)) return", "if (has_nan) return"),
     prepare(RACE, "atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));",
             "*bound = value > *bound ? value : *bound;", "thread"),
     prepare(SHARED, "DGCL_SHARED(float, part, [kWarps][kWarp]);", "DGCL_SHARED(float, part, [kWarps - 1][kWarp]);"),
@@ -211,7 +212,7 @@ FAULTS = [
     # ---- last steps
     topk(GLOBAL, "  if (query >= a.search.num_queries) return;\n", "", "address"),
     topk(RACE, "    if (rank % kWarp != lane) return;\n", "", "thread"),
-    topk(UNSET, "(found < 0 ? 0 : found) + lane; rank < a.k", "(found < 0 ? 0 : found) + lane + 1; rank < a.k"),
+    topk(UNSET, "(count < 0 ? 0 : count) + lane; rank < a.k", "(count < 0 ? 0 : count) + lane + 1; rank < a.k"),
     density(GLOBAL, "  if (query >= a.search.num_queries) return;\n", "", "address"),
     density(RACE, "    if (lane == 0) static_cast", "    static_cast", "thread"),
     density(MASK, "__shfl_sync(kFullWarp, weight, rank % kWarp)", "__shfl_sync(kFullWarp >> 1, weight, rank % kWarp)"),
@@ -243,8 +244,8 @@ FAULTS = [
     gradient(GLOBAL, "  if (pair >= a.num_queries * a.k) return;\n", "", "address"),
     gradient_norms(GLOBAL, "  if (row >= groups * per_group) return;\n", "", "address"),
     gradient(GLOBAL, "      if (first + i * kWarp < dim) sum", "      sum", "address"),
-    gradient(UNSET, "      store_zeros<T>(a.dim, a.grad_bank, a.bank.dtype, row);\n", ""),
-    gradient(UNSET, "      store_zeros<T>(a.dim, a.grad_queries, a.queries.dtype, query);\n", ""),
+    gradient(UNSET, "      store_zeros<T>(a.dim, a.dL_dbank, a.bank.dtype, row);\n", ""),
+    gradient(UNSET, "      store_zeros<T>(a.dim, a.dL_dqueries, a.queries.dtype, query);\n", ""),
     gradient(TAIL, "start + lane < count ? term_at(start + lane) : PairTerm<T>{};", "term_at(start + lane);"),
     gradient(TAIL, "            if (used[p]) total[i]", "            total[i]"),
     gradient(PLACE, "int64_t key = a.num_classes * a.bank_rows;", "int64_t key = 0;"),

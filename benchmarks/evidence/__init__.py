@@ -1,0 +1,1 @@
+"""The study: does the density loss help on real images?"""

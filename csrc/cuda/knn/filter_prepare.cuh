@@ -1,0 +1,85 @@
+// What the tensor-core filter needs per class: a centre, a bias per bank row, and bounds of lengths.
+#pragma once
+#include "../../math/length_bound.h"
+#include "items.cuh"
+
+namespace dgcl {
+
+constexpr int kMeanThreads = 256;
+constexpr int kMeanRows = 256;  // evenly spaced rows that the mean is of; any centre is valid, a near one is better
+
+// An upper bound of |x|, also valid if the sum of squares leaves the normal range. By one warp.
+template <typename Row>
+__device__ float warp_length_bound(const Row& x, int64_t dim) {
+  const float square = warp_dot<float>(x, x, dim);
+  if (is_safe_square(square)) return length_bound(square);
+  float largest = 0;
+  bool has_nan = false;
+  for (int64_t d = threadIdx.x % kWarp; d < dim; d += kWarp) {
+    const float magnitude = fabs(x(d));
+    has_nan = has_nan || magnitude != magnitude;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (__any_sync(kFullWarp, has_nan)) return std::numeric_limits<float>::quiet_NaN();
+  return length_bound_of_largest(warp_reduce_max(largest), dim, kBfloat16LengthMargin);
+}
+
+// Writes mean [classes][dim]: a block per 32 columns of a class, a warp per eighth of the rows.
+__global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArguments a) {
+  constexpr int kWarps = kMeanThreads / kWarp;
+  DGCL_SHARED(float, part, [kWarps][kWarp]);
+  const int64_t slices = (a.dim + kWarp - 1) / kWarp;
+  const int64_t group = blockIdx.x / slices, d = blockIdx.x % slices * kWarp + threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const int64_t rows = class_rows(a, group), taken = rows < kMeanRows ? rows : kMeanRows;
+  float sum = 0;
+  for (int64_t i = warp; i < taken; i += kWarps) {
+    const BankReader<float> row(a, i * rows / taken, group);
+    const float x = d < a.dim ? row(d) : 0.0f;
+    if (fabs(x) <= std::numeric_limits<float>::max()) sum += x;
+  }
+  part[warp][threadIdx.x % kWarp] = sum;
+  __syncthreads();
+  if (warp > 0 || d >= a.dim) return;
+  sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += part[w][threadIdx.x];
+  sum = taken > 0 ? sum / static_cast<float>(taken) : 0.0f;
+  a.mean[group * a.dim + d] = fabs(sum) <= std::numeric_limits<float>::max() ? sum : 0.0f;
+}
+
+// Bounds are not negative, so their bits have the order of the numbers. All rows of a class raise the same bounds, and
+// most raise nothing. A read is cheaper than an atomic, and an old value only costs one atomic more.
+__device__ __forceinline__ void raise_bound(float* bound, float value) {
+  if (value <= load_relaxed(bound)) return;
+  atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
+}
+
+// Writes bias and lengths, a warp per row. A row with a NaN has no bounds. It passes no threshold, and it is no
+// neighbour.
+__global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSearchArguments a) {
+  const int64_t at = own_warp<kRowsPerBlock>();
+  if (at >= a.num_classes * a.bank_rows) return;
+  const int64_t group = at / a.bank_rows, i = at % a.bank_rows;
+  if (i >= class_rows(a, group)) return;
+  const BankReader<float> row(a, i, group);
+  const float* mean = a.mean + group * a.dim;
+  const auto centre = [&](int64_t d) { return mean[d]; };
+  const auto residual = [&](int64_t d) { return row(d) - mean[d]; };
+  const float bias =
+      a.l2 ? -0.5f * warp_dot<float>(residual, residual, a.dim) : warp_dot<float>(centre, residual, a.dim);
+  const float length = warp_length_bound(row, a.dim), residual_length = warp_length_bound(residual, a.dim);
+  BankLengths& lengths = a.lengths[group];
+  if (i == 0) {
+    const float mean_length = warp_length_bound(centre, a.dim);
+    if (threadIdx.x % kWarp == 0) lengths.mean = mean_length;
+  }
+  if (threadIdx.x % kWarp != 0) return;
+  a.bias[at] = bias;
+  if (length != length) return;
+  // The filter cannot take a row whose norm has an exponent (below 2^-45 or above 2^64).
+  const bool extreme = a.normalize_bank && row.norm.exponent != 0;
+  raise_bound(&lengths.row, extreme ? std::numeric_limits<float>::infinity() : length);
+  raise_bound(&lengths.residual, residual_length);
+}
+
+}  // namespace dgcl

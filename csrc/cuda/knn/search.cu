@@ -1,0 +1,123 @@
+#include "exact.cuh"
+#include "filter.cuh"
+
+namespace dgcl {
+namespace {
+
+// The number of blocks of `kernel` that the current device runs at a time. Also opts in to the dynamic shared memory.
+template <typename Kernel>
+int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
+  int device = 0, processors = 0, each = 0;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
+  if (error != cudaSuccess) cudaGetLastError();  // reported here, so the next launch must not see it
+  *blocks = static_cast<int64_t>(processors) * each;
+  return static_cast<int>(error);
+}
+
+template <typename T>
+auto exact_kernel(const KnnSearchArguments& a) {
+  return a.l2 ? knn_exact_kernel<T, true> : knn_exact_kernel<T, false>;
+}
+
+// Calls use(value) with a value of the bank's stored type.
+template <typename Use>
+int with_bank_type(const KnnSearchArguments& a, const Use& use) {
+  if (a.bank.dtype == Dtype::float16) return use(__half());
+  if (a.bank.dtype == Dtype::bfloat16) return use(__nv_bfloat16());
+  return use(float());
+}
+
+// Whether bank rows can be copied to shared memory 16 bytes at a time.
+bool is_aligned(const RowView& rows) {
+  const int64_t size = bytes_of(rows.dtype);
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.row_stride * size % 16 == 0 &&
+         rows.group_stride * size % 16 == 0;
+}
+
+template <typename T>
+int launch_exact(const KnnSearchArguments& a, void* stream) {
+  const bool as_stored = a.bank.dtype == (sizeof(T) == 8 ? Dtype::float64 : Dtype::float32) && !a.normalize_bank;
+  const bool vectors = as_stored && is_aligned(a.bank);
+  const dim3 grid = blocks_for(a.plan.exact_blocks, 1), block(kExactThreads);
+  if (a.l2)
+    DGCL_LAUNCH((knn_exact_kernel<T, true>), grid, block, kExactShared<T>, stream, a, a.plan.items, vectors);
+  else
+    DGCL_LAUNCH((knn_exact_kernel<T, false>), grid, block, kExactShared<T>, stream, a, a.plan.items, vectors);
+  return static_cast<int>(cudaGetLastError());
+}
+
+template <typename T>
+int launch_norms(const KnnSearchArguments& a, void* stream) {
+  static_assert(sizeof(RowNorm<T>) == row_norm_bytes(sizeof(T) == sizeof(double)));
+  DGCL_LAUNCH(row_norms_kernel<T>, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0, stream,
+              a.bank, a.num_classes, a.bank_rows, a.counts, a.dim, static_cast<RowNorm<T>*>(a.bank_norms));
+  return static_cast<int>(cudaGetLastError());
+}
+
+int launch_filter(const KnnSearchArguments& a, void* stream) {
+  DGCL_LAUNCH(knn_mean_kernel, blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1), dim3(kMeanThreads), 0,
+              stream, a);
+  DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0,
+              stream, a);
+  return with_bank_type(a, [&](auto stored) {
+    using Stored = decltype(stored);
+    DGCL_LAUNCH(knn_filter_kernel<Stored>, blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
+                kFilterShared<Stored>, stream, a, a.plan.items, is_aligned(a.bank));
+    return static_cast<int>(cudaGetLastError());
+  });
+}
+
+int power_of_two(int64_t least) {
+  int size = 1;
+  while (size < least) size *= 2;
+  return size;
+}
+
+}  // namespace
+
+int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
+  KnnSearchPlan& plan = a.plan;
+  plan.filter = allow_filter && !a.is_double && a.k <= kMostFilterK && a.dim <= kMostBoundedColumns;
+  int error = a.is_double
+                  ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan.exact_blocks)
+                  : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan.exact_blocks);
+  if (plan.filter && error == 0)
+    error = with_bank_type(a, [&](auto stored) {
+      using Stored = decltype(stored);
+      return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan.filter_blocks);
+    });
+  if (error != 0) return error;
+  // Space for k entries, for one more tile, and for what the filter cannot tell from the k-th.
+  plan.capacity =
+      power_of_two(plan.filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
+  // With few queries, different blocks search parts of the bank.
+  const int64_t most_blocks = plan.filter ? plan.filter_blocks : plan.exact_blocks;
+  const int64_t tiles = a.num_queries / kItemQueries + a.num_classes;
+  const int64_t filled = a.num_queries < tiles ? a.num_queries : tiles;  // at most
+  const int64_t wanted = (most_blocks + filled - 1) / filled,
+                most = (a.bank_rows + kLeastSplitRows - 1) / kLeastSplitRows;
+  int64_t splits = wanted < most ? wanted : most;
+  splits = splits < kMostSplits ? splits : kMostSplits;
+  splits = splits > 1 ? splits : 1;
+  plan.split_rows = (a.bank_rows + splits - 1) / splits;
+  plan.splits = static_cast<int32_t>(splits);
+  plan.items = tiles * splits;
+  if (plan.exact_blocks > plan.items) plan.exact_blocks = plan.items;
+  if (plan.filter_blocks > plan.items) plan.filter_blocks = plan.items;
+  const int64_t exact_lists = plan.exact_blocks * kExactRows, filter_lists = plan.filter_blocks * kItemQueries;
+  plan.candidate_lists = exact_lists > filter_lists ? exact_lists : filter_lists;
+  return 0;
+}
+
+int launch_knn_search(const KnnSearchArguments& a, void* stream) {
+  int error = 0;
+  if (a.normalize_bank) error = a.is_double ? launch_norms<double>(a, stream) : launch_norms<float>(a, stream);
+  if (error == 0 && a.plan.filter) error = launch_filter(a, stream);
+  if (error != 0) return error;
+  return a.is_double ? launch_exact<double>(a, stream) : launch_exact<float>(a, stream);
+}
+
+}  // namespace dgcl
