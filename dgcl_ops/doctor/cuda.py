@@ -1,4 +1,4 @@
-"""Whether the NVIDIA driver, PyTorch's CUDA, the extension's CUDA and the device fit together, and what to do if not.
+"""Whether the NVIDIA driver, PyTorch, the extension and the device fit together, and what to do if not.
 
 The extension contains the CUDA runtime of the toolkit that compiled it. A runtime works with every driver of its major
 version or a later one. Machine code runs on its compute capability and on later minor versions. PTX of the last
@@ -100,22 +100,22 @@ def name(version: Version) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-# ---- what is here ----------------------------------------------------------------------------------
+# ---- this machine ----------------------------------------------------------------------------------
 
 
 def parsed(text: str | None) -> Version | None:
     """The first two numbers of a version."""
-    found = re.match(r"(\d+)\.(\d+)", text or "")
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.match(r"(\d+)\.(\d+)", text or "")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def built_with(build: str) -> tuple[Version | None, tuple[Version, ...]]:
     """CUDA and architectures, from the extension's build information."""
-    found = re.search(r"\bcuda ([\d.]+) for ((?:sm_\d+(?:, )?)+)", build)
-    if not found:
+    match = re.search(r"\bcuda ([\d.]+) for ((?:sm_\d+(?:, )?)+)", build)
+    if not match:
         return None, ()
-    archs = [int(arch) for arch in re.findall(r"sm_(\d+)", found[2])]
-    return parsed(found[1]), tuple((arch // 10, arch % 10) for arch in archs)
+    archs = [int(arch) for arch in re.findall(r"sm_(\d+)", match[2])]
+    return parsed(match[1]), tuple((arch // 10, arch % 10) for arch in archs)
 
 
 def load_driver() -> ctypes.CDLL | None:
@@ -139,15 +139,15 @@ def capabilities(driver) -> list[Version]:
     count = ctypes.c_int()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return []
-    found = []
+    result = []
     for index in range(count.value):
         device, numbers = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
         failed = driver.cuDeviceGet(ctypes.byref(device), index)
         for number, which in zip(numbers, (MAJOR_ATTRIBUTE, MINOR_ATTRIBUTE), strict=True):
             failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(number), which, device)
         if not failed:
-            found.append((numbers[0].value, numbers[1].value))
-    return found
+            result.append((numbers[0].value, numbers[1].value))
+    return result
 
 
 def report_lines(build: str, driver=None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The doctor's checks of whole training steps: their numbers, and that the host never waits for them."""
+"""The doctor's checks of whole training steps: their numbers, and that no step waits for the device."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def new_batch(number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def one_step(loss: DensityContrastLoss, projections: Tensor, labels: Tensor, features: Tensor):
-    """Value and gradient; the batch's rows are in the bank afterwards."""
+    """Value and gradient. The batch's rows are in the bank afterwards."""
     value = loss(projections, labels, features)
     return value.detach(), *torch.autograd.grad(value, projections)
 
@@ -51,10 +51,10 @@ def several_steps(batches):
 
 
 def check_step(target: Target, comparison: Comparison) -> None:
-    """What is drawn, chosen and stored must be the CPU's to the last bit; value and gradient near float64's."""
+    """What a step draws, chooses and stores must have the CPU's bits. Value and gradient must be near float64's."""
     batches = [new_batch(number) for number in range(STEPS)]
     values, gradients, state = target(several_steps, batches)
-    # float64 projections: the loss in float64, for the same choice from the same features
+    # float64 projections give the loss in float64, for the same choice from the same features.
     wide = [(p.double(), *rest) for p, *rest in batches]
     exact_values, exact_gradients, exact_state = target.expected(several_steps, wide)
     for name, expected in exact_state.items():
@@ -70,7 +70,7 @@ def check_step(target: Target, comparison: Comparison) -> None:
 
 
 class Stepper:
-    """A loss, a batch whose memory stays where it is, and how to go back to the beginning."""
+    """A loss and a batch that keeps its memory; restart() goes back to the beginning."""
 
     def __init__(self, device: str):
         self.loss = new_loss(device)
@@ -103,7 +103,7 @@ class Stepper:
 
 
 def check_no_waiting(target: Target, comparison: Comparison) -> None:
-    """PyTorch raises where the host would wait for the device."""
+    """PyTorch raises an error at a sync."""
     stepper = Stepper(target.device)
     for number in range(STEPS):  # libraries and the allocator's pools set themselves up
         stepper.load(number)
@@ -119,7 +119,7 @@ def check_no_waiting(target: Target, comparison: Comparison) -> None:
 
 
 def captured(step, device: str):
-    """The step as a CUDA graph: a function that replays it and returns the same tensors each time, newly filled."""
+    """The step as a CUDA graph: a function that replays it and returns the same tensors with new values."""
     with torch.cuda.device(device):
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
@@ -141,7 +141,7 @@ def captured(step, device: str):
 def check_graph(target: Target, comparison: Comparison) -> None:
     """One captured step, replayed on other batches and a bank that fills, does what eager steps do.
 
-    A capture also refuses the waiting that PyTorch does not see: that of the library's own kernels' launches.
+    A capture also refuses a sync that PyTorch does not see: one in the launches of the library's own kernels.
     """
     stepper = Stepper(target.device)
     values, gradients, state = stepper.run(stepper.step)

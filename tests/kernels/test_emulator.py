@@ -20,7 +20,7 @@ from kernels.harness.worker import Worker
 if not (build.ROOT / "csrc").exists():
     pytest.skip("the emulator needs csrc/, and these tests stand alone", allow_module_level=True)
 
-# In which modes a fault of the self-test is found. plain: under at least one schedule; the others under any.
+# The modes that find a fault of the self-test: plain under at least one schedule, the others under any.
 CAUGHT = {
     "transpose/missing_barrier_before_read": {"plain", "address", "thread"},
     "transpose/missing_barrier_before_write": {"plain", "address", "thread"},

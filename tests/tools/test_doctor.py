@@ -1,6 +1,6 @@
 """The doctor: right kernels pass, each planted fault is named, and a missing device gets a clear message.
 
-Nobody here has a GPU: the emulated CUDA kernels stand in for one, and a recorder of operations for CUDA graphs.
+The emulated CUDA kernels stand in for a GPU, and a recorder of operations for CUDA graphs.
 """
 
 import contextlib
@@ -316,7 +316,7 @@ def test_a_device_that_is_not_there(device):
 
 
 def test_the_report_describes_the_gpu(monkeypatch):
-    found = types.SimpleNamespace(
+    properties = types.SimpleNamespace(
         name="NVIDIA X1",
         major=9,
         minor=0,
@@ -324,7 +324,7 @@ def test_the_report_describes_the_gpu(monkeypatch):
         total_memory=139 * 2**30,
         L2_cache_size=50 * 2**20,
     )
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     monkeypatch.setattr("torch.utils.collect_env.get_nvidia_driver_version", lambda run: "580.1")
     text = "\n".join(reporting.gpu("cuda"))
@@ -403,7 +403,7 @@ def test_a_recorded_step_does_what_eager_steps_do(cuda_graphs):
 
 FROZEN = {  # read by the host, and so fixed when the step is recorded
     "a number": lambda bank, ready: ready | (int(bank.num_pushes) > 1),
-    "a tensor made anew": lambda bank, ready: torch.tensor(ready.tolist()),
+    "a new tensor": lambda bank, ready: torch.tensor(ready.tolist()),
 }
 
 

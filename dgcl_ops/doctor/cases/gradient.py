@@ -70,7 +70,7 @@ def cases() -> Iterator[Case]:
     yield case("zero and NaN rows", *zeros, 12)
     equal = rows(8, 4, seed=1)
     yield case("distances of zero", equal, equal.clone(), 3, "l2")
-    # The gradient for a row is that of its unit row over its length: finite here.
+    # A row's gradient is its unit row's, divided by its length: finite here.
     yield case(
         "subnormal queries", subnormal(rows(9, 5, seed=1)), rows(12, 5, seed=2), 4, scale=2.0**-40
     )

@@ -89,7 +89,7 @@ def gather_rows() -> Iterator[Case]:
                     labels(50, 30).view(5, 10),
                 ),
             )
-    narrow = rows(2, 6, 5, 3)[..., 1:2]  # the step from pixel to pixel is that of the rows
+    narrow = rows(2, 6, 5, 3)[..., 1:2]  # a step from pixel to pixel is a step from row to row
     yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
 
     def far_apart() -> tuple:
@@ -143,8 +143,8 @@ def silhouette_sums() -> Iterator[Case]:
         some = (rows(70, columns), integers([0, 1, 66, 70]), None)
         yield case(f"{columns} columns", some, thread=columns == 33)
     for dtype in FLOATS:
-        asking = rows(20, 9, dtype=dtype, seed=1)
-        some = (rows(40, 9, dtype=dtype), integers([3, 20, 37]), asking)
+        others = rows(20, 9, dtype=dtype, seed=1)
+        some = (rows(40, 9, dtype=dtype), integers([3, 20, 37]), others)
         yield case(f"rows of {dtype}", some)
     # With one tile of rows the grid has 1024 blocks: six of them take a second class. Most classes are empty.
     offsets = torch.arange(1031).sub(1000).clamp(min=0)

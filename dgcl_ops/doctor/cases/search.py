@@ -31,11 +31,11 @@ def searches() -> Iterator[Search]:
         yield f"{metric} equal rows", (rows(3, 6, seed=1), same), 20, options
         double = rows(34, 133, dtype=F64, seed=1), rows(20, 133, dtype=F64, seed=2)
         yield f"{metric} double", double, 6, {"metric": metric, "thread": metric == "cosine"}
-        lost = rows(40, 9, seed=2)
-        lost[3, 4], lost[7, 0], lost[11], lost[39, 8] = NAN, INF, 0, -INF
-        asking = rows(6, 9, seed=1)
-        asking[2, 8], asking[4] = NAN, 0
-        yield f"{metric} NaN, infinite and zero rows", (asking, lost), 33, {"metric": metric}
+        unusable = rows(40, 9, seed=2)
+        unusable[3, 4], unusable[7, 0], unusable[11], unusable[39, 8] = NAN, INF, 0, -INF
+        queries = rows(6, 9, seed=1)
+        queries[2, 8], queries[4] = NAN, 0
+        yield f"{metric} NaN, infinite and zero rows", (queries, unusable), 33, {"metric": metric}
     for k in (1, 2, 31, 32, 33, 64, 256, 257, 300, 700):
         yield f"k {k} of 690", (rows(3, 4, seed=1), rows(690, 4, seed=2)), k, {}
     # Columns beyond what is in shared memory at a time.
@@ -44,7 +44,7 @@ def searches() -> Iterator[Search]:
     yield "300 columns, double", (rows(3, 300, dtype=F64, seed=1), rows(20, 300, dtype=F64)), 5, {}
     # A bank in parts for different blocks, merged at the end.
     parted = rows(7, 5, seed=1), rows(1601, 5, seed=2)
-    parted[1][-1] = parted[0][3]  # the last row is somebody's neighbour
+    parted[1][-1] = parted[0][3]  # the last row is a neighbour
     yield "split bank", parted, 9, {"thread": True}
     yield "split bank of ties", (whole_rows(7, 3, seed=1), whole_rows(1600, 3)), 70, {}
     yield "split bank, double", tuple(t.double() for t in parted), 9, {"metric": "dot"}

@@ -1,4 +1,4 @@
-"""Tensors that the cases are made of."""
+"""The tensors of the cases."""
 
 import functools
 import zlib
@@ -69,5 +69,5 @@ def guarded(t: Tensor) -> Tensor:
 
 @functools.cache
 def vast_memory() -> Tensor:
-    """8 GiB of address space, more than 2^32 elements. Only the pages that somebody touches take memory."""
+    """8 GiB of address space, more than 2^32 elements. Only touched pages take memory."""
     return torch.empty(2**32 + 64, dtype=BF16)

@@ -31,7 +31,7 @@ class Emulated(Target):
 
 @contextlib.contextmanager
 def no_memory_is_zero():
-    """PyTorch fills what it allocates with NaNs: a kernel that leaves an output or reads what nobody wrote shows."""
+    """PyTorch fills new memory with NaNs. A kernel that skips an output, or reads unwritten memory, then shows."""
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -1,8 +1,8 @@
 """Runs one case and says what is wrong with its outcome.
 
-An outcome is right if it is an error of a documented kind that names operator and argument, where the case may be
-refused at all, or else what the fallback's checks let pass and reference.py computes. Whatever happens, no memory but
-that of the written arguments changes, and theirs not if there is an error.
+A case that may be refused may end in an error of a documented kind that names operator and argument. Otherwise the
+fallback's checks must accept the arguments, and the results must be those of reference.py. Only the written arguments
+may change, and nothing may change if there is an error.
 """
 
 import random
@@ -17,7 +17,7 @@ from dgcl_ops.ops import _checks, _registry
 from . import mutations, samples
 
 KINDS = (RuntimeError, TypeError, ValueError)  # NotImplementedError is a RuntimeError
-# What PyTorch says before an operator is asked, or of a result that the arguments describe and no memory holds.
+# PyTorch's own errors: before it calls the operator, or for a result that no memory can hold.
 PYTORCH = (
     "DefaultCPUAllocator: can't allocate memory",
     "Overflow when unpacking long",
@@ -27,7 +27,7 @@ PYTORCH = (
     "Inference tensors",
 )
 DIFFERENTIABLE = ("knn_topk", "knn_density", "density_contrast", "gather_rows")
-LOUD = 1e12  # products of such numbers may overflow: values are then not compared
+LARGE = 1e12  # products of such numbers may overflow, so values are not compared
 
 
 @dataclass
@@ -47,7 +47,7 @@ def plain(value):
 
 
 def memory_of(t: Tensor) -> Tensor:
-    """The whole storage; of fenced rows themselves."""
+    """The whole storage, or only the rows if they are fenced."""
     if getattr(t, "is_fenced", False):
         return plain(t)
     t = t.detach().as_subclass(Tensor)
@@ -71,9 +71,9 @@ class Watched:
         self.before = {name: memory_of(t) for name, t in self.tensors.items()}
 
     def changed(self, allowed: list[str]) -> list[str]:
-        """Arguments whose memory changed, but for what lies in views that may."""
+        """Arguments whose memory changed outside of the views that may change."""
         may = [self.tensors[name] for name in allowed if name in self.tensors]
-        found = []
+        names = []
         for name, t in self.tensors.items():
             old, now = self.before[name], memory_of(t)
             for view in may:
@@ -83,12 +83,12 @@ class Watched:
                         place = place.as_strided(view.shape, view.stride(), view.storage_offset())
                         place.zero_()
             if not same_bits(old, now):
-                found.append(name)
-        return found
+                names.append(name)
+        return names
 
 
 def reference_answer(op: str, given: dict):
-    """What the fallback says: results, for a push the written tensors; raises what it refuses."""
+    """The fallback's results, or the tensors that it wrote. Raises what it refuses."""
     _checks.check(op, given)
     result = _registry.FALLBACKS[op](**given)
     if op == "memory_push":
@@ -98,19 +98,19 @@ def reference_answer(op: str, given: dict):
 
 def largest(given: dict) -> float:
     """The largest finite magnitude among the floats."""
-    found = [0.0]
+    sizes = [0.0]
     for value in given.values():
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
             usual = value.detach().double()
             usual = usual[usual.isfinite()]
-            found += [float(usual.abs().max())] if usual.numel() else []
+            sizes += [float(usual.abs().max())] if usual.numel() else []
         elif isinstance(value, float):
-            found += [abs(value), 1 / abs(value) if value else 0.0]
-    return max(found)
+            sizes += [abs(value), 1 / abs(value) if value else 0.0]
+    return max(sizes)
 
 
 def check_neighbours(given: dict, values: Tensor, indices: Tensor, magnitude: float) -> None:
-    """Each index is of a row that has the score, no row twice; none where no score is."""
+    """Each index belongs to a row with that score. No row occurs twice. An index is missing where its score is."""
     everything = {**given, "k": max(1, given["bank"].shape[-2])}
     scores, ranked = _registry.FALLBACKS["knn_topk"](**everything)
     by_row = torch.full_like(scores, -torch.inf)
@@ -118,10 +118,10 @@ def check_neighbours(given: dict, values: Tensor, indices: Tensor, magnitude: fl
     query = torch.arange(len(scores))[:, None].expand_as(ranked)
     by_row[query[held], ranked[held]] = scores[held]
     assert torch.equal(indices >= 0, values > -torch.inf), "an index without a score"
-    found = indices >= 0
-    told = by_row.gather(1, indices.clamp(min=0)).masked_fill(~found, -torch.inf)
-    assert_close(told, values, magnitude)
-    in_order = indices.masked_fill(~found, 2**40).sort(1).values
+    present = indices >= 0
+    chosen = by_row.gather(1, indices.clamp(min=0)).masked_fill(~present, -torch.inf)
+    assert_close(chosen, values, magnitude)
+    in_order = indices.masked_fill(~present, 2**40).sort(1).values
     twice = (in_order.diff(dim=1) == 0) & (in_order[:, 1:] < 2**40)
     assert not bool(twice.any()), "a row twice"
 
@@ -133,7 +133,7 @@ def compare(op: str, given: dict, results: tuple, expected: tuple) -> None:
     results = tuple(plain(t) for t in results)
     size = largest(given)
     exact = op in ("class_counts", "gather_rows")
-    if size > LOUD and not exact:
+    if size > LARGE and not exact:
         return
     columns = next(t.shape[-1] for t in given.values() if isinstance(t, Tensor)) if size else 1
     magnitude = max(1.0, size * size * max(1, columns))
@@ -156,23 +156,23 @@ def near_overflow(t: Tensor) -> bool:
 
 
 def error_problem(op: str, given: dict, error: Exception) -> str | None:
-    told = str(error)
+    message = str(error)
     if not isinstance(error, KINDS):
-        return f"{type(error).__name__}: {told}"
-    if any(text in told for text in PYTORCH):
+        return f"{type(error).__name__}: {message}"
+    if any(text in message for text in PYTORCH):
         return None
-    if op not in told or not any(name in told for name in given):
-        return f"the error names no operator or no argument: {told[:500]}"
+    if op not in message or not any(name in message for name in given):
+        return f"the error names no operator or no argument: {message[:500]}"
     return None
 
 
 def gradients(results, given: dict) -> None:
-    """Autograd's own way through the operator, where it leads anywhere."""
+    """Runs the backward where the results have one."""
     learned = [t for t in given.values() if isinstance(t, Tensor) and t.requires_grad]
     reached = [t.sum() for t in results if isinstance(t, Tensor) and t.grad_fn is not None]
     if learned and reached:
-        found = torch.autograd.grad(sum(reached), learned, allow_unused=True)
-        for t, gradient in zip(learned, found, strict=True):
+        computed = torch.autograd.grad(sum(reached), learned, allow_unused=True)
+        for t, gradient in zip(learned, computed, strict=True):
             assert gradient is None or gradient.shape == t.shape, "a gradient of another shape"
 
 

@@ -1,4 +1,4 @@
-"""What is done to valid arguments. A layout keeps the values, so the answer must stay; the rest may be refused."""
+"""Changes of valid arguments. A new layout keeps the values, so the results must stay. Others may be refused."""
 
 import random
 
@@ -14,7 +14,7 @@ DTYPES = (
     *(torch.complex64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     torch.uint64,
 )
-# 2^31 - 1 of anything would fit the rules, and not this machine's memory.
+# 2^31 - 1 is not among them: the rules allow it, but memory does not.
 INTEGERS = (0, 1, -1, 2, 7, 100, 4096, 2**31, -(2**31), 2**32, 2**62, 2**63 - 1, -(2**63))
 NUMBERS = (0.0, -0.0, -1.0, 1e-300, 1e-30, 1e30, 1e300, torch.nan, torch.inf, -torch.inf)
 STRANGE = (None, True, 3.5, "x", "", [], [[]], {}, 2**63, 1j)
@@ -56,7 +56,7 @@ def transposed(rng: random.Random, t: Tensor) -> Tensor:
 
 
 def moved(rng: random.Random, t: Tensor) -> Tensor:
-    """Begins inside its storage, which goes on behind it."""
+    """In the middle of its storage."""
     before = rng.choice((1, 3, 16))
     base = torch.zeros(before + t.numel() + 5, dtype=t.dtype)
     view = base[before : before + t.numel()].view(t.shape)
@@ -156,17 +156,17 @@ HOSTILE = (
 
 
 def shared(rng: random.Random, given: dict, name: str) -> Tensor:
-    """Another argument's tensor, or a view of its memory in the shape that is wanted."""
+    """Another argument's tensor, or a view of its memory in this argument's shape."""
     other, t = given[rng.choice(tensors(given))], given[name]
     if rng.random() < 0.3 or other.layout != torch.strided or other.is_meta:
         return other
     flat = other.detach().reshape(-1)
     if flat.dtype != t.dtype and flat.element_size() == t.element_size():
         flat = flat.view(t.dtype)
-    spare = flat.numel() - t.numel()
-    if spare < 0 or flat.dtype != t.dtype:
+    unused = flat.numel() - t.numel()
+    if unused < 0 or flat.dtype != t.dtype:
         return other
-    at = rng.randint(0, spare)
+    at = rng.randint(0, unused)
     return flat[at : at + t.numel()].view(t.shape)
 
 

@@ -52,8 +52,8 @@ def library(mode: str) -> Path:
 
 def summary(result: Result) -> dict:
     """What the job prints at its end; nothing ran if it did not get there."""
-    found = re.findall(r'^{"run": .*}$', result.output, re.MULTILINE)
-    return json.loads(found[-1]) if found else {"run": 0, "refused": 0}
+    lines = re.findall(r'^{"run": .*}$', result.output, re.MULTILINE)
+    return json.loads(lines[-1]) if lines else {"run": 0, "refused": 0}
 
 
 def explain(op: str, seed: int, result: Result) -> str:

@@ -169,5 +169,5 @@ def schema(op: str):
 
 
 def sample(op: str, rng: random.Random) -> dict:
-    made = SAMPLES[op](rng)
-    return {argument.name: made[argument.name] for argument in schema(op).arguments}
+    given = SAMPLES[op](rng)
+    return {argument.name: given[argument.name] for argument in schema(op).arguments}

@@ -147,7 +147,7 @@ FAULTS = [
     ),
     # What the annotations of the pool say is needed: without it, work seems to race with its caller.
     fault(
-        "the pool's order is not told",
+        "the pool does not declare its order",
         "memory_push",
         "common/parallel.h",
         "#if defined(__SANITIZE_THREAD__)\ninline void",

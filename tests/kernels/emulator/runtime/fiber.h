@@ -32,7 +32,7 @@ class Fiber {
   void* identity_ = nullptr;  // ThreadSanitizer's name of it
 };
 
-// What ThreadSanitizer is told of order in time: all before release(token) happens before what follows acquire(token).
+// Declares an order to ThreadSanitizer: everything before release(token) happens before what follows acquire(token).
 void release(const void* token);
 void acquire(const void* token);
 

@@ -1,4 +1,4 @@
-// Runs blocks: starts a fiber per thread, resumes those that are ready in the schedule's order, tells who is stuck.
+// Runs blocks: starts a fiber per thread, resumes those that are ready in the schedule's order, reports those that are stuck.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -29,12 +29,12 @@ int describe(char* out, size_t size, const Thread& thread) {
 void report_deadlock(RunningBlock& b) {
   b.failed = true;
   size_t used = std::snprintf(b.error, sizeof b.error, "deadlock in block %u,%u,%u:", b.index.x, b.index.y, b.index.z);
-  int told = 0;
-  for (unsigned i = 0; i < b.num_threads && told < 6; ++i) {
+  int listed = 0;
+  for (unsigned i = 0; i < b.num_threads && listed < 6; ++i) {
     if (b.threads[i].state != Thread::State::waiting || used + 160 > sizeof b.error) continue;
     used += std::snprintf(b.error + used, sizeof b.error - used, "\n  ");
     used += describe(b.error + used, sizeof b.error - used, b.threads[i]);
-    ++told;
+    ++listed;
   }
 }
 

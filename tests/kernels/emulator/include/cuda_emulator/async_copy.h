@@ -7,7 +7,7 @@
 
 namespace cuda_emulator {
 
-// Whether the copy is to land now; it has to be waited for in any case.
+// Whether the copy lands now. The kernel must wait for it in any case.
 bool start_copy(void* to, const void* from, size_t bytes, size_t zeros);
 void commit_copies();
 // Takes a copy off those on their way, if one of all but the last `prior` committed groups is left. What was never
