@@ -18,7 +18,7 @@ import torch
 from loss_steps import SIZES, OurStep, copy_batch, make_batch
 from peak_memory import MEGABYTE, peak_beyond_inputs
 
-from dgcl_ops._doctor_step import captured
+from dgcl_ops.doctor.step import captured
 
 STEPS, REPEATS, NAMES = 3, 10, 40
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from dgcl_ops import ops
-from dgcl_ops._doctor_side import SEARCH, environment
+from dgcl_ops.doctor.compare import SEARCH, environment
 
 
 def main() -> int:

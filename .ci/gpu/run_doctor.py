@@ -9,8 +9,8 @@ import sys
 import report
 
 from dgcl_ops import doctor
-from dgcl_ops._doctor_checks import CHECKS
-from dgcl_ops._doctor_step import CUDA_CHECKS
+from dgcl_ops.doctor.checks import CHECKS
+from dgcl_ops.doctor.step import CUDA_CHECKS
 
 FAILED = re.compile(r"^  (\S.*?)(?:, \w+ search)?\s+(?:WRONG|FAILED: .*)")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import ops
-from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
+from dgcl_ops.doctor.compare import SEARCH, TOLERANCE, Comparison, Target, environment
 
 QUERIES, BANK, DIM = 230, 700, 67  # larger than a tile in each direction, and odd
 FLOAT64 = 1e-12  # tolerance for sums of a few hundred float64 numbers
@@ -90,22 +90,22 @@ def search(op, bank, misaligned: bool = False, **case):
     return op(bank=offset(bank) if misaligned else bank, **case)
 
 
-def check_knn_topk(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_topk(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         for k in (32,) if quick else (1, 32, 300):
             for path in side.search_paths:
                 with environment(SEARCH, path):
                     ours = side(search, ops.knn_topk, k=k, **case)
                 title = f"{name}, k {k}, {path} search"
-                tally.same(title, ours, side.twin(search, ops.knn_topk, k=k, **case))
+                tally.same(title, ours, side.expected(search, ops.knn_topk, k=k, **case))
 
 
-def check_knn_density(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_density(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         for path in side.search_paths:
             with environment(SEARCH, path):
                 ours = side(search, ops.knn_density, scales=(8, 16, 32), **case)
-            theirs = side.twin(search, ops.knn_density, scales=(8, 16, 32), **case)
+            theirs = side.expected(search, ops.knn_density, scales=(8, 16, 32), **case)
             tally.same(f"{name}, {path} search", ours, theirs)
 
 
@@ -116,13 +116,13 @@ def topk_gradients(queries, bank, **options):
     return torch.autograd.grad(torch.where(indices >= 0, values, 0.0).sum(), (queries, bank))
 
 
-def check_knn_topk_backward(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_topk_backward(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         if "NaN" in name:
             continue
         ours, again = (side(topk_gradients, **case) for _ in range(2))
         tally.same(f"{name}, repeated", again, ours)
-        theirs = side.twin(topk_gradients, **{n: detached(v) for n, v in case.items()})
+        theirs = side.expected(topk_gradients, **{n: detached(v) for n, v in case.items()})
         for what, one, other in zip(("queries", "bank"), ours, theirs, strict=True):
             tally.near(f"{name}, of {what}", one, other, tolerance(one))
 
@@ -141,7 +141,7 @@ def contrast(with_gradients: bool, anchors, keys, negatives, **options):
     return torch.autograd.grad(loss.sum(), rows) if with_gradients else (loss,)
 
 
-def check_contrast(side: Side, tally: Tally, quick: bool, with_gradients: bool) -> None:
+def check_contrast(side: Target, tally: Comparison, quick: bool, with_gradients: bool) -> None:
     draw = Draw()
     counts = {
         "anchor_counts": torch.tensor([37, 0, 17]),
@@ -153,16 +153,16 @@ def check_contrast(side: Side, tally: Tally, quick: bool, with_gradients: bool) 
         for name, options in (("all rows", {}), ("counts", {**counts, "eps": 0.1})):
             ours, again = (side(contrast, with_gradients, *rows, **options) for _ in range(2))
             tally.same(f"{dtype}, {name}, repeated", again, ours)
-            theirs = side.twin(contrast, with_gradients, *rows, **options)
+            theirs = side.expected(contrast, with_gradients, *rows, **options)
             for part, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 tally.near(f"{dtype}, {name}, result {part}", one, other, tolerance(one))
 
 
-def check_density_contrast(side: Side, tally: Tally, quick: bool) -> None:
+def check_density_contrast(side: Target, tally: Comparison, quick: bool) -> None:
     check_contrast(side, tally, quick, False)
 
 
-def check_density_contrast_backward(side: Side, tally: Tally, quick: bool) -> None:
+def check_density_contrast_backward(side: Target, tally: Comparison, quick: bool) -> None:
     check_contrast(side, tally, quick, True)
 
 
@@ -175,7 +175,7 @@ def pushed(state, arriving, normalize):
     return state
 
 
-def check_memory_push(side: Side, tally: Tally, quick: bool) -> None:
+def check_memory_push(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16, torch.float16):
         state = [
@@ -191,11 +191,11 @@ def check_memory_push(side: Side, tally: Tally, quick: bool) -> None:
             tally.same(
                 f"{dtype}, normalize {normalize}",
                 ours,
-                side.twin(pushed, state, arriving, normalize),
+                side.expected(pushed, state, arriving, normalize),
             )
 
 
-def check_gather_rows(side: Side, tally: Tally, quick: bool) -> None:
+def check_gather_rows(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     for dtype in dtypes[:1] if quick else dtypes:
@@ -206,12 +206,12 @@ def check_gather_rows(side: Side, tally: Tally, quick: bool) -> None:
                 laid = maps.contiguous(memory_format=layout)
                 ours, theirs = (
                     side(ops.gather_rows, laid, pixels),
-                    side.twin(ops.gather_rows, laid, pixels),
+                    side.expected(ops.gather_rows, laid, pixels),
                 )
                 tally.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
 
 
-def check_class_counts(side: Side, tally: Tally, quick: bool) -> None:
+def check_class_counts(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
     for dtype, classes, ignored in kinds[:1] if quick else kinds:
@@ -219,18 +219,20 @@ def check_class_counts(side: Side, tally: Tally, quick: bool) -> None:
         labels[0, :7] = ignored
         arguments = labels, classes, ignored
         tally.same(
-            f"{dtype}", side(ops.class_counts, *arguments), side.twin(ops.class_counts, *arguments)
+            f"{dtype}",
+            side(ops.class_counts, *arguments),
+            side.expected(ops.class_counts, *arguments),
         )
 
 
-def check_silhouette_sums(side: Side, tally: Tally, quick: bool) -> None:
+def check_silhouette_sums(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
         arguments = draw.rows(300, 33, dtype=dtype), offsets, None
         ours, again = (side(ops.silhouette_sums, *arguments) for _ in range(2))
         tally.same(f"{dtype}, repeated", again, ours)
-        tally.near(f"{dtype}", ours, side.twin(ops.silhouette_sums, *arguments), FLOAT64)
+        tally.near(f"{dtype}", ours, side.expected(ops.silhouette_sums, *arguments), FLOAT64)
 
 
 CHECKS = {
@@ -252,12 +254,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--op", choices=list(CHECKS), action="append")
     options = parser.parse_args()
-    side, wrong, elements = Side(options.device), [], 0
+    side, wrong, elements = Target(options.device), [], 0
     if not side.compiled:
         report.result(note=f"no compiled kernels for {options.device}")
         return 1
     for name in options.op or CHECKS:
-        tally, began = Tally(exact=True), time.perf_counter()
+        tally, began = Comparison(exact=True), time.perf_counter()
         try:
             CHECKS[name](side, tally, options.quick)
         except Exception as error:  # the other operators still run

@@ -124,7 +124,7 @@ class Plan:
         """Compiles the kernels for the CPU in a rehearsal, so that no other step's time includes it."""
         if not self.rehearsal:
             return []
-        code = "from emulator import build; print(build.build('plain'))"
+        code = "from kernels.emulator import build; print(build.build('plain'))"
         env = {"PYTHONPATH": str(self.folder / "tests")}
         command = [self.python, "-c", code]
         title = "stand-in: the kernels are compiled for the CPU"

@@ -18,7 +18,7 @@ def benchmarks(monkeypatch):
 @pytest.fixture
 def everything_pretended(benchmarks, monkeypatch):
     """A device with CPU tensors and events that read this process's clock."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     class Event:
         def __init__(self, enable_timing):

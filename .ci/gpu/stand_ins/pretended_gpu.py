@@ -114,7 +114,7 @@ def cuda_functions() -> dict:
 
 def emulated() -> contextlib.AbstractContextManager:
     """Replaces the CPU kernels by the CUDA kernels inside the context."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     return replace.emulated_kernels("rehearsal")
 
@@ -135,16 +135,17 @@ def install(kernels: str) -> None:
         import dgcl_ops
     except ImportError:  # a step that needs only PyTorch
         return
-    from dgcl_ops import _doctor_side, backend, doctor
+    from dgcl_ops import backend
+    from dgcl_ops.doctor import compare, reporting
 
     serving = backend._serving
     compiled = {"implementation": "compiled", "reason": "pretended: the emulator runs the kernels"}
     backend._serving = lambda device, key: compiled if device == "cuda" else serving(device, key)
-    doctor.driver_version = lambda: "580.0 (pretended)"
+    reporting.driver_version = lambda: "580.0 (pretended)"
     assert dgcl_ops.backend_info()["devices"]["cuda"] == compiled
     if kernels == "side":
-        _doctor_side.Side.kernels = lambda side: (
-            emulated() if is_cuda(side.device) else contextlib.nullcontext()
+        compare.Target.kernels = lambda target: (
+            emulated() if is_cuda(target.device) else contextlib.nullcontext()
         )
     elif kernels == "all":
         contextlib.ExitStack().enter_context(emulated())
