@@ -1,9 +1,11 @@
-"""Loads the compiled extension."""
+"""Loads the compiled extension. It registers nothing itself, so it may be reloaded."""
 
+import importlib
 import os
 import re
 import sys
 from importlib.machinery import PathFinder
+from types import ModuleType
 
 import torch
 
@@ -19,35 +21,32 @@ def _refuse_old_torch(version: str) -> None:
 
 
 def _has(module: str) -> bool:
-    """Whether this very package has it. An editable install's finder would add what another source tree has."""
+    """Whether this package has the module. An editable install's finder would also find another tree's module."""
     name = f"{NAMESPACE}.{module}"
     if name in sys.modules:
         return sys.modules[name] is not None
     return PathFinder.find_spec(name, [os.path.dirname(__file__)]) is not None
 
 
-def _load():
-    """The compiled extension, or None if this build has none. One that does not load is an error."""
+def _load() -> ModuleType | None:
+    """The compiled extension, or None if this build has none. An extension that does not load is an error."""
     if not _has("_C"):
         return None
     try:
-        from dgcl_ops import _C
+        return importlib.import_module(f"{NAMESPACE}._C")
     except ImportError as error:
         raise ImportError(
             f"dgcl_ops: the compiled extension dgcl_ops._C is installed but does not load ({error}); "
             "reinstall dgcl_ops, or build it from the source tree with "
             "`pip install --no-build-isolation -e .`"
         ) from error
-    return _C
 
 
 def why_not_built() -> str:
     """Why there is no extension, as the build recorded it."""
     if not _has("_build"):
         return "this source tree was not installed"
-    from dgcl_ops import _build
-
-    return _build.WITHOUT_EXTENSION
+    return importlib.import_module(f"{NAMESPACE}._build").WITHOUT_EXTENSION
 
 
 _refuse_old_torch(torch.__version__)

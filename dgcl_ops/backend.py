@@ -1,5 +1,7 @@
 """What is installed, and which implementation serves each device type."""
 
+from typing import Any
+
 import torch
 
 from dgcl_ops import _extension
@@ -9,8 +11,8 @@ from dgcl_ops.ops._registry import FALLBACKS
 DEVICE_KEYS = {"cpu": "CPU", "cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
 
 
-def _serving(device: str, key: str) -> dict:
-    """Implementation and reason, for a device type and its dispatch key."""
+def _serving(device: str, key: str) -> dict[str, str]:
+    """The implementation for a device type and its dispatch key, with the reason."""
     compiled = [
         op
         for op in FALLBACKS
@@ -22,7 +24,7 @@ def _serving(device: str, key: str) -> dict:
             reason += (
                 "; this PyTorch was built without CUDA"
                 if torch.version.cuda is None
-                else "; this machine shows PyTorch no such device"
+                else "; PyTorch finds no such device on this machine"
             )
         return {"implementation": "compiled", "reason": reason}
     missing = ", ".join(sorted(set(FALLBACKS) - set(compiled))) if compiled else "any operator"
@@ -34,20 +36,20 @@ def _serving(device: str, key: str) -> dict:
     return {"implementation": "reference" if not compiled else "mixed", "reason": reason}
 
 
-def backend_info() -> dict:
-    """What is installed, and which implementation serves each device type, with the reason.
+def backend_info() -> dict[str, Any]:
+    """Reports what is installed, and which implementation serves each device type, with the reason.
 
     Returns:
-        dict with
-            version: of dgcl_ops.
-            torch: version of PyTorch in use.
-            extension: path of the compiled extension; None without one.
+        A dict with
+            version: the version of dgcl_ops.
+            torch: the version of PyTorch in use.
+            extension: the path of the compiled extension, or None.
             build: how the extension was built, or why it was not.
-            cpu_capability: instruction set in use on this processor ("avx512_vnni", "avx512", "avx2",
-                "portable"); None without the extension.
-            devices: per device type, {"implementation": "compiled" | "mixed" | "reference" | "error",
-                "reason": why}.
-            require_compiled: whether DGCL_OPS_REQUIRE_COMPILED forbids the plain PyTorch path.
+            cpu_capability: the instruction set in use ("avx512_vnni", "avx512", "avx2", "portable"), or None without
+                the extension.
+            devices: per device type, a dict with "implementation" ("compiled", "mixed", "reference" or "error") and
+                "reason".
+            require_compiled: whether DGCL_OPS_REQUIRE_COMPILED forbids the plain PyTorch implementation.
 
     Example:
         >>> dgcl_ops.backend_info()["devices"]["cpu"]["implementation"]

@@ -1,7 +1,6 @@
-"""The operators as Python functions: one file per operator, the same stem as in csrc/.
+"""The operators as Python functions: one file per operator, with the same stem as in csrc/.
 
-Each file holds the function users call, the operator's fake kernel (shapes for torch.compile) and its
-derivative.
+Each file holds the public function, the operator's fake kernel (shapes for torch.compile) and its derivative.
 """
 
 from dgcl_ops.ops.class_counts import class_counts

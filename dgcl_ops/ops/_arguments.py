@@ -1,21 +1,25 @@
-"""Checks of hyper-parameters. What concerns tensors (shape, dtype, device) is checked by each operator itself."""
+"""Checks of hyper-parameters. Each operator checks its tensors itself (shape, dtype, device)."""
 
 import math
 import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
 
-METRICS = ("cosine", "dot", "l2")
+Metric = Literal["cosine", "dot", "l2"]
+METRICS: tuple[str, ...] = get_args(Metric)
+Choice = TypeVar("Choice")
 
 
-def positive_integer(op: str, name: str, value) -> int:
+def positive_integer(op: str, name: str, value: object) -> int:
     integer = integral(op, name, value)
     if integer < 1:
         raise ValueError(f"{op}: {name} must be a positive integer, got {value!r}")
     return integer
 
 
-def integral(op: str, name: str, value) -> int:
+def integral(op: str, name: str, value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     try:
@@ -26,22 +30,22 @@ def integral(op: str, name: str, value) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
 
 
-def at_least(op: str, name: str, value, minimum: int) -> int:
+def at_least(op: str, name: str, value: object, minimum: int) -> int:
     """The value, if it is an integer of at least `minimum`."""
-    value = integral(op, name, value)
-    if value < minimum:
-        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
-    return value
+    integer = integral(op, name, value)
+    if integer < minimum:
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {integer}")
+    return integer
 
 
-def one_of(op: str, name: str, value, choices: tuple):
+def one_of(op: str, name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     """The value, if it is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
     return value
 
 
-def scale_tuple(op: str, scales) -> tuple[int, ...]:
+def scale_tuple(op: str, scales: object) -> tuple[int, ...]:
     if not isinstance(scales, (tuple, list)):
         raise TypeError(f"{op}: scales must be a tuple or list of integers, got {scales!r}")
     scales = tuple(scales)
@@ -51,15 +55,15 @@ def scale_tuple(op: str, scales) -> tuple[int, ...]:
     return integers
 
 
-def metric_name(op: str, metric) -> str:
+def metric_name(op: str, metric: object) -> Metric:
     if not isinstance(metric, str):
         raise TypeError(f"{op}: metric must be a string, got {metric!r}")
     if metric not in METRICS:
         raise ValueError(f"{op}: metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    return metric
+    return cast(Metric, metric)
 
 
-def number(op: str, name: str, value, *, positive: bool) -> float:
+def number(op: str, name: str, value: Any, *, positive: bool) -> float:
     rule = "positive and finite" if positive else "at least 0 and finite"
     try:
         if isinstance(value, (bool, str, Tensor)):
@@ -67,24 +71,21 @@ def number(op: str, name: str, value, *, positive: bool) -> float:
         converted = float(value)
     except TypeError:
         raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
-    if not 0 <= converted < math.inf or (positive and converted == 0):  # NaN is refused too
+    if not 0 <= converted < math.inf or (positive and converted == 0):  # False for NaN
         raise ValueError(f"{op}: {name} must be {rule}, got {value!r}")
     return converted
 
 
-def tensors(op: str, **values) -> None:
+def tensors(op: str, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def no_second_derivative(op: str):
-    """The backward of a backward: says so, instead of returning wrong numbers."""
+def no_second_derivative(op: str) -> Callable[..., Any]:
+    """The backward of a backward operator: an error, instead of wrong numbers."""
 
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"{op}: only first derivatives are available; double backward must not be requested, got "
-            "a gradient of a gradient (create_graph=True)"
-        )
+    def backward(ctx: Any, *gradients: Tensor | None) -> None:
+        raise RuntimeError(f"{op}: double backward is not supported (create_graph=True)")
 
     return backward

@@ -1,17 +1,20 @@
 """Registers the operators: schema, fallback, fake kernel, autograd, vmap.
 
-`define()` gives PyTorch an operator's schema and registers `reference`'s version of it under a key that PyTorch
-consults only where a device has no kernel of its own. The compiled extension adds such kernels, for each device it
-was built for. Without the extension plain PyTorch serves every device, slower. The first such call on a device type
-warns; with DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
+`define()` gives PyTorch an operator's schema. It also registers the implementation in `reference` under a key that
+PyTorch uses only for devices without a kernel. The compiled extension adds kernels for the devices that it was built
+for. Without the extension, plain PyTorch serves every device, and is slower. The first such call on a device type
+warns. With DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
 
-A derivative that torch.library registers is for `torch.autograd` alone. Of torch.func's grad, vjp and jacrev PyTorch
-(2.13) says only that a class lacks `setup_context`, and a forward-mode derivative it takes for 0.
+torch.library registers derivatives for `torch.autograd` only. Without the checks here, torch.func's grad, vjp and
+jacrev fail with an error about `setup_context` (PyTorch 2.13), and forward-mode derivatives are silently 0.
 """
 
 import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +24,16 @@ from dgcl_ops import _extension
 from dgcl_ops._extension import NAMESPACE, REQUIRE_COMPILED
 from dgcl_ops.ops import _checks
 
-FALLBACKS: dict[str, Callable] = {}  # by operator
+Function = Callable[..., Any]
+
+FALLBACKS: dict[str, Function] = {}  # by operator
 SCHEMAS: dict[str, str] = {}
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _warned_devices: set[str] = set()
+_INTERNAL = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, _extension.__file__))
 
 
-def define(schema: str, fallback: Callable) -> None:
+def define(schema: str, fallback: Function) -> None:
     """Defines an operator. `fallback` runs it on devices without a compiled kernel."""
     op = schema.partition("(")[0]
     SCHEMAS[op], FALLBACKS[op] = schema, fallback
@@ -43,9 +49,9 @@ def define_in(namespace: str) -> torch.library.Library:
     return other
 
 
-def _register_fallback(op: str, function) -> None:
+def _register_fallback(op: str, function: Function) -> None:
     @functools.wraps(function)
-    def fallback(*args, **kwargs):
+    def fallback(*args: Any, **kwargs: Any) -> Any:
         given = _by_name(op, args, kwargs)
         _checks.check(op, given)
         tensor = next(value for value in given.values() if isinstance(value, torch.Tensor))
@@ -56,36 +62,42 @@ def _register_fallback(op: str, function) -> None:
 
 
 def _announce_fallback(op: str, device: str) -> None:
+    why_not = _extension.why_not_built() if _extension._C is None else None
     if _extension.require_compiled():
         raise RuntimeError(
             f"{op}: device must have a compiled kernel because {REQUIRE_COMPILED} is set, got {device}"
-            + (
-                ""
-                if _extension._C
-                else f" (built without the extension: {_extension.why_not_built()})"
-            )
+            + (f" (built without the extension: {why_not})" if why_not else "")
         )
     if device in _warned_devices:
         return
     _warned_devices.add(device)
     why, remedy = f"{op} has no compiled kernel for device type {device!r}", ""
-    if _extension._C is None:
-        why = f"this build has no compiled extension ({_extension.why_not_built()})"
+    if why_not:
+        why = f"this build has no compiled extension ({why_not})"
         remedy = "DGCL_OPS_EXTENSION=1 makes a build with the extension, or says what is missing. "
     warnings.warn(
-        f"dgcl_ops: {why}; plain PyTorch runs on device type {device!r}, slower and with class offsets copied to the "
-        f"host. {remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device type.",
+        f"dgcl_ops: {why}; plain PyTorch runs on device type {device!r}, which is slower and copies class offsets to "
+        f"the host. {remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device "
+        "type.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=_caller_level(),
     )
+
+
+def _caller_level() -> int:
+    """The `stacklevel` of the line outside of dgcl_ops and PyTorch, for a warning from the function that asks."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def argument_names(op: str) -> list[str]:
     return [a.name for a in getattr(torch.ops.dgcl_ops, op).default._schema.arguments]
 
 
-def _by_name(op: str, args: tuple, kwargs: dict) -> dict:
-    """The arguments by name. PyTorch lets None pass for a tensor that is not optional: here it is an error."""
+def _by_name(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name. PyTorch accepts None for a tensor that is not optional. Here it is an error."""
     given = dict(zip(argument_names(op), args, strict=False)) | kwargs
     for argument in getattr(torch.ops.dgcl_ops, op).default._schema.arguments:
         if str(argument.type) == "Tensor" and given.get(argument.name) is None:
@@ -93,14 +105,16 @@ def _by_name(op: str, args: tuple, kwargs: dict) -> dict:
     return given
 
 
-def register_fake(name: str):
-    """As torch.library.register_fake, but what `check_basics` refuses is an error here, too: PyTorch runs the fake
-    kernel as soon as one tensor is on the meta device."""
+def register_fake(name: str) -> Callable[[Function], Function]:
+    """`torch.library.register_fake`, with the checks of `check_basics` first.
+
+    PyTorch runs the fake kernel as soon as one tensor is on the meta device.
+    """
     op = name.removeprefix(f"{NAMESPACE}::")
 
-    def register(function):
+    def register(function: Function) -> Function:
         @functools.wraps(function)
-        def fake(*args, **kwargs):
+        def fake(*args: Any, **kwargs: Any) -> Any:
             _checks.check_basics(op, _by_name(op, args, kwargs))
             return function(*args, **kwargs)
 
@@ -115,42 +129,42 @@ _INSTEAD = "use backward() or torch.autograd.grad"
 
 
 class _Refusing:
-    """Takes a kernel's registration, and registers one that refuses derivatives which the kernel does not have."""
+    """Stands in for a Library: registers a kernel that first refuses the derivatives which do not exist."""
 
     @staticmethod
-    def impl(op: str, kernel, key: str, **options) -> None:
+    def impl(op: str, kernel: Function, key: str, **options: Any) -> None:
         names = argument_names(op)
 
-        def refusing(keyset, *args):
+        def refusing(keyset: Any, *args: Any) -> Any:
             given = [pair for pair in zip(names, args, strict=False) if isinstance(pair[1], Tensor)]
             if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
                 for name, tensor in given:
                     if tensor.requires_grad:
                         raise RuntimeError(
-                            f"{op}: {name} must not be differentiated by torch.func (grad, vjp, jacrev); {_INSTEAD}, "
-                            f"got a tensor of shape {list(tensor.shape)} that is"
+                            f"{op}: torch.func (grad, vjp, jacrev) cannot differentiate {name}, got a tensor of "
+                            f"shape {list(tensor.shape)} that requires it; {_INSTEAD}"
                         )
             for name, tensor in given:
                 if forward_ad.unpack_dual(tensor).tangent is not None:
                     raise RuntimeError(
-                        f"{op}: {name} must not have a tangent (torch.func.jvp, jacfwd, dual tensors), since there are "
-                        f"no forward-mode derivatives; {_INSTEAD}, got one of shape {list(tensor.shape)}"
+                        f"{op}: forward-mode derivatives are not supported (torch.func.jvp, jacfwd, dual tensors), "
+                        f"got {name} of shape {list(tensor.shape)} with a tangent; {_INSTEAD}"
                     )
             return kernel(keyset, *args)
 
         library.impl(op, refusing, key, **options)
 
 
-def register_autograd(op: str, backward, setup_context=None) -> None:
-    """`torch.library.register_autograd`, with errors for the derivatives it does not give."""
+def register_autograd(op: str, backward: Function, setup_context: Function | None = None) -> None:
+    """`torch.library.register_autograd`, with errors for the derivatives that it does not give."""
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_Refusing)
 
 
 # ---- vmap -------------------------------------------------------------------------------------------
 
 
-def leading(info, in_dims, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Each tensor with the mapped dimension in front: [V, ...]. Those that are not mapped over are expanded."""
+def leading(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> list[Any]:
+    """Each tensor, or None, with the mapped dimension in front: [V, ...]. Unmapped ones are expanded."""
     return [
         tensor
         if tensor is None
@@ -161,16 +175,23 @@ def leading(info, in_dims, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def knn_batch(op, info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self):
-    """V searches as one: queries [V * M, D], bank [V, N, D] with offsets [V + 1], or the same bank [N, D] for all."""
+def knn_batch(
+    op: str,
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    queries: Tensor,
+    bank: Tensor,
+    query_offsets: Tensor | None,
+    bank_counts: Tensor | None,
+    exclude_self: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """V searches as one: queries [V * M, D], bank [V, N, D] and offsets [V + 1]; or one bank [N, D] for all."""
     if query_offsets is not None:
         raise RuntimeError(
             f"{op}: query_offsets must be None under vmap, which makes the groups itself, got groups; write all of "
             "them into one call"
         )
-    if (
-        bank_counts is not None
-    ):  # which without groups is an error of the operator's, and would be dropped here
+    if bank_counts is not None:  # refused here, because the call below omits it
         raise RuntimeError(
             f"{op}: bank_counts must be None under vmap, as there are no groups, got counts"
         )
@@ -185,10 +206,10 @@ def refuse_vmap(op: str, instead: str) -> None:
     """Makes vmap over the operator an error that says what to do instead."""
     names = argument_names(op)
 
-    def refuse(info, in_dims, *args):
+    def refuse(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> None:
         mapped = [name for name, dim in zip(names, in_dims, strict=False) if dim is not None]
         raise RuntimeError(
-            f"{op}: {', '.join(mapped)} must not be mapped over by vmap, got {info.batch_size} of them; {instead}"
+            f"{op}: vmap over {', '.join(mapped)} is not supported, got {info.batch_size} of them; {instead}"
         )
 
     torch.library.register_vmap(f"dgcl_ops::{op}", refuse, lib=library)

@@ -1,4 +1,4 @@
-"""A histogram of labels that needs no copy to the host."""
+"""A histogram of labels without a sync."""
 
 import torch
 from torch import Tensor
@@ -14,23 +14,21 @@ _registry.define(
 
 
 def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """How often each class occurs among the labels.
+    """Counts how often each class occurs among the labels.
 
     Args:
-        labels: of any shape; int64, int32, int16, int8 or uint8.
-        num_classes: classes are 0 to num_classes - 1; less than 2^31.
-        ignore_index: the label that stands for none; not counted, even when it lies in the classes' range.
+        labels: [...] int64, int32, int16, int8 or uint8.
+        num_classes: number of classes, less than 2^31. The classes are 0 to num_classes - 1.
+        ignore_index: a label that is not counted, even if it is one of the classes.
 
     Returns:
-        The counts.
+        The counts, [num_classes] int64.
 
     Raises:
-        TypeError, ValueError: for a bad `num_classes` or `ignore_index`.
-        RuntimeError: on the CPU, for a label that is neither a class nor `ignore_index`; other devices do
-            not count it.
-
-    Shape:
-        labels [...] -> [num_classes] int64.
+        TypeError: `labels` is not a tensor, or `num_classes` or `ignore_index` is not an integer.
+        ValueError: `num_classes` is not positive.
+        RuntimeError: the dtype is wrong; on the CPU also a label that is neither a class nor `ignore_index`. Other
+            devices do not count such a label.
     """
     _arguments.tensors("class_counts", labels=labels)
     num_classes = _arguments.positive_integer("class_counts", "num_classes", num_classes)
@@ -39,7 +37,7 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
 
 
 @_registry.register_fake(_OP)
-def _fake(labels, num_classes, ignore_index):
+def _fake(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return labels.new_empty((num_classes,), dtype=torch.int64)
 
 

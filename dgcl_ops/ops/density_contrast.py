@@ -1,5 +1,7 @@
 """Contrastive loss of sparse anchors against one dense key per group."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ _registry.define(
     "Tensor? anchor_counts, Tensor? negative_counts, float eps) -> (Tensor loss, Tensor lse)",
     reference.density_contrast_with_lse,
 )
-# The gradients of keys and negatives are empty unless `needs_key_grad`.
+# Without `needs_key_grad`, the gradients of keys and negatives are empty.
 _registry.define(
     "density_contrast_backward(Tensor dL_dloss, Tensor anchors, Tensor keys, Tensor negatives, "
     "Tensor lse, float temperature, Tensor? anchor_counts, Tensor? negative_counts, "
@@ -35,34 +37,34 @@ def density_contrast(
 ) -> Tensor:
     """Mean over each group's anchors of minus the log-softmax at the group's key.
 
-    With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and their largest m_i:
+    With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and m_i the largest logit of anchor i:
 
         lse_i = m_i + log(sum_j exp(z_ij - m_i) + eps), j = 0 included        loss = mean_i (lse_i - z_i0)
 
-    Rows are normalised inside; a zero row stays zero and receives gradient 0. Backward keeps only the lse.
+    Rows are normalised inside. A zero row stays zero and receives gradient 0. Backward stores only the lse.
 
-    Differentiable in `anchors`, and in `keys` and `negatives` where they require it. No second
-    derivatives, and none by torch.func.
+    Differentiable in `anchors`, and in `keys` and `negatives` if they require a gradient. Second derivatives and
+    `torch.func` are not supported.
 
     Args:
-        anchors: rows to be pulled to the key of their group.
-        keys: one positive key per group.
-        negatives: rows to be pushed away from.
+        anchors: [G, A, E], the rows to pull towards the key of their group.
+        keys: [G, E], one positive key per group.
+        negatives: [G, N, E], the rows to push away from.
         temperature: T, positive.
-        anchor_counts: anchors in use per group; all by default. A group without anchors has loss 0.
-        negative_counts: negatives in use per group; all by default. Without negatives the loss is log(1 + eps).
-        eps: added to the sum of exponentials. 0 gives the log-softmax; the published program adds 1e-6. As in
-            that program, the gradient treats m_i as a constant.
+        anchor_counts: [G] int64, the anchors in use per group. By default all. A group without anchors has loss 0.
+        negative_counts: [G] int64, the negatives in use per group. By default all. A group without negatives has loss
+            log(1 + eps).
+        eps: added to the sum of exponentials. 0 gives the log-softmax. The published program adds 1e-6. As there, the
+            gradient treats m_i as a constant.
 
     Returns:
-        The loss of each group, in float32 (float64 if an input is float64).
+        The loss of each group, [G] float32 (float64 if an input is float64).
 
     Raises:
-        TypeError, ValueError: for a bad `temperature` or `eps`.
-        RuntimeError: for bad tensors; on the CPU also for counts out of range, which CUDA clamps.
-
-    Shape:
-        anchors [G, A, E], keys [G, E], negatives [G, N, E], counts [G] int64 -> [G].
+        TypeError: an argument has the wrong type.
+        ValueError: `temperature` is not positive and finite, or `eps` is negative or not finite.
+        RuntimeError: a shape, dtype or device is wrong; on the CPU also counts out of range. CUDA cannot check those
+            without a sync, and clamps them.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.4 (density-guided contrast).
     """
@@ -76,7 +78,9 @@ def density_contrast(
 
 
 @_registry.register_fake(_OP)
-def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps):
+def _fake(
+    anchors: Tensor, keys: Tensor, negatives: Tensor, *others: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
     groups, rows, _ = anchors.shape
     dtype = compute_dtype(anchors, keys, negatives)
     return anchors.new_empty((groups,), dtype=dtype), anchors.new_empty((groups, rows), dtype=dtype)
@@ -84,16 +88,16 @@ def _fake(anchors, keys, negatives, temperature, anchor_counts, negative_counts,
 
 @_registry.register_fake(f"{_OP}_backward")
 def _backward_fake(
-    dL_dloss,
-    anchors,
-    keys,
-    negatives,
-    lse,
-    temperature,
-    anchor_counts,
-    negative_counts,
-    needs_key_grad,
-):
+    dL_dloss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    lse: Tensor,
+    temperature: float,
+    anchor_counts: Tensor | None,
+    negative_counts: Tensor | None,
+    needs_key_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         anchors.new_empty(anchors.shape),
         keys.new_empty(keys.shape if needs_key_grad else (0,)),
@@ -101,17 +105,17 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     anchors, keys, negatives, ctx.temperature, anchor_counts, negative_counts, _ = inputs
     lse = output[1]
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(anchors, keys, negatives, lse, anchor_counts, negative_counts)
 
 
-def _backward(ctx, dL_dloss, _dL_dlse):
+def _backward(ctx: Any, dL_dloss: Tensor, _dL_dlse: Tensor) -> tuple[Tensor | None, ...]:
     anchors, keys, negatives, lse, anchor_counts, negative_counts = ctx.saved_tensors
     needs_key_grad = any(ctx.needs_input_grad[1:3])
-    dL_danchors, *others = torch.ops.dgcl_ops.density_contrast_backward(
+    dL_danchors, dL_dkeys, dL_dnegatives = torch.ops.dgcl_ops.density_contrast_backward(
         dL_dloss,
         anchors,
         keys,
@@ -122,8 +126,9 @@ def _backward(ctx, dL_dloss, _dL_dlse):
         negative_counts,
         needs_key_grad,
     )
-    others = others if needs_key_grad else (None, None)
-    return dL_danchors, *others, None, None, None, None
+    if not needs_key_grad:
+        dL_dkeys = dL_dnegatives = None
+    return dL_danchors, dL_dkeys, dL_dnegatives, None, None, None, None
 
 
 _registry.register_autograd(_OP, _backward, _setup_context)
@@ -132,8 +137,16 @@ _registry.register_autograd(f"{_OP}_backward", _arguments.no_second_derivative("
 
 @torch.library.register_vmap(_OP)
 def _vmap(
-    info, in_dims, anchors, keys, negatives, temperature, anchor_counts, negative_counts, eps
-):
+    info: Any,
+    in_dims: tuple,
+    anchors: Tensor,
+    keys: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    anchor_counts: Tensor | None,
+    negative_counts: Tensor | None,
+    eps: float,
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     """V batches of G groups are one batch of V * G groups."""
     groups = [
         None if tensor is None else tensor.flatten(0, 1)
@@ -143,5 +156,5 @@ def _vmap(
             *(anchors, keys, negatives, anchor_counts, negative_counts),
         )
     ]
-    found = torch.ops.dgcl_ops.density_contrast(*groups[:3], temperature, *groups[3:], eps)
-    return tuple(each.unflatten(0, (info.batch_size, -1)) for each in found), (0, 0)
+    outputs = torch.ops.dgcl_ops.density_contrast(*groups[:3], temperature, *groups[3:], eps)
+    return tuple(each.unflatten(0, (info.batch_size, -1)) for each in outputs), (0, 0)

@@ -1,5 +1,8 @@
 """Local density: mean similarity to the nearest bank rows, averaged over several scales."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,7 @@ from dgcl_ops import reference
 from dgcl_ops._precision import compute_dtype
 from dgcl_ops._scales import scale_weights
 from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.ops._arguments import Metric
 
 _OP = "dgcl_ops::knn_density"
 _registry.define(
@@ -19,59 +23,56 @@ _registry.define(
 def knn_density(
     queries: Tensor,
     bank: Tensor,
-    scales=(8, 16, 32),
+    scales: Sequence[int] = (8, 16, 32),
     *,
-    metric: str = "cosine",
+    metric: Metric = "cosine",
     query_offsets: Tensor | None = None,
     bank_counts: Tensor | None = None,
     exclude_self: bool = False,
     per_scale: bool = False,
     unit_bank: bool = False,
 ) -> Tensor:
-    """The mean of the k best scores of each query, averaged over the k of `scales`.
+    """Averages the k best scores of each query, then averages over the k in `scales`.
 
-    rho_k(q) = mean of the k largest s(q, m), m in the bank; rho(q) = mean of rho_k(q) over the scales. One
-    selection of max(scales) rows serves all of them. Every k is clamped to the neighbours the query has; a
-    query without any has density 0, a query holding NaN has density NaN.
+    rho_k(q) is the mean of the k largest s(q, m) over m in the bank. rho(q) is the mean of rho_k(q) over the scales.
+    One selection of max(scales) rows serves all scales. Each k is clamped to the number of neighbours that the query
+    has. A query without neighbours has density 0. A query with a NaN has density NaN.
 
-    Differentiable in `queries` and `bank`, with the neighbour set held fixed; backward selects again instead
-    of keeping the neighbours. No second derivatives, and none by torch.func.
+    Differentiable in `queries` and `bank`, with the neighbour set held fixed. Backward repeats the selection instead
+    of storing the neighbours. Second derivatives and `torch.func` are not supported.
 
     Args:
-        queries: rows whose density is wanted; grouped: sorted by class.
-        bank: rows they are measured against, one matrix or one per class.
-        scales: numbers of neighbours, in any order.
-        metric: "cosine", "dot" or "l2" (minus the Euclidean distance).
-        query_offsets: class c's queries are rows query_offsets[c] to query_offsets[c + 1]; needed exactly
-            when the bank is grouped. Rows outside belong to no class: density 0.
-        bank_counts: rows in use per class; all of them by default.
-        exclude_self: query number p of its class is bank row p of that class and not its own neighbour;
-            where the bank has no row p, the query's density is 0.
+        queries: [M, D], the rows whose density is wanted. With a grouped bank they are sorted by class.
+        bank: [N, D], or [C, N, D] for one bank per class. The rows to compare with.
+        scales: S numbers of neighbours, in any order.
+        metric: "cosine", "dot" or "l2". "l2" is minus the Euclidean distance.
+        query_offsets: [C + 1] int64. Class c's queries are rows query_offsets[c] to query_offsets[c + 1]. Required
+            with a grouped bank, and only then. Rows outside belong to no class and have density 0.
+        bank_counts: [C] int64, the rows in use per class. By default all.
+        exclude_self: query p of a class is row p of the class's bank, and not its own neighbour. If the bank has no
+            row p, the query's density is 0.
         per_scale: return rho_k for each scale instead of their mean.
-        unit_bank: the bank's rows are unit rows already, so "cosine" does not normalise them.
+        unit_bank: the bank holds unit rows already, so "cosine" does not normalise them.
 
     Returns:
-        The densities, in float32 (float64 if an input is float64).
+        The densities, [M], or [S, M] with `per_scale`; float32 (float64 if an input is float64).
 
     Raises:
-        TypeError, ValueError: for bad `scales` or `metric`.
-        RuntimeError: for bad tensors; on the CPU also for offsets or counts out of range, which CUDA, to
-            stay free of synchronisation, clamps; on CUDA for more than 64 scales.
-
-    Shape:
-        queries [M, D]; bank [N, D], or [C, N, D] with query_offsets [C + 1] and bank_counts [C], int64
-        -> [M], or [S, M] with per_scale.
+        TypeError: an argument has the wrong type.
+        ValueError: a scale is not positive, or `metric` is unknown.
+        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets or counts out of range. CUDA cannot
+            check those without a sync, and clamps them. CUDA takes at most 64 scales.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (multi-scale density).
     """
     _arguments.tensors("knn_density", queries=queries, bank=bank)
     scales = _arguments.scale_tuple("knn_density", scales)
-    metric = _arguments.metric_name("knn_density", metric)
+    name = _arguments.metric_name("knn_density", metric)
     return torch.ops.dgcl_ops.knn_density(
         queries,
         bank,
         scales,
-        metric,
+        name,
         query_offsets,
         bank_counts,
         bool(exclude_self),
@@ -82,20 +83,28 @@ def knn_density(
 
 @_registry.register_fake(_OP)
 def _fake(
-    queries, bank, scales, metric, query_offsets, bank_counts, exclude_self, per_scale, unit_bank
-):
+    queries: Tensor,
+    bank: Tensor,
+    scales: Sequence[int],
+    metric: str,
+    query_offsets: Tensor | None,
+    bank_counts: Tensor | None,
+    exclude_self: bool,
+    per_scale: bool,
+    unit_bank: bool,
+) -> Tensor:
     rows = queries.shape[0]
     shape = (len(scales), rows) if per_scale else (rows,)
     return queries.new_empty(shape, dtype=compute_dtype(queries, bank))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     queries, bank, ctx.scales, ctx.metric, query_offsets, bank_counts, *flags = inputs
     ctx.exclude_self, ctx.per_scale, ctx.unit_bank = flags
     ctx.save_for_backward(queries, bank, query_offsets, bank_counts)
 
 
-def _backward(ctx, dL_drho):
+def _backward(ctx: Any, dL_drho: Tensor) -> tuple[Tensor | None, ...]:
     """rho = sum_r w_r s_r, so each selected score s_r receives w_r dL/drho."""
     queries, bank, query_offsets, bank_counts = ctx.saved_tensors
     ranks = max(1, min(max(ctx.scales), bank.shape[-2]))
@@ -109,14 +118,14 @@ def _backward(ctx, dL_drho):
         ctx.exclude_self,
         ctx.unit_bank,
     )
-    found = (indices >= 0).sum(1)
+    neighbours = (indices >= 0).sum(1)
     if ctx.per_scale:  # each scale has a gradient of its own
         terms = [((k,), gradient) for k, gradient in zip(ctx.scales, dL_drho, strict=True)]
     else:
         terms = [(ctx.scales, dL_drho)]
     dL_dscores = torch.zeros_like(values)
     for scales, gradient in terms:
-        weights = scale_weights(scales, found, ranks).to(values.dtype)
+        weights = scale_weights(scales, neighbours, ranks).to(values.dtype)
         dL_dscores = dL_dscores + weights * gradient.unsqueeze(1)
     dL_dqueries, dL_dbank = torch.ops.dgcl_ops.knn_topk_backward(
         dL_dscores, queries, bank, values, indices, ctx.metric, query_offsets, ctx.unit_bank
@@ -128,12 +137,23 @@ _registry.register_autograd(_OP, _backward, _setup_context)
 
 
 @torch.library.register_vmap(_OP)
-def _vmap(info, in_dims, queries, bank, scales, metric, query_offsets, bank_counts, *flags):
-    exclude_self, per_scale, unit_bank = flags
-    rows = _registry.knn_batch(
+def _vmap(
+    info: Any,
+    in_dims: tuple,
+    queries: Tensor,
+    bank: Tensor,
+    scales: Sequence[int],
+    metric: str,
+    query_offsets: Tensor | None,
+    bank_counts: Tensor | None,
+    exclude_self: bool,
+    per_scale: bool,
+    unit_bank: bool,
+) -> tuple[Tensor, int]:
+    rows, banks, offsets = _registry.knn_batch(
         "knn_density", info, in_dims, queries, bank, query_offsets, bank_counts, exclude_self
     )
     density = torch.ops.dgcl_ops.knn_density(
-        *rows[:2], scales, metric, rows[2], None, exclude_self, per_scale, unit_bank
+        rows, banks, scales, metric, offsets, None, exclude_self, per_scale, unit_bank
     )
     return density.unflatten(-1, (info.batch_size, -1)), density.dim() - 1

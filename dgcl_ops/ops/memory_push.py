@@ -1,10 +1,13 @@
-"""Writing rows into the per-class rings of a memory bank."""
+"""Writes rows into the per-class rings of a memory bank."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgcl_ops import reference
 from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.ops._rules import WRITTEN
 
 _OP = "dgcl_ops::memory_push"
 _registry.define(
@@ -29,24 +32,25 @@ def memory_push(
 ) -> None:
     """Writes the first row_counts[c] rows of each class at its ring's head, in place.
 
-    Row i of class c goes to slot (heads[c] + i) mod capacity; of more rows than the ring holds, the last
-    ones stay. counts and heads advance. Everything is checked before anything is written. No gradient flows.
+    Row i of class c goes to slot (heads[c] + i) mod capacity. If there are more rows than slots, the last ones stay.
+    `counts` and `heads` advance. All arguments are checked before anything is written. No gradient flows.
 
     Args:
-        bank_features, bank_projections, bank_density: the rings, changed in place.
-        counts: rows in use per class, changed in place.
-        heads: the slot that each class writes next, changed in place.
-        features, projections, density: the rows to write, class by class, cast to the rings' dtypes.
-        row_counts: how many of them are valid per class.
+        bank_features: [C, capacity, D], changed in place.
+        bank_projections: [C, capacity, E], changed in place.
+        bank_density: [C, capacity], changed in place.
+        counts: [C] int64, the rows in use per class, changed in place.
+        heads: [C] int64, the slot that each class writes next, changed in place.
+        features: [C, P, D], the rows to write, class by class. They are cast to the dtype of their ring.
+        projections: [C, P, E], like `features`.
+        density: [C, P], like `features`.
+        row_counts: [C] int64, how many of the P rows are valid per class.
         normalize: store features as unit rows.
 
     Raises:
-        RuntimeError: for bad tensors, and for one that shares memory with what is changed; on the CPU also for
-            row_counts, counts or heads out of range.
-
-    Shape:
-        bank_features [C, capacity, D], bank_projections [C, capacity, E], bank_density [C, capacity];
-        features [C, P, D], projections [C, P, E], density [C, P]; counts, heads, row_counts [C] int64.
+        TypeError: an argument is not a tensor.
+        RuntimeError: a shape or a dtype is wrong, or a tensor shares memory with one that is changed; on the CPU
+            also row_counts, counts or heads out of range.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (memory bank).
     """
@@ -77,25 +81,13 @@ def memory_push(
 
 
 @_registry.register_fake(_OP)
-def _fake(
-    bank_features,
-    bank_projections,
-    bank_density,
-    counts,
-    heads,
-    features,
-    projections,
-    density,
-    row_counts,
-    normalize,
-):
+def _fake(*arguments: Any) -> None:
     return None
 
 
-def _mark_changed(keyset, *args):
-    """Tells autograd that the rings changed: a backward that had saved their old rows raises."""
-    names = ("bank_features", "bank_projections", "bank_density", "counts", "heads")
-    for name, ring in zip(names, args, strict=False):
+def _mark_changed(keyset: Any, *args: Any) -> Any:
+    """Increments the rings' version counters, so that a backward that saved the old rows raises."""
+    for name, ring in zip(WRITTEN, args, strict=False):
         _arguments.tensors("memory_push", **{name: ring})
         torch.autograd.graph.increment_version(ring)
     below = keyset & torch._C._after_ADInplaceOrView_keyset

@@ -1,4 +1,4 @@
-"""Sums of distances by class: all that a silhouette score needs to know of N x N distances."""
+"""Sums of distances by class: what a silhouette score needs from N x N distances."""
 
 import torch
 from torch import Tensor
@@ -14,30 +14,28 @@ _registry.define(
 
 
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
-    """For each row and class, the sum of the row's Euclidean distances to the class's features.
+    """Sums the Euclidean distances from each row to the features of each class.
 
-    Entry (i, c) is the sum over features j of class c of |x_i - x_j|. Widened to float64, computed from
-    differences (nothing cancels, and equal rows have distance 0) and added in a fixed order: repeating a
-    call repeats its bits, for any number of threads. No matrix of distances is stored. No gradient flows.
+    Entry (i, c) is the sum of |x_i - x_j| over the features j of class c. Distances are computed in float64, from
+    differences: nothing cancels, and equal rows have distance 0. They are added in a fixed order, so the bits are
+    the same for any number of threads. No matrix of distances is stored. No gradient flows.
 
-    On the CPU, leaving `rows` out also halves the work: every pair is looked at once.
+    On the CPU, omitting `rows` halves the work: each pair is visited once.
 
     Args:
-        features: sorted by class, any float dtype. A row that is not finite makes the sums it takes part
-            in NaN or infinite, as do differences whose squares overflow.
-        offsets: class c's features are rows offsets[c] to offsets[c + 1]. Features outside belong to no
-            class: they have sums like any other, and count in nobody's.
-        rows: the rows whose sums are wanted; the features themselves by default.
+        features: [N, D], any float dtype, sorted by class. A row that is not finite makes its sums NaN or infinite.
+            So do differences whose squares overflow.
+        offsets: [C + 1] int64. Class c's features are rows offsets[c] to offsets[c + 1]. Features outside belong to
+            no class. They have sums, but no sum includes them.
+        rows: [M, D], the rows whose sums are wanted. By default the features.
 
     Returns:
-        The sums, in float64; 0 for an empty class.
+        The sums, [M, C] float64, or [N, C] without `rows`. An empty class has sum 0.
 
     Raises:
-        RuntimeError: for bad tensors; on the CPU also for offsets out of range or decreasing, which CUDA,
-            to stay free of synchronisation, clamps.
-
-    Shape:
-        features [N, D], offsets [C + 1] int64, rows [M, D] -> [M, C], or [N, C] without rows.
+        TypeError: an argument is not a tensor.
+        RuntimeError: a shape or a dtype is wrong; on the CPU also offsets out of range or decreasing. CUDA cannot
+            check those without a sync, and clamps them.
 
     Reference: Rousseeuw, Silhouettes: a graphical aid, J. Comput. Appl. Math. 20, 1987.
     """
@@ -49,9 +47,9 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
 
 
 @_registry.register_fake(_OP)
-def _fake(features, offsets, rows):
-    asking = features if rows is None else rows
-    shape = (asking.shape[0], offsets.shape[0] - 1)
+def _fake(features: Tensor, offsets: Tensor, rows: Tensor | None) -> Tensor:
+    queries = features if rows is None else rows
+    shape = (queries.shape[0], offsets.shape[0] - 1)
     return features.new_empty(shape, dtype=torch.float64)
 
 

@@ -1,8 +1,8 @@
-"""The gradients of `reference.py` written out, for devices without a compiled kernel.
+"""The gradients of `reference` written out, for devices without a compiled kernel.
 
-An operator's backward runs below autograd, where `reference.py` cannot differentiate itself; these are
-the formulas it would arrive at. The tests hold them against ordinary autograd through `reference.py`.
-The neighbour set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
+An operator's backward runs below autograd, where the formulas of `reference` cannot be differentiated. These are the
+formulas that autograd would evaluate. The tests compare them with ordinary autograd through `reference`. The neighbour
+set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
 """
 
 import torch
@@ -14,7 +14,7 @@ from dgcl_ops.reference import unit_rows
 
 
 def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
-    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` passes nothing on."""
+    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` passes no gradient on."""
     size, scale = reference.rescue_scale(rows)
     usable = (size > 0) & (size < torch.inf)
     safe = torch.where(usable, rows * scale, 1.0)
@@ -24,8 +24,8 @@ def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
     return torch.where(usable, (dL_dunit - radial * unit) / norm * scale, 0.0)
 
 
-def _query_classes(rows: int, query_offsets: Tensor | None, device) -> Tensor:
-    """The class of each query, -1 for those outside the offsets."""
+def _query_classes(rows: int, query_offsets: Tensor | None, device: torch.device) -> Tensor:
+    """The class of each query, -1 outside the offsets."""
     position = torch.arange(rows, device=device)
     if query_offsets is None:
         return torch.zeros_like(position)
@@ -56,7 +56,7 @@ def knn_topk_backward(
         wide_bank = unit_rows(raw_bank) if cosine and not unit_bank else raw_bank
         dL_dqueries, dL_dbank = torch.zeros_like(raw_queries), torch.zeros_like(raw_bank)
         classes = _query_classes(queries.shape[0], query_offsets, queries.device)
-        # As in the kernels (csrc/math/score_gradient.h): what has no gradient is not looked at, be it NaN or not.
+        # As in csrc/math/score_gradient.h, a pair without a gradient is skipped, even if it holds NaN.
         used = (indices >= 0) & (classes >= 0).unsqueeze(1) & (dL_dvalues != 0)
         if metric == "l2":
             used &= values != 0
@@ -64,23 +64,23 @@ def knn_topk_backward(
         chunk = max(1, reference.CHUNK_ELEMENTS // gathered)
         for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
             part = slice(at, at + chunk)
-            found = used[part]
-            # A query without neighbours may hold NaN; it passes nothing on.
-            lonely = ~found.any(1, keepdim=True)
-            chosen_queries = wide_queries[part].masked_fill(lonely, 0.0).unsqueeze(1)
+            valid = used[part]
+            # A query without neighbours may hold NaN. It passes no gradient on.
+            unused = ~valid.any(1, keepdim=True)
+            chosen_queries = wide_queries[part].masked_fill(unused, 0.0).unsqueeze(1)
             flat = classes[part, None] * bank.shape[-2] + indices[part]
-            flat = torch.where(found, flat, 0)
-            rows = wide_bank[flat].masked_fill(~found.unsqueeze(-1), 0.0)
-            grad = torch.where(found, dL_dvalues[part].to(dtype), 0.0).unsqueeze(-1)
+            flat = torch.where(valid, flat, 0)
+            rows = wide_bank[flat].masked_fill(~valid.unsqueeze(-1), 0.0)
+            dL_dscore = torch.where(valid, dL_dvalues[part].to(dtype), 0.0).unsqueeze(-1)
             if metric == "l2":
                 score = values[part].to(dtype).unsqueeze(-1)
-                slope = torch.where(found.unsqueeze(-1), grad / score, 0.0)
+                slope = torch.where(valid.unsqueeze(-1), dL_dscore / score, 0.0)
                 to_query = slope * (chosen_queries - rows)
                 to_bank = -to_query
             else:
-                to_query, to_bank = grad * rows, grad * chosen_queries
+                to_query, to_bank = dL_dscore * rows, dL_dscore * chosen_queries
             to_query, to_bank = (
-                g.masked_fill(~found.unsqueeze(-1), 0.0) for g in (to_query, to_bank)
+                g.masked_fill(~valid.unsqueeze(-1), 0.0) for g in (to_query, to_bank)
             )
             dL_dqueries[part] = to_query.sum(1)
             dL_dbank.index_add_(0, flat.reshape(-1), to_bank.reshape(-1, bank.shape[-1]))
@@ -101,36 +101,36 @@ def density_contrast_backward(
     negative_counts: Tensor | None = None,
     needs_key_grad: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients written out: dL/dz = (P - onehot0) / (count T), then through x / |x|.
+    """Gradients of the contrast: dL/dz = (P - onehot0) / (count T), then through x / |x|.
 
-    Those of keys and negatives are empty unless `needs_key_grad`.
+    Without `needs_key_grad`, the gradients of keys and negatives are empty.
     """
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
         groups, rows, _ = anchors.shape
         used = reference.counted(rows, anchor_counts, groups, anchors.device)
-        pushing = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)
+        in_use = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)
         raw_anchors = anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0)
-        raw_negatives = negatives.to(dtype).masked_fill(~pushing.unsqueeze(-1), 0.0)
+        raw_negatives = negatives.to(dtype).masked_fill(~in_use.unsqueeze(-1), 0.0)
         raw_keys = keys.to(dtype).unsqueeze(1)
         a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
         lse = torch.where(used, lse, 0.0)
-        shares = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
-        shares = torch.where(used, shares.unsqueeze(1), 0.0)
+        weights = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
+        weights = torch.where(used, weights.unsqueeze(1), 0.0)
         dL_da, dL_dp, dL_dn = torch.zeros_like(a), torch.zeros_like(p), torch.zeros_like(n)
         for g, block in reference.contrast_blocks(groups, rows, negatives.shape[1] + 1):
-            asking, key, others = a[g, block], p[g], n[g]
-            log_sum, share = lse[g, block].unsqueeze(-1), shares[g, block].unsqueeze(-1)
-            p0 = torch.exp((asking @ key.mT) / temperature - log_sum)
+            rows_a, key, others = a[g, block], p[g], n[g]
+            log_sum, weight = lse[g, block].unsqueeze(-1), weights[g, block].unsqueeze(-1)
+            p0 = torch.exp((rows_a @ key.mT) / temperature - log_sum)
             # A key without anchors may be NaN.
             p0 = torch.where(used[g, block].unsqueeze(-1), p0, 0.0)
-            pn = torch.exp((asking @ others.mT) / temperature - log_sum)
-            pn = pn.masked_fill(~pushing[g].unsqueeze(1), 0.0)
-            dz0, dzn = share * (p0 - 1), share * pn  # [G, A, 1], [G, A, N]
+            pn = torch.exp((rows_a @ others.mT) / temperature - log_sum)
+            pn = pn.masked_fill(~in_use[g].unsqueeze(1), 0.0)
+            dz0, dzn = weight * (p0 - 1), weight * pn  # [G, A, 1], [G, A, N]
             dL_da[g, block] = dz0 * key + dzn @ others
             if needs_key_grad:
-                dL_dp[g] += dz0.mT @ asking
-                dL_dn[g] += dzn.mT @ asking
+                dL_dp[g] += dz0.mT @ rows_a
+                dL_dn[g] += dzn.mT @ rows_a
         dL_danchors = _unit_rows_backward(dL_da, raw_anchors).to(anchors.dtype)
         if not needs_key_grad:
             return dL_danchors, keys.new_empty(0), negatives.new_empty(0)

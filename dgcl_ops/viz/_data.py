@@ -1,6 +1,7 @@
-"""What the pictures of `viz` show: densities of features in a bank, of pixels, of the bank itself; anchors and keys."""
+"""The data of the pictures: densities of features, of pixels and of the bank; anchors and keys."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 
 
-def check_shape(function: str, name: str, values, shape: list[int]) -> None:
+def check_shape(function: str, name: str, values: Any, shape: list[int]) -> None:
     if values is not None and list(values.shape) != shape:
         raise ValueError(
             f"viz.{function}: {name} must have shape {shape}, got {list(values.shape)}"
@@ -21,9 +22,18 @@ def check_shape(function: str, name: str, values, shape: list[int]) -> None:
 
 @torch.no_grad()
 def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tensor:
-    """Density of each feature in the bank of its class; 0 where there is no such class or it is not ready.
+    """The density of each feature in the bank of its class. 0 for a label without a class or a class not ready.
 
-    Shape: features [N, D], labels [N] -> [N].
+    Args:
+        bank: a loss's `bank`.
+        features: [N, D].
+        labels: [N], the class of each feature.
+
+    Returns:
+        The densities, [N].
+
+    Raises:
+        ValueError: labels do not have the shape [N].
     """
     check_shape("feature_density", "labels", labels, [len(features)])
     known = (labels >= 0) & (labels < bank.num_classes)
@@ -39,15 +49,19 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
 def density_map(
     bank: MemoryBank, features: Tensor, labels: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """`feature_density` of each pixel of feature maps, interpolated to `size`; 0 where there is none.
+    """The `feature_density` of each pixel of feature maps, interpolated to `size`. 0 marks a pixel without one.
 
     Args:
-        bank: a loss's `bank`. It holds the student's features: give those of the student.
-        features: maps of the network.
-        labels: of the maps' size, labels or predictions; see `resize_labels`.
-        size: (H, W) of the result, that of the images.
+        bank: a loss's `bank`. It holds features of the student, so pass features of the student.
+        features: [B, D, h, w], feature maps of the network.
+        labels: [B, h, w], labels or predictions at the maps' size; see `resize_labels`.
+        size: (H, W) of the result, the size of the images.
 
-    Shape: features [B, D, h, w], labels [B, h, w] -> [B, H, W].
+    Returns:
+        The density maps, [B, H, W].
+
+    Raises:
+        ValueError: labels do not have the shape [B, h, w].
     """
     check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)
@@ -56,7 +70,7 @@ def density_map(
     known = (labels >= 0) & (labels < bank.num_classes)
     known = known & bank.ready()[torch.where(known, labels, 0).long()]
     known = known[:, None].to(density.dtype)
-    # Interpolated over the pixels with a density alone: a neighbour without one would pass for a sparse one.
+    # Interpolated over pixels with a density only. A neighbour without one would look like a sparse one.
     known, density = (
         F.interpolate(x, size, mode="bilinear", align_corners=False)
         for x in (known, density * known)
@@ -66,8 +80,16 @@ def density_map(
 
 @torch.no_grad()
 def bank_densities(bank: MemoryBank) -> Tensor:
-    """The densities a bank holds, on the host, NaN where a slot is empty or its class not ready: a snapshot to keep
-    for `plot_density_histograms`; of a sharded bank, those of this process. Shape: [C, capacity]."""
+    """A snapshot of a bank's densities for `plot_density_histograms`, on the host.
+
+    NaN marks an empty slot or a class that is not ready. A sharded bank returns the densities of this rank.
+
+    Args:
+        bank: a loss's `bank`.
+
+    Returns:
+        The densities, [C, capacity].
+    """
     held = bank.valid_slots() & bank.ready()[:, None]
     return torch.where(held, bank.density, torch.nan).cpu()
 
@@ -82,30 +104,34 @@ def anchors_and_keys(
     num_keys: int | None = None,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which of these rows the loss would take as anchors and as keys, were they its batch. Changes nothing.
+    """Marks the rows that the loss would choose as anchors and as keys if they were its batch. Changes nothing.
 
     Args:
-        loss: its bank, readiness, excluded classes and strategy count.
-        features, labels: the rows; `ignore_index` where there is no label.
-        num_anchors, num_keys: of each class, by default the loss's. A picture shows fewer rows than a step looks at:
-            give numbers in proportion.
-        confidence: [N], needed if the strategy goes by confidence.
+        loss: the loss. Its bank, readiness, excluded classes and strategy count.
+        features: [N, D], the rows.
+        labels: [N]. `ignore_index` marks a row without a label.
+        num_anchors: anchors per class. By default the loss's number. A picture shows fewer rows than a step, so pass a
+            number in proportion.
+        num_keys: keys per class, like `num_anchors`.
+        confidence: [N]. Required if the strategy uses confidence.
 
     Returns:
-        Two [N] bool.
+        anchors: [N] bool.
+        keys: [N] bool.
 
-    Shape: features [N, D], labels [N].
+    Raises:
+        ValueError: the strategy uses confidence, and `confidence` is None.
     """
     numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
-    given = {name: number for name, number in numbers.items() if number is not None}
+    given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     strategy = replace(loss.strategy, **given)
-    if strategy.by_confidence and confidence is None:
-        raise ValueError(
-            f"viz.anchors_and_keys: confidence must be given with anchors {strategy.anchors!r} and keys "
-            f"{strategy.keys!r}, got None"
-        )
     usable = finite_rows(features)
     if strategy.by_confidence:
+        if confidence is None:
+            raise ValueError(
+                f"viz.anchors_and_keys: confidence is required with anchors {strategy.anchors!r} and keys "
+                f"{strategy.keys!r}, got None"
+            )
         usable = usable & torch.isfinite(confidence)
     batch = Batch(features, labels, features, confidence, usable, "viz.anchors_and_keys")
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)

@@ -45,6 +45,17 @@ def test_importing_the_module_is_all_it_takes():
     assert out.stdout.startswith("dgcl_ops::knn_topk(Tensor queries, Tensor bank, int k")
 
 
+def test_the_loader_may_be_reloaded():
+    """It registers nothing, so a second import defines no operator twice. The operators stay usable."""
+    code = (
+        "import importlib, dgcl_ops, torch; importlib.reload(dgcl_ops._extension); "
+        "print(dgcl_ops.knn_topk(torch.ones(1, 2), torch.ones(3, 2), 1)[1].item(), "
+        "dgcl_ops.backend_info()['devices']['cpu']['implementation'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.stdout == "0 compiled\n", out.stderr
+
+
 PEAK = """
 import torch
 torch.set_num_threads(2)

@@ -12,7 +12,6 @@ import oracles
 import pytest
 import torch
 from builds import needs_extension
-from oracles import integers
 from test_op_contract import OPERATORS, samples
 
 from dgcl_ops import _extension, backend, reference
@@ -125,64 +124,6 @@ def test_require_compiled_can_be_switched_off(unwarned, monkeypatch, value):
     monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", value)
     with pytest.warns(UserWarning, match="class_counts has no compiled kernel"):
         call_as("XPU", "class_counts", samples("class_counts")[0])
-
-
-def refused(op, arguments) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        with pytest.raises(RuntimeError) as caught:
-            call_as("XPU", op, arguments)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({0: torch.ones(9)}, "queries must have shape [M, D], got [9]"),
-        ({1: torch.ones(3, 11, 4)}, "bank must have 5 columns like queries, got [3, 11, 4]"),
-        ({1: torch.ones(11, 5)}, "query_offsets needs a bank of shape [C, N, D], got [11, 5]"),
-        ({4: None}, "query_offsets is required with a bank of shape [C, N, D], got None"),
-        ({4: integers([0, 9])}, "query_offsets must have shape [C + 1], got [2]"),
-        ({4: integers([0, 5, 3, 9])}, "query_offsets must not decrease, got 5 before 3"),
-        ({4: integers([0, 5, 6, 10])}, "query_offsets must lie in [0, 9], got 10"),
-        ({4: integers([-1, 5, 6, 9])}, "query_offsets must lie in [0, 9], got -1"),
-        ({5: integers([11, 12, 0])}, "bank_counts must lie in [0, 11], got 12"),
-        ({5: integers([11, -1, 0])}, "bank_counts must lie in [0, 11], got -1"),
-        ({5: torch.ones(3)}, "bank_counts must be int64, got float32"),
-    ],
-)
-def test_the_fallback_refuses_bad_groups(unwarned, change, text):
-    for op in ("knn_topk", "knn_density"):
-        arguments = dict(enumerate(samples(op)[0])) | change
-        assert refused(op, arguments.values()).startswith(f"{op}: {text}")
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({1: torch.ones(2, 6, 4)}, "projections must have shape [C, P, E] with"),
-        ({2: torch.ones(2, 5)}, "bank_density must have shape [C, capacity], got [2, 5]"),
-        ({3: integers([7, 0])}, "counts must lie in [0, 6], got 7"),
-        ({4: integers([0, 6])}, "heads must lie in [0, 5], got 6"),
-        ({7: torch.ones(2, 3)}, "density must have shape [C, P], got [2, 3]"),
-        ({8: integers([0, 5])}, "row_counts must lie in [0, 4], got 5"),
-        ({8: integers([0, -1])}, "row_counts must lie in [0, 4], got -1"),
-        ({8: torch.tensor([1, 2], dtype=torch.int32)}, "row_counts must be int64, got int32"),
-    ],
-)
-def test_a_push_that_the_fallback_refuses_changes_nothing(unwarned, change, text):
-    arguments = list((dict(enumerate(samples("memory_push")[0])) | change).values())
-    before = [t.clone() for t in arguments[:5]]
-    assert refused("memory_push", arguments).startswith(f"memory_push: {text}")
-    assert all(torch.equal(t, old) for t, old in zip(arguments[:5], before, strict=True))
-
-
-def test_the_fallback_refuses_bad_contrast_counts(unwarned):
-    arguments = dict(enumerate(samples("density_contrast")[0]))
-    text = refused("density_contrast", (arguments | {4: integers([0, 5, 1])}).values())
-    assert text == "density_contrast: anchor_counts must lie in [0, 4], got 5"
-    text = refused("density_contrast", (arguments | {1: torch.ones(2, 6)}).values())
-    assert text.startswith("density_contrast: keys must have shape [G, E] with the anchors' G")
 
 
 # ---- backend_info ---------------------------------------------------------------------------------

@@ -137,18 +137,23 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("op", "function", "arguments", "error"),
     [
-        ("memory_push", push, push_arguments(), "bank_features, .* got 4 of them; push once"),
+        (
+            "memory_push",
+            push,
+            push_arguments(),
+            "vmap over bank_features, .* got 4 of them; push once",
+        ),
         (
             "class_counts",
             lambda labels: ops.class_counts(labels, 3),
             (LABELS,),
-            "labels must not be mapped over by vmap, got 4 of them; call it for each",
+            "vmap over labels is not supported, got 4 of them; call it for each",
         ),
         (
             "silhouette_sums",
             lambda features: ops.silhouette_sums(features, OFFSETS),
             (QUERIES,),
-            "features must not be mapped over by vmap, got 4 of them; call it for each",
+            "vmap over features is not supported, got 4 of them; call it for each",
         ),
         (
             "knn_density",

@@ -71,41 +71,6 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.dgcl_ops.gather_rows, (maps, torch.tensor([0, 39, 7, 7])))
 
 
-@pytest.mark.parametrize(
-    ("maps", "pixels", "message"),
-    [
-        (
-            torch.zeros(2, 3, 4),
-            torch.tensor([0]),
-            r"gather_rows: maps must have shape \[B, D, H, W\], got \[2, 3, 4\]",
-        ),
-        (
-            torch.zeros(1, 3, 4, 5),
-            torch.tensor([20]),
-            r"gather_rows: indices must lie in \[0, 20\), got 20",
-        ),
-        (
-            torch.zeros(1, 3, 4, 5),
-            torch.tensor([3, -1]),
-            r"gather_rows: indices must lie in \[0, 20\), got -1",
-        ),
-        (
-            torch.zeros(1, 3, 4, 5),
-            torch.tensor([0.0]),
-            "gather_rows: indices must be int64, got float32",
-        ),
-        (
-            torch.zeros(1, 3, 4, 5, dtype=torch.int64),
-            torch.tensor([0]),
-            "gather_rows: maps must be float64.* got int64",
-        ),
-    ],
-)
-def test_errors_name_argument_rule_and_value(maps, pixels, message):
-    with pytest.raises(RuntimeError, match=message):
-        gather_rows(maps, pixels)
-
-
 def test_argument_that_is_no_tensor():
     with pytest.raises(TypeError, match=r"indices must be a torch\.Tensor, got list"):
         gather_rows(torch.zeros(1, 3, 4, 5), [0])

@@ -1,4 +1,4 @@
-"""What the fuzzing of tests/fuzz/ found, each once: arguments that were taken wrongly."""
+"""Arguments that fuzzing (tests/kernels/fuzz/) once showed to be handled wrongly."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from oracles import integers, random_rows
 from test_op_contract import OPERATORS, push_arguments, samples
 
 from dgcl_ops import ops, reference
-from dgcl_ops.ops import _checks, _registry
+from dgcl_ops.ops import _checks, _registry, _rules
 from dgcl_ops.reference import backward as reference_backward
 
 HUGE = [2**31, 2**40, 2**62, 2**63 - 1]
@@ -25,7 +25,7 @@ def replaced(op: str, change):
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op != "class_counts"])
 def test_one_tensor_on_the_meta_device_is_an_error(op):
-    # PyTorch asks the fake kernel then: the answer was memory that nobody had written.
+    # PyTorch then runs the fake kernel, whose result is unwritten memory.
     for arguments in replaced(op, lambda t: t.to("meta")):
         with pytest.raises(RuntimeError, match=f"^{op}: .* must be on the same device as .*, got"):
             getattr(torch.ops.dgcl_ops, op)(*arguments)
@@ -45,11 +45,11 @@ def test_none_for_a_tensor_is_an_error(op):
         if str(argument.type) != "Tensor":
             continue
         arguments = [None if i == n else value for i, value in enumerate(samples(op)[0])]
-        told = rf"^{op}: {argument.name} must be a (torch\.Tensor|tensor), got None"
-        with pytest.raises((RuntimeError, TypeError), match=told):
+        error = rf"^{op}: {argument.name} must be a (torch\.Tensor|tensor), got None"
+        with pytest.raises((RuntimeError, TypeError), match=error):
             getattr(torch.ops.dgcl_ops, op)(*arguments)
         if any(isinstance(value, torch.Tensor) for value in arguments):
-            with pytest.raises((RuntimeError, TypeError), match=told):
+            with pytest.raises((RuntimeError, TypeError), match=error):
                 getattr(torch.ops.dgcl_ops, op)(*on_meta(arguments))
 
 
@@ -57,7 +57,7 @@ def on_meta(arguments):
     return [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS if op in _checks.SHAPES])
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op in _rules.SHAPES])
 def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
     names = _registry.argument_names(op)
     for change in (lambda t: t.flatten(), lambda t: t[(None,) * 4]):
@@ -65,7 +65,7 @@ def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
             kept = samples(op)[0]
             changed = [i for i, a in enumerate(kept) if isinstance(a, torch.Tensor)][n]
             if (
-                names[changed] in _checks.SHAPES[op]
+                names[changed] in _rules.SHAPES[op]
                 and arguments[changed].dim() != kept[changed].dim()
             ):
                 error = rf"^{op}: {names[changed]} must have shape \[.*\].*, got \["
@@ -77,7 +77,7 @@ def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
 
 
 @pytest.mark.parametrize("k", HUGE)
-def test_huge_numbers_are_refused_before_memory_is_asked_for(k):
+def test_huge_numbers_are_refused_before_memory_is_allocated(k):
     rows, labels = random_rows(3, 4), integers([0, 1])
     with pytest.raises(RuntimeError, match=rf"knn_topk: k must be less than 2\^31, got {k}"):
         ops.knn_topk(rows, rows, k)
@@ -138,9 +138,11 @@ def sharing():
 def test_a_push_refuses_the_memory_that_it_writes(written, shares, given):
     names = _registry.argument_names("memory_push")
     before = [t.clone() for t in given[:9]]
-    told = f"memory_push: {names[shares]} must not share memory with {names[written]}, which is written"
-    with pytest.raises(RuntimeError, match=told):
+    error = f"memory_push: {names[shares]} must not share memory with {names[written]}, which is written"
+    with pytest.raises(RuntimeError, match=error):
         torch.ops.dgcl_ops.memory_push(*given)
+    with pytest.raises(RuntimeError, match=error):
+        _checks.check("memory_push", dict(zip(names, given, strict=True)))
     assert all(torch.equal(a, b) for a, b in zip(before, given, strict=False))
 
 

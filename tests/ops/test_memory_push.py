@@ -169,44 +169,6 @@ def test_a_backward_that_saved_the_old_bank_raises():
         density.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (
-            {"bank_features": torch.ones(3, 5)},
-            "bank_features must have shape [C, capacity, D], got [3, 5]",
-        ),
-        (
-            {"bank_density": torch.ones(3, 7)},
-            "bank_density must have shape [C, capacity], got [3, 7]",
-        ),
-        ({"bank_projections": torch.ones(3, 7, 2)}, "bank_projections must have shape"),
-        ({"counts": integers([0, 0])}, "counts must have shape [C], got [2]"),
-        ({"heads": torch.zeros(3)}, "heads must be int64, got float32"),
-        ({"features": torch.ones(3, 4, 6)}, "features must have shape [C, P, D]"),
-        ({"projections": torch.ones(3, 3, 2)}, "projections must have shape [C, P, E]"),
-        ({"density": torch.ones(3, 5)}, "density must have shape [C, P], got [3, 5]"),
-        ({"density": torch.ones(3, 4, dtype=torch.int32)}, "density must be float64, float32"),
-        ({"row_counts": integers([1])}, "row_counts must have shape [C], got [1]"),
-        ({"row_counts": integers([0, 5, 0])}, "row_counts must lie in [0, 4], got 5"),
-        ({"row_counts": integers([0, 0, -1])}, "row_counts must lie in [0, 4], got -1"),
-        ({"counts": integers([8, 9, 0])}, "counts must lie in [0, 8], got 9"),
-        ({"heads": integers([0, 8, 0])}, "heads must lie in [0, 7], got 8"),
-        ({"heads": integers([0, -1, 0])}, "heads must lie in [0, 7], got -1"),
-        ({"bank_features": torch.ones(3, 8, 10)[..., ::2]}, "bank_features must be contiguous"),
-    ],
-)
-def test_a_refused_push_changes_nothing(change, text):
-    from dgcl_ops import ops
-
-    arguments = bank() | rows() | {"row_counts": integers([4, 4, 4])} | change
-    before = {name: tensor.clone() for name, tensor in arguments.items()}
-    with pytest.raises(RuntimeError) as caught:
-        ops.memory_push(**arguments)
-    assert str(caught.value).startswith(f"memory_push: {text}"), str(caught.value)
-    assert all(torch.equal(arguments[name], before[name]) for name in arguments)
-
-
 def test_arguments_that_are_no_tensors():
     from dgcl_ops import ops
 

@@ -220,34 +220,16 @@ def test_no_gradient_flows():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "text"),
+    ("change", "text"),
     [
-        ({"features": [[1.0]]}, TypeError, "features must be a torch.Tensor, got list"),
-        ({"rows": [[1.0]]}, TypeError, "rows must be a torch.Tensor, got list"),
-        ({"features": torch.zeros(5)}, RuntimeError, "features must have shape [N, D], got [5]"),
-        ({"features": torch.zeros(5, 3).int()}, RuntimeError, "features must be float64, float32"),
-        ({"offsets": torch.zeros(2)}, RuntimeError, "offsets must be int64, got float32"),
-        ({"offsets": integers([])}, RuntimeError, "offsets must have shape [C + 1], got [0]"),
-        (
-            {"offsets": integers([[0, 5]])},
-            RuntimeError,
-            "offsets must have shape [C + 1], got [1, ",
-        ),
-        (
-            {"rows": torch.zeros(2, 4)},
-            RuntimeError,
-            "rows must have shape [M, D] with the features'",
-        ),
-        ({"rows": torch.zeros(2, 3).long()}, RuntimeError, "rows must be float64, float32"),
-        ({"offsets": integers([0, 6])}, RuntimeError, "offsets must lie in [0, 5], got 6"),
-        ({"offsets": integers([-1, 5])}, RuntimeError, "offsets must lie in [0, 5], got -1"),
-        ({"offsets": integers([3, 2])}, RuntimeError, "offsets must not decrease, got 3 before 2"),
+        ({"features": [[1.0]]}, "features must be a torch.Tensor, got list"),
+        ({"rows": [[1.0]]}, "rows must be a torch.Tensor, got list"),
     ],
 )
-def test_errors(change, error, text):
+def test_arguments_that_are_no_tensors(change, text):
     from dgcl_ops import ops
 
     arguments = {"features": torch.zeros(5, 3), "offsets": integers([0, 2, 5])} | change
-    with pytest.raises(error) as caught:
+    with pytest.raises(TypeError) as caught:
         ops.silhouette_sums(**arguments)
     assert str(caught.value).startswith(f"silhouette_sums: {text}"), str(caught.value)

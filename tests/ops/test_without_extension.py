@@ -57,6 +57,18 @@ def test_the_first_call_warns_once():
     assert "DGCL_OPS_EXTENSION=1" in output
 
 
+LOSS = """import torch, dgcl_ops
+loss = dgcl_ops.DensityContrastLoss(3, 4)
+loss(torch.ones(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
+"""
+
+
+@pytest.mark.parametrize(("code", "line"), [(SEARCH, 2), (LOSS, 4)])
+def test_the_warning_names_the_callers_line(code, line):
+    """Not a line of dgcl_ops or PyTorch, also if the call goes through torch.nn.Module."""
+    assert f"<string>:{line}: UserWarning: dgcl_ops: this build" in child(HIDDEN + code)
+
+
 def test_compiled_kernels_can_be_required():
     output = child(HIDDEN + SEARCH, DGCL_OPS_REQUIRE_COMPILED="1")
     assert "RuntimeError: knn_topk: device must have a compiled kernel" in output
