@@ -22,10 +22,10 @@ test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled bac
 test-all: test test-rest
 
 faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
-	cd tests && $(abspath $(BIN))/python -m emulator.faults $(if $(PART),--part $(PART))
+	cd tests && $(abspath $(BIN))/python -m kernels emulator --faults $(if $(PART),--part $(PART))
 
 fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")
-	cd tests && $(abspath $(BIN))/python -m fuzz.run --mode address --seconds 120 $(FUZZ)
+	cd tests && $(abspath $(BIN))/python -m kernels fuzz --mode address --seconds 120 $(FUZZ)
 
 soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, checked one by one; minutes
 	cd tests && $(abspath $(BIN))/python -m soak.run

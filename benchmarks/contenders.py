@@ -220,7 +220,7 @@ def _with_bf16(contender: Contender) -> Contender:
 
 def _searching(path: str) -> Contender:
     def searching(function: Callable) -> Callable:
-        def run(problem: Problem):
+        def run(problem: Problem) -> object:
             with on_cuda.search_path(path):
                 return function(problem)
 

@@ -11,7 +11,7 @@ from peak_memory import in_fresh_process
 from workloads import build
 
 from dgcl_ops import backend_info
-from dgcl_ops.doctor import environment
+from dgcl_ops.doctor.compare import environment
 
 # Narrow to wide. A level that the build or the processor lacks is reported as absent.
 LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")

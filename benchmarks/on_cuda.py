@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from dgcl_ops import backend_info
-from dgcl_ops.doctor import SEARCH, driver_version, environment, unusable
+from dgcl_ops.doctor.compare import SEARCH, environment
+from dgcl_ops.doctor.reporting import driver_version, unusable
 
 COLUMNS = ("capability", "driver", "cuda", "allow_tf32", "l2_mb", "input_sets", "host")
 HOLD_CYCLES = 50_000_000  # at least 25 ms, longer than enqueuing a step takes

@@ -162,7 +162,7 @@ def search(run: Run) -> None:
 
 
 def worst(run: Run) -> None:
-    """ties and near-ties, which no filter can tell apart"""
+    """ties and near-ties, which no filter can separate"""
     for data in TIES:
         case = run.case(run.sizes.square, run.sizes.square, data=data)
         rows = run.measure((OURS, PLAIN, FLOOR), case)
@@ -225,7 +225,7 @@ def dims(run: Run) -> None:
     """dimensions, k, metrics and dtypes, one at a time"""
     m, done = run.sizes.middle, []
 
-    def compare(label: str, names: tuple[str, ...], **more) -> dict:
+    def compare(label: str, names: tuple[str, ...], **more: object) -> dict:
         rows = run.measure(names, run.case(m, m, **more))
         for name in (PLAIN, PLAIN_FP32):
             if name in rows and "median_ms" in rows[name]:

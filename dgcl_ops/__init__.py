@@ -1,8 +1,8 @@
 """Density-guided contrastive learning for semi-supervised segmentation.
 
-A call goes down these layers: a module (`losses`, `memory`) -> an operator and its schema (`ops`) -> its checks
-(csrc/ops) -> a kernel (csrc/cpu) -> a formula (csrc/math). `reference` has every formula in plain PyTorch: it
-serves devices without a kernel, and builds without the extension.
+A call passes these layers: a module (`losses`, `memory`) -> an op and its schema (`ops`) -> its checks (csrc/ops) ->
+a kernel (csrc/cpu, csrc/cuda) -> a formula (csrc/math). `reference` has every formula in plain PyTorch. It serves
+devices without a kernel and builds without the extension.
 """
 
 __version__ = "0.1.0"

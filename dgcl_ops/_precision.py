@@ -36,7 +36,8 @@ class FixedDtypeModule(nn.Module):
             probe = fn(tensor.new_empty(0))  # finds device and dtype without casting the whole bank
             return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
-        return super()._apply(apply_without_cast, recurse)
+        moved: nn.Module = super()._apply(apply_without_cast, recurse)
+        return moved
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         raise RuntimeError(

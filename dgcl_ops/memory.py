@@ -220,17 +220,6 @@ class MemoryBank(FixedDtypeModule):
         )
         return exact and self.metric == "cosine"
 
-    def _topk_density(self, k: int) -> Tensor:
-        """[C, k], k <= capacity: the slots of highest stored density. Of equal densities, the lowest slot is first.
-
-        Entries from `counts[c]` on are valid indices of empty slots.
-        """
-        return self.rings.topk_density(self, k)
-
-    def _projection_rows(self, slots: Tensor) -> Tensor:
-        """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
-        return self.rings.projection_rows(self, slots)
-
     def density_of(
         self,
         queries: Tensor,

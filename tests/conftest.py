@@ -72,7 +72,7 @@ def implementation(request):
         return
     if "device" in request.fixturenames and request.getfixturevalue("device") != "cpu":
         pytest.skip("the emulator takes CPU tensors")
-    from emulator import replace
+    from kernels.emulator import replace
 
     with replace.emulated_kernels(request.node.nodeid):
         yield ops

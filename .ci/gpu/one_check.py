@@ -5,10 +5,10 @@ import sys
 
 import report
 
-from dgcl_ops import doctor
-from dgcl_ops._doctor_checks import CHECKS
-from dgcl_ops._doctor_side import Side
-from dgcl_ops._doctor_step import CUDA_CHECKS
+from dgcl_ops.doctor import reporting
+from dgcl_ops.doctor.checks import CHECKS
+from dgcl_ops.doctor.compare import Target
+from dgcl_ops.doctor.step import CUDA_CHECKS
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("name", choices=list(every))
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    lines, good = doctor.verdict(options.name, every[options.name], Side(options.device))
+    lines, good = reporting.verdict(options.name, every[options.name], Target(options.device))
     print(*lines, sep="\n")
     report.result(note=lines[0].strip())
     return 0 if good else 1

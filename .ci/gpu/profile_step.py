@@ -18,12 +18,12 @@ import torch
 from loss_steps import SIZES, OurStep, copy_batch, make_batch
 from peak_memory import MEGABYTE, peak_beyond_inputs
 
-from dgcl_ops._doctor_step import captured
+from dgcl_ops.doctor.step import captured
 
 STEPS, REPEATS, NAMES = 3, 10, 40
 
 
-def kernels(record, steps: int) -> tuple[float, float, dict[str, dict]]:
+def kernels(record: torch.profiler.profile, steps: int) -> tuple[float, float, dict[str, dict]]:
     """Returns for one step the device events, their milliseconds, and both by name, longest first."""
     count, spent = collections.Counter(), collections.Counter()
     for event in record.events():

@@ -1,4 +1,4 @@
-"""The program that run_ncu.py looks at: one launch of each kernel of interest, at the size of a VOC step.
+"""The program that run_ncu.py profiles: it launches each kernel of interest once, at the size of a VOC step.
 
 python profiled_kernels.py [--tiny]
 """
@@ -8,7 +8,7 @@ import sys
 import torch
 
 from dgcl_ops import ops
-from dgcl_ops._doctor_side import SEARCH, environment
+from dgcl_ops.doctor.compare import SEARCH, environment
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
     anchors, negatives = (10, 40) if tiny else (200, 512)
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape):
+    def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to("cuda")
 
     queries, bank = draw(rows, dim), draw(rows, dim)

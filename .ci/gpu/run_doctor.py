@@ -1,6 +1,6 @@
-"""Step 2: the doctor on the device; names the checks that failed, so that they can be repeated alone.
+"""Step 2: runs the doctor on the device, and reports failed checks so that they can be repeated alone.
 
-python run_doctor.py cuda [CHECK ...]      by default all checks
+python run_doctor.py cuda [CHECK ...]      default: all checks
 """
 
 import re
@@ -9,15 +9,16 @@ import sys
 import report
 
 from dgcl_ops import doctor
-from dgcl_ops._doctor_checks import CHECKS
-from dgcl_ops._doctor_step import CUDA_CHECKS
+from dgcl_ops.doctor.checks import CHECKS
+from dgcl_ops.doctor.step import CUDA_CHECKS
 
 FAILED = re.compile(r"^  (\S.*?)(?:, \w+ search)?\s+(?:WRONG|FAILED: .*)")
 
 
 def failed_checks(lines: list[str]) -> list[str]:
-    found = (match[1] for line in lines if (match := FAILED.match(line)))
-    return list(dict.fromkeys(name for name in found if name in {**CHECKS, **CUDA_CHECKS}))
+    """Returns the checks that failed, from the doctor's output."""
+    names = (match[1] for line in lines if (match := FAILED.match(line)))
+    return list(dict.fromkeys(name for name in names if name in {**CHECKS, **CUDA_CHECKS}))
 
 
 def main() -> int:

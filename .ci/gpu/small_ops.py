@@ -1,9 +1,9 @@
-"""Step 1: every operator, small, on the device and by the compiled CPU operator.
+"""Step 1: compares every operator on the device with the compiled CPU operator, on small inputs.
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-Results that must be equal (search, push, gather, counts) are compared bit by bit. Sums that are added in another order
-have the doctor's tolerance. --quick runs fewer cases: a sanitizer slows kernels 10 to 50 times.
+Search, push, gather and counts must be bitwise equal. Results with another order of summation have the doctor's
+tolerance. --quick runs fewer cases, since a sanitizer slows kernels 10 to 50 times.
 """
 
 import argparse
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import ops
-from dgcl_ops._doctor_side import SEARCH, TOLERANCE, Side, Tally, environment
+from dgcl_ops.doctor.compare import SEARCH, TOLERANCE, Comparison, Target, environment
 
-QUERIES, BANK, DIM = 230, 700, 67  # beyond a tile in each direction, and odd
-FLOAT64 = 1e-12  # sums of a few hundred float64 numbers
+QUERIES, BANK, DIM = 230, 700, 67  # larger than a tile in each direction, and odd
+FLOAT64 = 1e-12  # tolerance for sums of a few hundred float64 numbers
 METRICS = ("cosine", "dot", "l2")
 
 
 class Draw:
-    """The same numbers each time."""
+    """Draws random inputs. Every instance draws the same numbers."""
 
     def __init__(self, seed: int = 0):
         self.generator = torch.Generator().manual_seed(seed)
@@ -38,19 +38,19 @@ class Draw:
 
 
 def tolerance(result: Tensor) -> float:
-    """Both sides round; narrow dtypes once more."""
+    """Returns the tolerance for a result. Both sides round, and narrow dtypes round once more."""
     narrow = result.dtype in (torch.float16, torch.bfloat16)
     return 2 * TOLERANCE + (torch.finfo(result.dtype).eps if narrow else 0.0)
 
 
 def offset(rows: Tensor) -> Tensor:
-    """The same rows, at an address that no 16-byte load can take."""
+    """Copies rows to an address that is not aligned to 16 bytes."""
     wider = torch.cat([rows.flatten()[:1], rows.flatten()])
     return wider[1:].view(rows.shape)
 
 
 def strided(rows: Tensor) -> Tensor:
-    """The same rows, each element apart from the next."""
+    """Copies rows to memory with strided elements."""
     return rows.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
@@ -86,26 +86,26 @@ def search_cases(quick: bool) -> Iterator[tuple[str, dict]]:
 
 
 def search(op, bank, misaligned: bool = False, **case):
-    """Moving a tensor to a device aligns it, so a misaligned bank is made on the device."""
+    """Calls a search. A misaligned bank is created on the device, since moving a tensor aligns it."""
     return op(bank=offset(bank) if misaligned else bank, **case)
 
 
-def check_knn_topk(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_topk(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         for k in (32,) if quick else (1, 32, 300):
             for path in side.search_paths:
                 with environment(SEARCH, path):
                     ours = side(search, ops.knn_topk, k=k, **case)
                 title = f"{name}, k {k}, {path} search"
-                tally.same(title, ours, side.twin(search, ops.knn_topk, k=k, **case))
+                tally.same(title, ours, side.expected(search, ops.knn_topk, k=k, **case))
 
 
-def check_knn_density(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_density(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         for path in side.search_paths:
             with environment(SEARCH, path):
                 ours = side(search, ops.knn_density, scales=(8, 16, 32), **case)
-            theirs = side.twin(search, ops.knn_density, scales=(8, 16, 32), **case)
+            theirs = side.expected(search, ops.knn_density, scales=(8, 16, 32), **case)
             tally.same(f"{name}, {path} search", ours, theirs)
 
 
@@ -116,19 +116,19 @@ def topk_gradients(queries, bank, **options):
     return torch.autograd.grad(torch.where(indices >= 0, values, 0.0).sum(), (queries, bank))
 
 
-def check_knn_topk_backward(side: Side, tally: Tally, quick: bool) -> None:
+def check_knn_topk_backward(side: Target, tally: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         if "NaN" in name:
             continue
         ours, again = (side(topk_gradients, **case) for _ in range(2))
         tally.same(f"{name}, repeated", again, ours)
-        theirs = side.twin(topk_gradients, **{n: detached(v) for n, v in case.items()})
+        theirs = side.expected(topk_gradients, **{n: detached(v) for n, v in case.items()})
         for what, one, other in zip(("queries", "bank"), ours, theirs, strict=True):
             tally.near(f"{name}, of {what}", one, other, tolerance(one))
 
 
 def detached(value):
-    """Strides are kept: `clone` keeps those of dense tensors."""
+    """Copies a tensor with its strides."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
@@ -141,7 +141,7 @@ def contrast(with_gradients: bool, anchors, keys, negatives, **options):
     return torch.autograd.grad(loss.sum(), rows) if with_gradients else (loss,)
 
 
-def check_contrast(side: Side, tally: Tally, quick: bool, with_gradients: bool) -> None:
+def check_contrast(side: Target, tally: Comparison, quick: bool, with_gradients: bool) -> None:
     draw = Draw()
     counts = {
         "anchor_counts": torch.tensor([37, 0, 17]),
@@ -153,16 +153,16 @@ def check_contrast(side: Side, tally: Tally, quick: bool, with_gradients: bool) 
         for name, options in (("all rows", {}), ("counts", {**counts, "eps": 0.1})):
             ours, again = (side(contrast, with_gradients, *rows, **options) for _ in range(2))
             tally.same(f"{dtype}, {name}, repeated", again, ours)
-            theirs = side.twin(contrast, with_gradients, *rows, **options)
+            theirs = side.expected(contrast, with_gradients, *rows, **options)
             for part, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 tally.near(f"{dtype}, {name}, result {part}", one, other, tolerance(one))
 
 
-def check_density_contrast(side: Side, tally: Tally, quick: bool) -> None:
+def check_density_contrast(side: Target, tally: Comparison, quick: bool) -> None:
     check_contrast(side, tally, quick, False)
 
 
-def check_density_contrast_backward(side: Side, tally: Tally, quick: bool) -> None:
+def check_density_contrast_backward(side: Target, tally: Comparison, quick: bool) -> None:
     check_contrast(side, tally, quick, True)
 
 
@@ -175,7 +175,7 @@ def pushed(state, arriving, normalize):
     return state
 
 
-def check_memory_push(side: Side, tally: Tally, quick: bool) -> None:
+def check_memory_push(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16, torch.float16):
         state = [
@@ -191,11 +191,11 @@ def check_memory_push(side: Side, tally: Tally, quick: bool) -> None:
             tally.same(
                 f"{dtype}, normalize {normalize}",
                 ours,
-                side.twin(pushed, state, arriving, normalize),
+                side.expected(pushed, state, arriving, normalize),
             )
 
 
-def check_gather_rows(side: Side, tally: Tally, quick: bool) -> None:
+def check_gather_rows(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     for dtype in dtypes[:1] if quick else dtypes:
@@ -206,12 +206,12 @@ def check_gather_rows(side: Side, tally: Tally, quick: bool) -> None:
                 laid = maps.contiguous(memory_format=layout)
                 ours, theirs = (
                     side(ops.gather_rows, laid, pixels),
-                    side.twin(ops.gather_rows, laid, pixels),
+                    side.expected(ops.gather_rows, laid, pixels),
                 )
                 tally.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
 
 
-def check_class_counts(side: Side, tally: Tally, quick: bool) -> None:
+def check_class_counts(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
     for dtype, classes, ignored in kinds[:1] if quick else kinds:
@@ -219,18 +219,20 @@ def check_class_counts(side: Side, tally: Tally, quick: bool) -> None:
         labels[0, :7] = ignored
         arguments = labels, classes, ignored
         tally.same(
-            f"{dtype}", side(ops.class_counts, *arguments), side.twin(ops.class_counts, *arguments)
+            f"{dtype}",
+            side(ops.class_counts, *arguments),
+            side.expected(ops.class_counts, *arguments),
         )
 
 
-def check_silhouette_sums(side: Side, tally: Tally, quick: bool) -> None:
+def check_silhouette_sums(side: Target, tally: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
         arguments = draw.rows(300, 33, dtype=dtype), offsets, None
         ours, again = (side(ops.silhouette_sums, *arguments) for _ in range(2))
         tally.same(f"{dtype}, repeated", again, ours)
-        tally.near(f"{dtype}", ours, side.twin(ops.silhouette_sums, *arguments), FLOAT64)
+        tally.near(f"{dtype}", ours, side.expected(ops.silhouette_sums, *arguments), FLOAT64)
 
 
 CHECKS = {
@@ -252,12 +254,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--op", choices=list(CHECKS), action="append")
     options = parser.parse_args()
-    side, wrong, elements = Side(options.device), [], 0
+    side, wrong, elements = Target(options.device), [], 0
     if not side.compiled:
         report.result(note=f"no compiled kernels for {options.device}")
         return 1
     for name in options.op or CHECKS:
-        tally, began = Tally(exact=True), time.perf_counter()
+        tally, began = Comparison(exact=True), time.perf_counter()
         try:
             CHECKS[name](side, tally, options.quick)
         except Exception as error:  # the other operators still run

@@ -124,7 +124,7 @@ class Plan:
         """Compiles the kernels for the CPU in a rehearsal, so that no other step's time includes it."""
         if not self.rehearsal:
             return []
-        code = "from emulator import build; print(build.build('plain'))"
+        code = "from kernels.emulator import build; print(build.build('plain'))"
         env = {"PYTHONPATH": str(self.folder / "tests")}
         command = [self.python, "-c", code]
         title = "stand-in: the kernels are compiled for the CPU"
@@ -154,7 +154,7 @@ class Plan:
             "DGCL_OPS_GPU_SECONDS": str(self.sizes.seconds_a_test),
         }
 
-    def pytest(self, *arguments) -> list:
+    def pytest(self, *arguments: str) -> list:
         pretended = ["-p", "pretended_tests"] if self.rehearsal else []
         command = [self.python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
         # A file that cannot be imported must not keep the others from running.
@@ -210,7 +210,7 @@ class Plan:
 
     # ---- how fast ------------------------------------------------------------------------------------
 
-    def bench(self, name: str, title: str, limit: float, script: str, *arguments) -> Step:
+    def bench(self, name: str, title: str, limit: float, script: str, *arguments: str) -> Step:
         command = self.program(
             self.folder / "benchmarks" / script,
             "--device",

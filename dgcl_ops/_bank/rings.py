@@ -63,7 +63,10 @@ class Rings:
         )
 
     def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
-        """The k slots of highest stored density, [C, k]. See `MemoryBank._topk_density`."""
+        """[C, k], k <= capacity: the slots of highest stored density. Of equal densities, the lowest slot is first.
+
+        Entries from `counts[c]` on are valid indices of empty slots.
+        """
         density = torch.where(bank.valid_slots(), bank.density, -torch.inf)
         return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :k]
 

@@ -141,7 +141,7 @@ class ShardedRings:
         return torch.where(valid, density, 0)
 
     def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
-        """The k slots of highest stored density, [C, k]. See `MemoryBank._topk_density`."""
+        """See `Rings.topk_density`."""
         classes = bank.num_classes
         width = min(k, self.width)
         density = torch.where(bank.valid_slots(), bank.density, -torch.inf)
@@ -180,6 +180,7 @@ def _max_queries(bank: MemoryBank, number: int, dtype: torch.dtype) -> int:
     code = DTYPES.index(_arguments.one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
     state = torch.tensor([number, code, -code], device=owner.device)
     state = torch.cat((state, (owner != ranks.rank).to(state.dtype).view(1)))
+    most: int
     most, last, first, overwritten = all_gather(ranks, state).amax(0).tolist()
     if last != -first:
         raise RuntimeError(

@@ -244,10 +244,7 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:
     if strategy.keys != "high_density":
         return None
     width = min(strategy.num_keys, bank.capacity)
-    return Table(bank._topk_density(width), bank.counts.clamp(max=width))
-
-
-# ---- the chosen rows ---------------------------------------------------------------------------------
+    return Table(bank.rings.topk_density(bank, width), bank.counts.clamp(max=width))
 
 
 class ChosenRows(NamedTuple):
@@ -292,7 +289,7 @@ def _mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: b
     total = _sum_of_used(rows, choice.keys, normalize)
     count = choice.keys.counts
     if choice.bank_keys is not None:
-        stored = bank._projection_rows(choice.bank_keys.index).to(rows.dtype)
+        stored = bank.rings.projection_rows(bank, choice.bank_keys.index).to(rows.dtype)
         total = total + _sum_of_used(stored, choice.bank_keys, normalize)
         count = count + choice.bank_keys.counts
     return total / count.clamp(min=1).unsqueeze(1)

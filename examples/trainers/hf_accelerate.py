@@ -16,7 +16,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_labels
 
 
-def main(arguments=None):
+def main(
+    arguments: list[str] | None = None,
+) -> tuple[torch.nn.Module, ProjectionHead, DensityContrastLoss]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--save-at", type=int, default=5, help="write a checkpoint after this step")

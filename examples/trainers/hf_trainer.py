@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from tiny_data import NUM_CLASSES, TinyShapes, progress
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -23,7 +23,7 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 class WithContrast(nn.Module):
     """A Hugging Face model with the density loss. The Trainer optimizes, saves and resumes both."""
 
-    def __init__(self, model):
+    def __init__(self, model: SegformerForSemanticSegmentation):
         super().__init__()
         self.model = model
         self.tap = FeatureTap(model)  # the input of the last classifier
@@ -36,7 +36,7 @@ class WithContrast(nn.Module):
             bank_capacity=1000,
         )
 
-    def forward(self, pixel_values, labels):
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         output = self.model(pixel_values=pixel_values, labels=labels)
         features = self.tap.pop()  # [B, D, h, w]
         small = resize_labels(labels, features.shape[-2:])
@@ -49,12 +49,12 @@ class WithContrast(nn.Module):
 class Samples(TinyShapes):
     """Samples with the argument names of the model."""
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         image, label = super().__getitem__(index)
         return {"pixel_values": image, "labels": label}
 
 
-def make_trainer(options) -> Trainer:
+def make_trainer(options: argparse.Namespace) -> Trainer:
     set_seed(0)
     config = SegformerConfig(num_labels=NUM_CLASSES, depths=[1, 1, 1, 1])
     return Trainer(
@@ -73,7 +73,7 @@ def make_trainer(options) -> Trainer:
     )
 
 
-def parse(arguments=None):
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps, two batches each")
     parser.add_argument("--save-at", type=int, default=5, help="steps between checkpoints")
@@ -82,7 +82,7 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> Trainer:
     options = parse(arguments)
     trainer = make_trainer(options)
     trainer.train(resume_from_checkpoint=options.resume)

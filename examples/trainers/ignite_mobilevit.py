@@ -13,7 +13,9 @@ from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
 from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_labels
 
 
-def main(arguments=None):
+def main(
+    arguments: list[str] | None = None,
+) -> tuple[torch.nn.Module, ProjectionHead, DensityContrastLoss]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--backend", default="inductor", help="backend of torch.compile; minutes on a CPU"
@@ -35,7 +37,9 @@ def main(arguments=None):
     )
     optimizer = torch.optim.AdamW([*model.parameters(), *project.parameters()], lr=1e-3)
 
-    def train_step(engine, batch):
+    def train_step(
+        engine: Engine, batch: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = (tensor.to(options.device) for tensor in batch)
         output = compiled(pixel_values=images, labels=labels)
         features = tap.pop()  # [B, D, h, w]

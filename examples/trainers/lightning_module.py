@@ -17,6 +17,8 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 
 
 class Segmenter(lightning.LightningModule):
+    """LR-ASPP with the density loss."""
+
     def __init__(self):
         super().__init__()
         self.model = lraspp_mobilenet_v3_large(
@@ -28,7 +30,9 @@ class Segmenter(lightning.LightningModule):
             NUM_CLASSES, self.tap.channels, self.project.out_channels, bank_capacity=1000
         )
 
-    def training_step(self, batch, batch_index):
+    def training_step(
+        self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int
+    ) -> torch.Tensor:
         images, labels = batch
         logits = self.model(images)["out"]
         features = self.tap.pop()  # [B, D, h, w]
@@ -41,11 +45,11 @@ class Segmenter(lightning.LightningModule):
         progress(self.global_step + 1, loss, contrast_loss, self.contrast)
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> tuple[lightning.Trainer, Segmenter]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("lightning_out"))

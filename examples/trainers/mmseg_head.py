@@ -12,6 +12,7 @@ from mmseg.models.decode_heads import DepthwiseSeparableASPPHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from tiny_data import NUM_CLASSES, TinyShapes
+from torch import Tensor
 
 from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_labels
 
@@ -20,7 +21,9 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 class DensityContrastHead(DepthwiseSeparableASPPHead):
     """A head with the density loss. Any head of mmsegmentation can be the base: the tap is on its `conv_seg`."""
 
-    def __init__(self, contrast_weight=0.5, contrast=None, **settings):
+    def __init__(
+        self, contrast_weight: float = 0.5, contrast: dict | None = None, **settings: object
+    ):
         super().__init__(**settings)
         self.contrast_weight = contrast_weight
         self.tap = FeatureTap(self, "conv_seg")
@@ -33,7 +36,9 @@ class DensityContrastHead(DepthwiseSeparableASPPHead):
             **(contrast or {}),
         )
 
-    def loss_by_feat(self, seg_logits, batch_data_samples):
+    def loss_by_feat(
+        self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]
+    ) -> dict[str, Tensor]:
         losses = super().loss_by_feat(seg_logits, batch_data_samples)
         features = self.tap.pop()  # [B, D, h, w]
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
@@ -73,13 +78,13 @@ MODEL = {
 class Samples(TinyShapes):
     """Samples in the format of PackSegInputs."""
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, object]:
         image, label = super().__getitem__(index)
         sample = SegDataSample(gt_sem_seg=PixelData(data=label[None]))
         return {"inputs": image, "data_samples": sample}
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> Runner:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("mmseg_out"))

@@ -24,7 +24,9 @@ from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fract
 MODELS = ("Unet", "DeepLabV3Plus", "FPN")
 
 
-def main(arguments=None):
+def main(
+    arguments: list[str] | None = None,
+) -> tuple[torch.nn.Module, ProjectionHead, DensityContrastLoss]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--steps", type=int, default=10)

@@ -15,7 +15,9 @@ from dgcl_ops import DensityContrastLoss, FeatureTap, ProjectionHead, resize_lab
 MODELS = ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 
 
-def main(arguments=None):
+def main(
+    arguments: list[str] | None = None,
+) -> tuple[torch.nn.Module, ProjectionHead, DensityContrastLoss]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--amp", action="store_true", help="float16; slow on most CPUs")

@@ -57,7 +57,7 @@ def test_a_planted_fault_in_the_neighbours_is_caught(benchmarks, fault, message,
     query, k = exact.chosen[5], 7
     more = knn_topk(
         problem.queries, problem.bank, k + 1, query_offsets=problem.offsets
-    )  # one beyond
+    )  # one more than k
     if fault == "worse":
         indices[query, -1], values[query, -1] = more[1][query, -1], more[0][query, -1]
     if fault == "dropped":
@@ -105,7 +105,7 @@ def test_near_ties_are_near(benchmarks):
     assert torch.equal(equal.bank, equal.bank[:1].expand_as(equal.bank))
     assert torch.equal(equal.bank[0], equal.queries[0])
     step = (ulp.bank - ulp.bank[:1]).abs() / ulp.bank[:1].abs()
-    assert 0 < step.max() <= 2 * 2.0**-23 * 1.01  # one bit up against one bit down
+    assert 0 < step.max() <= 2 * 2.0**-23 * 1.01  # one bit up, one bit down
     spread = (noise.bank - noise.bank.mean(0)).std()
     assert 5e-8 < spread < 2e-7
     density = knn_density(equal.queries, equal.bank, (3, 7))

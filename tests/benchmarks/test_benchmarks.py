@@ -27,7 +27,7 @@ def test_knn_bench_writes_a_dated_row_per_contender(tmp_path):
         assert float(rows[name]["median_ms"]) > 0
         assert float(rows[name]["max_error"]) < 1e-5
         assert name in result.stdout
-    assert rows["fp32 matmul alone"]["max_error"] == ""  # selects nothing
+    assert rows["fp32 matmul alone"]["max_error"] == ""  # it has no top-k
     assert float(rows["dgcl_ops"]["time_over_ours"]) == 1
     assert {"faiss IndexFlat", "scikit-learn brute", "pykeops"} <= set(rows)
     for row in rows.values():
@@ -118,7 +118,7 @@ def test_peak_memory_is_that_of_the_call(benchmarks):
         return temporary + inputs
 
     peak = peak_memory.peak_beyond_inputs(call, torch.device("cpu"))
-    assert 31e6 < peak < 36e6  # temporary and result; the inputs are not counted
+    assert 31e6 < peak < 36e6  # temporary and result, without the inputs
 
 
 def test_rows_of_another_format_are_not_mixed_in(tmp_path, benchmarks):
@@ -234,6 +234,6 @@ def test_other_load_counts_other_processes_only(benchmarks):
         pytest.skip("needs Linux's /proc/stat")
     begin, own = time.perf_counter(), time.process_time()
     while time.process_time() < own + 0.3:
-        pass  # busy here is not busy elsewhere
+        pass  # our own load must not count
     left = 1 - 0.3 / ((time.perf_counter() - begin) * os.cpu_count())
     assert 0 <= others.share() <= left + 0.1

@@ -39,13 +39,13 @@ def test_a_build_without_cuda_kernels_is_not_measured(benchmarks, monkeypatch):
 
 
 class PretendedGpu:
-    """The clocks of a host and of a device that works through what it was given, in order."""
+    """Clocks of a host and of a device that runs the enqueued work in order."""
 
     def __init__(self):
         self.host = self.device_done = 0.0
 
     def work(self, host: float, device: float):
-        """The host takes so long to enqueue what takes the device so long."""
+        """Enqueues work that takes the host and the device the given times."""
         self.host += host
         self.device_done = max(self.device_done, self.host) + device
 
@@ -63,7 +63,7 @@ class PretendedGpu:
                 return gpu.host >= self.at
 
             def elapsed_time(self, other):
-                assert other.query()  # an error on a device as well
+                assert other.query()  # a real device raises as well
                 return 1e3 * (other.at - self.at)
 
         return Event()
@@ -93,7 +93,7 @@ def test_the_device_s_time_is_taken_without_the_host_s(benchmarks, gpu):
         return "result"
 
     timing = common.seconds(step, torch.device("cuda"))
-    assert timing.seconds == pytest.approx(20 * 2e-4)  # not 20 ms, which the host takes
+    assert timing.seconds == pytest.approx(20 * 2e-4)  # not the host's 20 ms
     assert timing.result == "result"
     assert timing.ahead
 
@@ -236,7 +236,7 @@ def test_what_runs_on_the_cpu_only_is_absent_and_says_so(benchmarks, monkeypatch
 )
 @pytest.mark.parametrize("grouped", [False, True])
 def test_contenders_stay_on_the_device_and_do_not_wait(benchmarks, grouped):
-    """Without values, whoever reads one raises, and so does an operation on two devices."""
+    """Tensors without values raise if a value is read, or if an operation mixes devices."""
     import contenders
 
     with FakeTensorMode(), torch.no_grad():

@@ -17,8 +17,8 @@ def benchmarks(monkeypatch):
 
 @pytest.fixture
 def everything_pretended(benchmarks, monkeypatch):
-    """A device whose tensors are the CPU's and whose events read this process's clock."""
-    from emulator import replace
+    """A device with CPU tensors and events that read this process's clock."""
+    from kernels.emulator import replace
 
     class Event:
         def __init__(self, enable_timing):
@@ -77,7 +77,7 @@ def test_knn_bench_on_a_pretended_gpu(everything_pretended, tmp_path, monkeypatc
     arguments += ["--device", "cuda", "--out", str(tmp_path)]
     assert knn_bench.main(arguments) == 0
     assert set(placed) == {"cuda"}
-    timed = met[3:-6]  # but for one call of three contenders to compare, and two each for memory
+    timed = met[3:-6]  # without one call of three contenders to compare, and two each for memory
     assert len(timed) == 9
     assert len(set(timed)) > 3
     assert all(now != last for now, last in zip(timed[1:], timed[:-1], strict=True))

@@ -1,4 +1,4 @@
-"""What the benchmarks compare with on a GPU, as far as a CPU can tell: bf16, compiled steps, parts of a step."""
+"""Contenders on a GPU, tested on the CPU: bf16, compiled steps, parts of a step."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def benchmarks(monkeypatch):
 
 
 def test_bf16_contenders_agree_and_a_wrong_one_does_not(benchmarks):
-    """They round to 8 bits: within that they agree, and what is off by more does not."""
+    """They agree within rounding to 8 bits. A larger error is reported."""
     import agreement
     import contenders
     import workloads
@@ -24,13 +24,13 @@ def test_bf16_contenders_agree_and_a_wrong_one_does_not(benchmarks):
     name = "matmul + one top-k, bf16"
     density = contenders.contenders_for(False, "cuda")[name].run(problem)
     error = agreement.check_agreement(name, density, problem, exact, "float32")
-    assert error > agreement.TOLERANCES["float32"] / 10  # it did round
+    assert error > agreement.TOLERANCES["float32"] / 10  # it has rounded
     with pytest.raises(agreement.Disagreement, match="bf16"):
         agreement.check_agreement(name, density + 0.05, problem, exact, "float32")
 
 
 def test_compiled_and_eager_steps(benchmarks, monkeypatch):
-    """Both are compiled as a user would. Their memory is not measured, since that would compile again."""
+    """Both compile as a user would. Memory is not measured, since that would compile again."""
     import loss_bench
     import loss_steps
 

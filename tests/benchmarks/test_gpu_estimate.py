@@ -1,4 +1,4 @@
-"""The estimate's arithmetic, by hand, and that what it writes cannot be taken for a measurement."""
+"""The estimate's arithmetic agrees with hand calculations, and its output is marked as an estimate."""
 
 import csv
 import math
@@ -23,15 +23,15 @@ def estimate(monkeypatch):
     [
         (32, 256, 0, 8, "threads"),  # 64 warps / 8
         (128, 256, 0, 2, "registers"),  # 65536 / (128 x 256)
-        (129, 256, 0, 1, "registers"),  # 129 x 32 is rounded up to 17 x 256: 3 warps a scheduler
+        (129, 256, 0, 1, "registers"),  # 129 x 32 is rounded up to 17 x 256: 3 warps per scheduler
         (32, 32, 0, 32, "blocks"),
         (32, 128, 40 * 1024, 4, "shared memory"),  # 164 KB / (40 + 1)
         (32, 128, 164 * 1024, 0, "shared memory"),  # more than a block may have
     ],
 )
 def test_occupancy(estimate, registers, threads, shared, blocks, limit):
-    found = estimate.occupancy(estimate.A100, registers, threads, shared)
-    assert found == {"blocks": blocks, "warps": blocks * threads // 32, "limit": limit}
+    occupancy = estimate.occupancy(estimate.A100, registers, threads, shared)
+    assert occupancy == {"blocks": blocks, "warps": blocks * threads // 32, "limit": limit}
 
 
 def test_every_kernel_of_the_table_of_occupancy_exists(estimate):
@@ -50,7 +50,7 @@ def test_the_least_that_a_matrix_costs(estimate):
 
 
 def test_our_kernels_do_the_same_products(estimate):
-    """And what their tiles add: at most a row of queries and a tile of bank rows."""
+    """Tiles add at most a row of queries and a tile of bank rows."""
     for problem in estimate.PROBLEMS:
         least = 2 * problem.classes * problem.queries * problem.bank * problem.dim
         for need in (
@@ -61,7 +61,7 @@ def test_our_kernels_do_the_same_products(estimate):
 
 
 def test_sizes_are_those_of_the_kernels(estimate):
-    """Shared memory, worked out by hand."""
+    """Compares shared memory with hand calculations."""
     assert estimate.DYNAMIC["knn_filter_kernel<float>"] == 64 * 264 * 2 + 2 * 128 * 40 * 4 + 1024
     assert estimate.DYNAMIC["knn_exact_kernel<float, false>"] == (32 + 32) * 1024
     with pytest.raises(LookupError, match=r"filter_tile\.cuh has no kNothing"):

@@ -27,7 +27,7 @@ def broken():
 def test_a_short_soak_holds():
     figures = soak.soak(STEPS, 0, ROUNDS)
     assert figures["steps"] == STEPS
-    assert figures["zero_losses"] < 2 / 3 * STEPS  # new banks have to fill first
+    assert figures["zero_losses"] < 2 / 3 * STEPS  # new banks must fill first
     for name in ("empty_batches", "bad_batches", "resumes", "densities", "pushed_rows"):
         assert figures[name] > 0, name
 

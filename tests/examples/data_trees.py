@@ -1,4 +1,4 @@
-"""Miniature data sets: PASCAL VOC 2012 with SBD and Cityscapes, as they are distributed, and a folder of one's own."""
+"""Miniature data sets: PASCAL VOC 2012 with SBD, Cityscapes, and a plain folder."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ ADDED = [f"2009_{i:06d}" for i in range(12)]  # by SBD
 
 
 def drawing(rng, size, classes):
-    """An image of a bright box on a dark ground, and the box's class in each of its pixels, else the first class."""
+    """Draws a bright box on a dark ground, and a label with the box's class inside and the first class outside."""
     width, height = size
     image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
     label = np.full((height, width), classes[0], dtype=np.uint8)
@@ -22,7 +22,7 @@ def drawing(rng, size, classes):
 
 
 def save_palette(path, label):
-    """With a palette, as VOC's are: the pixels hold indices, and readers show colours."""
+    """Saves a label with a palette, as in VOC: pixels hold indices, and viewers show colours."""
     picture = Image.fromarray(label)
     picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def save_palette(path, label):
 
 
 def voc(root, *, sbd=True, size=(50, 38)):
-    """root/VOCdevkit/VOC2012, and root/benchmark_RELEASE/dataset or VOC2012/SegmentationClassAug beside it."""
+    """Creates root/VOCdevkit/VOC2012, with root/benchmark_RELEASE/dataset or VOC2012/SegmentationClassAug."""
     from scipy.io import savemat
 
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def voc(root, *, sbd=True, size=(50, 38)):
         bordered[0] = bordered[:, -1] = 255
         if name not in ADDED:
             save_palette(home / "SegmentationClass" / f"{name}.png", bordered)
-        if sbd:  # it has labels of VOC's images too, without a border
+        if sbd:  # SBD also labels VOC's images, without a border
             savemat(added / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": label, "Extra": 0}})
         else:
             save_palette(home / "SegmentationClassAug" / f"{name}.png", bordered)
@@ -58,7 +58,7 @@ def voc(root, *, sbd=True, size=(50, 38)):
 
 
 def cityscapes(root, *, ids="labelIds", size=(64, 32)):
-    """Two cities to train on, one to validate on."""
+    """Creates two cities for training and one for validation."""
     rng = np.random.default_rng(0)
     classes = (7, 0, 8, 26, 33, 24) if ids == "labelIds" else (0, 255, 1, 13, 18, 11)
     for split, cities in (("train", ("aachen", "zurich")), ("val", ("lindau",))):
@@ -76,7 +76,7 @@ def cityscapes(root, *, ids="labelIds", size=(64, 32)):
 
 
 def folder(root, count, seed=0, size=(40, 32)):
-    """Images of a bright square on a dark ground with their labels; a border without a label."""
+    """Creates images of a bright square on a dark ground with labels. The border has no label."""
     rng = np.random.default_rng(seed)
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)

@@ -25,27 +25,27 @@ def make(kind, **options):
 
 
 def logits_of(network, images):
-    """(logits of the classifier, upsampled logits) of each head."""
-    given = []
-    hook = network.classifier.register_forward_hook(lambda _, __, output: given.append(output))
+    """Returns (logits of the classifier, upsampled logits) of each head."""
+    raw = []
+    hook = network.classifier.register_forward_hook(lambda _, __, output: raw.append(output))
     second = getattr(network, "auxiliary", None)
     with torch.no_grad():
         if second is None:
-            found = [network(images)]
+            outputs = [network(images)]
         else:
-            second.register_forward_hook(lambda _, __, output: given.append(output))
-            found = network(images, auxiliary=True)
+            second.register_forward_hook(lambda _, __, output: raw.append(output))
+            outputs = network(images, auxiliary=True)
     hook.remove()
-    return list(zip(given, found, strict=True))
+    return list(zip(raw, outputs, strict=True))
 
 
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("kind", [SegmentationNetwork, PretrainedNetwork, PublishedDeepLab])
-def test_maps_are_enlarged_as_asked(kind, align, monkeypatch):
-    asked = []
+def test_maps_are_enlarged_with_the_given_align_corners(kind, align, monkeypatch):
+    used = []
 
     def watched(*arguments, **options):
-        asked.append(options["align_corners"])
+        used.append(options["align_corners"])
         return interpolate(*arguments, **options)
 
     interpolate = F.interpolate
@@ -54,8 +54,8 @@ def test_maps_are_enlarged_as_asked(kind, align, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(F, "interpolate", watched)
         pairs = logits_of(network, images)
-    assert len(asked) > len(pairs)  # also maps inside the network
-    assert set(asked) == {align}
+    assert len(used) > len(pairs)  # also maps inside the network
+    assert set(used) == {align}
     for small, large in pairs:
         expected = F.interpolate(small, (64, 96), mode="bilinear", align_corners=align)
         assert torch.equal(large, expected)
@@ -71,7 +71,7 @@ def test_maps_are_enlarged_as_asked(kind, align, monkeypatch):
     [(SegmentationNetwork, False), (PretrainedNetwork, False), (PublishedDeepLab, True)],
 )
 def test_a_networks_repr_shows_align_corners(kind, default):
-    """A checkpoint compares the repr, because the shapes of the weights do not depend on this argument."""
+    """Checkpoints compare the repr, since the shapes of the weights do not depend on this argument."""
     plain, same, other = (
         str(make(kind, **options))
         for options in ({}, {"align_corners": default}, {"align_corners": not default})

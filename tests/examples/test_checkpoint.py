@@ -18,7 +18,7 @@ from test_trainer_parts import make_trainer  # noqa: E402
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A trainer after its last step, and the checkpoint of another one, of step 4."""
+    """A trainer after its last step, and a checkpoint of its step 4."""
     path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
     trainer = make_trainer()
     trainer.run(until=4)

@@ -185,7 +185,7 @@ def test_an_argument_of_the_contrast_is_added_to_those_there_are():
     chosen = config.Config(CONFIGS / "folder.yaml", override, data="x").make_settings(100, 1)
     assert chosen.contrast == {**SMALL, "exclude_classes": [0]}
     scenes = config.Config(CONFIGS / "scenes.yaml").make_settings(100, 1)
-    assert scenes.contrast == {**SMALL, "exclude_classes": [0]}  # a file adds to them, too
+    assert scenes.contrast == {**SMALL, "exclude_classes": [0]}  # a file adds to them as well
     voc = config.Config(CONFIGS / "voc_1_2.yaml", override, data="x").make_settings(100, 1)
     assert voc.contrast == {"paper": "voc", "exclude_classes": [0]}
 

@@ -22,14 +22,14 @@ from semi_supervised.scenes import DigitScenes
 from semi_supervised.voc import VocData
 
 OPTIONS = {"labelled": "1/4", "crop": (32, 32), "seed": 0}
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # of ImageNet, as published
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet's, as published
 
 
 # ---- magnification --------------------------------------------------------------------------------
 
 
 def distance(drawn, cumulative):
-    """Kolmogorov-Smirnov: the largest gap between the empirical and a given cumulative distribution."""
+    """Returns the Kolmogorov-Smirnov distance between a sample and a cumulative distribution."""
     drawn = np.sort(drawn)
     expected = np.array([cumulative(x) for x in drawn])
     steps = np.arange(len(drawn) + 1) / len(drawn)
@@ -50,11 +50,11 @@ def test_magnifications_follow_their_distribution():
         rule: np.array([augment.draw_scale(rng, (0.5, 2.0), rule) for _ in range(4000)])
         for rule in augment.SCALE_DISTRIBUTIONS
     }
-    bound = 1.95 / math.sqrt(4000)  # exceeded by one sample in a thousand of the right distribution
+    bound = 1.95 / math.sqrt(4000)  # a correct distribution exceeds it once in a thousand samples
     assert distance(drawn["balanced"], balanced) < bound
     assert distance(drawn["uniform"], uniform) < bound
-    assert distance(drawn["balanced"], uniform) > 5 * bound  # the test separates the two
-    # Half are below 1; sigma of 4,000 coins is 32. The mean is (0.75 + 1.5) / 2; its sigma is 0.44 / 63.
+    assert distance(drawn["balanced"], uniform) > 5 * bound  # the bound separates the two
+    # Half are below 1. Sigma of 4,000 coins is 32. The mean is (0.75 + 1.5) / 2; its sigma is 0.44 / 63.
     assert abs((drawn["balanced"] < 1).sum() - 2000) < 160
     assert drawn["balanced"].mean() == pytest.approx(1.125, abs=0.035)
 
@@ -67,13 +67,13 @@ def test_a_window_has_the_magnification_drawn(rule):
     for seed in range(30):
         options = {"scale": (0.5, 2.0), "scale_distribution": rule}
         crop, _ = augment.random_crop(ramp, label, (32, 32), np.random.default_rng(seed), **options)
-        twin = np.random.default_rng(seed)
+        same_rng = np.random.default_rng(seed)
         if rule == "uniform":
-            magnification = 0.5 + 1.5 * twin.random()
+            magnification = 0.5 + 1.5 * same_rng.random()
         else:
-            below = twin.random() < 0.5
-            magnification = 0.5 + 0.5 * twin.random() if below else 1 + twin.random()
-        window = round(32 / magnification)  # pixels of the image that the crop shows
+            below = same_rng.random() < 0.5
+            magnification = 0.5 + 0.5 * same_rng.random() if below else 1 + same_rng.random()
+        window = round(32 / magnification)  # image pixels in the crop
         slope = (crop[0, 16, 20] - crop[0, 16, 10]).item() / 10
         assert slope == pytest.approx(window / 32, abs=1e-5)  # float32 of values up to 200
 
@@ -96,7 +96,7 @@ def test_a_border_has_no_label_and_is_not_inside(tmp_path):
 
 @pytest.mark.parametrize("scale", [0.5, 0.77, 1.0, 1.3, 2.0])
 def test_the_mean_is_exactly_0_after_normalisation(scale):
-    """At any magnification. At the image's edge, resizing blends image and border."""
+    """At any magnification. Resizing blends image and border at the image's edge."""
     image = torch.rand(3, 20, 37, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
     label = torch.zeros(20, 37, dtype=torch.int64)
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -110,7 +110,7 @@ def test_the_mean_is_exactly_0_after_normalisation(scale):
             for colour in ("mean", "grey")
         )
         inside = (torch.ones(1, 20, 37), torch.zeros(20, 37).long())
-        # The same window of an image of ones, with a border of 0.45. Pixels of 0.45 hold none of the image.
+        # The same window of an image of ones with a border of 0.45. Pixels of 0.45 are pure border.
         share = augment.random_crop(
             inside[0].expand(3, -1, -1), label, (64, 64), np.random.default_rng(seed), **options
         )[0]
@@ -121,7 +121,7 @@ def test_the_mean_is_exactly_0_after_normalisation(scale):
         exact += int(outside.sum())
         whole = (share - 1).abs().amax(0) < 1e-6
         blended += int((~outside & ~whole).sum())
-        # Inside, the border's colour changes nothing. 3e-7: three roundings of numbers up to 1.
+        # The border's colour does not change the inside. 3e-7: three roundings of numbers up to 1.
         torch.testing.assert_close(mean[:, whole], grey[:, whole], rtol=0, atol=3e-7)
     assert exact > 1000
     assert blended > 0 or scale == 1.0
@@ -144,15 +144,15 @@ def test_a_border_puts_the_image_in_the_middle(size):
 
 
 def test_grey_gives_the_bits_of_a_plain_padding():
-    """Padded by torch.nn.functional.pad, cropped and resized here."""
+    """Compares with torch.nn.functional.pad, and a crop and resize written here."""
     image = torch.rand(3, 20, 37, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(20, 37, dtype=torch.int64)
-    found, _ = augment.random_crop(
+    crop, _ = augment.random_crop(
         image, label, (32, 32), np.random.default_rng(3), scale=(0.5, 0.5), border=255
     )
     padded = F.pad(image, (13, 14, 22, 22), value=0.45)  # to the window, 64 x 64
     expected = F.interpolate(padded[None], (32, 32), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(found, expected)
+    assert torch.equal(crop, expected)
 
 
 def test_without_a_border_the_window_shrinks():
@@ -178,11 +178,11 @@ def test_the_laws_are_arguments_of_the_data(tmp_path):
     pictures, _ = data.labelled(8, np.random.default_rng(0))
     assert (pictures == MEAN).all(1).any()
     # The first draw after the choice of 8 images is the coin of the first image.
-    twin = np.random.default_rng(0)
-    chosen = twin.integers(len(data.labelled_samples), size=8)
+    same_rng = np.random.default_rng(0)
+    chosen = same_rng.integers(len(data.labelled_samples), size=8)
     pair = data.labelled_samples[chosen[0]].read()
     rules |= {"scale": (0.5, 2.0), "border": 255}
-    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), twin, **rules)[0])
+    assert torch.equal(pictures[0], augment.random_crop(*pair, (64, 64), same_rng, **rules)[0])
 
 
 @pytest.mark.parametrize(

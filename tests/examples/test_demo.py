@@ -1,4 +1,4 @@
-"""The demo from start to page."""
+"""The demo, from the command line to the page."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ TINY_DEMO = TINY.split(" ")
 
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
-    """One tiny demo, run as a user runs it: two processes side by side."""
+    """Runs a tiny demo as a user would, with two parallel processes."""
     out = tmp_path_factory.mktemp("demo")
     command = [sys.executable, EXAMPLES / "demo.py", "--out", out, "--workers", "2", *TINY_DEMO]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -38,10 +38,10 @@ def demo_folder(tmp_path_factory):
 class Sources(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.values = []
 
     def handle_starttag(self, tag, attributes):
-        self.found += [value for name, value in attributes if name in ("src", "srcset", "href")]
+        self.values += [value for name, value in attributes if name in ("src", "srcset", "href")]
 
 
 def test_demo_page_is_whole(demo_folder):
@@ -49,10 +49,10 @@ def test_demo_page_is_whole(demo_folder):
     assert "{{" not in text
     sources = Sources()
     sources.feed(text)
-    assert len(sources.found) == 7 * 6 + 1 + 4  # tiles, colour bar, two figures for light and dark
-    for source in sources.found:
+    assert len(sources.values) == 7 * 6 + 1 + 4  # tiles, colour bar, two figures for light and dark
+    for source in sources.values:
         kind, _, data = source.partition(",")
-        assert kind == "data:image/png;base64"  # the page needs no other file
+        assert kind == "data:image/png;base64"  # the page is self-contained
         assert base64.b64decode(data).startswith(b"\x89PNG")
     for expected in ("self-training", "Davies-Bouldin", "seed 3", "--seeds 0 3", torch.__version__):
         assert expected in text
@@ -78,9 +78,9 @@ def test_demo_prints_and_saves_the_same_table(demo_folder):
 
 def test_demo_runs_are_matched(demo_folder):
     result = json.loads((demo_folder / "metrics.json").read_text())
-    for found in result["matched"].values():
-        assert found["before the first contrast"] < 10  # there was a contrast
-        assert found["identical"] == found["before the first contrast"] + 1
+    for steps in result["matched"].values():
+        assert steps["before the first contrast"] < 10  # there was a contrast
+        assert steps["identical"] == steps["before the first contrast"] + 1
 
 
 def test_demo_in_one_process_gives_the_same(demo_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The section "Where we differ from the published program" against the published configurations."""
+"""The section "Where we differ from the published program" agrees with the published configurations."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ sys.path.insert(0, str(EXAMPLES))
 from semi_supervised.config import Config  # noqa: E402
 
 HEADING = "## Where we differ from the published program"
-OWN = {  # keys of a machine or a run: they have no published value
+OWN = {  # keys of a machine or a run, without a published value
     *("dataset", "labelled", "data", "weights"),
     *("evaluate_every", "save_every", "workers"),
 }
@@ -29,22 +29,22 @@ def section(text: str) -> str:
 
 
 def rows(text: str, first: str) -> list[list[str]]:
-    """The cells of the table whose header begins with `first`."""
+    """Returns the cells of the table whose header starts with `first`."""
     lines = iter(text.splitlines())
     for line in lines:
         if line.startswith(f"| {first} |"):
             next(lines)
             break
-    found = []
+    cells = []
     for line in lines:
         if not line.startswith("|"):
             break
-        found.append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
+        cells.append([cell.strip() for cell in line.strip("|").split("|")])
+    return cells
 
 
 def written(value) -> str:
-    """As in a YAML file."""
+    """Formats a value as in a YAML file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def written(value) -> str:
 
 
 def published(name: str) -> dict[str, str]:
-    """What the files of all labelled shares say alike."""
+    """Returns the keys that the files of all labelled fractions share."""
     files = [EXAMPLES / "configs" / f"{name}_1_{part}.yaml" for part in (16, 8, 4, 2)]
     first, *others = [
         {k: written(value) for k, value in Config(file, data="x").values.items() if k not in OWN}
@@ -64,7 +64,7 @@ def published(name: str) -> dict[str, str]:
 
 
 def configured() -> list[list[str]]:
-    """Key, value for VOC, value for Cityscapes; empty if a file does not set the key."""
+    """Returns key, value for VOC and value for Cityscapes. Empty if a file does not set the key."""
     voc, city = published("voc"), published("cityscapes")
     return [[f"`{key}`", voc.get(key, ""), city.get(key, "")] for key in (voc | city)]
 

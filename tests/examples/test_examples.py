@@ -1,4 +1,4 @@
-"""The trainer: that the control is a fair one, and its pieces."""
+"""The trainer: the control run is fair, and its parts work."""
 
 import math
 import sys
@@ -39,7 +39,7 @@ SETTINGS = Settings(steps=9, warm_up=3, batch=2, contrast=CONTRAST)
 
 
 class Recorded:
-    """Data that remembers what it handed out."""
+    """Data that records its batches."""
 
     def __init__(self, data):
         self.data, self.batches = data, []
@@ -64,7 +64,7 @@ def make_trainer(settings=SETTINGS, **changes):
 
 
 def state_of(trainer):
-    """All tensors of a trainer, by name."""
+    """Returns all tensors of a trainer by name."""
     parts = {name: getattr(trainer, name).state_dict() for name in checkpoint.PARTS}
     flat = {}
 
@@ -180,9 +180,11 @@ def test_learning_rates_of_backbone_head_and_frozen_parameters():
     groups = optimizer(settings, network, trainer.projection).param_groups
     assert [group["factor"] for group in groups] == [1.0, 10.0]
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.down.parameters()}
-    held = {id(p) for group in groups for p in group["params"]}
-    assert held.isdisjoint(id(p) for p in network.lateral.parameters())
-    assert held >= {id(p) for p in (*trainer.projection.parameters(), network.classifier.weight)}
+    optimized = {id(p) for group in groups for p in group["params"]}
+    assert optimized.isdisjoint(id(p) for p in network.lateral.parameters())
+    assert optimized >= {
+        id(p) for p in (*trainer.projection.parameters(), network.classifier.weight)
+    }
 
 
 def test_teacher_is_the_mean_of_the_students_so_far():
@@ -191,7 +193,7 @@ def test_teacher_is_the_mean_of_the_students_so_far():
     for _ in range(4):
         trainer.train_step()
         weights.append(trainer.student.classifier.weight.detach().clone())
-    mean = torch.stack(weights).mean(0)  # the ramp of the decay; 0.97 is reached after 33 steps
+    mean = torch.stack(weights).mean(0)  # the decay ramps up and reaches 0.97 after 33 steps
     torch.testing.assert_close(trainer.teacher.module.classifier.weight, mean)
 
 
@@ -201,7 +203,7 @@ def test_settings_refuse_unknown_choices():
             Settings(**{name: "frozen"})
 
 
-# ---- the pieces ---------------------------------------------------------------------------------
+# ---- the parts ----------------------------------------------------------------------------------
 
 
 def test_digits_are_divided():
@@ -262,7 +264,7 @@ def test_density_map_is_zero_where_there_is_no_bank():
     predicted, density = evaluate.predict_with_density(trainer.student, trainer.contrast, images)
     assert density.shape == predicted.shape == (2, 64, 64)
     assert 0 < density.max() <= 1 + 1e-5
-    # By its own predictions the network never errs, by others always.
+    # The network is always right by its own predictions, and always wrong by others.
     for labels, expected in ((predicted, 0.0), ((predicted + 1) % 11, 100.0)):
         batch = [(images, labels)]
         found = evaluate.error_by_density(trainer.student, trainer.contrast, batch, 255)

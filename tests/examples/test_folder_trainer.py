@@ -1,4 +1,4 @@
-"""The trainer on a folder of images: what it writes, that it resumes exactly, and what it says of wrong data."""
+"""The trainer on a folder of images: output files, exact resumption, errors for wrong data."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_a_run_is_not_written_over(divided, capsys):
     assert (
         "weight-0.5-seed-0 holds a run; --resume its checkpoint.pt, or" in capsys.readouterr().err
     )
-    # A run that has ended is measured again; the other one begins.
+    # The finished run is evaluated again. The other one starts.
     train(divided, "--labelled", "4", "--resume", "auto", "--contrast-weight", 0.5, 0)
     printed = capsys.readouterr().out
     assert printed.count("continues") == printed.count("checkpoint.pt at step 8\n") == 1

@@ -1,4 +1,4 @@
-"""The data sets of the published runs, from miniature trees; the labelled shares."""
+"""The data sets of the published runs, read from miniature trees, and the labelled fractions."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_voc_trains_on_its_images_and_those_of_sbd(tmp_path, sbd):
     data = VocData(home, sbd=added if sbd else None, **OPTIONS)
     names = {sample.name for sample in data.labelled_samples}
     names |= {path.stem for path in data.unlabelled_images}
-    assert names == {*data_trees.VOC_TRAIN, *data_trees.ADDED}  # 16, none of them for validation
+    assert names == {*data_trees.VOC_TRAIN, *data_trees.ADDED}  # 16, none for validation
     assert [sample.name for sample in data.val] == data_trees.VOC_VAL
     assert data.test == data.val
     assert (data.num_classes, data.ignore_index, len(data.labelled_samples)) == (21, 255, 4)
@@ -60,7 +60,7 @@ def test_a_mat_and_a_png_of_one_drawing_read_the_same(tmp_path):
     jpeg = home / "JPEGImages" / f"{name}.jpg"
     mat = images.read_label(images.Sample(jpeg, added / "cls" / f"{name}.mat"))
     png = images.read_label(images.Sample(jpeg, other / "SegmentationClassAug" / f"{name}.png"))
-    assert np.array_equal(mat[1:, :-1], png[1:, :-1])  # the border apart
+    assert np.array_equal(mat[1:, :-1], png[1:, :-1])  # except the border
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_cityscapes_labels_become_train_ids(tmp_path, ids):
     assert len(data.labelled_samples) == 2
     assert len(data.unlabelled_images) == 6
     assert [sample.name for sample in data.val] == [f"lindau_{i:06d}_000019" for i in range(4)]
-    found = {int(v) for sample in data.val for v in np.unique(images.read_label(sample))}
-    assert found <= {0, 255, 1, 13, 18, 11}
-    assert len(found) > 2
+    values = {int(v) for sample in data.val for v in np.unique(images.read_label(sample))}
+    assert values <= {0, 255, 1, 13, 18, 11}
+    assert len(values) > 2
 
 
 def test_the_ids_are_those_of_the_19_classes():
@@ -207,7 +207,7 @@ def test_an_id_beyond_the_34_is_refused(tmp_path):
         CityscapesData(root, **OPTIONS)
 
 
-# ---- which images are labelled --------------------------------------------------------------------
+# ---- labelled images -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Each published configuration, run for a few steps on a miniature tree with a small network in place of theirs."""
+"""Each published configuration runs for a few steps on a miniature tree with a small network."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ PUBLISHED = sorted(path.name for path in CONFIGS.glob("*_1_*.yaml"))
 
 
 class TwoHeads(SegmentationNetwork):
-    """Stands in for the published network, whose arguments it takes: a backbone, a classifier, a second head."""
+    """A small network with a backbone, a classifier and a second head, instead of the published one."""
 
     def __init__(self, num_classes, *, auxiliary: bool = False, **published):
         super().__init__(num_classes, widths=(8, 16), feature_dim=8)
@@ -40,7 +40,7 @@ class TwoHeads(SegmentationNetwork):
         return (logits, self.auxiliary(images)) if auxiliary else logits
 
 
-# What PublishedDeepLab takes, so that the files are read with all their keys.
+# Arguments of PublishedDeepLab, so that all keys of the files are accepted.
 TwoHeads.__init__.__signature__ = config.inspect.signature(config.PublishedDeepLab.__init__)
 
 SHORT = [
@@ -66,7 +66,7 @@ def small_network(monkeypatch):
 
 
 def tree_of(name, root):
-    """Overrides that name a miniature tree for this configuration."""
+    """Returns overrides with a miniature tree for a configuration."""
     if name.startswith("voc"):
         home, sbd = data_trees.voc(root)
         return [f"data={home}", f"sbd={sbd}"]
@@ -129,7 +129,7 @@ def test_the_files_carry_the_published_setting(small_network):
     of_city = {"zero_init": True, "evaluate_window": [800, 800]}
     assert of_city.items() <= city.values.items()
     assert not of_city.keys() & voc.values.keys()
-    # 10,582 - 662 unlabelled images, 4 processes with batches of 4: 620 steps an epoch
+    # 10,582 - 662 unlabelled images, 4 processes with batches of 4: 620 steps per epoch
     settings = voc.make_settings(9920, 4)
     assert (settings.steps, settings.warm_up, settings.learning_rate) == (80 * 620, 620, 1e-3)
     assert settings.epoch_steps == 620
@@ -144,7 +144,7 @@ def test_the_files_carry_the_published_setting(small_network):
 def test_published_configuration_runs(name, tmp_path, small_network, capsys):
     run(name, tmp_path / "out", *tree_of(name, tmp_path), *SHORT)
     printed = capsys.readouterr().out
-    assert "no labelled image shows the classes" in printed  # of trees so small
+    assert "no labelled image shows the classes" in printed  # since the trees are small
     assert "stays 0; contrast.start=per_class changes that" in printed
     assert "validation images: mIoU" in printed
     assert "test images: mIoU" in printed

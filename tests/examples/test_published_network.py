@@ -1,7 +1,7 @@
 """The published network: shapes, parameter counts, dilations, dropout, and the float64 forward pass against
 functional calls.
 
-Shapes and counts are those of the real ResNet-101, on PyTorch's meta device.
+Shapes and counts are checked for the real ResNet-101 on PyTorch's meta device.
 """
 
 import re
@@ -35,7 +35,7 @@ def small(stride=16, **options):
     )
 
 
-# ---- what it consists of --------------------------------------------------------------------------
+# ---- structure -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def small(stride=16, **options):
     [
         (16, 513, (129, 65, 33, 33)),
         (8, 769, (193, 97, 97, 97)),
-        (8, 800, (201, 101, 101, 101)),  # a window of the evaluation; max pooling rounds up
+        (8, 800, (201, 101, 101, 101)),  # an evaluation window; max pooling rounds up
         (16, 512, (129, 65, 33, 33)),
     ],
 )
@@ -71,7 +71,7 @@ def conv(inputs, outputs, kernel, bias=False):
 
 
 def expected_backbone(depths):
-    """Name and number of elements of each tensor, layer by layer."""
+    """Returns name and number of elements of each tensor, layer by layer."""
     sizes = {"conv1.0.weight": 3 * 64 * 9, "conv1.3.weight": 64 * 64 * 9}
     sizes["conv1.6.weight"] = 64 * 128 * 9
     norms = {"conv1.1": 64, "conv1.4": 64, "bn1": 128}
@@ -101,8 +101,8 @@ def test_the_backbone_has_the_public_names_and_sizes(encoder):
     assert {name: x.numel() for name, x in state.items()} == expected_backbone(DEPTHS[encoder])
     parameters = sum(p.numel() for p in network.backbone.parameters())
     if encoder == "resnet101":
-        # ResNet-101 has 44,549,160. Less the classifier and the 7x7 stem with its batch norm, plus the deep stem with
-        # its three, and 64 more channels that two convolutions of the first block read.
+        # ResNet-101 has 44,549,160. Subtract the classifier and the 7x7 stem with its batch norm. Add the deep stem
+        # with three, and 64 more input channels for two convolutions of the first block.
         stem = conv(3, 64, 7) + norm(64)
         deep = conv(3, 64, 3) + conv(64, 64, 3) + conv(64, 128, 3) + 2 * norm(64) + norm(128)
         wider = conv(64, 64, 1) + conv(64, 256, 1)
@@ -141,11 +141,11 @@ def test_strides_and_dilations(stride):
     assert stem == [2, 1, 1]
 
 
-# ---- what it computes -----------------------------------------------------------------------------
+# ---- forward --------------------------------------------------------------------------------------
 
 
 def composed(state, images, stride, rates, dropout):
-    """Logits of both heads and the features, from functional calls; batch norms use the batch."""
+    """Computes logits of both heads and the features by functional calls. Batch norms use the batch."""
 
     def batch_norm(x, name):
         return F.batch_norm(
@@ -209,7 +209,7 @@ def test_forward_against_functional_calls(stride, dropout):
     """In float64 and in training mode. With dropout, both draw the same masks in the same order."""
     network = small(stride, auxiliary=True).double().train()
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():  # no batch norm keeps weight 1, bias 0
+    for parameter in network.parameters():  # no batch norm has weight 1, bias 0
         if parameter.dim() == 1:
             noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.data += 0.5 * noise
@@ -219,10 +219,10 @@ def test_forward_against_functional_calls(stride, dropout):
     images = torch.rand(2, 3, 57, 73, generator=generator, dtype=torch.float64)
     with torch.no_grad(), FeatureTap(network, "classifier") as tap:
         torch.manual_seed(1)
-        found = (*network(images, auxiliary=True), tap.pop())
+        outputs = (*network(images, auxiliary=True), tap.pop())
         torch.manual_seed(1)
         expected = composed(network.state_dict(), images, stride, RATES[stride], dropout)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(outputs, expected, strict=True):
         assert theirs.abs().max() > 0.1
         # The same calls, except for the mean of image pooling. 1e-10 allows for its rounding, through 10 layers.
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
@@ -233,7 +233,7 @@ def test_dropout_acts_on_the_features_that_are_tapped():
     images = torch.rand(2, 3, 65, 65, generator=torch.Generator().manual_seed(0))
 
     def dead(features):
-        """(image, channel) pairs that are 0 at every pixel."""
+        """Returns (image, channel) pairs that are 0 at every pixel."""
         return features.flatten(2).eq(0).all(2)
 
     with torch.no_grad(), FeatureTap(network, "classifier") as tap:
@@ -254,7 +254,7 @@ def test_dropout_acts_on_the_features_that_are_tapped():
     for drawn in (first, second):
         assert 51 - 5 * 6.8 < drawn.sum() < 51 + 5 * 6.8
     assert not torch.equal(first, second)
-    assert not torch.equal(first[0], first[1])  # each image draws its own
+    assert not torch.equal(first[0], first[1])  # each image has its own mask
 
 
 def test_every_parameter_gets_a_gradient():

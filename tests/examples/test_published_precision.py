@@ -47,7 +47,7 @@ def test_a_step_that_overflows_changes_no_weight_and_the_bank_takes_its_rows():
     # The rows are equal: an overflow of gradients does not affect the features.
     assert_equal(usual.contrast.state_dict(), overflowing.contrast.state_dict())
     assert overflowing.contrast.bank.features.any()
-    for _ in range(10):  # the scale falls until a step is taken
+    for _ in range(10):  # the scale falls until a step succeeds
         overflowing.step = 1
         overflowing.train_step()
     assert overflowing.scaler.get_scale() < 2.0**23
@@ -76,7 +76,7 @@ def test_features_that_overflow_do_not_enter_the_bank():
 
 @pytest.fixture(scope="module")
 def published():
-    """A complete run with the published rules."""
+    """Runs a whole training with the published rules."""
     return run_published()
 
 

@@ -1,4 +1,4 @@
-"""The published rules of the trainer, each against an independent loop."""
+"""The published rules of the trainer, each compared with an independent loop."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ EPOCHS = {"steps": 12, "warm_up": 3, "epoch_steps": 3}
 
 
 def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
-    """Top, left, rows and columns of each image's box. Image i is i everywhere; pasted pixels have another value.
+    """Returns top, left, rows and columns of each image's box. Image i is filled with i, pasted pixels differ.
 
     Raises:
         AssertionError: the pasted pixels are not a rectangle from the next image.
@@ -47,7 +47,7 @@ def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
 
 
 def drawn(mode, height, width, times, probability=0.5):
-    """Boxes of batches of 3 images, one generator per batch."""
+    """Returns boxes of batches of 3 images, with one generator per batch."""
     labels = torch.arange(3)[:, None, None].expand(3, height, width)
     images = labels[:, None].expand(3, 2, height, width).float()
     batches = []
@@ -148,8 +148,8 @@ def test_the_teachers_own_averages_follow_its_own_passes():
                 old = averages[name]
                 moved = rows.mean(1), rows.var(1, ddof=1)
                 averages[name] = [0.9 * a + 0.1 * b for a, b in zip(old, moved, strict=True)]
-            found = module.running_mean.numpy(), module.running_var.numpy()
-            for ours, theirs in zip(found, averages[name], strict=True):
+            current = module.running_mean.numpy(), module.running_var.numpy()
+            for ours, theirs in zip(current, averages[name], strict=True):
                 # float32 sums over a few thousand values
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4 if step > 2 else 0, atol=1e-5)
     first = next(iter(students))
@@ -193,11 +193,11 @@ def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, rule, 
     assert kept[1::2] == pytest.approx([1 - max(0.8 * (1 - p), 0.1) for p in progress])
 
 
-# ---- what the contrast looks at -------------------------------------------------------------------
+# ---- inputs of the contrast -----------------------------------------------------------------------
 
 
 class Bordered(DigitScenes):
-    """With a border that ends between two rows of the features."""
+    """Data with a border that ends between two rows of the features."""
 
     def unlabelled(self, count, rng):
         images, inside = super().unlabelled(count, rng)
@@ -206,7 +206,7 @@ class Bordered(DigitScenes):
 
 
 def small_labels(labels, logits, inside, dropped):
-    """Nearest labels and thresholded pseudo labels, in float64 loops."""
+    """Computes nearest labels and filtered pseudo labels in float64 loops."""
     _, classes, height, width = logits.shape
     rows, columns = (
         [i * full // small for i in range(small)]
@@ -253,7 +253,7 @@ def test_the_weak_view_is_the_unmixed_images_with_labels_of_the_features_size():
     expected = small_labels(batch.labels.numpy(), unlabelled, batch.inside.numpy(), dropped=0.8)
     np.testing.assert_array_equal(labels.numpy(), expected)
     assert 0.1 < np.mean(expected[2:] != 255) < 0.2  # a fifth of the pixels inside
-    # The bank holds rows of these images alone.
+    # The bank only holds rows of these images.
     rows = trainer.contrast.bank.features
     rows = nn.functional.normalize(rows[rows.any(-1)], dim=-1)
     unmixed = nn.functional.normalize(features[:4].permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
@@ -273,11 +273,11 @@ def test_the_classification_learns_from_the_strong_view(view):
     batch, _ = trainer.batches.take(0)
     trainer.train_step()
     [(logits, labels)] = given
-    if view == "weak":  # its own colours, though the strong view has others
+    if view == "weak":  # the strong view has other colours
         assert torch.equal(images[0][2:4], batch.weak)
     assert len(outputs[0]) == (6 if view == "weak" else 4)
     assert torch.equal(logits, outputs[0][-2:])
-    # A kept label is the teacher's for this pixel, in the image itself or, where it was pasted, in the other one.
+    # A kept label is the teacher's for this pixel: in the same image, or in the other one if it was pasted.
     guess = judged[0][2:].argmax(1)
     kept = labels != 255
     own, other = (labels == guess) & kept, (labels == guess.flip(0)) & kept

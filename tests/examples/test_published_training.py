@@ -1,4 +1,4 @@
-"""Whole runs with the published rules, against a loop written from the formulas that shares no code with ours.
+"""Whole runs with the published rules against an independent loop, written from the formulas.
 
 The contrast has weight 0 and CutMix has probability 0; other tests cover them. This one covers the order of the images,
 the teacher and its labels, the losses and their weights, the learning rates, and the order within a step.
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def labels_of(logits, inside, dropped):
-    """The teacher's labels in NumPy; 255 where it is uncertain or outside of the image."""
+    """Computes the teacher's labels in NumPy. Uncertain pixels and borders have 255."""
     z = logits.double().numpy()
     z = np.exp(z - z.max(1, keepdims=True))
     p = z / z.sum(1, keepdims=True)
@@ -49,7 +49,7 @@ def labels_of(logits, inside, dropped):
 
 
 def average_loss(logits, labels, weight_of_the_rest=1.0):
-    """Mean cross-entropy over the labelled pixels."""
+    """Returns the mean cross-entropy over the labelled pixels."""
     kept = labels != 255
     chosen = logits.log_softmax(1).gather(1, labels.where(kept, 0)[:, None])[:, 0]
     return -chosen[kept].sum() / kept.sum() * weight_of_the_rest
@@ -100,5 +100,5 @@ def test_a_run_is_that_of_the_formulas(view):
         trainer.train_step()
         for part, expected in zip((trainer.student, trainer.teacher.module), states, strict=True):
             for name, tensor in part.state_dict().items():
-                # float32 with sums in another order, over twelve steps: 2e-7 was seen
+                # float32 sums in another order over twelve steps: 2e-7 was measured
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)

@@ -1,5 +1,5 @@
-"""The trainer on two ranks, as torchrun starts it: one bank and one set of weights, one checkpoint, exact resumption,
-and exact continuation after a rank was killed."""
+"""The trainer on two ranks under torchrun: one bank, one set of weights, one checkpoint, exact resumption, and exact
+continuation after a rank was killed."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ KEYS = (
     "labelled=4 unlabelled=6 evaluated=3 steps=8 warm_up=2 batch=2 report_every=1 evaluate_every=3 save_every=3 "
     "contrast.bank_capacity=64 contrast.rows_per_push=32 --device cpu"
 )
-# The published rules, with epochs of 2 steps: the warm-up, one with a copied teacher, two with an averaged one.
+# The published rules with epochs of 2 steps: the warm-up, one with a copied teacher, two with an averaged teacher.
 RULES = (
     "contrast_view=weak cutmix_mode=batch ema_from=warm_up teacher_averages=own schedule_by=epoch epoch_steps=2 "
     "precision=float16 widths=[8,16] feature_dim=8"
@@ -38,8 +38,8 @@ RULES = (
 ISOLATED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 PATIENCE = 1800  # seconds for runs that take 10; only a hang takes that long on a busy machine
 
-# Each rank notes what it ends with. A group that is left and joined again in one process would find the addresses of
-# the first one: it is left once.
+# Each rank saves its final state. A process that rejoins a group would read the addresses of the first group, so it
+# leaves the group only once.
 PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, {examples!r})
@@ -51,7 +51,7 @@ from semi_supervised.checkpoint import NETWORKS
 def run_training(trainer, out, *rest, inner=train_segmentation.run_training):
     inner(trainer, out, *rest)
     state = {{name: getattr(trainer, name).state_dict() for name in NETWORKS}}
-    bank = trainer.contrast.bank.named_buffers()  # of a sharded one, this rank's windows
+    bank = trainer.contrast.bank.named_buffers()  # only this rank's shard, if the bank is sharded
     state["contrast"] = {{"bank." + name: rows for name, rows in bank if name[0] != "_"}}
     torch.save(state, f"{{out}}.rank{{trainer.rank}}")
 
@@ -63,7 +63,7 @@ for arguments in {commands!r}:
 stop()
 """
 
-# At first rank 0 dies half-way through its second checkpoint, while rank 1 waits for it.
+# In the first start rank 0 dies while it writes its second checkpoint, and rank 1 waits for it.
 FAULT = """
 def save(state, file, inner=torch.save):
     inner(state, file)
@@ -81,7 +81,7 @@ def arguments(out, *options):
 
 
 def on_two_ranks(folder, commands, *options, fault="") -> str:
-    """What torchrun printed, which has to end well."""
+    """Runs the program under torchrun, and returns what it printed."""
     program = folder / "program.py"
     values = {"examples": str(EXAMPLES), "commands": commands, "fault": fault}
     program.write_text(PROGRAM.format(**values))
@@ -96,7 +96,7 @@ def on_two_ranks(folder, commands, *options, fault="") -> str:
     try:
         printed, _ = launcher.communicate(timeout=PATIENCE)
     finally:
-        launcher.terminate()  # asked so, it ends its ranks
+        launcher.terminate()  # on SIGTERM it ends its ranks
         launcher.wait(timeout=PATIENCE)
     assert launcher.returncode == 0, printed
     return printed
@@ -109,8 +109,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    """One run to its end, one that was stopped and resumed, one with a sharded bank that was stopped and resumed, and
-    two with the published rules, the second stopped and resumed twice; on two ranks, in one start of the processes."""
+    """Trains five runs on two ranks, in one start of the processes.
+
+    One is uninterrupted, one is stopped and resumed, one with a sharded bank is stopped and resumed. Two use the
+    published rules, and the second of them is stopped and resumed twice.
+    """
     commands = [arguments(folder / "whole")]
     for out, *keys in (("parts",), ("sharded", "contrast.placement=sharded")):
         keys = arguments(folder / out, *keys)
@@ -133,7 +136,7 @@ def steps(run) -> list[str]:
 
 
 def states(folder, out):
-    """What each of the two ranks ended with."""
+    """Returns the final states of both ranks."""
     paths = (folder / out / f"weight-0.5-seed-0.rank{rank}" for rank in (0, 1))
     return [torch.load(path, weights_only=True) for path in paths]
 
@@ -189,7 +192,7 @@ def test_two_ranks_resume_exactly_under_the_published_rules(folder, printed):
     assert whole == parts
     assert whole[-1]["contrast"] > 0
     assert stored(folder, "rules")["scaler"]["_growth_tracker"] > 0
-    for state in states(folder, "rules"):  # the teacher has averages of its own
+    for state in states(folder, "rules"):  # the teacher has its own averages
         averages = [
             torch.cat([value for name, value in state[part].items() if "running_mean" in name])
             for part in ("student", "teacher")
@@ -216,7 +219,7 @@ def test_a_run_goes_on_after_a_rank_was_killed(folder, printed):
     run = folder / "faulty" / "weight-0.5-seed-0"
     command = arguments(folder / "faulty", "--resume", "auto")
     said = on_two_ranks(folder, [command], "--max-restarts=1", fault=FAULT)
-    # Half of that step's checkpoint was written: the one before was whole.
+    # The interrupted checkpoint was half written, the previous one was whole.
     assert said.count("step     6/8") == 2
     assert said.count("continues") == said.count(f"{run / 'checkpoint.pt'} at step 3") == 1
     whole, went_on = assert_same_end(folder, "faulty")

@@ -39,7 +39,7 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     for trainer in (alone, helped):
         trainer.run(record_every=1)
     assert alone.history == helped.history
-    helped.step = 1  # as after a checkpoint: read ahead from there
+    helped.step = 1  # as after loading a checkpoint
     for ours, theirs in zip(helped.batches.take(1)[0], alone.batches.take(1)[0], strict=True):
         assert torch.equal(ours, theirs)
     helped.batches.close()
@@ -103,7 +103,7 @@ def test_a_step_follows_the_schedules(monkeypatch, mode):
         return kept(logits, keep, **options)
 
     monkeypatch.setattr(trainer_module, "entropy_filter", watched)
-    trainer.step = 3  # of 5, the first 2 of them the warm-up: a third of the way
+    trainer.step = 3  # of 5, after 2 steps of warm-up: a third of the way
     trainer.train_step()
     keeps, modes = zip(*seen, strict=True)
     assert keeps == pytest.approx((1 - 0.2 * 2 / 3, 1 - 0.8 * 2 / 3))
@@ -254,7 +254,7 @@ HISTORY = [{"step": 2, "total": 1.5, "density": 0.25}, {"step": 3, "validation":
 
 
 def test_log_is_a_table_that_a_resumed_run_continues(tmp_path, monkeypatch):
-    # as where it is not installed
+    # as if it were not installed
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     Log(tmp_path, []).write(HISTORY[:1])
     log = Log(tmp_path, HISTORY[:1])

@@ -1,4 +1,4 @@
-"""Evaluation by overlapping windows: against a loop over pixels, with a network whose logits depend on the window."""
+"""Evaluation in overlapping windows, compared with a loop over pixels. The network's logits depend on the window."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from semi_supervised.config import RunKeys  # noqa: E402
 
 
 class Place(nn.Module):
-    """Logits that depend on the pixel, its place in the window, and the window's mean."""
+    """A network whose logits depend on the pixel, its place in the window, and the window's mean."""
 
     def __init__(self, dtype=None):
         super().__init__()
@@ -41,14 +41,14 @@ class Place(nn.Module):
 
 
 def grid(side, window):
-    """Starts of the windows, by the formulas of the published program."""
+    """Returns where windows start, by the formulas of the published program."""
     step = math.ceil(window * 2 / 3)
     count = math.ceil((side - window) / step) + 1
     return [min(i * step + window, side) - window for i in range(count)]
 
 
 def oracle(images, window, colour, dtype=None):
-    """Pixel by pixel: the mean logits over the windows that cover it."""
+    """Computes pixel by pixel the mean logits over the windows that cover it."""
     batch, _, height, width = images.shape
     full = [max(side, least) for side, least in zip((height, width), window, strict=True)]
     top, left = (full[0] - height) // 2, (full[1] - width) // 2
@@ -77,7 +77,7 @@ def oracle(images, window, colour, dtype=None):
     ("size", "window"),
     [
         ((9, 12), (9, 12)),  # equal: one window
-        ((7, 20), (9, 12)),  # not as high as a window: a border above and below
+        ((7, 20), (9, 12)),  # lower than a window: a border above and below
         ((20, 5), (9, 12)),
         ((4, 5), (9, 12)),  # smaller in both directions
         ((21, 28), (9, 12)),  # 9 + 2 steps of 6, 12 + 2 steps of 8
@@ -115,7 +115,7 @@ def test_half_precision_is_summed_in_float32():
         logits = evaluate.Windows(Place(torch.float16), (9, 12), "grey")(images)
     assert logits.dtype == torch.float32
     expected = oracle(images, (9, 12), (0.45, 0.45, 0.45), torch.float16)
-    # Sums up to 500 of the same float16 numbers; summed in float16 they are off by 0.1.
+    # Sums of equal float16 numbers, up to 500. Summed in float16 they would be off by 0.1.
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_a_window_is_a_height_and_a_width(window):
 
 
 def test_a_run_evaluates_by_windows(tmp_path, monkeypatch):
-    """Validation, test and overlays use windows. Features and densities use whole images, so their figures stay."""
+    """Validation, test and overlays use windows. Features and densities use whole images and do not change."""
     for seed, (split, count) in enumerate({"train": 8, "val": 2, "test": 3}.items()):
         data_trees.folder(tmp_path / "data" / split, count, seed)
     seen = []

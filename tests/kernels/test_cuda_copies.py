@@ -18,7 +18,7 @@ HUGE = 2**62
 @pytest.fixture(scope="module")
 def kernels():
     """The emulated kernels, by the operator's name; the compiled ones for the CPU are in torch.ops.dgcl_ops."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     return replace.operators()
 

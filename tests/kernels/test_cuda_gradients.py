@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from emulator import replace
 from oracles import TOLERANCES, assert_close, contrast_case, gradients, integers, random_rows
 
 from dgcl_ops import backend_info, ops, reference
+from kernels.emulator import replace
 
 METRICS = ("cosine", "dot", "l2")
 NAN = math.nan

@@ -9,11 +9,12 @@ from unittest import mock
 
 import pytest
 import torch
-from emulator import build, replace
-from emulator.cases_search import rounded_apart
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import integers, random_rows
+
+from dgcl_ops.doctor.cases.search_classes import rounded_apart
+from kernels.emulator import build, replace
 
 METRICS = ("cosine", "dot", "l2")
 NAN, INF = float("nan"), float("inf")

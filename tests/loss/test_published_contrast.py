@@ -1,6 +1,6 @@
-"""The published contrast, to the last digits: 1e-6 is added to the sum of exponentials, after the shift by the largest.
+"""The published contrast to the last digits. 1e-6 is added to the sum of exponentials, shifted by the largest logit.
 
-Every expected value comes from the formula in loops, none from an op of the library.
+All expected values come from the formula in loops. None comes from an op of the library.
 """
 
 import math
@@ -12,7 +12,7 @@ from oracles import contrast_case, gradients
 
 from dgcl_ops.losses import DensityContrastLoss
 
-# 512 negatives that all have one cosine, temperature 0.5, 1e-6 in the sum. Computed from the formula with `math.fsum`.
+# 512 negatives with equal cosine, temperature 0.5, 1e-6 in the sum. Computed from the formula with `math.fsum`.
 PUBLISHED_LOSSES = {  # (cosine of the key, of the negatives): loss
     (0.9, 0.0): 4.450071093870321,
     (0.3, 0.2): 6.040707338768817,
@@ -39,7 +39,7 @@ def test_published_losses(implementation, device, cosines, loss):
 
 
 def contrast_in_loops(anchors, keys, negatives, temperature, eps):
-    """The published formula, logit by logit: the largest logit is a constant in the gradient."""
+    """Computes the published formula logit by logit. The largest logit is a constant in the gradient."""
     losses = []
     for a, k, n in zip(anchors, keys, negatives, strict=True):
         total = 0.0
@@ -67,7 +67,7 @@ def test_contrast_holds_the_largest_logit_constant(implementation, device, tempe
 
 
 def paper(**changes):
-    """Small enough for loops, and the rings fill in a few steps."""
+    """Builds a loss small enough for loops. Its rings fill in a few steps."""
     setting = {**SMALL, "min_rows": 5, "bank_dtype": torch.float64, **changes}
     return DensityContrastLoss.paper("voc", C, D, E, **setting)
 
@@ -80,7 +80,7 @@ def paper(**changes):
         (3, 3, 3, 3, 3),
         (0, 9, 0, 0, 0),  # no negatives
         (1, 1, 0, 0, 0),
-        (40, 0, 0, 0, 0),  # the excluded class alone
+        (40, 0, 0, 0, 0),  # only the excluded class
     ],
 )
 @pytest.mark.parametrize("changes", [{}, {"num_negatives": 512}, {"world_size": 4}], ids=str)

@@ -1,9 +1,9 @@
-"""The loss in paper mode against the published step, an independent implementation, where no draw matters.
+"""The loss in paper mode against the published step, an independent implementation, with irrelevant random draws.
 
-Every class brings fewer pixels than candidates and pushed rows: all are taken, in whatever order. A ring holds
-whole pushes, so that it never matters which row of a push falls out first. What is left is the draw of the
-negatives. Where at most `num_negatives` pixels belong to other classes, there is no draw. Where there are more, two
-constructions make it irrelevant: classes in orthogonal subspaces, and negatives that are all equal.
+Every class has fewer pixels than candidates and pushed rows, so all of them are used. A ring holds whole pushes, so the
+order of rows inside a push does not matter. Only the draw of the negatives is left. With at most `num_negatives` pixels
+of other classes there is no draw. With more, two constructions make the draw irrelevant: classes in orthogonal
+subspaces, and equal negatives.
 """
 
 import sys
@@ -25,9 +25,9 @@ from published import PublishedStep  # noqa: E402
 B, C, D, H, W = 2, 4, 7, 6, 8
 BLOCK = 3  # dimensions of each class's subspace
 E = C * BLOCK
-COUNTS = (20, 6, 8, 5)  # of each class in each batch; the other pixels are ignored
+COUNTS = (20, 6, 8, 5)  # pixels per class and batch; all other pixels are ignored
 SETTING = {"scales": (2, 4, 8), "num_anchors": 4, "num_keys": 3, "num_negatives": 11}
-# Both in float64; they sum in different orders.
+# Both use float64, but sum in different orders.
 TOLERANCE = 1e-12
 
 
@@ -39,7 +39,7 @@ def labels_of(seed):
 
 
 def batch_of(seed, present=range(C)):
-    """Projections of class c lie in block c, those of ignored pixels anywhere."""
+    """Draws projections: class c in block c, ignored pixels anywhere."""
     labels = labels_of(seed)
     labels = torch.where(torch.isin(labels, integers(list(present))), labels, 255)
     block = torch.arange(E) // BLOCK
@@ -87,16 +87,16 @@ def gradient_of(step, projections, labels, features):
 
 
 def sorted_rows(rows):
-    """The rows as a set, by a feature: their order inside a push is drawn."""
+    """Compares the rows as sets, sorted by a feature, since their order inside a push is random."""
     return rows[rows[:, -2].argsort()]
 
 
 def assert_same_banks(ours, theirs):
     for c in theirs.classes:
-        held = int(ours.bank.counts[c])
-        assert held == len(theirs.density[c])
-        mine = [ours.bank.projections[c, :held], ours.bank.features[c, :held]]
-        mine = torch.cat([*mine, ours.bank.density[c, :held, None]], dim=1)
+        stored = int(ours.bank.counts[c])
+        assert stored == len(theirs.density[c])
+        mine = [ours.bank.projections[c, :stored], ours.bank.features[c, :stored]]
+        mine = torch.cat([*mine, ours.bank.density[c, :stored, None]], dim=1)
         unit = torch.nn.functional.normalize(theirs.features[c], dim=1)
         other = torch.cat([theirs.projections[c], unit, theirs.density[c][:, None]], dim=1)
         difference = sorted_rows(mine) - sorted_rows(other)
@@ -104,7 +104,7 @@ def assert_same_banks(ours, theirs):
 
 
 def test_orthogonal_classes():
-    # 120 rows are 6, 20, 15 or 24 whole pushes of the classes: the rarest decides when the loss starts.
+    # 120 rows are 6, 20, 15 or 24 whole pushes, depending on the class. The rarest class decides when the loss starts.
     ours, theirs = both(capacity=120, excluded=(0,), density_rows=8)
     ours_started = []
     for step in range(30):
@@ -112,7 +112,7 @@ def test_orthogonal_classes():
         value, gradient = gradient_of(ours, projections, labels, features)
         expected, expected_gradient = gradient_of(theirs, projections, labels, features)
         assert abs(float(value - expected)) <= TOLERANCE
-        # Which negatives pushed an anchor out of its own subspace is drawn; inside it nothing is.
+        # The draw decides which negatives push an anchor out of its own subspace. Inside it there is no draw.
         block = torch.arange(E) // BLOCK
         own = (labels[:, None] == block[:, None, None]).expand_as(gradient)
         assert float((gradient - expected_gradient)[own].abs().max()) <= TOLERANCE
@@ -123,7 +123,7 @@ def test_orthogonal_classes():
 
 
 def test_all_other_pixels():
-    """Nothing is drawn, so value and gradient are comparable for any projections."""
+    """Without a draw, value and gradient are comparable for any projections."""
     ours, theirs = both(capacity=120, excluded=(0,), density_rows=8, num_negatives=512)
     for step in range(28):
         _, labels, features = batch_of(step)
@@ -138,7 +138,7 @@ def test_all_other_pixels():
 
 @pytest.mark.parametrize("class_index", [1, 2, 3])
 def test_equal_negatives(class_index):
-    # One class against an excluded one whose projections are all the same: the whole gradient is comparable.
+    # One class, and an excluded class with equal projections: the whole gradient is comparable.
     ours, theirs = both(capacity=120, excluded=(0,), density_rows=8)
     for step in range(24):
         batch = batch_of(step)

@@ -101,7 +101,7 @@ def test_inf_and_nan():
 
 def test_labels_outside_where_they_are_no_error():
     """CUDA does not wait to refuse a label; its kernels run here on the CPU."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     module = filled(loss_of(), counts=ALL)
     batch = batch_of(counts=ALL, ignore_index=-1)

@@ -11,7 +11,7 @@ from recorded import pretend_graphs
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgcl_ops._doctor_step import captured
+from dgcl_ops.doctor.step import captured
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 

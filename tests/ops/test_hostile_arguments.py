@@ -1,4 +1,4 @@
-"""Arguments that fuzzing (tests/fuzz/) once showed to be handled wrongly."""
+"""Arguments that fuzzing (tests/kernels/fuzz/) once showed to be handled wrongly."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ def test_a_pack_without_kernels_is_refused(monkeypatch, tmp_path):
 
 
 def came_back(folder: Path, gpu: str, rehearsal: str = "") -> Path:
-    """An OUT with two figures."""
+    """Creates an OUT with two figures."""
     folder.mkdir()
     environment = {
         "step": "environment",
@@ -132,7 +132,7 @@ def test_tests_that_were_all_skipped_did_not_pass(monkeypatch, tmp_path, capsys,
 
 
 def test_predictions_are_of_figures_that_exist(monkeypatch):
-    """Each column and contender that a prediction names is one that the benchmarks write."""
+    """The benchmarks write every column and contender that a prediction names."""
     from benchmark_runs import importable
 
     collected = command_of("gpu_collect")

@@ -152,7 +152,7 @@ def test_forbidden_instructions_of_the_source_fail(rules, opcode):
 
 def test_copies_do_no_arithmetic(rules):
     (fault,) = ptx_faults(rules, "fma.rn.f32 %f1, %f2, %f3, %f4")
-    assert "forbidden fma.rn.f32: bits are copied" in fault
+    assert "forbidden fma.rn.f32: bits are only copied" in fault
     assert ptx_faults(rules, "cvt.rn.bf16.f32 %rs1, %f1") == []
 
 
@@ -175,7 +175,7 @@ def test_bounds_that_others_raise_need_relaxed_loads(rules, load):
     assert faults(load) == []
     (fault,) = faults("ld.global.f32")
     assert "0 of at least 2 ld" in fault
-    assert fault.endswith("bounds that other warps raise meanwhile")
+    assert fault.endswith("other warps raise these bounds at the same time")
 
 
 def test_no_kernel_goes_without_a_rule_and_no_rule_without_a_kernel(rules):

@@ -33,7 +33,7 @@ def inspection():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """An extension of this source, compiled once."""
+    """Compiles an extension once per source."""
 
     @functools.cache
     def compiled(source: str, *flags: str) -> Path:
@@ -48,7 +48,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def faults(inspection, compiled, tmp_path):
-    """What is found in a wheel with this extension."""
+    """Returns the faults of a wheel with this extension."""
 
     def find(source=SOURCE, *flags, tag=TAG, inside=None, name=NAME, more=(), cuda="no"):
         wheel = tmp_path / f"dgcl_ops-0.1.0-{tag}.whl"
@@ -63,7 +63,7 @@ def faults(inspection, compiled, tmp_path):
 
 
 def library(folder: Path, name: str) -> list[str]:
-    """Flags to link with an empty library of this name."""
+    """Returns flags that link an empty library of a name."""
     subprocess.run(["g++", "-shared", "-x", "c++", "/dev/null", "-o", folder / name], check=True)
     return ["-Wl,--no-as-needed", f"-L{folder}", f"-l:{name}"]
 
@@ -102,11 +102,11 @@ def test_a_library_that_was_copied_in(faults, path):
 
 def test_the_extension_is_named_for_the_limited_api(faults):
     name = "dgcl_ops/_C.cpython-311-x86_64-linux-gnu.so"
-    assert faults(name=name) == [f"{name}: a library in the wheel", f"no {NAME}"]
+    assert faults(name=name) == [f"{name}: libraries are not allowed", f"no {NAME}"]
 
 
 @pytest.mark.parametrize("name", ["libtorch.so", "libc10.so", "libcudart.so.13"])
-def test_a_library_that_is_asked_for(faults, tmp_path, name):
+def test_a_library_that_is_needed(faults, tmp_path, name):
     assert only(faults(SOURCE, *library(tmp_path, name)), f"needs {name}")
 
 
@@ -144,7 +144,7 @@ def test_a_function_outside_the_limited_api(faults, called):
     assert called.split("(")[0] in found[0]
 
 
-def test_cuda_kernels_must_be_as_asked(faults):
+def test_cuda_kernels_must_be_as_required(faults):
     kernels = '__attribute__((section(".nv_fatbin"), used)) static const char code[64] = {1};'
     assert only(faults(SOURCE, cuda="yes"), "CUDA kernels must be: yes, got no")
     assert faults(SOURCE + kernels, cuda="yes") == []

@@ -1,4 +1,4 @@
-"""The doctor's sentence about CUDA: said where driver, PyTorch, extension and device do not fit, and nowhere else."""
+"""The doctor's sentence about CUDA: it appears exactly where driver, PyTorch, extension and device do not fit."""
 
 import itertools
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import dgcl_ops
-from dgcl_ops import _doctor_cuda, doctor
-from dgcl_ops._doctor_cuda import Versions, misfit
+from dgcl_ops.doctor import cuda, reporting
+from dgcl_ops.doctor.cuda import Versions, misfit
 
 ARCHS = ((8, 0), (8, 6), (8, 9), (9, 0))
 DRIVERS = (None, (11, 8), (12, 2), (12, 4), (12, 8), (13, 0), (13, 2))
@@ -21,7 +21,7 @@ EVERY = [
 
 
 def runs(v: Versions) -> bool:
-    """Whether a kernel of the extension runs, computed the other way round: from what the driver can load."""
+    """Whether a kernel of the extension runs, computed from what the driver can load."""
     if v.torch is None or v.torch[0] > v.driver[0] or v.extension[0] > v.driver[0]:
         return False
     if v.device is None:
@@ -31,13 +31,13 @@ def runs(v: Versions) -> bool:
     return v.device >= (8, 0) and (v.device in machine_code or compiled_by_driver)
 
 
-def test_something_is_said_exactly_where_nothing_runs():
-    asked = [v for v in EVERY if v.driver and v.extension]
-    assert [v for v in asked if (misfit(v) is None) != runs(v)] == []
-    assert {runs(v) for v in asked} == {True, False}
+def test_a_sentence_appears_exactly_where_nothing_runs():
+    relevant = [v for v in EVERY if v.driver and v.extension]
+    assert [v for v in relevant if (misfit(v) is None) != runs(v)] == []
+    assert {runs(v) for v in relevant} == {True, False}
 
 
-def test_nothing_is_said_without_a_driver_or_without_kernels():
+def test_no_sentence_without_a_driver_or_without_kernels():
     assert {misfit(v) for v in EVERY if not (v.driver and v.extension)} == {None}
 
 
@@ -49,7 +49,7 @@ def test_each_text_is_one_sentence_with_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("versions", "said"),
+    ("versions", "sentence"),
     [
         (
             Versions((12, 8), (13, 0), (12, 8), (9, 0), ARCHS),
@@ -87,12 +87,12 @@ def test_each_text_is_one_sentence_with_what_to_do():
         ),
     ],
 )  # fmt: skip
-def test_what_is_said(versions, said):
-    assert misfit(versions).startswith(said)
+def test_sentences(versions, sentence):
+    assert misfit(versions).startswith(sentence)
 
 
 @pytest.mark.parametrize(
-    ("build", "found"),
+    ("build", "versions"),
     [
         ("stable ABI 2.10, g++ -O3, cuda 13.0 for sm_80, sm_90", ((13, 0), ((8, 0), (9, 0)))),
         ("cuda 12.8 for sm_120", ((12, 8), ((12, 0),))),
@@ -100,13 +100,13 @@ def test_what_is_said(versions, said):
         ("", (None, ())),
     ],
 )
-def test_the_build_information_is_read(build, found):
-    assert _doctor_cuda.built_with(build) == found
+def test_the_build_information_is_read(build, versions):
+    assert cuda.built_with(build) == versions
 
 
 def test_this_build_is_read():
     build = dgcl_ops.backend_info()["build"]
-    assert (_doctor_cuda.built_with(build)[0] is not None) == (" for sm_" in build)
+    assert (cuda.built_with(build)[0] is not None) == (" for sm_" in build)
 
 
 # ---- the driver ------------------------------------------------------------------------------------
@@ -138,32 +138,32 @@ class Driver:
         return 999 if self.fails == "attribute" else 0
 
 
-def test_the_driver_is_asked():
+def test_versions_come_from_the_driver():
     driver = Driver(12080, (8, 6), (9, 0))
-    assert _doctor_cuda.supported_cuda(driver) == (12, 8)
-    assert _doctor_cuda.capabilities(driver) == [(8, 6), (9, 0)]
+    assert cuda.supported_cuda(driver) == (12, 8)
+    assert cuda.capabilities(driver) == [(8, 6), (9, 0)]
 
 
 @pytest.mark.parametrize("driver", [None, Driver(0), Driver(13000, fails="version")])
 def test_a_driver_that_does_not_answer_is_none(driver):
-    assert _doctor_cuda.supported_cuda(driver) is None
+    assert cuda.supported_cuda(driver) is None
 
 
 @pytest.mark.parametrize("fails", ["init", "attribute"])
-def test_devices_that_cannot_be_asked_are_none(fails):
-    assert _doctor_cuda.capabilities(Driver(13000, (9, 0), fails=fails)) == []
+def test_devices_that_do_not_answer_are_none(fails):
+    assert cuda.capabilities(Driver(13000, (9, 0), fails=fails)) == []
 
 
 def test_the_lines_of_the_report(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     build = "..., cuda 13.0 for sm_80, sm_90"
-    (line,) = _doctor_cuda.report_lines(build, Driver(13000, (9, 0), (8, 6)))
+    (line,) = cuda.report_lines(build, Driver(13000, (9, 0), (8, 6)))
     assert line == (
         "cuda       driver supports 13.0; torch built for 12.8; extension built for 13.0; devices 9.0, 8.6"
     )
-    line, sentence = _doctor_cuda.report_lines(build, Driver(12080, (9, 0), (8, 6)))
+    line, sentence = cuda.report_lines(build, Driver(12080, (9, 0), (8, 6)))
     assert sentence.startswith("cuda       DOES NOT FIT: The driver supports CUDA 12.8, but")
-    _, sentence = _doctor_cuda.report_lines(build, Driver(13000, (9, 0), (7, 5)))
+    _, sentence = cuda.report_lines(build, Driver(13000, (9, 0), (7, 5)))
     assert "compute capability 7.5" in sentence
 
 
@@ -172,12 +172,12 @@ def test_a_driver_library_that_is_broken_or_missing_is_no_driver(monkeypatch, tm
     library = tmp_path / "libcuda.so.1"
     if text:
         library.write_text(text)
-    monkeypatch.setattr(_doctor_cuda, "DRIVER_LIBRARY", str(library))
-    assert _doctor_cuda.load_driver() is None
-    (line,) = _doctor_cuda.report_lines("cuda 13.0 for sm_90")
+    monkeypatch.setattr(cuda, "DRIVER_LIBRARY", str(library))
+    assert cuda.load_driver() is None
+    (line,) = cuda.report_lines("cuda 13.0 for sm_90")
     assert line.startswith("cuda       driver not found; torch built for ")
 
 
 def test_the_doctor_prints_the_lines(monkeypatch):
-    monkeypatch.setattr(doctor, "report_lines", lambda build: [f"cuda       of {build}"])
-    assert f"cuda       of {dgcl_ops.backend_info()['build']}" in doctor.installation()
+    monkeypatch.setattr(reporting, "report_lines", lambda build: [f"cuda       of {build}"])
+    assert f"cuda       of {dgcl_ops.backend_info()['build']}" in reporting.installation()

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops.features import CLASSIFIERS, FeatureTap
 
-# What the families look like to the tap, with its other 1x1 convolutions; tests/trainers/ has the real ones.
+# Structures of the families with their other 1x1 convolutions. tests/trainers/ has the real ones.
 STRUCTURES = {
     "decode_head.classifier": ("decode_head.linear_fuse", "auxiliary_head.classifier"),
     "decode_head.conv_seg": ("decode_head.bottleneck.conv", "auxiliary_head.conv_seg"),
@@ -20,7 +20,7 @@ STRUCTURES = {
 
 
 class Structure(nn.Module):
-    """Runs the convolution at `path`, on 7 channels, and has the others too."""
+    """A network with several convolutions that runs the one at `path`, on 7 channels."""
 
     def __init__(self, path):
         super().__init__()
@@ -98,7 +98,7 @@ def test_tap_asks_for_a_path_and_names_the_last_convolutions():
 
 
 def test_tap_takes_only_convolutions_for_classifiers():
-    # torchvision's VGG has a `classifier` as well, of linear layers: it classifies images.
+    # torchvision's VGG has a `classifier` of linear layers, for image classification.
     model = nn.Module()
     model.classifier = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     model.segmentation_head = nn.Sequential()

@@ -1,4 +1,4 @@
-"""The examples for trainers, run beside the real packages: all of them are there, or all these tests are skipped."""
+"""The examples for trainers with the real packages. If one is missing, all these tests are skipped."""
 
 import importlib
 import importlib.util
@@ -39,26 +39,26 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def example(monkeypatch):
-    """Imports an example by its name, as `python examples/trainers/NAME.py` would."""
+    """Imports an example by name, as `python examples/trainers/NAME.py` does."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module
 
 
 @pytest.fixture
 def printed(capsys):
-    """What the steps so far have printed: [(step, loss, contrast, ready classes)]."""
+    """Returns what the steps have printed: [(step, loss, contrast, ready classes)]."""
     pattern = r"step (\d+): loss (\S+), contrast (\S+), (\d+) of 4 classes ready"
 
     def read():
-        found = re.findall(pattern, capsys.readouterr().out)
-        return [(int(s), float(loss), float(contrast), int(n)) for s, loss, contrast, n in found]
+        lines = re.findall(pattern, capsys.readouterr().out)
+        return [(int(s), float(loss), float(contrast), int(n)) for s, loss, contrast, n in lines]
 
     return read
 
 
 @pytest.fixture
 def reached(monkeypatch):
-    """One entry a backward pass: dtype of the features and size of what the contrast's gradient adds to theirs."""
+    """Records for each backward pass the features' dtype and the size of the contrast's gradient."""
     seen = []
     forward = ProjectionHead.forward
 
@@ -73,7 +73,7 @@ def reached(monkeypatch):
 
 @pytest.fixture
 def trains(printed, reached):
-    """Checks that a run was one: it printed, the bank filled, and the contrast moved head and model."""
+    """Checks that a run printed, filled the bank, and trained head and model by the contrast."""
 
     def check(project, contrast, *, steps, lines=None):
         lines = printed() if lines is None else lines
@@ -98,7 +98,7 @@ def trains(printed, reached):
 
 @pytest.fixture
 def compiled_ops_of_mmcv(monkeypatch):
-    """mmcv-lite has no compiled operators, which mmseg imports for heads that no test here builds."""
+    """Replaces mmcv's compiled operators. mmcv-lite lacks them, and mmseg imports them for other heads."""
     if importlib.util.find_spec("mmcv._ext"):
         return
 

@@ -1,4 +1,4 @@
-"""FeatureTap finds the last classifier of the real models: with its weights at 0, every logit is 0."""
+"""FeatureTap finds the last classifier of real models: with zero weights there, every logit is 0."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_smp(name):
     if name == "DPT":
         encoder = {"encoder_name": "tu-vit_tiny_patch16_224", "dynamic_img_size": True}
     model = smp.create_model(name, encoder_weights=None, classes=CLASSES, **encoder)
-    check(model, lambda model, images: model(images), size=128)  # PAN needs that much
+    check(model, lambda model, images: model(images), size=128)  # PAN needs this size
 
 
 def hf_configs(transformers):

@@ -1,4 +1,4 @@
-"""The examples inside a framework's trainer: Lightning, Hugging Face's Trainer, Accelerate, mmsegmentation."""
+"""The examples with a framework's trainer: Lightning, Hugging Face's Trainer, Accelerate, mmsegmentation."""
 
 import csv
 import io
@@ -27,14 +27,16 @@ def test_lightning(example, trains, reached, tmp_path):
     checkpoint = str(tmp_path / "last.ckpt")
     with redirect_stdout(io.StringIO()):
         _, resumed = module.main(["--steps", "3", "--out", str(tmp_path), "--resume", checkpoint])
-    assert resumed.contrast.bank.num_pushes == 3  # all steps were done: only the state came in
+    assert (
+        resumed.contrast.bank.num_pushes == 3
+    )  # all steps were done, so only the state was loaded
     assert_equal_states(segmenter.state_dict(), resumed.state_dict())
 
 
 def test_hf_trainer_accumulates_means(example, monkeypatch, tmp_path):
     module = example("hf_trainer")
     trainer = module.make_trainer(module.parse(["--steps", "3", "--out", str(tmp_path)]))
-    trainer.args.max_grad_norm = 0  # leave the gradients as they are
+    trainer.args.max_grad_norm = 0  # no clipping
     model, project = trainer.model.model, trainer.model.project
     parameters = (model.decode_head.classifier.weight, project.layers[0].weight)
     gradients, forward = [], module.WithContrast.forward

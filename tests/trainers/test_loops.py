@@ -1,4 +1,4 @@
-"""The examples that are a loop of their own: torchvision, segmentation_models.pytorch, Ignite."""
+"""The examples with their own loop: torchvision, segmentation_models.pytorch, Ignite."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ STEPS = "3"
 
 
 def learned(project):
-    """Every parameter of the head has a gradient, and it is not zero."""
+    """Returns whether every parameter of the head has a nonzero gradient."""
     return all(p.grad is not None and p.grad.abs().sum() > 0 for p in project.parameters())
 
 
@@ -43,7 +43,7 @@ def test_torchvision_in_float16(example, trains, reached, monkeypatch):
     assert contrast.bank.features.dtype == torch.float32
     assert len(scales) == 3
     assert scales[0] > 1
-    assert len(steps) > 0  # the scaler leaves a step out whose gradients are not finite
+    assert len(steps) > 0  # the scaler skips steps whose gradients are not finite
     assert all(steps)
     assert learned(project)
 
@@ -60,7 +60,7 @@ def test_smp(name, example, trains, monkeypatch):
         return labels
 
     def watched_loss(self, projections, labels, features):
-        labelled.append((labels[4:] != 255).float().mean())  # of the unlabelled half
+        labelled.append((labels[4:] != 255).float().mean())  # only the unlabelled half
         seen.append(features.shape[-2:])
         return forward(self, projections, labels, features)
 
@@ -69,19 +69,19 @@ def test_smp(name, example, trains, monkeypatch):
     _, project, contrast = module.main(["--model", name, "--steps", STEPS])
     trains(project, contrast, steps=3)
     assert learned(project)
-    assert seen == [(16, 16)] * 3  # U-Net's full-size map is pooled to what the others have
+    assert seen == [(16, 16)] * 3  # U-Net's full-size map is pooled to the others' size
     assert len(kept) == 2 * 3
-    for asked, share in kept:
-        assert share == pytest.approx(asked, abs=0.01)
-    reliable = [share for _, share in kept[1::2]]
+    for fraction, actual in kept:
+        assert actual == pytest.approx(fraction, abs=0.01)
+    reliable = [actual for _, actual in kept[1::2]]
     assert reliable == sorted(reliable)
-    assert all(0 < share < 1 for share in labelled)
+    assert all(0 < fraction < 1 for fraction in labelled)
 
 
 def test_ignite_with_a_compiled_model(example, trains):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    # Inductor would take minutes to compile MobileViT for the CPU; capture and autograd are the same.
+    # Inductor takes minutes to compile MobileViT for the CPU. Another backend has the same capture and autograd.
     arguments = ["--steps", STEPS, "--backend", "aot_eager"]
     compiled, project, contrast = example("ignite_mobilevit").main(arguments)
     trains(project, contrast, steps=3)

@@ -8,7 +8,7 @@ import torch
 
 try:
     import torchvision
-except (ImportError, RuntimeError) as error:  # beside another PyTorch its operators do not register
+except (ImportError, RuntimeError) as error:  # its operators do not register with another PyTorch
     pytest.skip(f"needs torchvision: {error}", allow_module_level=True)
 for package in (
     "segmentation_models_pytorch",
@@ -49,7 +49,7 @@ def test_features_have_stride_4_on_odd_windows(network):
             logits = network.eval()(torch.rand(1, 3, side, side))
             assert logits.shape == (1, 21, side, side)
             assert tapped.pop() == (1, 256, expected, expected)
-        network(torch.rand(1, 3, 70, 51))  # whole images have any size
+        network(torch.rand(1, 3, 70, 51))  # whole images can have any size
     handle.remove()
     assert network.classifier.in_channels == 256
     assert network.classifier.kernel_size == (1, 1)
@@ -88,7 +88,7 @@ def test_maps_are_enlarged_as_asked():
 
 
 def test_weights_come_from_a_file(network, tmp_path):
-    """In torchvision's names, the classifier included, which is left out."""
+    """Returns weights with torchvision's names, including the classifier, which is ignored."""
     torch.manual_seed(1)
     whole = torchvision.models.resnet18(weights=None)
     torch.save(whole.state_dict(), tmp_path / "resnet18.pth")

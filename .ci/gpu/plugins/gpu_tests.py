@@ -11,6 +11,7 @@ import faulthandler
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,7 +30,7 @@ LOST = (
 )
 
 
-def needs_gpu(item) -> bool:
+def needs_gpu(item: pytest.Item) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if parameters.get("device") == "cuda":
         return parameters.get("implementation") != "emulated"
@@ -38,18 +39,18 @@ def needs_gpu(item) -> bool:
     return ASKS in inspect.getsource(item.function)
 
 
-def rank(item) -> int:
+def rank(item: pytest.Item) -> int:
     stem = item.path.stem.removeprefix("test_")
     return FIRST.index(stem) if stem in FIRST else len(FIRST)
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen = sorted((item for item in items if needs_gpu(item)), key=rank)
     config.hook.pytest_deselected(items=[item for item in items if not needs_gpu(item)])
     items[:] = chosen
 
 
-def is_worker(config) -> bool:
+def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
@@ -60,7 +61,7 @@ class Limit:
         self.seconds, self.alone, self.lost = seconds, alone, False
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item):
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         if self.seconds:
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
         try:
@@ -70,7 +71,7 @@ class Limit:
             if self.lost and not self.alone:
                 os._exit(1)  # the reports have been sent
 
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and any(word in str(report.longrepr) for word in LOST):
             self.lost = True
 
@@ -86,13 +87,13 @@ class Outcomes:
         self.lines.writerow([outcome, f"{seconds:.2f}", name, error[:300]])
         self.file.flush()
 
-    def pytest_collectreport(self, report):
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Records a file that cannot be imported, for example because a package is missing."""
         if report.failed:
             lines = str(report.longrepr).strip().splitlines() or ["?"]
             self.write("not collected", 0.0, report.nodeid, lines[-1])
 
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.outcome == "passed":
             return
         details, error = report.longrepr, ""
@@ -104,7 +105,7 @@ class Outcomes:
         self.write(report.outcome, report.duration, report.nodeid, error)
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     controls = not is_worker(config)
     distributed = controls and getattr(config.option, "numprocesses", None)
     if not distributed:

@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parents[3] / "tests"
 NAME = "NVIDIA X1 (pretended)"
 
 
-def is_cuda(value) -> bool:
+def is_cuda(value: object) -> bool:
     if isinstance(value, str):
         return value.split(":")[0] == "cuda"
     return isinstance(value, torch.device) and value.type == "cuda"
@@ -38,26 +38,28 @@ class OnTheCpu(TorchFunctionMode):
 
 
 class Event:
+    """Reads the host's clock."""
+
     def __init__(self, enable_timing: bool = False):
         self.at = 0.0
 
-    def record(self, stream=None):
+    def record(self, stream: object = None) -> None:
         self.at = time.perf_counter()
 
     def query(self) -> bool:
         return False
 
-    def elapsed_time(self, other) -> float:
+    def elapsed_time(self, other: "Event") -> float:
         return 1e3 * (other.at - self.at)
 
 
 class Profile(torch.profiler.profile):
     """Counts operations of the library and of PyTorch as kernels."""
 
-    def __init__(self, activities=None, **options):
+    def __init__(self, activities: object = None, **options: object):
         super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **options)
 
-    def events(self):
+    def events(self) -> list[types.SimpleNamespace]:
         return [
             types.SimpleNamespace(
                 name=e.name,
@@ -69,7 +71,7 @@ class Profile(torch.profiler.profile):
         ]
 
 
-def properties(device=None):
+def properties(device: object = None) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         name=NAME,
         major=9,
@@ -110,9 +112,9 @@ def cuda_functions() -> dict:
     }
 
 
-def emulated():
+def emulated() -> contextlib.AbstractContextManager:
     """Replaces the CPU kernels by the CUDA kernels inside the context."""
-    from emulator import replace
+    from kernels.emulator import replace
 
     return replace.emulated_kernels("rehearsal")
 
@@ -133,16 +135,17 @@ def install(kernels: str) -> None:
         import dgcl_ops
     except ImportError:  # a step that needs only PyTorch
         return
-    from dgcl_ops import _doctor_side, backend, doctor
+    from dgcl_ops import backend
+    from dgcl_ops.doctor import compare, reporting
 
     serving = backend._serving
     compiled = {"implementation": "compiled", "reason": "pretended: the emulator runs the kernels"}
     backend._serving = lambda device, key: compiled if device == "cuda" else serving(device, key)
-    doctor.driver_version = lambda: "580.0 (pretended)"
+    reporting.driver_version = lambda: "580.0 (pretended)"
     assert dgcl_ops.backend_info()["devices"]["cuda"] == compiled
     if kernels == "side":
-        _doctor_side.Side.kernels = lambda side: (
-            emulated() if is_cuda(side.device) else contextlib.nullcontext()
+        compare.Target.kernels = lambda target: (
+            emulated() if is_cuda(target.device) else contextlib.nullcontext()
         )
     elif kernels == "all":
         contextlib.ExitStack().enter_context(emulated())

@@ -5,6 +5,7 @@ need a driver are skipped by name.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import pretended_gpu
 import pytest
@@ -17,14 +18,14 @@ NOT_REHEARSED = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason := NOT_REHEARSED.get(getattr(item, "originalname", item.name)):
             item.add_marker(pytest.mark.skip(reason=f"not rehearsed: {reason}"))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     on_cuda = parameters.get("device") == "cuda"
     emulated = on_cuda and parameters.get("implementation", "compiled") == "compiled"

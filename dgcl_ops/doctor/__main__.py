@@ -1,0 +1,41 @@
+"""What is installed, which code serves which device and why, and whether it computes the right results here.
+
+    python -m dgcl_ops.doctor [--device cpu|cuda|cuda:1]
+
+Prints a report to paste into a bug report. Every operator runs on named cases, then a few steps of the loss. What an
+operator selects, copies and counts must equal the compiled CPU operator's in every bit. All numbers must be near those
+of `reference.py` in float64. On CUDA the search runs on both of its paths, and a step must not wait for the device.
+Where plain PyTorch serves the device, equal bits are not promised.
+Exit status: 0 if all checks pass, 1 if one fails, 2 if the device cannot be used.
+"""
+
+import argparse
+import functools
+import os
+import sys
+
+from dgcl_ops.doctor import report, unusable
+from dgcl_ops.doctor.reporting import installation
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m dgcl_ops.doctor", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--device", default="cpu", help="device to check, such as cpu or cuda")
+    device = parser.parse_args(argv).device
+    reason = unusable(device)
+    if reason:
+        print("\n".join(installation()), flush=True)
+        print(f"dgcl_ops.doctor: {reason}; nothing was checked", file=sys.stderr)
+        return 2
+    _, passed = report(device, say=functools.partial(print, flush=True))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+        sys.exit(1)

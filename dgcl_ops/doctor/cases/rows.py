@@ -1,0 +1,180 @@
+"""Cases of the operators that count labels, gather rows and add distances."""
+
+from collections.abc import Iterator
+
+import torch
+
+from . import Case
+from .tensors import (
+    BF16,
+    COLUMNS,
+    F16,
+    F32,
+    FLOATS,
+    NAN,
+    guarded,
+    integers,
+    labels,
+    rows,
+    vast_memory,
+)
+
+
+def class_counts() -> Iterator[Case]:
+    def case(name, *arguments, repaired=None, **options):
+        other = None if repaired is None else lambda: repaired
+        return Case("class_counts", name, lambda: arguments, repaired=other, **options)
+
+    for number in (0, 1, 31, 255, 256, 257, 1000):
+        yield case(f"{number} labels", labels(number, 21), 21, 255, thread=number == 1000)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        yield case(f"labels of {dtype}", labels(300, 100, dtype), 100, 255)
+    for classes in (1, 255, 256, 257, 8192, 8193):  # the last do not fit shared memory
+        many = labels(700, classes)
+        yield case(f"{classes} classes", many, classes, 3, thread=classes in (257, 8193))
+    # The grid has at most 512 blocks of 256 threads: some threads take a second label.
+    many = labels(512 * 256 + 300, 5, torch.uint8)
+    yield case("more labels than threads", many, 5, 255, long=True)
+    yield case("every second label", labels(600, 5)[::2], 5, 255)
+    few = integers([0, 0, 1, 2])
+    yield case("ignored inside the range", few, 3, 0)
+    stray = torch.cat([labels(300, 7), integers([-1, 7, 2**40, -(2**40), 2**32])])
+    yield case("stray labels", stray, 7, 255, repaired=(labels(300, 7), 7, 255))
+    for far in (-(2**63), 2**63 - 1, 7, -1):
+        yield case(f"label {far} of 7", integers([0, 1, 6, far]), 7, 255, anything=True)
+    yield case("no classes", integers([]), 0, 255, anything=True)
+    for dtype, classes, ignored in (
+        (torch.uint8, 21, 255),
+        (torch.int64, 21, 3),
+        (torch.int32, 10_000, -1),
+    ):
+        image = labels(3 * 150 * 170, classes, seed=1)
+        image[rows(len(image)) > 1.3] = ignored  # a tenth
+        image = image.to(dtype).view(3, 150, 170)
+        yield case(f"an image of {dtype}, {classes} classes", image, classes, ignored, long=True)
+
+
+def doubled(maps):
+    """Channel last, with every channel twice."""
+    return torch.cat([maps, maps], 1).contiguous(memory_format=torch.channels_last)
+
+
+def gather_rows() -> Iterator[Case]:
+    layouts = {
+        "channel first": lambda maps: maps,
+        "channel last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
+        "cropped": lambda maps: torch.nn.functional.pad(maps, (1, 2, 3, 1))[..., 3:-1, 1:-2],
+        "one channel off": lambda maps: doubled(maps)[:, 1 : 1 + maps.shape[1]],
+        # aligned pixels that are no whole number of vectors
+        "first channels": lambda maps: doubled(maps)[:, : maps.shape[1]],
+    }
+    sizes = [(1, 1, 1, 1), (2, 6, 2, 3), (2, 31, 3, 7), (2, 32, 4, 9), (1, 33, 5, 5), (3, 64, 2, 3)]
+    for layout, turn in layouts.items():
+        for size in sizes:
+            for number in (1, 31, 33, 70):
+                pixels = labels(number, size[0] * size[2] * size[3])
+                yield Case(
+                    "gather_rows",
+                    f"{layout} {size} {number} pixels",
+                    lambda turn=turn, size=size, pixels=pixels: (turn(rows(*size)), pixels),
+                    thread=number == 70 and size[1] == 33,
+                )
+    for dtype in FLOATS:
+        for layout in ("channel first", "channel last"):
+            yield Case(
+                "gather_rows",
+                f"{layout} of {dtype}",
+                lambda layout=layout, dtype=dtype: (
+                    layouts[layout](rows(2, 40, 3, 5, dtype=dtype)),
+                    labels(50, 30).view(5, 10),
+                ),
+            )
+    narrow = rows(2, 6, 5, 3)[..., 1:2]  # a step from pixel to pixel is a step from row to row
+    yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
+
+    def far_apart() -> tuple:
+        maps = vast_memory().as_strided((2, 4, 1, 2), (2**31, 2**29, 2, 1), 128)
+        return maps.copy_(rows(2, 4, 1, 2)), labels(9, 4)
+
+    yield Case("gather_rows", "maps far apart", far_apart, vast=True)
+    # Words of every size: 40 channels are whole vectors in each dtype, 37 in none, a single one is neither.
+    for dtype in FLOATS:
+        for layout in ("channel first", "channel last"):
+            for channels in (1, 37, 40):
+                maps = layouts[layout](rows(2, channels, 3, 4, dtype=dtype))
+                yield stray_pixels(f"stray pixels, {layout}, {channels} of {dtype}", maps)
+
+    maps = rows(2, 19, 23, 31)
+    whole = torch.randperm(2 * 23 * 31, generator=torch.Generator().manual_seed(0))
+    yield Case("gather_rows", "every pixel", lambda: (maps, whole), parallel=True)
+    yield Case("gather_rows", "no pixels", lambda: (maps, integers([])))
+    for stray in (2 * 23 * 31, -1, 2**62):
+        far = integers([0, stray])
+        yield Case("gather_rows", f"pixel {stray}", lambda far=far: (maps, far), anything=True)
+    for dtype in (F32, F16):
+        for dim in (37, 40, 1):  # 40: whole 16-byte words
+            some = rows(3, dim, 13, 11, dtype=dtype), labels(250, 3 * 13 * 11).view(5, 50)
+            yield Case("gather_rows", f"{dim} channels of {dtype}", lambda some=some: some)
+            last = layouts["channel last"](some[0]), some[1]
+            yield Case("gather_rows", f"{dim} last channels of {dtype}", lambda last=last: last)
+
+
+def stray_pixels(name: str, maps) -> Case:
+    """Some pixels are outside of the maps, which are [2, dim, 3, 4]."""
+    pixels = integers([3, -1, 24, 23, 2**60, 0])
+
+    def answer():
+        good = torch.ops.dgcl_ops.gather_rows(maps, pixels.clamp(0, 23))
+        return [torch.where(((pixels >= 0) & (pixels < 24))[:, None], good, NAN)]
+
+    return Case("gather_rows", name, lambda: (maps, pixels), answer=answer)
+
+
+def silhouette_sums() -> Iterator[Case]:
+    def case(name, arguments, **options):
+        # The CPU adds the distances in another order, in float64.
+        return Case("silhouette_sums", name, lambda: arguments, tolerance=1e-14, **options)
+
+    for number in (1, 63, 64, 65, 130):
+        offsets = integers([0, number // 3, number // 3, number])  # one class is empty
+        some = rows(number, 17)
+        yield case(f"{number} rows", (some, offsets, None), thread=number == 65)
+    for columns in (1, 15, 16, 17, 33):
+        some = (rows(70, columns), integers([0, 1, 66, 70]), None)
+        yield case(f"{columns} columns", some, thread=columns == 33)
+    for dtype in FLOATS:
+        others = rows(20, 9, dtype=dtype, seed=1)
+        some = (rows(40, 9, dtype=dtype), integers([3, 20, 37]), others)
+        yield case(f"rows of {dtype}", some)
+    # With one tile of rows the grid has 1024 blocks: six of them take a second class. Most classes are empty.
+    offsets = torch.arange(1031).sub(1000).clamp(min=0)
+    yield case("more classes than blocks", (rows(30, 3), offsets, None), long=True)
+    for columns in COLUMNS:
+        some = guarded(rows(21, columns)), integers([0, 4, 21]), guarded(rows(9, columns, seed=1))
+        yield case(f"{columns} columns, other rows", some)
+    for dtype in FLOATS:
+        some = guarded(rows(300, 21, dtype=dtype)), integers([2, 90, 90, 280]), None
+        yield case(f"300 rows of {dtype}", some, parallel=dtype == F16)
+    many = rows(400, 6), integers([0, 100, 300]), rows(300, 6, seed=1)
+    yield case("many other rows", many, parallel=True)
+    for number, columns in ((0, 4), (4, 0), (0, 0)):
+        some = rows(number, columns), integers([0, number]), None
+        yield case(f"{number} x {columns}", some, anything=True)
+    offsets = integers([0, 130, 130, 131, 290])
+    for dtype in (F32, BF16):
+        features = rows(300, 33, dtype=dtype, seed=1)
+        for name, other in (("all rows", None), ("70 other rows", rows(70, 33, seed=2))):
+            yield case(f"{name} of {dtype}", (features, offsets, other))
+    inside, outside = integers([0, 20, 40]), integers([-5, 20, 99])
+    yield Case(
+        "silhouette_sums",
+        "offsets out of range",
+        lambda: (rows(40, 5), outside, None),
+        repaired=lambda: (rows(40, 5), inside, None),
+        tolerance=1e-14,
+    )
+
+
+def cases() -> Iterator[Case]:
+    for each in (class_counts, gather_rows, silhouette_sums):
+        yield from each()

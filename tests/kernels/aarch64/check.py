@@ -1,0 +1,164 @@
+"""The CPU kernels for aarch64: they compile without a warning, and their numeric functions give the same bits.
+
+Every file that setup.py compiles is compiled with its flags and -Werror. leaf_bits.cpp calls the numeric functions. It
+is built for x86-64 and for aarch64, where qemu runs it, and the printed lines are compared: all of them with x86-64's
+portable level, and with the other levels those that promise the same bits everywhere. A build that lets the compiler
+fuse products and sums must show a difference. The operators are not run: that would need PyTorch for aarch64.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kernels.harness.build import COMPILER, CSRC
+from kernels.sanitizers.build import LEVELS, extension_argument, headers, macros, setup_value
+
+TOOLS = {
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "aarch64-linux-gnu-nm": "g++-aarch64-linux-gnu",
+    "qemu-aarch64": "qemu-user",
+}
+CROSS, NM, QEMU = TOOLS
+LEAVES = Path(__file__).resolve().parent / "leaf_bits.cpp"
+FUSED = "-ffp-contract=fast"
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--install", action="store_true", help="apt-get what is missing; as root")
+
+
+def provide_tools(install: bool) -> None:
+    missing = sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)})
+    if missing and install:
+        get = ["apt-get", "-qq", "-y"]
+        subprocess.run([*get, "update"], check=False)
+        subprocess.run([*get, "install", "--no-install-recommends", *missing], check=False)
+    lacking = [tool for tool in TOOLS if not shutil.which(tool)]
+    if lacking:
+        print(
+            f"SKIPPED: aarch64 was NOT CHECKED: no {', '.join(lacking)} on this machine.\n"
+            f"    apt-get update && apt-get install --no-install-recommends {' '.join(missing)}"
+        )
+        # Without a package server nothing can be installed. Without --install it is a failure.
+        sys.exit(0 if install else 1)
+
+
+def compile_one(compiler: str, source: Path, output: Path, *more: str) -> str:
+    """The compiler's messages; empty if all is well."""
+    flags = [*setup_value("FLAGS"), "-fPIC", *macros(), *headers().split(), *more]
+    command = [compiler, *flags, "-c", source, "-o", output]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr or ("" if done.returncode == 0 else f"exit code {done.returncode}")
+
+
+def undefined_names(objects: list[Path], folder: Path) -> list[str]:
+    """Names of this library that no file defines; PyTorch's and Python's are allowed."""
+    library = folder / "all.so"
+    subprocess.run([CROSS, "-shared", *objects, "-o", library], check=True)
+    command = [NM, "--dynamic", "--undefined-only", "--demangle", library]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split(maxsplit=1)[1] for line in output.splitlines() if "dgcl::" in line]
+
+
+def check_compiles(folder: Path) -> int:
+    files = extension_argument("sources")
+    objects = [folder / f"{n}.o" for n in range(len(files))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        messages = list(pool.map(lambda s, o: compile_one(CROSS, s, o, "-Werror"), files, objects))
+    failed = [
+        f"{s.relative_to(CSRC)}:\n{text}" for s, text in zip(files, messages, strict=True) if text
+    ]
+    if not failed:
+        failed = [f"not defined for aarch64: {name}" for name in undefined_names(objects, folder)]
+    guarded = CSRC / "cpu" / "simd" / "level_avx2.cpp"
+    if not compile_one(CROSS, guarded, folder / "x.o", "-D__x86_64__"):
+        failed.append("x86-64's instructions compile for aarch64: this is another compiler")
+    for text in failed:
+        print("FAILED", text)
+    version = subprocess.run([CROSS, "-dumpfullversion"], capture_output=True, text=True).stdout
+    print(f"{len(files)} files compiled for aarch64 by g++ {version.strip()}: {len(failed)} faults")
+    return len(failed)
+
+
+def build_leaves(compiler: str, folder: Path, *more: str) -> Path:
+    """The program that prints bits, of the files that it needs."""
+    folder.mkdir()
+    sources = [LEAVES, CSRC / "cpu" / "rows.cpp"]
+    sources += sorted((CSRC / "cpu" / "simd").glob("*.cpp"))
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def one(source: Path, output: Path) -> str:
+        levels = setup_value("LEVEL_FLAGS") if compiler == COMPILER else {}
+        return compile_one(compiler, source, output, *levels.get(source.name, []), *more)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        messages = "".join(pool.map(one, sources, objects))
+    if messages:
+        sys.exit(f"FAILED: the leaf functions do not compile:\n{messages}")
+    program = folder / "leaf_bits"
+    subprocess.run([compiler, "-static", *objects, "-o", program], check=True)
+    return program
+
+
+def lines_of(*command, level: str = "portable") -> list[str] | None:
+    """What the program prints; None where this processor has no such level."""
+    environment = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    if "this processor has no" in done.stderr:
+        return None
+    if done.returncode or done.stderr.strip() != level:
+        sys.exit(f"FAILED: leaf_bits, {level}: exit code {done.returncode}: {done.stderr}")
+    return done.stdout.splitlines()
+
+
+def differing(a: list[str], b: list[str]) -> list[str]:
+    assert len(a) == len(b) > 0, f"{len(a)} lines against {len(b)}"
+    return [f"{x}\n    {y}" for x, y in zip(a, b, strict=True) if x != y]
+
+
+def promised(lines: list[str]) -> list[str]:
+    """Those that must be the same on every instruction set."""
+    return [line for line in lines if not line.startswith("level ")]
+
+
+def check_bits(folder: Path) -> int:
+    native = build_leaves(COMPILER, folder / "x86-64")
+    foreign = build_leaves(CROSS, folder / "aarch64")
+    here = lines_of(QEMU, foreign)
+    failed = 0
+    for level in LEVELS:
+        if level != "portable" and lines_of(QEMU, foreign, level=level) is not None:
+            print(f"FAILED: aarch64 takes {level} for a level of its own")
+            failed += 1
+        there = lines_of(native, level=level)
+        if there is None:
+            print(f"aarch64 against x86-64 {level}: NOT compared, this processor has no such level")
+            continue
+        pair = (here, there) if level == "portable" else (promised(here), promised(there))
+        different = differing(*pair)
+        failed += bool(different)
+        print(f"aarch64 against x86-64 {level}: {len(different)} of {len(pair[0])} lines differ")
+        print(*different[:10], sep="\n", end="\n" if different else "")
+    fused = differing(lines_of(QEMU, build_leaves(CROSS, folder / "fused", FUSED)), here)
+    names = ", ".join(sorted({line.split()[line.startswith("level ")] for line in fused}))
+    print(f"with {FUSED}: {len(fused)} of {len(here)} lines differ ({names})")
+    if not promised(fused) or len(promised(fused)) == len(fused):
+        print(f"FAILED: {FUSED} ought to change both kinds of lines: the comparison is blind")
+        failed += 1
+    return failed
+
+
+def run(chosen) -> int:
+    provide_tools(chosen.install)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        failed = check_compiles(Path(folder)) + check_bits(Path(folder))
+    print(f"aarch64: {failed} checks failed; {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""CUDA's execution model on the CPU, for the kernels of csrc/cuda."""

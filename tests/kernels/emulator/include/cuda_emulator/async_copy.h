@@ -1,0 +1,36 @@
+// cp.async. Hardware may land a copy at once or only when it is waited for: the schedule decides, so that a kernel that
+// waits too late, or overwrites too early, shows.
+#pragma once
+#include <cstddef>
+
+#include "scheduler.h"
+
+namespace cuda_emulator {
+
+// Whether the copy lands now. The kernel must wait for it in any case.
+bool start_copy(void* to, const void* from, size_t bytes, size_t zeros);
+void commit_copies();
+// Takes a copy off those on their way, if one of all but the last `prior` committed groups is left. What was never
+// committed stays.
+bool next_due(size_t prior, PendingCopy* copy);
+
+// Here and not in the runtime, which is compiled without sanitizers: they are to see these accesses.
+inline void land(const PendingCopy& copy) {
+  const volatile unsigned char* from = static_cast<const unsigned char*>(copy.from);
+  volatile unsigned char* to = static_cast<unsigned char*>(copy.to);
+  for (unsigned i = 0; i < copy.bytes; ++i) to[i] = i < copy.bytes - copy.zeros ? from[i] : 0;
+}
+
+}  // namespace cuda_emulator
+
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros = 0) {
+  if (::cuda_emulator::start_copy(to, from, bytes, zeros))
+    ::cuda_emulator::land({to, from, static_cast<unsigned>(bytes), static_cast<unsigned>(zeros), 0});
+}
+
+inline void __pipeline_commit() { ::cuda_emulator::commit_copies(); }
+
+inline void __pipeline_wait_prior(size_t prior) {
+  ::cuda_emulator::PendingCopy copy;
+  while (::cuda_emulator::next_due(prior, &copy)) ::cuda_emulator::land(copy);
+}

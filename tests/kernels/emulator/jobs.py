@@ -1,0 +1,91 @@
+"""What the emulator's workers do."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import torch
+
+from dgcl_ops.doctor.cases import Case, all_cases, tensors
+from dgcl_ops.doctor.checks import check_cases
+from dgcl_ops.doctor.compare import Comparison, Target
+from kernels.harness.worker import poison_function
+
+from . import build
+
+LONG_UNDER = "random"
+
+
+class Emulated(Target):
+    """The CUDA kernels on CPU tensors."""
+
+    namespace = build.NAMESPACE
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.checks_values = False
+
+    def kernels(self):
+        return no_memory_is_zero()
+
+
+@contextlib.contextmanager
+def no_memory_is_zero():
+    """PyTorch fills new memory with NaNs. A kernel that skips an output, or reads unwritten memory, then shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def prepare() -> None:
+    tensors.poison = poison_function()
+    all_cases()
+    with no_memory_is_zero():  # the first time loads much
+        pass
+
+
+def run(job: str, file: str, schedule: str, seed: int, **arguments) -> None:
+    emulator = build.load(file=Path(file))
+    emulator.configure(schedule, seed)
+    {"self_test": self_test, "cases": cases}[job](emulator, schedule=schedule, **arguments)
+
+
+def self_test(emulator, name: str, schedule: str) -> None:
+    assert emulator.self_test(name), f"{name}: wrong values"
+
+
+def chosen(case: Case, schedule: str, thread: bool, names: list[str] | None) -> bool:
+    if names is not None:
+        return case.name in names
+    return case.thread if thread else not case.long or schedule == LONG_UNDER
+
+
+def cases(
+    emulator, op: str, schedule: str, thread: bool = False, names: list[str] | None = None
+) -> None:
+    """The named cases, or those for ThreadSanitizer, or all; long ones under one schedule only."""
+    for case in all_cases()[op]:
+        if chosen(case, schedule, thread, names):
+            emulator.reset()  # forgets what earlier cases allowed the kernels
+            print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
+            comparison = Comparison(exact=True)
+            check_cases(Emulated(), comparison, [case], float64=False)
+            assert comparison.good, f"{op} {comparison.notes[0]}"
+    launched = [case for case in all_cases()[op] if not case.may_be_refused]
+    check_refused_launch(emulator, launched[-1])
+
+
+def check_refused_launch(emulator, case: Case) -> None:
+    """A launch that CUDA refuses is the operator's error. If driver and build do not fit, it names the doctor."""
+    for code, misfit in ((719, False), (35, True), (209, True), (222, True)):
+        emulator.configure(refuse_launch=code)
+        message = ""
+        try:
+            Emulated().run(case)
+        except RuntimeError as error:
+            message = str(error)
+        named = re.search(rf"CUDA launch failed: .+ \(error {code}\)", message)
+        assert named, f"{case.op}: a refused launch gave: {message!r}"
+        assert ("python -m dgcl_ops.doctor" in message) == misfit, f"{case.op}: {message}"

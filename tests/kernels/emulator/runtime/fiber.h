@@ -1,0 +1,52 @@
+// A fiber: a stack of its own and the switch to and from the scheduler that started it.
+#pragma once
+#include <cstddef>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace cuda_emulator {
+
+class Fiber {
+ public:
+  Fiber() = default;
+  Fiber(const Fiber&) = delete;
+  ~Fiber();
+  // The next switch_to() calls `entry` on a stack whose old contents do not matter. `entry` must not return.
+  // `number` spreads the stacks over the cache's sets.
+  void prepare(void (*entry)(), unsigned number);
+  // From the scheduler: runs until the fiber calls switch_back(), which also ends it if `finished`.
+  void switch_to();
+  void switch_back(bool finished);
+  // First thing in `entry`.
+  static void begin();
+
+ private:
+  char* stack_ = nullptr;
+#if defined(__x86_64__)
+  void* pointer_ = nullptr;
+#else
+  ucontext_t context_;
+#endif
+  void* identity_ = nullptr;  // ThreadSanitizer's name of it
+};
+
+// Declares an order to ThreadSanitizer: everything before release(token) happens before what follows acquire(token).
+void release(const void* token);
+void acquire(const void* token);
+
+// AddressSanitizer's marks.
+void poison(const void* begin, size_t bytes);
+void unpoison(const void* begin, size_t bytes);
+
+// ThreadSanitizer knows a fiber for ever: what it does in one block comes before what it does in a later one. So that a
+// race between two blocks is seen, they run on different fibers, as many sets of them as ThreadSanitizer can hold.
+#if defined(CUDA_EMULATOR_THREAD)
+constexpr unsigned kMostFibers = 2048;
+#else
+constexpr unsigned kMostFibers = 1024;
+#endif
+constexpr unsigned kMostSets = 32;
+
+}  // namespace cuda_emulator

@@ -1,0 +1,1 @@
+"""The CPU kernels under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer."""

@@ -1,0 +1,158 @@
+"""Faults planted in copies of the CPU kernels, each for one mode, which must report it."""
+
+from kernels.harness.faults import Fault
+
+BEYOND = "heap-buffer-overflow|use-after-poison|unknown-crash"
+RACE = "ThreadSanitizer: data race"
+
+
+def fault(
+    kind: str, op: str, file: str, old: str, new: str, report: str, mode: str = "address"
+) -> Fault:
+    return Fault(kind, op, file, old, new, mode, report)
+
+
+QUEUE = "    run_queue((count + chunk - 1) / chunk, [&](auto& next) {\n"
+FAULTS = [
+    # ---- AddressSanitizer: writes
+    fault(
+        "scratch of the tile product: one logit too many",
+        "density_contrast",
+        "cpu/density_contrast_kernel.cpp",
+        "for (int64_t c = 0; c < prims_.tile_columns; ++c)\n          logits_",
+        "for (int64_t c = 0; c <= prims_.tile_columns; ++c)\n          logits_",
+        BEYOND,
+    ),
+    fault(
+        "scratch of the gradients: one element too many is cleared",
+        "density_contrast_backward",
+        "cpu/density_contrast_kernel.cpp",
+        "std::fill_n(key_gradient.get(), p.dim, T(0));",
+        "std::fill_n(key_gradient.get(), p.dim + 1, T(0));",
+        BEYOND,
+    ),
+    fault(
+        "the ring's slot after the last",
+        "memory_push",
+        "cpu/memory_push_kernel.cpp",
+        "(head[c] + i) % capacity;\n        if",
+        "(head[c] + i) % (capacity + 1);\n        if",
+        BEYOND,
+    ),
+    # ---- AddressSanitizer: reads
+    fault(
+        "the bank's row after the last",
+        "knn_topk_backward",
+        "cpu/knn_topk_kernel.cpp",
+        "row[i] >= input.problem.bank_rows)",
+        "row[i] > input.problem.bank_rows)",
+        BEYOND,
+    ),
+    fault(
+        "the pixel after the last",
+        "gather_rows",
+        "cpu/gather_rows_kernel.cpp",
+        "pixel[i] >= map.images * map.area)",
+        "pixel[i] > map.images * map.area)",
+        BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
+    ),
+    fault(
+        "candidates without room for a whole tile more",
+        "knn_topk",
+        "cpu/knn/block.h",
+        "return candidates + kMaxTileColumns + kMaxWidth;",
+        "return survivors;",
+        BEYOND,
+    ),
+    fault(
+        "a whole register where fewer columns are left",
+        "knn_topk",
+        "math/canonical.h",
+        "if (left >= V::width) {",
+        "if (left >= 1) {",
+        BEYOND,
+    ),
+    fault(
+        "a count of the standard library's vector",
+        "knn_topk_backward",
+        "cpu/knn_topk_kernel.cpp",
+        "begin(static_cast<size_t>(total + 1), 0), pairs;",
+        "begin(static_cast<size_t>(total), 0), pairs;",
+        BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
+    ),
+    # ---- UndefinedBehaviorSanitizer
+    fault(
+        "signed overflow in a check",
+        "class_counts",
+        "cpu/class_counts_kernel.cpp",
+        "if (c < 0 || c >= num_classes)",
+        "if (c - num_classes >= 0 || c < 0)",
+        "runtime error: signed integer overflow",
+    ),
+    fault(
+        "vectors loaded from rows that are not aligned for them",
+        "density_contrast",
+        "cpu/panel.h",
+        "__attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));",
+        "__attribute__((vector_size(4 * sizeof(T))));",
+        "runtime error: (load|store|reference binding).* misaligned",
+    ),
+    # ---- ThreadSanitizer
+    fault(
+        "one scratch for all threads",
+        "knn_topk_backward",
+        "cpu/knn_topk_kernel.cpp",
+        f"{QUEUE}      Scratch scratch(p_.dim);\n",
+        f"    Scratch scratch(p_.dim);\n{QUEUE}",
+        RACE,
+        "thread",
+    ),
+    fault(
+        "all queries' neighbours in one place",
+        "knn_topk",
+        "cpu/knn_topk_kernel.cpp",
+        "value[query * k + r] = ",
+        "value[r] = ",
+        RACE,
+        "thread",
+    ),
+    fault(
+        "the blocks of a group share their sum",
+        "density_contrast",
+        "cpu/density_contrast_kernel.cpp",
+        "block_sums[static_cast<size_t>(item)] = sum;",
+        "block_sums[static_cast<size_t>(g * blocks)] += sum;",
+        RACE,
+        "thread",
+    ),
+    fault(
+        "a meeting of blocks does not see what the one before has written",
+        "silhouette_sums",
+        "cpu/silhouette_sums_kernel.cpp",
+        "std::memory_order_acquire",
+        "std::memory_order_relaxed",
+        RACE,
+        "thread",
+    ),
+    fault(
+        "a queue without atomic numbers",
+        "gather_rows",
+        "common/parallel.h",
+        "  std::atomic<int64_t> cursor{0};\n  auto next = [&]() -> int64_t {\n"
+        "    const int64_t item = cursor.fetch_add(1, std::memory_order_relaxed);\n",
+        "  int64_t cursor = 0;\n  auto next = [&]() -> int64_t {\n"
+        "    const int64_t item = cursor++;\n",
+        RACE,
+        "thread",
+    ),
+    # What the annotations of the pool say is needed: without it, work seems to race with its caller.
+    fault(
+        "the pool does not declare its order",
+        "memory_push",
+        "common/parallel.h",
+        "#if defined(__SANITIZE_THREAD__)\ninline void",
+        "#if 0\ninline void",
+        RACE,
+        "thread",
+    ),
+]

@@ -1,0 +1,34 @@
+"""No case is lost: what the emulator and the sanitizers walked with lists of their own, they still walk."""
+
+from pathlib import Path
+
+import pytest
+
+from dgcl_ops.doctor.cases import all_cases
+from kernels.emulator import jobs
+
+NAMES = Path(__file__).with_name("case_names.txt")
+if not NAMES.exists():
+    pytest.skip("this needs case_names.txt, and these tests stand alone", allow_module_level=True)
+
+WALKED = {
+    "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False, names=None),
+    "t": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=True, names=None),
+    "s": lambda case: True,
+    "p": lambda case: case.thread or case.parallel,
+}
+
+
+def test_every_case_is_walked():
+    lines = [line for line in NAMES.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == 876
+    cases = {(op, case.name): case for op, cases in all_cases().items() for case in cases}
+    for line in lines:
+        op, marks, name = line.split("\t")
+        assert (op, name) in cases, line
+        for mark in marks:
+            assert WALKED[mark](cases[op, name]), line
+
+
+def test_the_emulator_walks_all_cases_under_one_schedule():
+    assert all(WALKED["e"](case) for cases in all_cases().values() for case in cases)

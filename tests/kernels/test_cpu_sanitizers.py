@@ -1,0 +1,35 @@
+"""What `.ci/check_cpu_sanitizers` runs is complete. It runs there, for minutes."""
+
+from pathlib import Path
+
+import pytest
+
+if not (Path(__file__).resolve().parents[2] / "setup.py").exists():
+    pytest.skip("this needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True)
+
+import dgcl_ops
+from dgcl_ops.doctor.cases import all_cases
+from dgcl_ops.doctor.compare import Target
+from dgcl_ops.ops import _registry
+from kernels.sanitizers import build, faults
+
+
+def test_each_sanitizer_has_faults_and_every_operator_cases():
+    ops = set(_registry.FALLBACKS)
+    assert set(all_cases()) == ops
+    assert {op for op in ops if any(c.thread or c.parallel for c in all_cases()[op])} == ops
+    assert {fault.mode for fault in faults.FAULTS} == set(build.MODES)
+    reports = " ".join(fault.report for fault in faults.FAULTS)
+    assert all(word in reports for word in ("heap-buffer-overflow", "runtime error", "data race"))
+
+
+def test_instruction_sets_are_those_of_the_kernels():
+    assert build.LEVELS[0] == "portable"
+    assert dgcl_ops.backend_info()["cpu_capability"] in build.LEVELS
+
+
+def test_cases_pass_without_a_sanitizer():
+    """So that a report is the sanitizer's; on the level in use."""
+    for cases in all_cases().values():
+        for case in cases:
+            Target("cpu").run(case)
