@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import report
 import torch
@@ -30,10 +30,12 @@ class Draw:
     def __init__(self, seed: int = 0):
         self.generator = torch.Generator().manual_seed(seed)
 
-    def rows(self, *shape: int, dtype=torch.float32) -> Tensor:
+    def rows(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, generator=self.generator).to(dtype)
 
-    def integers(self, low: int, high: int, shape: tuple, dtype=torch.int64) -> Tensor:
+    def integers(
+        self, low: int, high: int, shape: tuple, dtype: torch.dtype = torch.int64
+    ) -> Tensor:
         return torch.randint(low, high, shape, generator=self.generator).to(dtype)
 
 
@@ -85,49 +87,49 @@ def search_cases(quick: bool) -> Iterator[tuple[str, dict]]:
         yield f"{dim} columns", wide
 
 
-def search(op, bank, misaligned: bool = False, **case):
+def search(op: Callable, bank: Tensor, misaligned: bool = False, **case: object) -> object:
     """Calls a search. A misaligned bank is created on the device, since moving a tensor aligns it."""
     return op(bank=offset(bank) if misaligned else bank, **case)
 
 
-def check_knn_topk(side: Target, tally: Comparison, quick: bool) -> None:
+def check_knn_topk(target: Target, comparison: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         for k in (32,) if quick else (1, 32, 300):
-            for path in side.search_paths:
+            for path in target.search_paths:
                 with environment(SEARCH, path):
-                    ours = side(search, ops.knn_topk, k=k, **case)
+                    ours = target(search, ops.knn_topk, k=k, **case)
                 title = f"{name}, k {k}, {path} search"
-                tally.same(title, ours, side.expected(search, ops.knn_topk, k=k, **case))
+                comparison.same(title, ours, target.expected(search, ops.knn_topk, k=k, **case))
 
 
-def check_knn_density(side: Target, tally: Comparison, quick: bool) -> None:
+def check_knn_density(target: Target, comparison: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
-        for path in side.search_paths:
+        for path in target.search_paths:
             with environment(SEARCH, path):
-                ours = side(search, ops.knn_density, scales=(8, 16, 32), **case)
-            theirs = side.expected(search, ops.knn_density, scales=(8, 16, 32), **case)
-            tally.same(f"{name}, {path} search", ours, theirs)
+                ours = target(search, ops.knn_density, scales=(8, 16, 32), **case)
+            theirs = target.expected(search, ops.knn_density, scales=(8, 16, 32), **case)
+            comparison.same(f"{name}, {path} search", ours, theirs)
 
 
-def topk_gradients(queries, bank, **options):
+def topk_gradients(queries: Tensor, bank: Tensor, **options: object) -> tuple[Tensor, ...]:
     queries.requires_grad_()
     bank.requires_grad_()
     values, indices = search(ops.knn_topk, bank, queries=queries, k=9, **options)
     return torch.autograd.grad(torch.where(indices >= 0, values, 0.0).sum(), (queries, bank))
 
 
-def check_knn_topk_backward(side: Target, tally: Comparison, quick: bool) -> None:
+def check_knn_topk_backward(target: Target, comparison: Comparison, quick: bool) -> None:
     for name, case in search_cases(quick):
         if "NaN" in name:
             continue
-        ours, again = (side(topk_gradients, **case) for _ in range(2))
-        tally.same(f"{name}, repeated", again, ours)
-        theirs = side.expected(topk_gradients, **{n: detached(v) for n, v in case.items()})
+        ours, again = (target(topk_gradients, **case) for _ in range(2))
+        comparison.same(f"{name}, repeated", again, ours)
+        theirs = target.expected(topk_gradients, **{n: detached(v) for n, v in case.items()})
         for what, one, other in zip(("queries", "bank"), ours, theirs, strict=True):
-            tally.near(f"{name}, of {what}", one, other, tolerance(one))
+            comparison.near(f"{name}, of {what}", one, other, tolerance(one))
 
 
-def detached(value):
+def detached(value: object) -> object:
     """Copies a tensor with its strides."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
@@ -135,13 +137,17 @@ def detached(value):
 # ---- contrast -----------------------------------------------------------------------------------------
 
 
-def contrast(with_gradients: bool, anchors, keys, negatives, **options):
+def contrast(
+    with_gradients: bool, anchors: Tensor, keys: Tensor, negatives: Tensor, **options: object
+) -> tuple[Tensor, ...]:
     rows = [part.detach().requires_grad_(with_gradients) for part in (anchors, keys, negatives)]
     loss = ops.density_contrast(*rows, 0.5, **options)
     return torch.autograd.grad(loss.sum(), rows) if with_gradients else (loss,)
 
 
-def check_contrast(side: Target, tally: Comparison, quick: bool, with_gradients: bool) -> None:
+def check_contrast(
+    target: Target, comparison: Comparison, quick: bool, with_gradients: bool
+) -> None:
     draw = Draw()
     counts = {
         "anchor_counts": torch.tensor([37, 0, 17]),
@@ -151,31 +157,31 @@ def check_contrast(side: Target, tally: Comparison, quick: bool, with_gradients:
         shapes = (3, 37, DIM), (3, DIM), (3, 201, DIM)
         rows = [draw.rows(*shape, dtype=dtype) for shape in shapes]
         for name, options in (("all rows", {}), ("counts", {**counts, "eps": 0.1})):
-            ours, again = (side(contrast, with_gradients, *rows, **options) for _ in range(2))
-            tally.same(f"{dtype}, {name}, repeated", again, ours)
-            theirs = side.expected(contrast, with_gradients, *rows, **options)
+            ours, again = (target(contrast, with_gradients, *rows, **options) for _ in range(2))
+            comparison.same(f"{dtype}, {name}, repeated", again, ours)
+            theirs = target.expected(contrast, with_gradients, *rows, **options)
             for part, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-                tally.near(f"{dtype}, {name}, result {part}", one, other, tolerance(one))
+                comparison.near(f"{dtype}, {name}, result {part}", one, other, tolerance(one))
 
 
-def check_density_contrast(side: Target, tally: Comparison, quick: bool) -> None:
-    check_contrast(side, tally, quick, False)
+def check_density_contrast(target: Target, comparison: Comparison, quick: bool) -> None:
+    check_contrast(target, comparison, quick, False)
 
 
-def check_density_contrast_backward(side: Target, tally: Comparison, quick: bool) -> None:
-    check_contrast(side, tally, quick, True)
+def check_density_contrast_backward(target: Target, comparison: Comparison, quick: bool) -> None:
+    check_contrast(target, comparison, quick, True)
 
 
 # ---- rows and labels --------------------------------------------------------------------------------
 
 
-def pushed(state, arriving, normalize):
+def pushed(state: list[Tensor], arriving: list[Tensor], normalize: bool) -> list[Tensor]:
     state = [part.clone() for part in state]
     ops.memory_push(*state, *arriving, normalize=normalize)
     return state
 
 
-def check_memory_push(side: Target, tally: Comparison, quick: bool) -> None:
+def check_memory_push(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16, torch.float16):
         state = [
@@ -187,15 +193,15 @@ def check_memory_push(side: Target, tally: Comparison, quick: bool) -> None:
         arriving = [draw.rows(4, 150, DIM), draw.rows(4, 150, 40), draw.rows(4, 150)]
         arriving.append(torch.tensor([30, 150, 0, 1]))
         for normalize in (False, True):
-            ours = side(pushed, state, arriving, normalize)
-            tally.same(
+            ours = target(pushed, state, arriving, normalize)
+            comparison.same(
                 f"{dtype}, normalize {normalize}",
                 ours,
-                side.expected(pushed, state, arriving, normalize),
+                target.expected(pushed, state, arriving, normalize),
             )
 
 
-def check_gather_rows(side: Target, tally: Comparison, quick: bool) -> None:
+def check_gather_rows(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     for dtype in dtypes[:1] if quick else dtypes:
@@ -205,34 +211,34 @@ def check_gather_rows(side: Target, tally: Comparison, quick: bool) -> None:
             for layout in (torch.contiguous_format, torch.channels_last):
                 laid = maps.contiguous(memory_format=layout)
                 ours, theirs = (
-                    side(ops.gather_rows, laid, pixels),
-                    side.expected(ops.gather_rows, laid, pixels),
+                    target(ops.gather_rows, laid, pixels),
+                    target.expected(ops.gather_rows, laid, pixels),
                 )
-                tally.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
+                comparison.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
 
 
-def check_class_counts(side: Target, tally: Comparison, quick: bool) -> None:
+def check_class_counts(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
     for dtype, classes, ignored in kinds[:1] if quick else kinds:
         labels = draw.integers(0, classes, (3, 150, 170), dtype)
         labels[0, :7] = ignored
         arguments = labels, classes, ignored
-        tally.same(
+        comparison.same(
             f"{dtype}",
-            side(ops.class_counts, *arguments),
-            side.expected(ops.class_counts, *arguments),
+            target(ops.class_counts, *arguments),
+            target.expected(ops.class_counts, *arguments),
         )
 
 
-def check_silhouette_sums(side: Target, tally: Comparison, quick: bool) -> None:
+def check_silhouette_sums(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
     for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
         arguments = draw.rows(300, 33, dtype=dtype), offsets, None
-        ours, again = (side(ops.silhouette_sums, *arguments) for _ in range(2))
-        tally.same(f"{dtype}, repeated", again, ours)
-        tally.near(f"{dtype}", ours, side.expected(ops.silhouette_sums, *arguments), FLOAT64)
+        ours, again = (target(ops.silhouette_sums, *arguments) for _ in range(2))
+        comparison.same(f"{dtype}, repeated", again, ours)
+        comparison.near(f"{dtype}", ours, target.expected(ops.silhouette_sums, *arguments), FLOAT64)
 
 
 CHECKS = {
@@ -254,25 +260,25 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--op", choices=list(CHECKS), action="append")
     options = parser.parse_args()
-    side, wrong, elements = Target(options.device), [], 0
-    if not side.compiled:
+    target, wrong, elements = Target(options.device), [], 0
+    if not target.compiled:
         report.result(note=f"no compiled kernels for {options.device}")
         return 1
     for name in options.op or CHECKS:
-        tally, began = Comparison(exact=True), time.perf_counter()
+        comparison, began = Comparison(exact=True), time.perf_counter()
         try:
-            CHECKS[name](side, tally, options.quick)
-        except Exception as error:  # the other operators still run
+            CHECKS[name](target, comparison, options.quick)
+        except Exception as error:  # the other operators must still run
             text = " ".join(str(error).split())[:300]
-            tally.notes.append(f"{type(error).__name__}: {text}")
-            tally.unequal += 1
-        word = "ok" if tally.good else "WRONG"
-        print(f"{name:<28} {word:<6} {tally.summary()}  ({time.perf_counter() - began:.2f} s)")
-        for note in tally.notes[:4]:
+            comparison.notes.append(f"{type(error).__name__}: {text}")
+            comparison.unequal += 1
+        word = "ok" if comparison.good else "WRONG"
+        print(f"{name:<28} {word:<6} {comparison.summary()}  ({time.perf_counter() - began:.2f} s)")
+        for note in comparison.notes[:4]:
             print(f"    {note}")
         sys.stdout.flush()
-        elements += tally.elements
-        wrong += [] if tally.good else [name]
+        elements += comparison.elements
+        wrong += [] if comparison.good else [name]
     count = len(options.op or CHECKS)
     note = f"{count} operators, {elements:,} elements compared for equality"
     if wrong:

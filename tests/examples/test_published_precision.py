@@ -68,7 +68,7 @@ def test_features_that_overflow_do_not_enter_the_bank():
     assert all(map(np.array_equal, before, weights(trainer.student)))
     # After the projection's batch norm, no pixel is finite.
     assert not trainer.contrast.bank.counts.any()
-    assert "labelled pixels held an inf or NaN" in trainer.contrast.report()
+    assert "labelled pixels had an inf or NaN" in trainer.contrast.report()
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_network_of_another_structure_is_refused(tmp_path):
 
 
 def test_ranks_at_different_steps_do_not_start(monkeypatch):
-    monkeypatch.setattr(distributed, "gather", lambda ranks, number: torch.tensor([0, 4]))
+    monkeypatch.setattr(distributed, "gather", lambda number: torch.tensor([0, 4]))
     with pytest.raises(RuntimeError, match=r"must start at the same step, got 0 on rank 0"):
         make_trainer().run()
 

@@ -34,7 +34,7 @@ def test_every_operator_is_among_the_small_ones(kit):
 def test_one_wrong_element_of_any_operator_is_found(kit, monkeypatch, capsys, op):
     import small_ops
 
-    class Wrong(small_ops.Side):
+    class Wrong(small_ops.Target):
         def __call__(self, function, *arguments, **options):
             result = super().__call__(function, *arguments, **options)
             part = result if isinstance(result, torch.Tensor) else result[0]
@@ -43,7 +43,7 @@ def test_one_wrong_element_of_any_operator_is_found(kit, monkeypatch, capsys, op
 
     monkeypatch.setattr(sys, "argv", ["small_ops.py", "--device", "cpu", "--quick", "--op", op])
     assert small_ops.main() == 0
-    monkeypatch.setattr(small_ops, "Side", Wrong)
+    monkeypatch.setattr(small_ops, "Target", Wrong)
     assert small_ops.main() == 1
     assert f"WRONG: {op}" in capsys.readouterr().out
 
