@@ -87,8 +87,8 @@ def check_cases(
 ) -> None:
     """Compares with the CPU's operators: the same bits, or near where sums are added in another order.
 
-    With `float64`, also with the reference in float64, and with the results of a second call. If plain PyTorch serves the
-    device, only float64 counts.
+    With `float64`, also with the reference in float64, and with the results of a second call. On a device that plain
+    PyTorch serves, only float64 counts.
     """
     done = []
     for case in cases:
