@@ -132,6 +132,8 @@ def as_integers(t: Tensor) -> Tensor:
 
 def bits(t: Tensor) -> Tensor:
     """As integers; all NaNs alike."""
+    if not t.is_floating_point():
+        return t
     return as_integers(torch.where(t.isnan(), torch.full_like(t, torch.nan), t))
 
 
