@@ -21,7 +21,7 @@ test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled bac
 
 test-all: test test-rest
 
-faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels: the emulator has to find each (minutes; PART="0 3": a third)
+faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels, each of which the emulator must find (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m kernels emulator --faults $(if $(PART),--part $(PART))
 
 fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")

@@ -56,7 +56,7 @@ def device(request) -> str:
 
 @pytest.fixture(params=["compiled", "reference", "emulated"])
 def implementation(request):
-    """The module under test: all tellings answer to the same oracle.
+    """The module under test: all implementations answer to the same oracle.
 
     "emulated" is the public module with the CPU's kernels replaced by the CUDA kernels, run by the emulator.
     """

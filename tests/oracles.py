@@ -1,7 +1,7 @@
 """Float64 oracles as plain Python loops, random samples, and the one table of tolerances.
 
-Nothing here calls a matrix product, a sort of PyTorch or the package: a mistake would have to be made
-twice, in two styles, to go unseen.
+Nothing here calls the package, or a matrix product or sort from PyTorch. Only a mistake made twice, in two styles,
+would go unnoticed.
 """
 
 import math
@@ -63,7 +63,7 @@ def unit_row(row: list[float]) -> list[float]:
 
 
 def score(query: list[float], row: list[float], metric: str) -> float:
-    """Of unit rows already, if the metric is cosine."""
+    """The score of two rows. For the cosine they are unit rows already."""
     if metric == "l2":
         return -math.sqrt(sum((q - b) * (q - b) for q, b in zip(query, row, strict=True)))
     return sum(q * b for q, b in zip(query, row, strict=True))
@@ -140,10 +140,10 @@ def knn_density(
     for begin, end, bank_rows in _classes(queries, bank, query_offsets, bank_counts):
         for position, m in enumerate(range(begin, end)):
             has_bank = bank_rows and not (exclude_self and position >= len(bank_rows))
-            lost = any(
+            nan_row = any(
                 math.isnan(x) or (math.isinf(x) and metric == "cosine") for x in queries[m].tolist()
             )
-            if lost and has_bank:
+            if nan_row and has_bank:
                 density[:, m] = math.nan
     return density if per_scale else density.mean(0)
 
@@ -156,9 +156,9 @@ def density_contrast(
     losses = []
     for g in range(groups):
         used = rows if anchor_counts is None else int(anchor_counts[g])
-        pushing = negatives.shape[1] if negative_counts is None else int(negative_counts[g])
+        in_use = negatives.shape[1] if negative_counts is None else int(negative_counts[g])
         key = unit_row(keys[g].double().tolist())
-        others = [unit_row(negatives[g, j].double().tolist()) for j in range(pushing)]
+        others = [unit_row(negatives[g, j].double().tolist()) for j in range(in_use)]
         total = 0.0
         for i in range(used):
             anchor = unit_row(anchors[g, i].double().tolist())
@@ -171,7 +171,7 @@ def density_contrast(
 
 
 def memory_push(state: dict, rows: dict, row_counts, normalize=False) -> dict:
-    """New rings, row by row in the order of arrival: what lies furthest back is overwritten."""
+    """New rings, written row by row in the order of arrival. The oldest row is overwritten."""
     new = {name: tensor.clone() for name, tensor in state.items()}
     capacity = state["bank_features"].shape[1]
     for c, count in enumerate(row_counts.tolist()):
@@ -191,12 +191,12 @@ def memory_push(state: dict, rows: dict, row_counts, normalize=False) -> dict:
 def silhouette_sums(features, offsets, rows=None):
     """[M, C] float64, one pair after the other."""
     bounds, lists = offsets.tolist(), features.double().tolist()
-    asking = lists if rows is None else rows.double().tolist()
+    queries = lists if rows is None else rows.double().tolist()
     sums = [
         [math.fsum(-score(x, y, "l2") for y in lists[begin:end]) for begin, end in pairwise(bounds)]
-        for x in asking
+        for x in queries
     ]
-    return torch.tensor(sums, dtype=torch.float64).reshape(len(asking), len(bounds) - 1)
+    return torch.tensor(sums, dtype=torch.float64).reshape(len(queries), len(bounds) - 1)
 
 
 def class_counts(labels, num_classes: int, ignore_index: int):
@@ -217,7 +217,7 @@ def contrast_case(dtype=torch.float64, device="cpu"):
 
 
 def gradients(function, inputs, seed=9):
-    """Of a random weighting of function's finite outputs: no gradient can hide behind a symmetric sum."""
+    """Gradients of a random weighting of the finite outputs. A plain sum could hide a gradient by symmetry."""
     output = function(*inputs)
     weights = random_rows(*output.shape, dtype=torch.float64, seed=seed).to(output)
     return torch.autograd.grad((output * weights).nan_to_num(0.0, 0.0, 0.0).sum(), inputs)

@@ -84,7 +84,6 @@ def _check_search(op: str, given: Arguments) -> None:
     queries, bank, offsets = given["queries"], given["bank"], given.get("query_offsets")
     if given["metric"] not in METRICS:
         raise RuntimeError(f"{op}: metric must be cosine, dot or l2, got {given['metric']}")
-    _check_floats(op, {"queries": queries, "bank": bank})
     columns, shape = queries.shape[1], list(bank.shape)
     if columns < 1:
         raise RuntimeError(
@@ -116,22 +115,15 @@ def _check_contrast_numbers(op: str, given: Arguments) -> None:
         raise RuntimeError(f"{op}: eps must be finite and at least 0, got {eps:g}")
 
 
-def _check_floats(op: str, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _rules.FLOAT_DTYPES:
-            rule = _rules.FLOAT_NAMES
-            raise RuntimeError(f"{op}: {name} must be {rule}, got {_dtype(tensor)}")
-
-
 def _check_dtypes(op: str, given: Arguments) -> None:
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    floats = {name: tensor for name, tensor in tensors.items() if name in _rules.FLOATS}
-    _check_floats(op, floats)
-    double = any(tensor.dtype == torch.float64 for tensor in floats.values())
+    double = any(t.dtype == torch.float64 for name, t in tensors.items() if name in _rules.FLOATS)
     computed = "float64" if double else "float32"
     for name, tensor in tensors.items():
         want = "int64" if name in _rules.INT64 else None
         want = computed if name in _rules.COMPUTED else want
+        if name in _rules.FLOATS and tensor.dtype not in _rules.FLOAT_DTYPES:
+            want = _rules.FLOAT_NAMES
         if name == "labels" and tensor.dtype not in _rules.LABEL_DTYPES:
             want = _rules.LABEL_NAMES
         if want and _dtype(tensor) != want:

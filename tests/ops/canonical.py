@@ -26,10 +26,10 @@ def fma(a, b, c):
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend
     back = total - product
-    lost = (product - (total - back)) + (addend - back)
+    error = (product - (total - back)) + (addend - back)
     even = (total.view(np.int64) & 1) == 0
-    toward = np.nextafter(total, np.where(lost > 0, np.inf, -np.inf))
-    return np.where((lost != 0) & even, toward, total).astype(np.float32)
+    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where((error != 0) & even, toward, total).astype(np.float32)
 
 
 def fma_double(a, b, c):

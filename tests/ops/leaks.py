@@ -11,8 +11,13 @@ import mmap
 import multiprocessing
 import sys
 import warnings
+from pathlib import Path
 
 import torch
+
+sys.path.append(
+    str(Path(__file__).resolve().parents[1])
+)  # started by itself, it finds no conftest.py
 from benchmark_runs import BENCHMARKS
 
 from dgcl_ops import DensityContrastLoss, ops

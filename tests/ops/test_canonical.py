@@ -14,7 +14,7 @@ from dgcl_ops import ops
 
 
 def check(queries, bank, k, metric):
-    """Equal bits, and of all orderings the one by (score down, index up)."""
+    """Equal bits, ordered by descending score, then ascending index."""
     values, indices = ops.knn_topk(queries, bank, k, metric=metric)
     scores = canonical_scores(as_numpy(queries, bank), as_numpy(bank, queries), metric)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -76,14 +76,14 @@ def test_float64(device, columns, metric):
     ],
 )
 def test_sizes_that_change_the_plan(device, queries, rows, columns, k, metric):
-    asked = random_rows(queries, columns, seed=1, device=device)
-    check(asked, random_rows(rows, columns, seed=2, device=device), k, metric)
+    rows_of_queries = random_rows(queries, columns, seed=1, device=device)
+    check(rows_of_queries, random_rows(rows, columns, seed=2, device=device), k, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 3e-8])
 def test_a_tight_class(device, spread, metric):
-    """Rows so alike that scores are equal or one bit apart: a filter that is off by one bit shows here."""
+    """Scores of these rows are equal or one bit apart, so a filter that is off by one bit fails."""
     centre = random_rows(1, 96, seed=3)
     queries = (centre + spread * random_rows(12, 96, seed=1)).to(device)
     bank = (centre + spread * random_rows(900, 96, seed=2)).to(device)
@@ -92,7 +92,7 @@ def test_a_tight_class(device, spread, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_huge_coordinate(device, metric):
-    """All scores share a large part; what tells rows apart is near its rounding error."""
+    """All scores share a large part. Rows differ by about its rounding error."""
     queries, bank = random_rows(8, 40, seed=1), random_rows(500, 40, seed=2)
     queries[:, 11], bank[:, 11] = 3000.0, 2000.0
     check(queries.to(device), bank.to(device), 16, metric)
@@ -107,7 +107,7 @@ def test_wide_range_of_lengths(device, metric):
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
 def test_denormal_scores(device, metric):
-    """Products below 2^-126 keep what float32 keeps of them: nothing is flushed to zero."""
+    """Products below 2^-126 keep their denormal value. Nothing is flushed to zero."""
     queries = random_rows(6, 20, seed=1, device=device) * 2.0**-68
     check(queries, random_rows(80, 20, seed=2, device=device) * 2.0**-68, 10, metric)
 
@@ -130,7 +130,7 @@ def test_rows_that_sit_on_the_bound(device, copies):
 
 
 def test_overflowed_filter_scores_decide_nothing(device):
-    """The filter's sums overflow where the scores that decide do not, or the other way round."""
+    """The filter's sums overflow where the canonical scores do not, or the other way round."""
     bank = torch.tensor([[2.0e19, 1.5e19], [1.8e19, 0.0]], device=device)
     values, indices = ops.knn_topk(
         torch.tensor([[2.4e19, 0.0]], device=device), bank, 1, metric="l2"

@@ -19,12 +19,14 @@ def symbols(*options: str) -> list[str]:
     return [line.split()[-1].split("@")[0] for line in listing.splitlines()]
 
 
-def test_binary_asks_pytorch_for_c_functions_only():
+def test_binary_uses_c_functions_of_pytorch_only():
     """C++ symbols of PyTorch change between releases; the C functions of the stable ABI do not."""
-    wanted = symbols("-D", "--undefined-only")
-    assert any(name.startswith(("aoti_torch_", "torch_")) for name in wanted)
+    undefined = symbols("-D", "--undefined-only")
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in undefined)
     unstable = [
-        n for n in wanted if n.startswith("_Z") and any(p in n for p in ("2at", "3c10", "5torch"))
+        n
+        for n in undefined
+        if n.startswith("_Z") and any(p in n for p in ("2at", "3c10", "5torch"))
     ]
     assert unstable == []
 
@@ -85,7 +87,7 @@ print(status("VmHWM") - before - {outputs} / 2**20)
     ],
 )
 def test_extra_memory_is_bounded(m, n, d, call, outputs):
-    """At most 64 MB beside inputs and outputs at 2 threads; the similarity matrix alone would take up to 7 GB."""
+    """At most 64 MB in addition to inputs and outputs, with 2 threads. The similarity matrix would take up to 7 GB."""
     code = PEAK.format(m=m, n=n, d=d, call=call, outputs=outputs)
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr

@@ -1,7 +1,7 @@
-"""Which implementation runs, what is said about it, and the path of devices without a compiled kernel.
+"""Which implementation runs, what a warning says about it, and the path of devices without a compiled kernel.
 
-No such device is at hand, but its dispatch table is: a call redispatched with another device's key set
-takes the very path that device's tensors would take, here with CPU tensors.
+The tests need no such device. A call redispatched with another device's key set takes the path of that device's
+tensors, with CPU tensors.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from dgcl_ops import _extension, backend, reference
 from dgcl_ops.ops import _registry
 
 KEYS = torch._C.DispatchKey
-pytestmark = needs_extension  # test_without_extension.py is about the others
+pytestmark = needs_extension  # test_without_extension.py tests builds without it
 
 
 def call_as(key: str, op: str, arguments):
@@ -63,7 +63,7 @@ def test_the_fallback_computes_what_the_kernel_computes(unwarned, op, key):
 
 
 def test_the_fallback_really_is_the_reference(unwarned, monkeypatch):
-    """A call with another device's key arrives in reference.py; a call on the CPU does not."""
+    """A call with another device's key reaches `reference`. A call on the CPU does not."""
     seen = []
     monkeypatch.setattr(
         reference,
@@ -116,7 +116,7 @@ def test_require_compiled_turns_the_fallback_into_an_error(unwarned, monkeypatch
         "got cpu"
     )
     assert all(torch.equal(t, old) for t, old in zip(arguments[:5], before, strict=True))
-    torch.ops.dgcl_ops.memory_push(*arguments)  # the CPU has its kernel
+    torch.ops.dgcl_ops.memory_push(*arguments)  # the CPU has a kernel
 
 
 @pytest.mark.parametrize("value", ["", "0"])

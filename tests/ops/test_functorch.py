@@ -1,4 +1,4 @@
-"""torch.func over the operators: vmap is one call that equals the loop, or an error; derivatives are errors."""
+"""torch.func with the operators. vmap is one call that equals the loop, or an error. Derivatives are errors."""
 
 import builds
 import pytest
@@ -78,28 +78,30 @@ def first(result):
 
 @pytest.mark.parametrize("case", MAPPED)
 def test_vmap_equals_the_loop(case):
-    """Values to the bit, if compiled. Gradients by ordinary autograd around the map; the sums of a shared argument may
-    be added in another order."""
+    """Values equal to the bit, if compiled. Gradients come from ordinary autograd around the map. Gradients of a shared
+    argument may be summed in another order."""
     function, arguments, in_dims = MAPPED[case]
-    told = []
+    results_of_both = []
     for run in (vmap(function, in_dims), lambda *a: loop(function, a, in_dims)):
         leaves = [t.detach().clone() for t in arguments]
         learned = [t.requires_grad_() for t in leaves if t.is_floating_point()]
         result = run(*leaves)
         weights = torch.arange(first(result).numel()).view_as(first(result)) + 1.0
         gradients = torch.autograd.grad((first(result) * weights).sum(), learned, allow_unused=True)
-        told.append(([r.detach() for r in torch.utils._pytree.tree_leaves(result)], gradients))
-    (values, gradients), (expected, wanted) = told
+        results_of_both.append(
+            ([r.detach() for r in torch.utils._pytree.tree_leaves(result)], gradients)
+        )
+    (values, gradients), (expected, expected_gradients) = results_of_both
     same = torch.equal if builds.COMPILED else torch.allclose
     assert all(same(a, b) for a, b in zip(values, expected, strict=True))
-    for mine, theirs in zip(gradients, wanted, strict=True):
+    for mine, theirs in zip(gradients, expected_gradients, strict=True):
         if theirs is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-    assert case == "no queries" or any(bool(g.any()) for g in wanted if g is not None)
+    assert case == "no queries" or any(bool(g.any()) for g in expected_gradients if g is not None)
 
 
 def test_vmap_is_one_call():
-    """And not PyTorch's fallback, which loops."""
+    """PyTorch's fallback would loop."""
     with torch.profiler.profile() as profile:
         vmap(density)(QUERIES, BANK)
     names = [event.name for event in profile.events()]
@@ -208,7 +210,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_no_transform_differentiates(op, transform):
-    """PyTorch's registration has no such derivatives; without an error jvp would be 0."""
+    """PyTorch registers no such derivatives. Without the error, jvp would be 0."""
     function, x = DIFFERENTIABLE[op]
     apply, reason = TRANSFORMS[transform]
     with pytest.raises(RuntimeError, match=f"^{op}: .*{reason}.*use backward"):
@@ -221,25 +223,25 @@ def test_no_compiled_transform_differentiates(transform):
     function, x = DIFFERENTIABLE["knn_density"]
     apply, reason = TRANSFORMS[transform]
     compiled = torch.compile(lambda x: apply(function, x), backend="eager", fullgraph=True)
-    # Of TorchRuntimeError and Unsupported, the release chooses.
+    # TorchRuntimeError or Unsupported, depending on the release.
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=f"knn_density: .*{reason}"):
         compiled(x)
 
 
 def test_transforms_leave_constants_alone():
-    """Inside a transform an operator may be used on what is not differentiated."""
+    """Inside a transform, an operator accepts tensors that are not differentiated."""
     weights = density(QUERIES[0], BANK[0])
 
     def loss(x):
         with torch.no_grad():
-            found = density(x, BANK[0])
-        return ((density(QUERIES[0], BANK[0]) + found) * x.sum(1)).sum()
+            constant = density(x, BANK[0])
+        return ((density(QUERIES[0], BANK[0]) + constant) * x.sum(1)).sum()
 
     assert torch.equal(grad(loss)(QUERIES[0]), (2 * weights)[:, None].expand(9, 5))
 
 
 def test_a_batch_of_gradients():
-    """`is_grads_batched` maps the backward operator: PyTorch loops, and says so."""
+    """`is_grads_batched` maps the backward operator. PyTorch loops, and warns."""
     x = BANK[0]
     bank = x.clone().requires_grad_()
     values = topk(QUERIES[0], bank)[0].sum(1)

@@ -109,17 +109,17 @@ def test_strided_inputs_and_gradients(device):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)])
-def test_only_what_requires_a_gradient_gets_one(device, wanted):
+@pytest.mark.parametrize("required", [(0,), (1,), (0, 1)])
+def test_only_what_requires_a_gradient_gets_one(device, required):
     queries, bank, _ = knn_case(device=device)
-    inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate((queries, bank))]
+    inputs = [t.detach().requires_grad_(i in required) for i, t in enumerate((queries, bank))]
     full = gradients(density_of(ops), (queries, bank))
     (
         ops.knn_density(*inputs, (2, 4))
         * random_rows(5, dtype=torch.float64, seed=9, device=device)
     ).sum().backward()
     for i, tensor in enumerate(inputs):
-        if i in wanted:
+        if i in required:
             assert_close(tensor.grad, full[i])
         else:
             assert tensor.grad is None

@@ -1,5 +1,8 @@
-"""The CPU search's filter never loses a neighbour: many queries at once, which it filters, against few at a time,
-which get canonical scores of everything. The same bits are asked for, with data made to sit on the filter's bound."""
+"""The CPU search's filter never loses a neighbour.
+
+Many queries at once are filtered. Few at a time get canonical scores of all rows. Both must give the same bits, with
+data made to lie on the filter's bound.
+"""
 
 import math
 import re
@@ -49,7 +52,7 @@ def noise(rows, generator):
 
 
 def huge_coordinate(rows, generator):
-    """The 8-bit scale is that of one coordinate; of the others nothing is left."""
+    """One coordinate sets the 8-bit scale, and the others round to 0."""
     rows[:, 0] *= 1e4
     return rows
 
@@ -240,7 +243,7 @@ def test_a_class_that_the_filter_gives_up_beside_others():
 
 
 def test_more_classes_than_are_prepared_together():
-    """14 MB of 8-bit rows, prepared in two parts, from banks of which not all rows are in use."""
+    """14 MB of 8-bit rows, prepared in two parts, from banks with unused rows."""
     generator = torch.Generator().manual_seed(7)
     counts = torch.tensor([4_000, 3_000, 0, 4_000, 63, 4_000, 3_999, 4_000, 4_000])
     bank = torch.randn(9, 4_000, 512, generator=generator)

@@ -11,7 +11,7 @@ NAN = math.nan
 
 
 def layouts(rows):
-    """The same numbers as: every second row, a slice of columns, a transposed matrix, a reversed-stride copy."""
+    """The same numbers as every second row of a slice of columns, as a transposed matrix, and as every third column."""
     wide = torch.full(
         (rows.shape[0] * 2, rows.shape[1] + 3), NAN, dtype=rows.dtype, device=rows.device
     )

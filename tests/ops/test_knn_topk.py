@@ -12,7 +12,7 @@ INF, NAN = math.inf, math.nan
 
 
 def check(implementation, queries, bank, k, **options):
-    """Values within tolerance, the very same neighbours in the very same order."""
+    """Values within tolerance; the same neighbours in the same order."""
     values, indices = implementation.knn_topk(queries, bank, k, **options)
     options = {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in options.items()}
     want_values, want_indices = oracles.knn_topk(queries.cpu(), bank.cpu(), k, **options)
@@ -106,7 +106,7 @@ def test_nan_rows_are_never_neighbours(implementation, device, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_nan_query_finds_nothing_and_disturbs_nobody(implementation, device, metric):
+def test_a_nan_query_has_no_neighbours_and_changes_no_other(implementation, device, metric):
     bank = random_rows(40, 5, seed=2, device=device)
     queries = random_rows(6, 5, seed=1, device=device)
     calm = implementation.knn_topk(queries[[0, 1, 3, 4, 5]], bank, 6, metric=metric)
@@ -119,7 +119,7 @@ def test_a_nan_query_finds_nothing_and_disturbs_nobody(implementation, device, m
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_infinities(implementation, device, metric):
-    """dot: +inf is the best score there is, -inf and NaN are none; cosine and l2: infinite rows are nowhere."""
+    """With dot, +inf is the best score; -inf and NaN are no neighbours. With cosine and l2, infinite rows are none."""
     bank = torch.tensor(
         [[1.0, 1.0], [INF, 1.0], [-INF, 1.0], [INF, -INF], [2.0, -1.0]], device=device
     )
@@ -158,15 +158,15 @@ def test_equal_rows(implementation, device, rows, metric):
     bank = torch.tensor([[0.0, 2.0]], device=device).repeat(rows, 1)
     queries = torch.tensor([[0.0, 1.0], [1.0, 1.0], [-1.0, -3.0]], device=device)
     values, indices = implementation.knn_topk(queries, bank, 20, metric=metric)
-    found = min(rows, 20)
-    assert indices.tolist() == [list(range(found)) + [-1] * (20 - found)] * 3
-    assert bool((values[:, :found] == values[:, :1]).all())
+    neighbours = min(rows, 20)
+    assert indices.tolist() == [list(range(neighbours)) + [-1] * (20 - neighbours)] * 3
+    assert bool((values[:, :neighbours] == values[:, :1]).all())
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_ties_among_few_values(implementation, device, metric, dtype):
-    """Coordinates -2..2: every score is exact (in dot and l2), and most are shared by dozens of rows."""
+    """Coordinates -2..2: scores are exact (with dot and l2), and dozens of rows share each."""
     generator = torch.Generator().manual_seed(3)
     bank = torch.randint(-2, 3, (300, 3), generator=generator).to(dtype).to(device)
     queries = torch.randint(-2, 3, (8, 3), generator=generator).to(dtype).to(device)
@@ -186,7 +186,7 @@ def test_both_zeros_are_one_score(implementation, device):
 
 
 def grouped(device, dtype=torch.float32):
-    """Four classes: queries before the first and after the last; one class without queries, one without rows."""
+    """Four classes, with queries before the first and after the last. One class has no queries, one no rows."""
     return {
         "queries": random_rows(25, 7, dtype=dtype, seed=1, device=device),
         "bank": random_rows(4, 18, 7, dtype=dtype, seed=2, device=device),
@@ -228,7 +228,7 @@ def test_exclude_self(implementation, device, metric, rows):
     assert not (indices == own[:, None]).any()
 
 
-def test_exclude_self_beyond_the_bank_finds_nothing(implementation, device):
+def test_exclude_self_beyond_the_bank_has_no_neighbours(implementation, device):
     queries = random_rows(8, 4, seed=1, device=device)
     bank = random_rows(5, 4, seed=2, device=device)
     _, indices = check(implementation, queries, bank, 3, exclude_self=True)
@@ -248,7 +248,7 @@ def test_unit_bank_skips_the_normalisation(implementation, device):
     check(implementation, queries, bank, 4, unit_bank=True)
     unit = torch.tensor([[0.0, 1.0], [0.6, 0.8]], device=device)
     check(implementation, queries[:, :2], unit, 2, unit_bank=True)
-    for metric in ("dot", "l2"):  # no meaning there: ignored
+    for metric in ("dot", "l2"):  # the flag is ignored
         plain = implementation.knn_topk(queries, bank, 4, metric=metric)
         flagged = implementation.knn_topk(queries, bank, 4, metric=metric, unit_bank=True)
         assert torch.equal(plain[0], flagged[0])

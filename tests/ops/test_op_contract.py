@@ -50,7 +50,9 @@ def samples(op: str):
     if op == "density_contrast_backward":
         rows = contrast_arguments(grad=False)
         loss, lse = torch.ops.dgcl_ops.density_contrast(*rows, 0.5, None, None, 0.0)
-        return [(loss, *rows, lse, 0.5, None, None, wanted) for wanted in (True, False)]
+        return [
+            (loss, *rows, lse, 0.5, None, None, needs_key_grad) for needs_key_grad in (True, False)
+        ]
     cases = []
     for metric in ("cosine", "dot", "l2"):
         grad = op != "knn_topk_backward"
@@ -63,11 +65,11 @@ def samples(op: str):
             cases.append((queries, bank, [2, 3], metric, offsets, counts, True, False, False))
             cases.append((queries, plain_bank, [40], metric, None, None, False, True, True))
         else:
-            found = torch.ops.dgcl_ops.knn_topk(
+            outputs = torch.ops.dgcl_ops.knn_topk(
                 queries, bank, 3, metric, offsets, counts, False, False
             )
-            gradient = torch.ones_like(found[0])
-            cases.append((gradient, queries, bank, *found, metric, offsets, False))
+            gradient = torch.ones_like(outputs[0])
+            cases.append((gradient, queries, bank, *outputs, metric, offsets, False))
     return cases
 
 
@@ -85,7 +87,7 @@ OPERATORS = (
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_opcheck(op):
-    """Schema tells the truth about mutation, fake kernels about shapes and dtypes, autograd is registered."""
+    """The schema is right about mutation, the fake kernel about shapes and dtypes, and autograd is registered."""
     overload = getattr(torch.ops.dgcl_ops, op).default
     for arguments in samples(op):
         results = torch.library.opcheck(overload, arguments)
@@ -122,7 +124,7 @@ def step_contrast(anchors, keys, negatives):
     ],
 )
 def test_compiled_steps_equal_eager_ones(step, arguments, dynamic):
-    """One graph, values and gradients with equal bits."""
+    """One graph; values and gradients have equal bits."""
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     results = []
@@ -189,7 +191,7 @@ def low_precision():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_autocast_changes_nothing(implementation, dtype):
-    """The forward pass never; the backward pass neither, where it is an operator of its own."""
+    """Not in forward, nor in backward where it is an operator of its own."""
     plain = all_outputs(implementation, dtype, contextlib.nullcontext, contextlib.nullcontext)
     compiled = implementation is ops
     backward = low_precision if compiled else contextlib.nullcontext

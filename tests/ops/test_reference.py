@@ -1,6 +1,6 @@
-"""reference.py where it stands alone: its pieces, its written-out gradients, its memory, the published step.
+"""`reference` by itself: its parts, its written-out gradients, its memory.
 
-That its operators meet the loop oracles is tested next to the compiled ones.
+The tests of each operator compare it with the loop oracles.
 """
 
 import math
@@ -52,12 +52,12 @@ def test_unit_rows_differentiate(device):
 
 @pytest.mark.parametrize("scales", [(1,), (8, 16, 32), (5, 2, 2), (300,)])
 def test_scale_weights(scales):
-    """Each row: the published formula, term by term; summing to 1 unless nothing was found."""
-    found = integers([0, 1, 4, 5, 31, 40])
-    weights = scale_weights(scales, found, 40)
+    """Each row: the published formula, term by term; summing to 1 unless there are no neighbours."""
+    neighbours = integers([0, 1, 4, 5, 31, 40])
+    weights = scale_weights(scales, neighbours, 40)
     assert weights.shape == (6, 40)
     assert weights.dtype == torch.float64
-    for m, number in enumerate(found.tolist()):
+    for m, number in enumerate(neighbours.tolist()):
         clamped = [min(k, number) for k in scales]
         for r in range(1, 41):
             want = sum(1 / k for k in clamped if k >= r) / len(scales)
@@ -86,7 +86,7 @@ def test_chunks_change_nothing(monkeypatch, metric):
 
 
 def test_scores_are_made_a_chunk_at_a_time(monkeypatch):
-    """No score matrix may hold more elements than asked for."""
+    """No score matrix holds more than CHUNK_ELEMENTS."""
     sizes = []
     scores = reference._scores
 
@@ -169,8 +169,8 @@ def test_contrast_backward_is_the_derivative_of_contrast(device, dtype, counted,
         assert_close(mine, theirs, theirs.abs().max().item())
 
 
-def test_contrast_backward_where_the_key_is_hopeless():
-    """The key's probability underflows to 0; the gradient is that of the log-softmax, not 0 / 0."""
+def test_contrast_backward_where_the_keys_probability_underflows():
+    """The key's probability underflows to 0. The gradient comes from the log-softmax, and is not 0 / 0."""
     anchors, keys = torch.tensor([[[1.0, 0.1]]]), torch.tensor([[-1.0, 0.0]])
     rows = [anchors, keys, -keys[None]]
     loss, lse = reference.density_contrast_with_lse(*rows, 1 / 512)

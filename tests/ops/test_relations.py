@@ -81,8 +81,8 @@ def test_the_order_of_the_bank_changes_indices_only(p):
     every_value, every_index, _ = search(p, k=max(rows, 1))
     for m in range(values.shape[0]):
         score = dict(zip(every_index[m].tolist(), every_value[m].tolist(), strict=True))
-        found = [(-score[int(order[j])], j) for j in range(rows) if int(order[j]) in score]
-        want = [j for _, j in sorted(found)[: p["k"]]]
+        candidates = [(-score[int(order[j])], j) for j in range(rows) if int(order[j]) in score]
+        want = [j for _, j in sorted(candidates)[: p["k"]]]
         assert [j for j in moved_indices[m].tolist() if j >= 0] == want
 
 
@@ -129,12 +129,12 @@ def test_a_doubled_bank_gives_every_score_twice(p):
     doubled_values, doubled_indices, _ = search(p, bank=p["bank"].repeat(2, 1), k=2 * p["k"])
     assert same((doubled_values[:, ::2], doubled_values[:, 1::2]), (values, values))
     for m in range(values.shape[0]):
-        found = [
+        candidates = [
             (-v, j) for v, j in zip(values[m].tolist(), indices[m].tolist(), strict=True) if j >= 0
         ]
         # Ties at the k-th score may bring in further rows of the same score, so compare above it.
-        last = found[-1][0] if found else 0
-        want = sorted(pair for v, j in found for pair in ((v, j), (v, j + rows)) if v < last)
+        last = candidates[-1][0] if candidates else 0
+        want = sorted(pair for v, j in candidates for pair in ((v, j), (v, j + rows)) if v < last)
         assert doubled_indices[m].tolist()[: len(want)] == [j for _, j in want]
 
 

@@ -85,7 +85,7 @@ def test_the_features_as_rows_change_nothing_but_the_order_of_summation(implemen
 
 
 def test_rows_outside_the_offsets_belong_to_no_class(implementation, device):
-    """They have sums of their own and count in nobody's."""
+    """They have sums, but no sum includes them."""
     features = random_rows(100, 4, seed=4, device=device)
     got = sums_and_check(implementation, features, integers([20, 70, 80], device))
     inside = implementation.silhouette_sums(features[20:80], integers([0, 50, 60], device))
@@ -168,15 +168,15 @@ def test_threads_change_no_bit(rows):
     from dgcl_ops import ops
 
     features = random_rows(777, 64, seed=8)
-    asking = None if rows is None else random_rows(rows, 64, seed=9)
+    queries = None if rows is None else random_rows(rows, 64, seed=9)
     offsets = spread_offsets(777, 2)  # few classes: another order of summation shows in most sums
-    want = ops.silhouette_sums(features, offsets, asking)
+    want = ops.silhouette_sums(features, offsets, queries)
     threads = torch.get_num_threads()
     try:
         for number in (2, 3, 7):
             torch.set_num_threads(number)
             for _ in range(25):  # a missing wait shows in one call of twenty or so
-                assert torch.equal(ops.silhouette_sums(features, offsets, asking), want)
+                assert torch.equal(ops.silhouette_sums(features, offsets, queries), want)
     finally:
         torch.set_num_threads(threads)
 

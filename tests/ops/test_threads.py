@@ -39,7 +39,7 @@ def at_once(calls: list) -> list:
 
 
 def training(seed: int):
-    """Values and gradients of some steps with a bank of its own, and the state that they leave."""
+    """Values and gradients of some steps with their own bank, and its final state."""
     module = loss_of(seed=seed, bank_capacity=200, max_candidates=300, rows_per_push=50)
     steps = []
     for step in range(6):
@@ -65,7 +65,7 @@ def test_losses_train_side_by_side():
 
 
 def every_op(shared: dict):
-    """Results of all operators on the same tensors, of sizes that give several threads work."""
+    """Results of all operators on the same tensors, large enough for several threads."""
     rows, bank, maps = shared["rows"], shared["bank"], shared["maps"]
     density = ops.knn_density(rows, bank, query_offsets=shared["offsets"])
     values, indices = ops.knn_topk(rows, bank[0], 9, metric="l2")
@@ -102,7 +102,7 @@ def test_operators_share_what_they_only_read():
 
 
 def failing_arguments(size: int):
-    """Each thread wants memory for `size` negatives, of which there is one in store."""
+    """Each thread allocates memory for `size` negatives. The tensor stores one."""
     rows = random_rows(1, 300, 8, seed=1)
     return rows, rows[:, 0], rows[:, :1].expand(1, size, 8), integers([2])
 
@@ -162,8 +162,8 @@ def fork_after_use() -> None:
     """In a process of its own: see below."""
     torch.set_num_threads(3)
     expected = search()
-    found, grandchild, refused, failed = in_a_fork(a_child)
-    assert found == grandchild == expected.tolist()
+    density, grandchild, refused, failed = in_a_fork(a_child)
+    assert density == grandchild == expected.tolist()
     assert "class_counts: labels must lie in" in refused
     assert "out of memory: a thread needs" in failed
     loader = torch.utils.data.DataLoader(
@@ -178,7 +178,7 @@ def fork_after_use() -> None:
 )
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_process_forked_after_use_works():
-    """OpenMP's pool does not outlive a fork: PyTorch's own operators hang there when they use it."""
+    """OpenMP's pool does not survive a fork. PyTorch's own operators hang there if they use it."""
     command = [sys.executable, "-c", "import test_threads; test_threads.fork_after_use()"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)

@@ -166,12 +166,12 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
     numbers = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        found = function(*arguments, **(options or {}))
-        for tensor in torch.utils._pytree.tree_leaves(found):
+        outputs = function(*arguments, **(options or {}))
+        for tensor in torch.utils._pytree.tree_leaves(outputs):
             if isinstance(tensor, torch.Tensor):
                 held = tensor.untyped_storage().nbytes() // tensor.element_size()
                 self.numbers = max(self.numbers, held)
-        return found
+        return outputs
 
 
 def rows(*shape):

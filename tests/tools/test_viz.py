@@ -55,7 +55,7 @@ def test_panels(tmp_path):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:5] == ["image", "label", "before", "after", "density"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["ground", "one", "two", "no label"]  # what is to be seen
+    assert legend == ["ground", "one", "two", "no label"]  # only visible classes
     drawn(figure, tmp_path)
     drawn(viz.plot_panels(images[:1], {"label": labels[:1]}, {}, NAMES), tmp_path)
 
@@ -176,7 +176,7 @@ def test_readme_block_draws(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     readme = Path(__file__).resolve().parents[2] / "README.md"
     if not readme.exists():
-        pytest.skip("README.md is not beside these tests, which stand alone")
+        pytest.skip("needs README.md, which an installed copy of the tests lacks")
     [block] = re.findall(
         r"```python\n(from dgcl_ops import viz\n.*?)```", readme.read_text(), re.DOTALL
     )
