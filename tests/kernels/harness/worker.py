@@ -52,13 +52,13 @@ class Result:
 
     def evidence(self) -> str:
         """The line that says what went wrong, without folders."""
-        if self.code < 0:
-            return f"signal {-self.code}"
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         for text in EVIDENCE:
             for line in lines:
                 if text in line:
                     return shortened(line)
+        if self.code < 0:
+            return f"signal {-self.code}"
         return shortened(lines[-1]) if lines else f"exit code {self.code}"
 
 

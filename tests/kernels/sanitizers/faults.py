@@ -61,7 +61,7 @@ FAULTS = [
         "knn_topk",
         "cpu/knn/block.h",
         "return candidates + kMaxTileColumns + kMaxWidth;",
-        "return survivors;",
+        "return candidates;",
         BEYOND,
     ),
     fault(
