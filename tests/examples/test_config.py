@@ -132,7 +132,7 @@ def test_a_wrong_value_of_the_contrast_is_named(temperature, message):
     data = SimpleNamespace(num_classes=3, ignore_index=255)
     override = [f"contrast.temperature={temperature}"]
     settings = config.Config(CONFIGS / "folder.yaml", override, data="x").make_settings(100, 1)
-    with pytest.raises(ValueError, match=rf"contrast: .* temperature {message}"):
+    with pytest.raises(ValueError, match=rf"temperature {message}"):
         contrast_loss(settings, data, 8, ranks=1)
 
 
