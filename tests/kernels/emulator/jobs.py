@@ -63,7 +63,7 @@ def chosen(
         return case.name in names
     if thread:
         return case.thread
-    return schedule == LONG_UNDER and (bulk or not case.bulk) or not (case.long or case.bulk)
+    return (schedule == LONG_UNDER and (bulk or not case.bulk)) or not (case.long or case.bulk)
 
 
 def cases(emulator, op: str, schedule: str, thread: bool = False, **choice) -> None:
