@@ -12,8 +12,8 @@ if not NAMES.exists():
     pytest.skip("this needs case_names.txt, and these tests stand alone", allow_module_level=True)
 
 WALKED = {
-    "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False, names=None),
-    "t": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=True, names=None),
+    "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False),
+    "t": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=True),
     "s": lambda case: True,
     "p": lambda case: case.thread or case.parallel,
 }

@@ -28,7 +28,8 @@ class Case:
         environment: a variable that is set during the call.
         float32_only: a float32 result overflows, or depends on a rounding, where float64 does not.
         vast: needs 8 GiB of address space.
-        long: takes seconds on the emulator, which runs it under one schedule only.
+        long: many blocks. The emulator runs it under one schedule only.
+        bulk: as long; the search for planted faults does without it.
         thread: shows races between threads of a block. ThreadSanitizer takes a hundred times as long.
         parallel: work for several threads of the CPU.
     """
@@ -45,6 +46,7 @@ class Case:
     float32_only: bool = False
     vast: bool = False
     long: bool = False
+    bulk: bool = False
     thread: bool = False
     parallel: bool = False
 

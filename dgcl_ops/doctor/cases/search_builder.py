@@ -11,7 +11,7 @@ from .tensors import BF16, F16, F32, F64
 # Name, (queries, bank) or what makes them, k, and options: the public function's, those of Case, and
 # `backward`: for knn_topk_backward as well.
 Search = tuple[str, tuple | Callable[[], tuple], int, dict]
-MARKS = ("anything", "environment", "float32_only", "vast", "long", "thread", "parallel")
+MARKS = ("anything", "environment", "float32_only", "vast", "long", "bulk", "thread", "parallel")
 EXACT = {"environment": ("DGCL_OPS_CUDA_SEARCH", "exact")}
 
 

@@ -109,7 +109,7 @@ def searches_of_everyday_sizes() -> Iterator[Search]:
 
 def cases() -> Iterator[Case]:
     for name, pair, k, options in searches_of_all_widths():
-        more = {"scales": [1, max(1, k // 2), k], "backward": True, "long": True}
+        more = {"scales": [1, max(1, k // 2), k], "backward": True, "bulk": True}
         yield from search_cases([(name, pair, k, options | more)])
     for name, pair, k, options in searches_of_everyday_sizes():
-        yield from search_cases([(name, pair, k, options | {"long": True})])
+        yield from search_cases([(name, pair, k, options | {"bulk": True})])

@@ -56,18 +56,20 @@ def self_test(emulator, name: str, schedule: str) -> None:
     assert emulator.self_test(name), f"{name}: wrong values"
 
 
-def chosen(case: Case, schedule: str, thread: bool, names: list[str] | None) -> bool:
+def chosen(
+    case: Case, schedule: str, thread: bool, names: list[str] | None = None, bulk: bool = True
+) -> bool:
     if names is not None:
         return case.name in names
-    return case.thread if thread else not case.long or schedule == LONG_UNDER
+    if thread:
+        return case.thread
+    return (schedule == LONG_UNDER and (bulk or not case.bulk)) or not (case.long or case.bulk)
 
 
-def cases(
-    emulator, op: str, schedule: str, thread: bool = False, names: list[str] | None = None
-) -> None:
+def cases(emulator, op: str, schedule: str, thread: bool = False, **choice) -> None:
     """The named cases, or those for ThreadSanitizer, or all; long ones under one schedule only."""
     for case in all_cases()[op]:
-        if chosen(case, schedule, thread, names):
+        if chosen(case, schedule, thread, **choice):
             emulator.reset()  # forgets what earlier cases allowed the kernels
             print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
             comparison = Comparison(exact=True)

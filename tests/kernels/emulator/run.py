@@ -17,7 +17,7 @@ def build_modes(*modes: str) -> None:
 
 def fault_runs(fault, mode: str):
     for schedule, seed in SCHEDULES if mode == "plain" else SCHEDULES[1:2]:
-        yield {"thread": mode == "thread", "schedule": schedule, "seed": seed}
+        yield {"thread": mode == "thread", "schedule": schedule, "seed": seed, "bulk": False}
 
 
 HARNESS = Harness(

@@ -125,7 +125,8 @@ def run(harness: Harness, chosen) -> int:
             else:
                 outcomes.append(outcome)
                 print(f"[{len(outcomes)}/{len(faults)}] {outcome}", flush=True)
-    print(table(outcomes, harness.modes))
+    if len({fault.kind for fault in faults}) < len(faults):
+        print(table(outcomes, harness.modes))
     found = sum(outcome.mode is not None for outcome in outcomes)
     total = len(harness.faults())
     print(f"{harness.name}: {len(faults)} of {total} faults planted, {found} found")
