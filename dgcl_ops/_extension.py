@@ -36,7 +36,7 @@ def _load() -> ModuleType | None:
         return importlib.import_module(f"{NAMESPACE}._C")
     except ImportError as error:
         raise ImportError(
-            f"dgcl_ops: the compiled extension dgcl_ops._C is installed but does not load ({error}); "
+            f"dgcl_ops: the compiled extension dgcl_ops._C is installed but failed to load ({error}); "
             "reinstall dgcl_ops, or build it from the source tree with "
             "`pip install --no-build-isolation -e .`"
         ) from error

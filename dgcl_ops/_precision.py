@@ -42,6 +42,6 @@ class FixedDtypeModule(nn.Module):
     def _replicate_for_data_parallel(self) -> nn.Module:
         raise RuntimeError(
             f"{type(self).__name__}: torch.nn.DataParallel is not supported: it discards its replicas after each "
-            "forward, with the rows pushed into them; use torch.nn.parallel.DistributedDataParallel, or call the "
-            "loss outside the replicated model"
+            "forward, and the rows pushed into them are lost; use torch.nn.parallel.DistributedDataParallel, or call "
+            "the loss outside the replicated model"
         )

@@ -83,7 +83,7 @@ class FeatureTap:
         if feature_stride is not None:
             if pool_to is not None:
                 raise ValueError(
-                    "FeatureTap: feature_stride and pool_to exclude each other, got feature_stride="
+                    "FeatureTap: feature_stride and pool_to are mutually exclusive, got feature_stride="
                     f"{feature_stride} and pool_to={tuple(pool_to)}"
                 )
             feature_stride = _arguments.positive_integer(
@@ -202,8 +202,8 @@ def _classifier_path(model: nn.Module) -> str:
     ]
     listed = ", ".join(convolutions[:-6:-1]) or "none"
     raise ValueError(
-        f"FeatureTap: module_path must be given for {type(inner).__name__} (unknown structure), got None; pass the "
-        f"name of the layer that yields the classes; the last convolutions are {listed}"
+        f"FeatureTap: cannot find the classifier of {type(inner).__name__} (unknown structure); pass module_path, the "
+        f"name of the layer that outputs the class logits; the last convolutions are {listed}"
     )
 
 

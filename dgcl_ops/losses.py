@@ -180,7 +180,7 @@ class DensityContrastLoss(FixedDtypeModule):
         self.bank = _matching(bank, num_classes, feature_dim, projection_dim, metric, scales)
         if not bank.rings.whole and keys == "average":
             raise ValueError(
-                f"{op}: keys must not be 'average' with a sharded bank, got {keys!r}: no rank holds all rows to average"
+                f"{op}: keys='average' is not supported with a sharded bank: no rank holds all rows to average"
             )
         if bank.rows_per_push > max_candidates:
             raise ValueError(

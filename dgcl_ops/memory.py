@@ -189,9 +189,9 @@ class MemoryBank(FixedDtypeModule):
             built = self.rings.ranks
             if built[1:] != ranks[1:]:
                 raise RuntimeError(
-                    f"MemoryBank: with placement 'sharded', construct the bank after init_process_group and in the "
-                    f"process that uses it, here rank {ranks.rank} of {ranks.world_size}, got a bank of rank "
-                    f"{built.rank} of {built.world_size}"
+                    f"MemoryBank: this bank was built for rank {built.rank} of {built.world_size} but is used on rank "
+                    f"{ranks.rank} of {ranks.world_size}; with placement 'sharded', construct the bank after "
+                    "init_process_group"
                 )
         return ranks
 
@@ -398,8 +398,8 @@ def ddp_ignore_bank(root: nn.Module) -> list[str]:
         raise TypeError(f"ddp_ignore_bank: root must be a Module, got {type(root).__name__}")
     if isinstance(root, nn.parallel.DistributedDataParallel):
         raise TypeError(
-            "ddp_ignore_bank: root must be the module before it is wrapped, got a DistributedDataParallel, which has "
-            "read the names already"
+            "ddp_ignore_bank: root is already wrapped in DistributedDataParallel, which reads the names at "
+            "construction; call this before wrapping"
         )
     names = []
     for prefix, module in root.named_modules(remove_duplicate=False):

@@ -48,8 +48,8 @@ class PseudoLabelLoss(nn.Module):
             raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
         if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
             raise ValueError(
-                f"{op}: labels must have the shape of logits {list(logits.shape)} without the classes, got "
-                f"{list(labels.shape)}"
+                f"{op}: labels must have the shape of logits {list(logits.shape)} without the class dimension, "
+                f"got {list(labels.shape)}"
             )
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         with no_autocast(logits):

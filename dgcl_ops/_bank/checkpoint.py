@@ -160,10 +160,9 @@ def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
     shards = [_is_shard(stored[name]) for name in ROWS]
     if any(shards) and not (all(shards) and _own_shard(bank, stored)):
         wrong.append(
-            f"the stored rows must be whole tensors, or this rank's shards of {bank.capacity} slots from the same "
-            f"number of ranks, got DTensors of shape {list(stored['features'].shape)}, the shard of rank "
-            f"{_owner(stored['features'])} on rank {bank._ranks().rank}; load it with torch.distributed.checkpoint, or "
-            "save whole tensors with its full_state_dict=True"
+            f"the stored rows are DTensors that do not match this rank's shard (shape "
+            f"{list(stored['features'].shape)}, stored by rank {_owner(stored['features'])}, loaded on rank "
+            f"{bank._ranks().rank}); load them with torch.distributed.checkpoint, or save with full_state_dict=True"
         )
     return wrong
 
@@ -201,8 +200,8 @@ def _wrong_values(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
     for c, (count, head) in enumerate(zip(counts, heads, strict=True)):
         if not (0 <= count <= capacity and 0 <= head < capacity and count in (head, capacity)):
             wrong.append(
-                f"the stored counts and heads must fit rings of {capacity} slots that fill from slot 0 on, got "
-                f"count {count} and head {head} of class {c}"
+                f"the stored counts and heads do not describe rings of {capacity} slots filled from slot 0, got "
+                f"count {count} and head {head} for class {c}"
             )
             break
     return wrong

@@ -37,8 +37,8 @@ class ShardedRings:
         self.width = -(-capacity // ranks.world_size)
         if capacity <= self.width * (ranks.world_size - 1):
             raise ValueError(
-                f"MemoryBank: capacity must leave a slot for each of {ranks.world_size} ranks, in shards of "
-                f"{self.width}, got {capacity}"
+                f"MemoryBank: capacity {capacity} leaves the last of {ranks.world_size} ranks without a slot (shards "
+                f"of {self.width} slots); use a multiple of {ranks.world_size}"
             )
         self.start = ranks.rank * self.width
         self.length = min(self.width, capacity - self.start)
@@ -97,13 +97,12 @@ class ShardedRings:
         """
         if exclude_self:
             raise ValueError(
-                "MemoryBank.density_of: exclude_self must be False with placement 'sharded', got True"
+                "MemoryBank.density_of: exclude_self=True is not supported with placement 'sharded'"
             )
         if queries.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                "MemoryBank.density_of: queries must not require a gradient with placement 'sharded', got a tensor "
-                f"of shape {list(queries.shape)} that does; detach them, since the densities of a sharded bank have "
-                "no gradient"
+                "MemoryBank.density_of: with placement 'sharded', densities have no gradient; detach queries (shape "
+                f"{list(queries.shape)})"
             )
         rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
         density = []

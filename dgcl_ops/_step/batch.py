@@ -52,8 +52,8 @@ class Batch(NamedTuple):
         if features is None:
             if bank.feature_dim != bank.projection_dim:
                 raise ValueError(
-                    f"{op}: features must be given when feature_dim {bank.feature_dim} is not "
-                    f"projection_dim {bank.projection_dim}, got None"
+                    f"{op}: features is required because feature_dim {bank.feature_dim} differs from projection_dim "
+                    f"{bank.projection_dim}"
                 )
             features = projections
         _check_maps(op, bank, projections, labels, features)
@@ -66,8 +66,7 @@ class Batch(NamedTuple):
                 )
         elif strategy is not None and needed:
             raise ValueError(
-                f"{op}: confidence must be given with anchors {strategy.anchors!r} and keys "
-                f"{strategy.keys!r}, got None"
+                f"{op}: confidence is required with anchors={strategy.anchors!r}, keys={strategy.keys!r}"
             )
         usable = finite_rows(projections)
         if features is not projections:

@@ -137,7 +137,7 @@ class Report:
         if self.waits:
             return 'no class starts before every class is full (start="all_full")'
         if len(self.single_pixels()) == len(wanted):
-            return "no class in the batch had a pixel for an anchor and another for a key"
+            return "every ready class in the batch had a single pixel, which cannot be both anchor and key"
         return "no class in the batch was ready"
 
     def classes(self) -> list[str]:
@@ -154,9 +154,9 @@ class Report:
             since = [c for c in idle if c not in single and c not in waiting]
             lines = [
                 ("Took part", self.listed(self.active)),
-                ("Ready from the next step on", self.listed(since)),
+                ("Became ready in this step", self.listed(since)),
                 ("Full, waiting for the others", self.listed(waiting)),
-                ("Only one pixel, for anchor and key", self.listed(single)),
+                ("Only one pixel (needed for both anchor and key)", self.listed(single)),
                 ("Absent from the batch", self.listed(absent)),
             ]
         lines += [
@@ -171,14 +171,14 @@ class Report:
         if self.total:
             parts = [
                 (ignored, f"ignored (label {self.ignore_index()})"),
-                (non_finite, "skipped for an inf or NaN"),
-                (unknown, f"skipped for a label outside {self.valid()}"),
+                (non_finite, "skipped (inf or NaN)"),
+                (unknown, f"skipped (label outside {self.valid()})"),
             ]
             skipped = [f"; {number:,} {reason}" for number, reason in parts if number]
             lines.append(f"Pixels in the last batch: {self.total:,}{''.join(skipped)}.")
         ever = self.state["non_finite_rows"]
         if ever:
-            lines.append(f"Pixels skipped for an inf or NaN since construction: {ever:,}.")
+            lines.append(f"Pixels skipped because of an inf or NaN since construction: {ever:,}.")
         return lines
 
     def bank(self) -> list[str]:

@@ -35,8 +35,7 @@ class Strategy:
         _arguments.integral(op, "ignore_index", self.ignore_index)
         if self.disjoint and self.keys == "average":
             raise ValueError(
-                f"{op}: disjoint must be False with keys 'average', since that mean includes the anchors, got "
-                f"{self.disjoint!r}"
+                f"{op}: disjoint=True is not supported with keys='average': that mean includes the anchors"
             )
 
     @property

@@ -210,7 +210,8 @@ class Comparison:
         if worst > 1:
             at = tuple(share.eq(worst).nonzero()[0].tolist())
             self.notes.append(
-                f"{what}: at {at} {ours[at].item()!r}, {source} {exact[at].item()!r}, {worst:.3g} of allowed"
+                f"{what}: at {at} got {ours[at].item()!r}, expected {exact[at].item()!r} ({source}), "
+                f"error {worst:.3g} x tolerance"
             )
 
     @property
@@ -218,7 +219,7 @@ class Comparison:
         return self.unequal == 0 and self.worst <= 1
 
     def summary(self) -> str:
-        equal = "equality not promised" if not self.exact else "not compared for equality"
+        equal = "bit equality not guaranteed" if not self.exact else "bits not compared"
         if self.elements:
             equal = f"{self.unequal:,} of {self.elements:,} unequal"
-        return f"{equal}, error {self.worst:.2f} of allowed"
+        return f"{equal}, max error {self.worst:.2f} x tolerance"

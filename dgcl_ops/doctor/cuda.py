@@ -169,5 +169,5 @@ def report_lines(build: str, driver=None) -> list[str]:
     }
     return [
         f"cuda       {'; '.join(shown)}",
-        *(f"cuda       DOES NOT FIT: {sentence}" for sentence in sorted(filter(None, sentences))),
+        *(f"cuda       INCOMPATIBLE: {sentence}" for sentence in sorted(filter(None, sentences))),
     ]

@@ -38,10 +38,10 @@ def installation() -> list[str]:
         f"python     {platform.python_version()}, {platform.platform()}",
         f"extension  {info['extension'] or 'none: plain PyTorch'}",
         f"build      {info['build']}",
-        f"cuda code  {cuda_build[1] if cuda_build else 'no'}",
+        f"cuda code  {cuda_build[1] if cuda_build else 'none'}",
         *report_lines(info["build"]),
         f"cpu code   {info['cpu_capability'] or 'plain PyTorch'} (DGCL_OPS_CPU_CAPABILITY caps compiled code)",
-        f"required   {'compiled kernels only' if info['require_compiled'] else 'plain PyTorch where no kernel exists'}"
+        f"fallback   {'forbidden' if info['require_compiled'] else 'plain PyTorch where no kernel exists'}"
         " (DGCL_OPS_REQUIRE_COMPILED)",
         "devices",
     ]
@@ -67,7 +67,7 @@ def gpu(device: str) -> list[str]:
         f"gpu        {properties.name}, compute capability {properties.major}.{properties.minor}, "
         f"{properties.multi_processor_count} multiprocessors",
         f"memory     {properties.total_memory / 2**30:.1f} GiB, L2 {properties.L2_cache_size / 2**20:.0f} MiB",
-        f"cuda       runtime {torch.version.cuda} of torch, which has code for "
+        f"cuda       torch uses CUDA runtime {torch.version.cuda}, compiled for "
         f"{' '.join(torch.cuda.get_arch_list())}; driver {driver_version()}",
     ]
 
@@ -103,7 +103,7 @@ def run_checks(target: Target):
         if torch.device(target.device).type != "cuda":
             yield [f"  {name:<28} not checked on {target.device}"], None
         elif not target.compiled:
-            message = "plain PyTorch serves this device and copies offsets to the host"
+            message = "this device uses the PyTorch fallback, which copies offsets to the host"
             yield [f"  {name:<28} not checked: {message}"], None
         else:
             yield verdict(name, check, target)
@@ -116,10 +116,10 @@ def left_out() -> str:
 
 def promise(target: Target) -> str:
     if not target.compiled:
-        return "plain PyTorch serves it: equal bits are not promised"
+        return "PyTorch fallback: results need not be bit-identical"
     if torch.device(target.device).type == "cpu":
         return "equal bits for any number of threads"
-    return "selections, copies and counts with the bits of the compiled CPU operators"
+    return "selections, copies and counts must be bit-identical to the compiled CPU operators'"
 
 
 def report(
@@ -150,13 +150,19 @@ def report(
     add(
         f"self-check on {device}",
         f"  {promise(target)}",
-        f"  allowed difference from float64: {TOLERANCE:g} of the largest number, unless a check says otherwise",
+        f"  tolerance against float64: {TOLERANCE:g} of the largest value, unless a check sets its own",
         f"  {left_out()}",
     )
     for text, good in run_checks(target):
         add(*text)
         passed = passed and good is not False
     if not passed and on_cuda:
-        add("after a CUDA error later checks fail too; CUDA_LAUNCH_BLOCKING=1 shows where it arose")
-    add("all checks passed" if passed else "a check FAILED: please report this text")
+        add(
+            "checks after a CUDA error fail too; rerun with CUDA_LAUNCH_BLOCKING=1 to locate the first one"
+        )
+    add(
+        "all checks passed"
+        if passed
+        else "some checks FAILED: please include this report in a bug report"
+    )
     return "\n".join(lines), passed

@@ -152,4 +152,4 @@ def check_graph(target: Target, comparison: Comparison) -> None:
         comparison.same(f"state {name}", again[2][name], expected)
 
 
-CUDA_CHECKS = {"step without waiting": check_no_waiting, "step in a CUDA graph": check_graph}
+CUDA_CHECKS = {"step without a host sync": check_no_waiting, "step in a CUDA graph": check_graph}

@@ -65,7 +65,7 @@ def _announce_fallback(op: str, device: str) -> None:
     why_not = _extension.why_not_built() if _extension._C is None else None
     if _extension.require_compiled():
         raise RuntimeError(
-            f"{op}: device must have a compiled kernel because {REQUIRE_COMPILED} is set, got {device}"
+            f"{op}: no compiled kernel for device type {device!r}, and {REQUIRE_COMPILED} is set"
             + (f" (built without the extension: {why_not})" if why_not else "")
         )
     if device in _warned_devices:
@@ -74,7 +74,7 @@ def _announce_fallback(op: str, device: str) -> None:
     why, remedy = f"{op} has no compiled kernel for device type {device!r}", ""
     if why_not:
         why = f"this build has no compiled extension ({why_not})"
-        remedy = "DGCL_OPS_EXTENSION=1 makes a build with the extension, or says what is missing. "
+        remedy = "Reinstall with DGCL_OPS_EXTENSION=1 to build the extension; if that fails, the error says why. "
     warnings.warn(
         f"dgcl_ops: {why}; plain PyTorch runs on device type {device!r}, which is slower and copies class offsets to "
         f"the host. {remedy}Set {REQUIRE_COMPILED}=1 to make this an error. This warning appears once per device "
@@ -188,13 +188,10 @@ def knn_batch(
     """V searches as one: queries [V * M, D], bank [V, N, D] and offsets [V + 1]; or one bank [N, D] for all."""
     if query_offsets is not None:
         raise RuntimeError(
-            f"{op}: query_offsets must be None under vmap, which makes the groups itself, got groups; write all of "
-            "them into one call"
+            f"{op}: query_offsets is not supported under vmap; pass all groups in one call instead"
         )
     if bank_counts is not None:  # refused here, because the call below omits it
-        raise RuntimeError(
-            f"{op}: bank_counts must be None under vmap, as there are no groups, got counts"
-        )
+        raise RuntimeError(f"{op}: bank_counts is not supported under vmap")
     shared = in_dims[1] is None and not exclude_self
     queries, groups = leading(info, in_dims, queries, bank)
     offsets = torch.arange(info.batch_size + 1, device=queries.device) * queries.shape[1]
@@ -209,7 +206,7 @@ def refuse_vmap(op: str, instead: str) -> None:
     def refuse(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> None:
         mapped = [name for name, dim in zip(names, in_dims, strict=False) if dim is not None]
         raise RuntimeError(
-            f"{op}: vmap over {', '.join(mapped)} is not supported, got {info.batch_size} of them; {instead}"
+            f"{op}: vmap over {', '.join(mapped)} is not supported (batch size {info.batch_size}); {instead}"
         )
 
     torch.library.register_vmap(f"dgcl_ops::{op}", refuse, lib=library)

@@ -41,4 +41,4 @@ def _fake(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return labels.new_empty((num_classes,), dtype=torch.int64)
 
 
-_registry.refuse_vmap("class_counts", "call it for each")
+_registry.refuse_vmap("class_counts", "call it once per batch element")

@@ -95,4 +95,6 @@ def _mark_changed(keyset: Any, *args: Any) -> Any:
 
 
 _registry.library.impl("memory_push", _mark_changed, "ADInplaceOrView", with_keyset=True)
-_registry.refuse_vmap("memory_push", "push once, with the classes of all in the first dimension")
+_registry.refuse_vmap(
+    "memory_push", "stack the classes of all batch elements along dimension 0 and push once"
+)

@@ -53,4 +53,4 @@ def _fake(features: Tensor, offsets: Tensor, rows: Tensor | None) -> Tensor:
     return features.new_empty(shape, dtype=torch.float64)
 
 
-_registry.refuse_vmap("silhouette_sums", "call it for each")
+_registry.refuse_vmap("silhouette_sums", "call it once per batch element")

@@ -165,7 +165,7 @@ def test_shards_of_other_ranks_are_refused(stored, tmp_path):
     for rank, result in enumerate(of_ranks):
         assert len(result) == 3
         assert all(
-            "the stored rows must be whole tensors, or this rank's shards of" in text
+            "the stored rows are DTensors that do not match this rank's shard" in text
             for text in result
         )
-        assert f"the shard of rank {1 - rank} on rank {rank};" in result[2]
+        assert f"stored by rank {1 - rank}, loaded on rank {rank});" in result[2]

@@ -83,7 +83,7 @@ def fewer_ranks(state):
         (other_shape, r"layers\.3\.bias of projection as .* \(32,\)\), got .* \(1,\)\)"),
         (other_moments, "state of an optimizer of the same parameters"),
         (fewer_parameters, "state of an optimizer of the same parameters"),
-        (no_ring, "counts and heads must fit rings of"),
+        (no_ring, "counts and heads do not describe rings of"),
         (fewer_ranks, r"of averages as .* \(2, \d+\)\), got .* \(1, \d+\)\)"),
     ],
 )

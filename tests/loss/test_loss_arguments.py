@@ -108,7 +108,7 @@ def test_diagnostics():
         (
             {"disjoint": True, "keys": "average"},
             ValueError,
-            "disjoint must be False with keys 'average'",
+            "disjoint=True is not supported with keys='average'",
         ),
         ({"bank": "a bank"}, TypeError, "bank must be a MemoryBank, got str"),
         (
@@ -180,7 +180,7 @@ def test_float32_gradients_hold_down_to_the_smallest_temperature():
             ValueError,
             "features must have the height and width",
         ),
-        ({"features": None}, ValueError, "features must be given when feature_dim 6"),
+        ({"features": None}, ValueError, "features is required because feature_dim 6"),
         (
             {"projections": torch.zeros(B, E, H)},
             ValueError,
@@ -213,7 +213,7 @@ def test_bad_batches_change_nothing(change, error, message):
 def test_confidence_must_be_given(anchors, keys):
     batch = batch_of()
     del batch["confidence"]
-    with pytest.raises(ValueError, match="confidence must be given with anchors"):
+    with pytest.raises(ValueError, match="confidence is required with anchors="):
         loss_of(anchors=anchors, keys=keys)(**batch)
 
 

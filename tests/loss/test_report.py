@@ -32,7 +32,7 @@ def test_no_class_is_ready_and_then_some_are():
     first = lines_after(module, counts=(10, 2, 0, 6, 0))
     assert first == [
         "The last loss was 0: no class in the batch was ready.",
-        "Ready from the next step on: 0, 3.",
+        "Became ready in this step: 0, 3.",
         "Absent from the batch: 2, 4.",
         "Not ready: 1 (2 of 4 rows), 2 (0 of 4 rows), 4 (0 of 4 rows).",
         "Pixels in the last batch: 70; 52 ignored (label 255).",
@@ -44,7 +44,7 @@ def test_no_class_is_ready_and_then_some_are():
     assert module.report().splitlines()[:4] == [
         f"The last loss was {value:.4g}, the mean over the 2 classes that took part.",
         "Took part: 0, 3.",
-        "Ready from the next step on: 2.",
+        "Became ready in this step: 2.",
         "Absent from the batch: 1, 4.",
     ]
 
@@ -90,13 +90,10 @@ def test_inf_and_nan():
     module(**batch)
     lines = module.report().splitlines()
     assert lines[0] == "The last loss was 0: all 50 labelled pixels had an inf or NaN."
-    assert (
-        "Pixels in the last batch: 70; 20 ignored (label 255); 50 skipped for an inf or NaN."
-        in lines
-    )
+    assert "Pixels in the last batch: 70; 20 ignored (label 255); 50 skipped (inf or NaN)." in lines
     lines = lines_after(module, counts=ALL)  # the next batch is whole
     assert "Pixels in the last batch: 70; 20 ignored (label 255)." in lines
-    assert "Pixels skipped for an inf or NaN since construction: 50." in lines
+    assert "Pixels skipped because of an inf or NaN since construction: 50." in lines
 
 
 def test_labels_outside_where_they_are_no_error():
@@ -113,7 +110,7 @@ def test_labels_outside_where_they_are_no_error():
         batch["features"][0, 0] = torch.nan
         module(**batch | {"labels": torch.full_like(batch["labels"], -1)})
         both = module.report()
-    assert "Pixels in the last batch: 70; 20 skipped for a label outside [0, 5)." in some
+    assert "Pixels in the last batch: 70; 20 skipped (label outside [0, 5))." in some
     assert none.startswith(
         "The last loss was 0: all 70 labelled pixels had a label outside [0, 5)."
     )
@@ -125,11 +122,10 @@ def test_labels_outside_where_they_are_no_error():
 def test_one_pixel_for_anchor_and_key():
     module = filled(loss_of(disjoint=True, anchors="random", keys="high_confidence"))
     lines = lines_after(module, counts=(1, 0, 1, 0, 0))
-    assert (
-        lines[0]
-        == "The last loss was 0: no class in the batch had a pixel for an anchor and another for a key."
+    assert lines[0] == (
+        "The last loss was 0: every ready class in the batch had a single pixel, which cannot be both anchor and key."
     )
-    assert "Only one pixel, for anchor and key: 0, 2." in lines
+    assert "Only one pixel (needed for both anchor and key): 0, 2." in lines
 
 
 def test_a_loss_that_is_not_finite():

@@ -82,8 +82,8 @@ def test_the_doctor_s_failures_are_named(kit):
     import run_doctor
 
     lines = [
-        "  knn_topk, auto search        ok     0 of 9 unequal, error 0.00 of allowed  (0.10 s)",
-        "  knn_density, exact search    WRONG  3 of 9 unequal, error 0.00 of allowed  (0.10 s)",
+        "  knn_topk, auto search        ok     0 of 9 unequal, max error 0.00 x tolerance  (0.10 s)",
+        "  knn_density, exact search    WRONG  3 of 9 unequal, max error 0.00 x tolerance  (0.10 s)",
         "  density_contrast             FAILED: RuntimeError: out of luck",
         "    density_contrast             WRONG",
     ]

@@ -273,7 +273,7 @@ def test_a_failure_is_reported_as_text_and_the_others_go_on(monkeypatch):
     assert not passed
     assert "FAILED: RuntimeError: no such luck" in text
     assert "class_counts                 ok" in text
-    assert "a check FAILED" in text
+    assert "some checks FAILED" in text
 
 
 def test_exit_status_of_a_failed_check(monkeypatch, capsys):
@@ -284,7 +284,10 @@ def test_exit_status_of_a_failed_check(monkeypatch, capsys):
 
     monkeypatch.setattr(reporting, "run_checks", checks)
     assert command.main([]) == 1
-    assert capsys.readouterr().out == "  a line\na check FAILED: please report this text\n"
+    assert (
+        capsys.readouterr().out
+        == "  a line\nsome checks FAILED: please include this report in a bug report\n"
+    )
 
 
 def test_a_reader_that_stops_early_sees_no_traceback():
@@ -342,12 +345,12 @@ def test_plain_pytorch_is_not_held_to_equal_bits_and_may_wait(monkeypatch):
     lines = [(text[0], good) for text, good in reporting.run_checks(target)]
     assert len(lines) == 2
     for line, good in lines:
-        assert "not checked: plain PyTorch" in line
+        assert "not checked: this device uses the PyTorch fallback" in line
         assert good is None
     comparison = Comparison(exact=target.compiled)
     comparison.same("x", torch.zeros(2), torch.ones(2))
     assert comparison.good
-    assert "not promised" in comparison.summary()
+    assert "bit equality not guaranteed" in comparison.summary()
 
 
 # ---- steps that do not wait -----------------------------------------------------------------------------

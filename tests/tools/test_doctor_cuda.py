@@ -162,7 +162,7 @@ def test_the_lines_of_the_report(monkeypatch):
         "cuda       driver supports 13.0; torch built for 12.8; extension built for 13.0; devices 9.0, 8.6"
     )
     line, sentence = cuda.report_lines(build, Driver(12080, (9, 0), (8, 6)))
-    assert sentence.startswith("cuda       DOES NOT FIT: The driver supports CUDA 12.8, but")
+    assert sentence.startswith("cuda       INCOMPATIBLE: The driver supports CUDA 12.8, but")
     _, sentence = cuda.report_lines(build, Driver(13000, (9, 0), (7, 5)))
     assert "compute capability 7.5" in sentence
 

@@ -125,7 +125,7 @@ def _one_forward(rank, placement, ignored):
     wrapped = DistributedDataParallel(root)
     root.running.fill_(rank + 1)
     wrapped(torch.randn(5, 4)).sum().backward()
-    with pytest.raises(TypeError, match="must be the module before it is wrapped"):
+    with pytest.raises(TypeError, match="root is already wrapped in DistributedDataParallel"):
         ddp_ignore_bank(wrapped)
     after = {name: buffer.clone() for name, buffer in bank.named_buffers()}
     error = ""

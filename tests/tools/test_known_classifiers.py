@@ -82,15 +82,15 @@ class Segmenter(nn.Module):
 def test_tap_asks_for_a_path_and_names_the_last_convolutions():
     model = Segmenter()
     message = (
-        r"FeatureTap: module_path must be given for Segmenter \(unknown structure\), got None; pass the name of the "
-        r"layer that yields the classes; the last convolutions are 'decoder.classifier' "
+        r"FeatureTap: cannot find the classifier of Segmenter \(unknown structure\); pass module_path, the name of the "
+        r"layer that outputs the class logits; the last convolutions are 'decoder.classifier' "
         r"\(4 -> 3 channels\), 'backbone' \(3 -> 4 channels\)$"
     )
     with pytest.raises(ValueError, match=message):
         FeatureTap(model)
-    with pytest.raises(ValueError, match=r"for Segmenter .*'_orig_mod\.decoder\.classifier'"):
+    with pytest.raises(ValueError, match=r"of Segmenter .*'_orig_mod\.decoder\.classifier'"):
         FeatureTap(torch.compile(model))
-    with pytest.raises(ValueError, match=r"for Linear .* the last convolutions are none"):
+    with pytest.raises(ValueError, match=r"of Linear .* the last convolutions are none"):
         FeatureTap(nn.Linear(2, 2))
     many = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(7)))
     with pytest.raises(ValueError, match=r"'6' .*'5' .*'4' .*'3' .*'2' \(2 -> 2 channels\)$"):

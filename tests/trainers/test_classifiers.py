@@ -96,7 +96,7 @@ def test_another_family_is_asked_for_its_path():
         transformers.MobileViTConfig(num_labels=CLASSES)
     )
     message = (
-        r"for MobileViTForSemanticSegmentation \(unknown structure\), .*; the last convolutions are "
+        r"of MobileViTForSemanticSegmentation \(unknown structure\); .*; the last convolutions are "
         r"'segmentation_head\.classifier\.convolution' \(256 -> 4 channels\)"
     )
     with pytest.raises(ValueError, match=message):

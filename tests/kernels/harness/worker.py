@@ -36,7 +36,7 @@ TIMED_OUT = -signal.SIGALRM
 # What a line of output contains that says what went wrong, most precise first.
 EVIDENCE = (
     *("PROBLEM ", "SUMMARY:", "CUDA emulator:", "runtime error:", "Assertion", " differ, first at"),
-    *(" of allowed", "RuntimeError", "ERROR"),
+    *(" x tolerance", "RuntimeError", "ERROR"),
 )
 
 
