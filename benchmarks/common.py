@@ -235,7 +235,7 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     """Appends rows to a CSV file.
 
     Raises:
-        RuntimeError: the file has other columns. It stays unchanged.
+        RuntimeError: If the file has other columns. It stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists() or path.stat().st_size == 0

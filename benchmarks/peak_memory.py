@@ -75,7 +75,7 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     """Calls a module-level function in a newly started Python and returns its result.
 
     Raises:
-        RuntimeError: the process ended without a result.
+        RuntimeError: If the process ended without a result.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -76,7 +76,7 @@ class Clusters:
         NaN and infinity stay in a sum. So single rows are checked only if a sum is not finite.
 
         Raises:
-            ValueError: a feature is not finite.
+            ValueError: If a feature is not finite.
         """
         sums = self.features.new_zeros(
             self.counts.numel(), self.features.shape[1], dtype=torch.float64
@@ -126,8 +126,8 @@ def sort_by_class(
     """Checks a score's arguments, except that features are finite, and sorts the rows that count by class.
 
     Raises:
-        TypeError: features are not floating point, or labels are not integers.
-        ValueError: a shape or a device does not fit, or the number of classes does not.
+        TypeError: If `features` are not floating point, or `labels` are not integers.
+        ValueError: If a shape or a device does not fit, or the number of classes does not.
     """
     check_floats(score, "features", features)
     check_integers(score, labels)

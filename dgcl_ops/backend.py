@@ -1,4 +1,4 @@
-"""What is installed, and which implementation serves each device type."""
+"""Reports what is installed, which implementation each device type uses, and why."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _serving(device: str, key: str) -> dict[str, str]:
 
 
 def backend_info() -> dict[str, Any]:
-    """Reports what is installed, and which implementation serves each device type, with the reason.
+    """Reports what is installed, which implementation each device type uses, and why.
 
     Returns:
         A dict with

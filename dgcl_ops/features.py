@@ -29,23 +29,23 @@ class FeatureTap:
     """Captures the input of a module inside a model, without changing the model.
 
     A forward pre-hook on the classifier (the last convolution) stores its input, the feature map that the classifier
-    sees. The tensor keeps its autograd graph and is not copied. Take it with `pop` after each forward, otherwise it
-    keeps the step's graph alive. If the model runs several times before a `pop`, the last run counts.
+    sees. The tensor keeps its autograd graph and is not copied. Call `pop` after each forward; otherwise the tap keeps
+    the step's graph alive. If the model runs several times before a `pop`, the last run counts.
 
     - `torch.compile(fullgraph=True)`: create the tap before the model's first compiled call, since compiled code
       ignores hooks added later.
     - Copies of the model (`copy.deepcopy` for an EMA teacher, `AveragedModel`, pickles) carry a closed tap that stores
       nothing.
-    - Inside DDP a path begins with "module.". Or pass DDP's `.module`.
+    - Inside DDP, prefix the path with "module.", or pass DDP's `.module`.
     - `torch.nn.DataParallel` is refused: its replicas run in threads that would overwrite each other's features.
 
     Args:
         model: the model, or any part of it that contains the module.
         module_path: dotted name of the module in `model.named_modules()`. None finds the last classifier of the
             segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT)
-            and mmsegmentation, also inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
-        feature_stride: `pop` averages windows of this many rows and columns. Windows are cut off at the right and lower
-            border, so a side n becomes ceil(n / feature_stride). If the classifier works at the full image size
+            and mmsegmentation, including inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
+        feature_stride: `pop` averages windows of this many rows and columns. Windows are truncated at the right and
+            bottom border, so a side n becomes ceil(n / feature_stride). If the classifier works at the full image size
             (U-Net), 4 gives the usual quarter size. None does not pool.
         pool_to: `pop` averages adaptively to this size (h, w) instead.
 
@@ -54,8 +54,8 @@ class FeatureTap:
         channels: D, the module's `in_channels`; None if it has none.
 
     Raises:
-        TypeError: if `model` is not a module, or is a DataParallel.
-        ValueError: if there is no such module (the text lists similar names), if `module_path` is None and the model's
+        TypeError: If `model` is not a module, or is a DataParallel.
+        ValueError: If there is no such module (the text lists similar names), if `module_path` is None and the model's
             structure is unknown (the text lists its last convolutions), if a size is not positive, or if both
             `feature_stride` and `pool_to` are given.
 
@@ -127,8 +127,8 @@ class FeatureTap:
             The module's first input, [B, D, H, W] for a map; [B, D, h, w] if pooled.
 
         Raises:
-            RuntimeError: if the tapped module has not run since the last pop, or the tap is closed.
-            ValueError: if the features are to be pooled and are not a map [B, D, H, W].
+            RuntimeError: If the tapped module has not run since the last pop, or the tap is closed.
+            ValueError: If the features are to be pooled and are not a map [B, D, H, W].
         """
         features, self._features = self._features, None
         if features is None:
@@ -241,8 +241,8 @@ class ProjectionHead(nn.Module):
         out_channels: E, the channels of the projections.
 
     Raises:
-        TypeError: if a number of channels is not an integer.
-        ValueError: if a number of channels is not positive.
+        TypeError: If a number of channels is not an integer.
+        ValueError: If a number of channels is not positive.
 
     Reference: Wang et al., CVPR 2023, section 4.1.
     """
@@ -271,7 +271,7 @@ class ProjectionHead(nn.Module):
             The projections, [B, E, H, W].
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: If the shape does not fit.
         """
         if features.dim() != 4 or features.shape[1] != self.in_channels:
             raise ValueError(

@@ -57,8 +57,8 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         The labels at the new size, [B, h, w] or [h, w], with the same dtype and device.
 
     Raises:
-        TypeError: if `labels` are not integers, or `size` is not a pair of ints.
-        ValueError: if `labels` have the wrong rank or no pixels, or a size is not positive.
+        TypeError: If `labels` are not integers, or `size` is not a pair of ints.
+        ValueError: If `labels` have the wrong rank or no pixels, or a size is not positive.
     """
     if not isinstance(labels, Tensor) or labels.dtype not in _LABEL_DTYPES:
         raise TypeError(f"resize_labels: labels must be an integer tensor, got {_kind(labels)}")
@@ -100,8 +100,8 @@ def prediction_entropy(logits: Tensor) -> Tensor:
         The entropy of each pixel, [B, H, W], in [0, log C].
 
     Raises:
-        TypeError: if `logits` are not floating point.
-        ValueError: if `logits` have the wrong rank or no classes.
+        TypeError: If `logits` are not floating point.
+        ValueError: If `logits` have the wrong rank or no classes.
     """
     _check_logits("prediction_entropy", logits)
     wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -132,14 +132,14 @@ def entropy_filter(
             recompilation. A tensor's value is clamped to [0, 1], and NaN keeps none.
         ignore_index: label of ignored pixels, outside [0, C).
         valid_mask: [B, H, W] bool. False marks padding (a crop's border, a CutMix hole), which is ignored and left out
-            of the quantile. None counts all pixels.
+            of the quantile. None marks all pixels as valid.
 
     Returns:
         The filtered labels, [B, H, W] int64. A pixel with a NaN logit is always ignored.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if a shape does not fit, `keep_fraction` is outside [0, 1], or `ignore_index` is a class.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a shape does not fit, `keep_fraction` is outside [0, 1], or `ignore_index` is a class.
 
     Reference: Wang et al., CVPR 2023, section 3.2.
     """

@@ -23,7 +23,7 @@ MIN_TEMPERATURE = 1e-6
 
 
 class DensityContrastLoss(FixedDtypeModule):
-    """Pulls each class's features of lowest density towards its densest ones, away from other classes.
+    """Pulls each class's lowest-density features towards its densest ones and away from other classes.
 
     For each class c of the batch that is ready and not excluded:
 
@@ -37,7 +37,7 @@ class DensityContrastLoss(FixedDtypeModule):
     L is the mean of L_c over these classes. The gradient flows only to the anchors. In training mode, rows of the batch
     enter the bank after the loss has been computed.
 
-    Arithmetic is in float32, or in float64 for float64 projections, also under autocast. With compiled kernels a step
+    Computes in float32, or float64 for float64 projections, even under autocast. With compiled kernels a step
     needs no host sync and compiles with fullgraph=True. The PyTorch fallback and sharded banks do synchronise; with a
     sharded bank, compile without fullgraph.
 
@@ -47,21 +47,21 @@ class DensityContrastLoss(FixedDtypeModule):
         projection_dim: E, D by default.
         scales: neighbourhood sizes of the density.
         temperature: T, at least 1e-6. float32 cannot represent the softmax of smaller ones.
-        num_anchors: most anchors of a class.
+        num_anchors: maximum number of anchors per class.
         num_keys: the key is the mean of at most this many rows of the batch, and as many of the bank.
-        num_negatives: most negatives of a class.
-        max_candidates: most candidates of a class.
+        num_negatives: maximum number of negatives per class.
+        max_candidates: maximum number of candidates per class.
         anchors: "low_density", "random", or "low_confidence".
         keys: "high_density", "average" or "high_confidence". "average" is the mean of all candidates and all bank rows.
             "high_confidence" takes only rows of the batch, since the bank stores no confidence.
         exclude_classes: classes without anchors, loss and bank rows. Their pixels still serve as negatives.
-        ignore_index: label of pixels that take no part at all.
+        ignore_index: label of ignored pixels.
         bank: the MemoryBank to use. Its settings then replace the bank's arguments below. Its metric and scales must
             match the loss.
         bank_capacity: slots of each class's ring.
-        rows_per_push: most rows of each class that a step pushes, at most `max_candidates`.
+        rows_per_push: maximum rows of each class pushed per step; at most `max_candidates`.
         min_rows: number of bank rows that makes a class ready. By default the largest scale.
-        metric: metric of the density. "l2" is minus the distance.
+        metric: similarity used for the density. "l2" is the negative Euclidean distance.
         start: "per_class" lets a class take part once it is ready. "all_full" waits until all classes are full.
         refresh_every: after this many pushes, recompute all densities in the bank; 0 never does.
         backfill: whether a class that becomes ready gets the densities of all its rows.
@@ -71,13 +71,13 @@ class DensityContrastLoss(FixedDtypeModule):
         disjoint: if a class has too few pixels, split them between anchors and keys instead of reusing pixels as both.
         normalize_keys: average unit rows. Otherwise long projections weigh more.
         eps: added to the sum of exponentials, see `density_contrast`.
-        grad_scale: factor of the gradient. The loss's value does not change.
+        grad_scale: multiplies the gradient; the value of the loss is unchanged.
         seed: seed of the draws, part of the bank's state. By default drawn from torch's global generator.
         device: device of the buffers.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of its range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> loss = DensityContrastLoss(num_classes=21, feature_dim=256, exclude_classes=(0,))
@@ -203,13 +203,13 @@ class DensityContrastLoss(FixedDtypeModule):
         world_size: int = 1,
         **changes: Any,
     ) -> DensityContrastLoss:
-        """The published setting, with the traits of the authors' program that change its numbers.
+        """The published setting, including the quirks of the authors' code that change its results.
 
         The loss starts when the ring of every class that is not excluded is full. Rows that arrive while their class
         holds at most 1,000 rows keep density 0. `eps` is 1e-6. The gradient is divided by `world_size`.
 
-        The authors' program still differs. It excludes class 0 of every data set, on Cityscapes road:
-        `exclude_classes=(0,)` does that. It also waits for the ring of the excluded class. Where more than
+        The authors' code still differs. It excludes class 0 on every data set; on Cityscapes that is road. Pass
+        `exclude_classes=(0,)` to match it. It also waits for the ring of the excluded class. Where more than
         `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md lists the other
         differences.
 
@@ -219,11 +219,14 @@ class DensityContrastLoss(FixedDtypeModule):
             feature_dim: D.
             projection_dim: E.
             world_size: number of ranks W.
-            changes: further keyword arguments of the loss. They take precedence.
+            **changes: further arguments of the loss; they override the published ones.
+
+        Returns:
+            The loss.
 
         Raises:
-            TypeError: if an argument has the wrong type.
-            ValueError: if an argument is out of its range.
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of its range.
         """
         op = "DensityContrastLoss.paper"
         _arguments.one_of(op, "dataset", dataset, ("voc", "cityscapes"))
@@ -271,9 +274,9 @@ class DensityContrastLoss(FixedDtypeModule):
             0, still connected to `projections`, if no class takes part.
 
         Raises:
-            TypeError: if a dtype does not fit.
-            ValueError: if a shape or device does not fit.
-            RuntimeError: on the CPU, if a label is neither in [0, C) nor `ignore_index`.
+            TypeError: If a dtype does not fit.
+            ValueError: If a shape or device does not fit.
+            RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         batch = Batch.checked(
             "DensityContrastLoss",
@@ -323,30 +326,27 @@ class DensityContrastLoss(FixedDtypeModule):
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the last step did and what the bank holds. It does not wait for the device.
+        """Returns statistics of the last step and of the bank, without a host sync.
 
         `report` puts it into words. A batch without pixels changes nothing here.
 
         Returns:
-            A dict. For each class [C]:
-
-            - rows: rows in the bank.
-            - ready: whether there are enough.
-            - mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
-            - active: whether the class took part in the last step.
-            - pixels: its pixels in the last batch, without the skipped ones.
-            - candidates: how many of them were candidates; 0 if it took no part.
-            - class_loss: its loss; 0 if it took no part.
-            - anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
-            - key_density: likewise for the batch's keys.
-
-            As scalars:
-
-            - ignored_pixels: pixels of the last batch with label `ignore_index`.
-            - non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
-            - unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
-            - non_finite_rows: all non_finite_pixels since construction.
-            - num_pushes: pushes into the bank.
+            A dict with, for each class [C],
+                rows: rows in the bank.
+                ready: whether there are enough.
+                mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
+                active: whether the class took part in the last step.
+                pixels: its pixels in the last batch, without the skipped ones.
+                candidates: how many of them were candidates; 0 if it took no part.
+                class_loss: its loss; 0 if it took no part.
+                anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
+                key_density: likewise for the batch's keys.
+            and, as scalars,
+                ignored_pixels: pixels of the last batch with label `ignore_index`.
+                non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
+                unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
+                non_finite_rows: all non_finite_pixels since construction.
+                num_pushes: pushes into the bank.
         """
         bank = self.bank
         valid = bank.valid_slots()
@@ -360,7 +360,7 @@ class DensityContrastLoss(FixedDtypeModule):
         }
 
     def report(self, class_names: Sequence[str] | None = None) -> str:
-        """The diagnostics in words, to print.
+        """Describes the diagnostics as text.
 
         It says what the last loss was and, if 0, why. It lists the classes that took part and those that are absent,
         excluded or lack rows. It counts skipped pixels and describes the bank. It waits for the device, so do not call
@@ -369,8 +369,11 @@ class DensityContrastLoss(FixedDtypeModule):
         Args:
             class_names: names to print instead of numbers.
 
+        Returns:
+            The text, one fact per line.
+
         Raises:
-            ValueError: if `class_names` does not name all classes.
+            ValueError: If `class_names` does not name all classes.
         """
         return report(self, class_names)
 

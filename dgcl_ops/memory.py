@@ -24,7 +24,7 @@ PLACEMENTS = ("replicated", "sharded", "local")
 
 
 class MemoryBank(FixedDtypeModule):
-    """Per class a ring of rows: feature, projection, and the feature's density.
+    """Holds one ring of rows per class. A row is a feature, its projection and its density.
 
     A row's density is the mean similarity to its nearest neighbours in its class, see `knn_density`. It is computed at
     insertion, against the bank as it was before the push. While a class holds fewer than `min_rows` rows, its rows get
@@ -39,7 +39,7 @@ class MemoryBank(FixedDtypeModule):
     - "sharded": each rank holds a shard of capacity / W slots of each ring and answers the other ranks' queries. The
       densities are those of the replicated bank, bit for bit. Each step synchronises with the host, so it does not
       compile with fullgraph=True.
-    - "local": nothing. Each rank fills a bank from its own batches.
+    - "local": the ranks share nothing. Each fills its bank from its own batches.
 
     Args:
         num_classes: C.
@@ -47,12 +47,13 @@ class MemoryBank(FixedDtypeModule):
         projection_dim: E, D by default.
         capacity: slots of each ring.
         rows_per_push: most rows of each class that one push draws.
-        metric: metric of the density. "l2" is minus the distance.
+        metric: metric of the density. "l2" is the negative Euclidean distance.
         scales: neighbourhood sizes of the density.
         dtype: dtype of the stored rows. Densities are float64 for float64 rows, else float32.
         placement: what several ranks share, see above.
         process_group: the ranks that share the bank. None uses the default group if torch.distributed is initialised.
-            All ranks must push equally often. With "sharded" they must also ask for densities equally often.
+            All ranks must push the same number of times. With "sharded" they must also call `density_of` the same
+            number of times.
         min_rows: number of rows that makes a class ready. By default the largest scale, at most the capacity.
         refresh_every: after this many pushes, recompute the densities of all ready classes; 0 never does.
         backfill: whether a class that becomes ready gets the densities of all its rows.
@@ -73,8 +74,8 @@ class MemoryBank(FixedDtypeModule):
     the whole bank.
 
     Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of its range.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range.
     """
 
     features: Tensor
@@ -202,18 +203,30 @@ class MemoryBank(FixedDtypeModule):
     # ---- reading --------------------------------------------------------------------------------------
 
     def ready(self, min_rows: int | None = None) -> Tensor:
-        """[C] bool: classes that hold at least `min_rows` rows, by default the bank's own `min_rows`."""
+        """Which classes hold enough rows.
+
+        Args:
+            min_rows: threshold; by default the bank's own.
+
+        Returns:
+            [C] bool.
+        """
         return self.counts >= (self.min_rows if min_rows is None else min_rows)
 
     def valid_slots(self) -> Tensor:
-        """[C, capacity] bool: slots that hold a row. With "sharded", those of this rank's shard."""
+        """Which slots hold a row.
+
+        Returns:
+            [C, capacity] bool. With "sharded", the slots of this rank's shard.
+        """
         counts = self.rings.counts(self.counts)
         return torch.arange(self.density.shape[1], device=counts.device) < counts[:, None]
 
     def _holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
         """Whether a search may skip the norms of the rows.
 
-        Half-precision rows are unit to three digits only, and float32 rows are not unit to a float64 query's precision.
+        Half-precision rows have unit norm to three digits only, and float32 rows are not exact enough for a float64
+        query.
         """
         exact = self.dtype == torch.float64 or (
             self.dtype == torch.float32 and query_dtype != torch.float64
@@ -234,35 +247,38 @@ class MemoryBank(FixedDtypeModule):
             queries: [M, D], sorted by class, of any float dtype. They receive a gradient, except with "sharded".
             query_offsets: [C + 1] int64, where each class begins.
             classes: [C] bool. Queries of classes that are False get density 0.
-            exclude_self: the queries are the bank's own rows, and no row is its own neighbour. Not available with
-                "sharded", since no rank holds all rows.
+            exclude_self: the queries are the bank's own rows; do not count a row as its own neighbour. Not supported
+                with "sharded".
 
         Returns:
             The densities, [M].
 
         Raises:
-            ValueError: with "sharded", if `exclude_self` is True or `queries` requires a gradient.
+            ValueError: If, with "sharded", `exclude_self` is True or `queries` requires a gradient.
         """
         with_density = self.ready() if classes is None else self.ready() & classes
         return self.rings.density_of(self, queries, query_offsets, with_density, exclude_self)
 
     @torch.no_grad()
     def checksum(self) -> Tensor:
-        """[] int64, on the bank's device: a hash of all rows, densities, counts and heads, and their order.
+        """Hashes all rows, densities, counts and heads, and their order.
 
         Equal banks have equal checksums on all devices and ranks. A sharded bank has the checksum of the replicated
         one; all ranks must call it.
+
+        Returns:
+            [] int64, on the bank's device.
         """
         return checkpoint.checksum(self)
 
     def assert_synced(self) -> None:
         """Raises unless the ranks that share the bank agree. All ranks must call it. It waits for the device.
 
-        Compared are the whole bank, the number of pushes and the random state. With "sharded", counts and heads stand
-        for the whole bank. With "local" there is nothing to compare.
+        Compares the whole bank, the number of pushes and the random state. With "sharded", only counts and heads of the
+        bank are compared. With "local" nothing is.
 
         Raises:
-            RuntimeError: if a rank differs from rank 0. The text names the rank and what differs.
+            RuntimeError: If a rank differs from rank 0. The text names the rank and what differs.
         """
         state = {"num_pushes": self.num_pushes, "rng_state": self.rng_state}
         state |= self.rings.synced_state(self)
@@ -274,7 +290,7 @@ class MemoryBank(FixedDtypeModule):
     def push(
         self, features: Tensor, projections: Tensor, labels: Tensor, *, ignore_index: int = 255
     ) -> None:
-        """Appends at most `rows_per_push` random pixels of each class. The oldest rows fall out.
+        """Appends at most `rows_per_push` random pixels of each class. The oldest rows are overwritten.
 
         Each of several ranks draws at most `rows_per_rank` of them. Pixels with an inf or NaN are skipped. Everything
         is checked before anything is written.
@@ -286,9 +302,9 @@ class MemoryBank(FixedDtypeModule):
             ignore_index: label of pixels to skip.
 
         Raises:
-            TypeError: if a dtype does not fit.
-            ValueError: if a shape or device does not fit.
-            RuntimeError: on the CPU, if a label is neither in [0, C) nor `ignore_index`.
+            TypeError: If a dtype does not fit.
+            ValueError: If a shape or device does not fit.
+            RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
@@ -318,7 +334,7 @@ class MemoryBank(FixedDtypeModule):
             row_counts: [C] int64, in [0, P].
 
         Raises:
-            ValueError: with several ranks, if P is more than `rows_per_rank`.
+            ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
         was_ready = self.ready()
         ranks = self._ranks()
@@ -378,12 +394,13 @@ class MemoryBank(FixedDtypeModule):
 def ddp_ignore_bank(root: nn.Module) -> list[str]:
     """Keeps DistributedDataParallel from broadcasting rank 0's bank in every step.
 
-    Call it on the very module that DDP will wrap, before wrapping. A bank outside that module, or
-    `broadcast_buffers=False`, needs no such call.
+    Call it on the module that you will pass to DDP, before wrapping it. It is not needed if the bank lies outside that
+    module or with `broadcast_buffers=False`.
 
-    DDP broadcasts the buffers of the wrapped module from rank 0, at once and before each forward. For a `MemoryBank`
-    this costs the size of the whole bank per step. A "replicated" bank is the same on all ranks and stays correct. A
-    "sharded" bank loses its shards, and the next step raises an error. A "local" bank loses the other ranks' rows.
+    DDP broadcasts the buffers of the wrapped module from rank 0, at construction and before each forward. For a
+    `MemoryBank` this costs the size of the whole bank per step. A "replicated" bank is the same on all ranks and stays
+    correct. A "sharded" bank loses its shards, and the next step raises an error. A "local" bank loses the other ranks'
+    rows.
 
     Args:
         root: the module that DDP will wrap.
@@ -392,7 +409,7 @@ def ddp_ignore_bank(root: nn.Module) -> list[str]:
         The names of the buffers of every bank inside `root`. Names ignored before stay ignored.
 
     Raises:
-        TypeError: if `root` is not a module, or is wrapped already.
+        TypeError: If `root` is not a module, or is wrapped already.
     """
     if not isinstance(root, nn.Module):
         raise TypeError(f"ddp_ignore_bank: root must be a Module, got {type(root).__name__}")

@@ -29,19 +29,19 @@ def silhouette_score(
     if a and b are both 0.
 
     Time grows with N^2 D. Memory does not grow with N^2: `ops.silhouette_sums` adds up distances by class as it
-    computes them. It computes them from differences, so close pairs and a far origin cost no digits.
+    computes them. They are computed from differences, so close pairs far from the origin lose no precision.
 
     Args:
         features: [N, D], any float dtype, finite. One row per sample.
         labels: [N], any integers. The class of each row.
-        ignore_index: rows with this label are left out. None leaves out no row.
+        ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
         A 0-dim float64 tensor.
 
     Raises:
-        TypeError: features are not floating point, or labels are not integers.
-        ValueError: a shape does not fit, or features are not finite, or there are fewer than 2 classes, or as many
+        TypeError: If `features` are not floating point, or `labels` are not integers.
+        ValueError: If a shape does not match, a feature is not finite, or there are fewer than 2 classes or as many
             classes as rows.
 
     Reference: Rousseeuw 1987; `sklearn.metrics.silhouette_score`.
@@ -73,14 +73,14 @@ def calinski_harabasz_score(
     Args:
         features: [N, D], any float dtype, finite. One row per sample.
         labels: [N], any integers. The class of each row.
-        ignore_index: rows with this label are left out. None leaves out no row.
+        ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
         A 0-dim float64 tensor.
 
     Raises:
-        TypeError: as for `silhouette_score`.
-        ValueError: as for `silhouette_score`.
+        TypeError: As for `silhouette_score`.
+        ValueError: As for `silhouette_score`.
 
     Reference: Calinski and Harabasz 1974; `sklearn.metrics.calinski_harabasz_score`.
     """
@@ -110,14 +110,14 @@ def davies_bouldin_score(
     Args:
         features: [N, D], any float dtype, finite. One row per sample.
         labels: [N], any integers. The class of each row.
-        ignore_index: rows with this label are left out. None leaves out no row.
+        ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
         A 0-dim float64 tensor, not negative.
 
     Raises:
-        TypeError: as for `silhouette_score`.
-        ValueError: as for `silhouette_score`.
+        TypeError: As for `silhouette_score`.
+        ValueError: As for `silhouette_score`.
 
     Reference: Davies and Bouldin 1979; `sklearn.metrics.davies_bouldin_score`.
     """
@@ -156,20 +156,23 @@ def density_statistics(
     CPU. Other devices leave them out, because a check would wait for the device.
 
     Args:
-        density: [...], floating point. Local densities of rows or pixels, as from `dgcl_ops.knn_density`.
-        labels: [...], the shape of density, integers. The class of each.
+        density: [...], floating point, the local densities of rows or pixels, as from `dgcl_ops.knn_density`.
+        labels: [...], integers, the class of each density.
         num_classes: C, the number of classes.
         quantiles: Q quantiles to report, in [0, 1], linearly interpolated.
-        ignore_index: rows with this label are left out. None leaves out no row.
+        ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
-        A dict with "count" [C] int64, "mean", "min" and "max" [C], and "quantiles" [Q, C]. The last four are float64
-        (float32 on MPS), and NaN for a class without rows.
+        A dict with
+            count: [C] int64, the number of rows.
+            mean, min, max: [C].
+            quantiles: [Q, C].
+        All but count are float64 (float32 on MPS), and NaN for a class without rows.
 
     Raises:
-        TypeError: density is not floating point, or labels are not integers.
-        ValueError: shapes differ, num_classes is not positive, or a quantile is outside [0, 1]; on the CPU also a
-            label out of range.
+        TypeError: If `density` is not floating point, or `labels` are not integers.
+        ValueError: If shapes differ, `num_classes` is not positive, or a quantile is outside [0, 1], or, on the CPU, if
+            a label is out of range.
     """
     name = "density_statistics"
     check_floats(name, "density", density)
@@ -209,7 +212,7 @@ def density_statistics(
     sums = values.new_zeros(num_classes + 1).index_add_(0, classes, values)[:-1]
     counts = counts[:-1]
     first = counts.cumsum(0) - counts  # [C]
-    values = torch.cat([values, values.new_full((1,), torch.nan)])  # where an empty class looks
+    values = torch.cat([values, values.new_full((1,), torch.nan)])  # read by empty classes
     last = (first + counts - 1).clamp_min(0)
     empty, nowhere = counts == 0, values.numel() - 1
     positions = values.new_tensor([0.0, 1.0, *quantiles])[:, None] * (last - first)  # [2 + Q, C]

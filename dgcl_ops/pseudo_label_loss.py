@@ -16,7 +16,7 @@ class PseudoLabelLoss(nn.Module):
         ignore_index: label of ignored pixels.
 
     Raises:
-        TypeError: if `ignore_index` is not an integer.
+        TypeError: If `ignore_index` is not an integer.
     """
 
     def __init__(self, ignore_index: int = 255):
@@ -38,8 +38,8 @@ class PseudoLabelLoss(nn.Module):
             `logits`, if no pixel is kept.
 
         Raises:
-            TypeError: if a dtype does not fit.
-            ValueError: if the shapes do not fit.
+            TypeError: If a dtype does not fit.
+            ValueError: If the shapes do not fit.
         """
         op = "PseudoLabelLoss"
         if not logits.is_floating_point():

@@ -24,7 +24,7 @@ def linear_schedule(start: float, end: float, progress: float | Tensor) -> float
         (1 - progress) * start + progress * end.
 
     Raises:
-        ValueError: if `progress` is a float NaN.
+        ValueError: If `progress` is a float NaN.
     """
     done: float | Tensor
     if isinstance(progress, Tensor):
@@ -46,7 +46,7 @@ def classification_drop_fraction(progress: float | Tensor) -> float | Tensor:
         The fraction. A tensor gives a tensor.
 
     Raises:
-        ValueError: if `progress` is a float NaN.
+        ValueError: If `progress` is a float NaN.
     """
     return linear_schedule(*CLASSIFICATION_DROP, progress)
 
@@ -63,7 +63,7 @@ def contrast_drop_fraction(progress: float | Tensor) -> float | Tensor:
         The fraction. A tensor gives a tensor.
 
     Raises:
-        ValueError: if `progress` is a float NaN.
+        ValueError: If `progress` is a float NaN.
     """
     fraction = linear_schedule(*CONTRAST_DROP, progress)
     if isinstance(fraction, Tensor):
@@ -83,7 +83,7 @@ def training_progress(epoch: float, warmup_epochs: float, epochs: float) -> floa
         (epoch - warmup_epochs) / (epochs - warmup_epochs), clamped to [0, 1].
 
     Raises:
-        ValueError: if `warmup_epochs` is negative, or no epoch is left after the warm-up.
+        ValueError: If `warmup_epochs` is negative, or no epoch is left after the warm-up.
     """
     if warmup_epochs < 0:
         raise ValueError(
@@ -109,7 +109,7 @@ def ema_decay(step: int, maximum: float = 0.999) -> float:
         The weight of the teacher's old value.
 
     Raises:
-        ValueError: if `step` is negative or `maximum` is outside [0, 1].
+        ValueError: If `step` is negative or `maximum` is outside [0, 1].
     """
     if step < 0:
         raise ValueError(f"ema_decay: step must not be negative, got {step}")
@@ -131,7 +131,7 @@ def poly_learning_rate(base: float, step: int, total: int, power: float = 0.9) -
         The learning rate of this step.
 
     Raises:
-        ValueError: if `step` is negative, or `total` or `power` is not positive.
+        ValueError: If `step` is negative, or `total` or `power` is not positive.
     """
     if step < 0:
         raise ValueError(f"poly_learning_rate: step must not be negative, got {step}")

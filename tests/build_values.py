@@ -28,7 +28,7 @@ def setup_value(name: str) -> Any:
         name: the constant's name.
 
     Raises:
-        SystemExit: setup.py does not assign it.
+        SystemExit: If setup.py does not assign it.
     """
     for node in ast.parse(SETUP.read_text()).body:
         if isinstance(node, ast.Assign) and name in [getattr(t, "id", "") for t in node.targets]:
@@ -43,7 +43,7 @@ def extension_argument(name: str) -> Any:
         name: the argument's name.
 
     Raises:
-        SystemExit: no Extension has it.
+        SystemExit: If no Extension has it.
     """
     for node in ast.walk(ast.parse(SETUP.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Extension":
@@ -62,7 +62,7 @@ def level_names() -> list[str]:
     """Returns the instruction sets that the CPU kernels support, narrowest first.
 
     Raises:
-        SystemExit: dispatch.cpp does not list them.
+        SystemExit: If dispatch.cpp does not list them.
     """
     match = re.search(r"kLevelNames\[\] = \{([^}]*)\}", DISPATCH.read_text())
     names = re.findall(r'"(\w+)"', match[1]) if match else []

@@ -22,7 +22,7 @@ def find_python(root: Path) -> str:
         root: the source tree. A new environment goes to its build/rehearsal.
 
     Raises:
-        SystemExit: there is no Python to create one with.
+        SystemExit: If there is no Python to create one with.
     """
     env = root / "build" / "rehearsal"
     named = [os.environ.get("DGCL_OPS_REHEARSAL_PYTHON"), env / "bin" / "python"]

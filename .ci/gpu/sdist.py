@@ -20,7 +20,7 @@ def wheel_of_sdist(python: str, sdist: Path, architecture: str, work: Path, *opt
         The wheel.
 
     Raises:
-        subprocess.CalledProcessError: the build failed. Its output has been printed.
+        subprocess.CalledProcessError: If the build failed. Its output has been printed.
     """
     with tarfile.open(sdist) as archive:
         archive.extractall(work, filter="data")

@@ -1,4 +1,4 @@
-// The similarity of two rows: larger is nearer. l2 is minus the Euclidean distance.
+// The similarity of two rows: larger is nearer. l2 is the negative Euclidean distance.
 #pragma once
 #include <torch/csrc/stable/stableivalue_conversions.h>
 

@@ -14,7 +14,7 @@ DEFAULT_ARCHS = "80 86 89 90"
 
 
 def run(*command, **options) -> tuple[int, str]:
-    """Exit code and output."""
+    """Runs a command and returns its exit code and output."""
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     done = subprocess.run([*map(str, command)], **both, **options, check=False)
     return done.returncode, done.stdout
@@ -25,7 +25,7 @@ def is_older(version: str, oldest: tuple[int, int]) -> bool:
 
 
 def architectures() -> list[str]:
-    """In increasing order, because PTX of the last one serves later devices."""
+    """Returns the architectures in increasing order; PTX of the last one runs on later devices."""
     value = os.environ.get("DGCL_OPS_CUDA_ARCHS", "")
     archs = value.split() or DEFAULT_ARCHS.split()
     if not all(re.fullmatch(r"\d{2,3}", arch) for arch in archs):

@@ -46,8 +46,8 @@ class Batch(NamedTuple):
             strategy: decides whether confidence is needed. None never needs it.
 
         Raises:
-            TypeError: if a dtype does not fit.
-            ValueError: if a shape or device does not fit.
+            TypeError: If a dtype does not fit.
+            ValueError: If a shape or device does not fit.
         """
         if features is None:
             if bank.feature_dim != bank.projection_dim:

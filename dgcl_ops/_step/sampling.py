@@ -71,7 +71,7 @@ def partition(
         The class segments.
 
     Raises:
-        RuntimeError: on the CPU, if a usable pixel's label is neither in [0, C) nor `ignore_index`. Other devices
+        RuntimeError: If, on the CPU, a usable pixel's label is neither in [0, C) nor `ignore_index`. Other devices
             cannot check without a sync; there such a pixel is unused.
     """
     flat = labels.reshape(-1).to(torch.int64)

@@ -1,4 +1,4 @@
-"""What is installed, which code serves which device and why, and whether it computes the right results here.
+"""Checks the installation: which implementation each device uses, and whether its results are correct.
 
 `python -m dgcl_ops.doctor` prints the report. `report()` returns it.
 """

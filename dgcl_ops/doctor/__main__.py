@@ -1,11 +1,11 @@
-"""What is installed, which code serves which device and why, and whether it computes the right results here.
+"""Checks the installation: which implementation each device uses, and whether its results are correct.
 
     python -m dgcl_ops.doctor [--device cpu|cuda|cuda:1]
 
-Prints a report to paste into a bug report. Every operator runs on named cases, then a few steps of the loss. What an
-operator selects, copies and counts must equal the compiled CPU operator's in every bit. All numbers must be near those
-of `reference.py` in float64. On CUDA the search runs on both of its paths, and a step must not wait for the device.
-Where plain PyTorch serves the device, equal bits are not promised.
+Prints a report to paste into a bug report. It runs every operator on named cases, then a few steps of the loss.
+Selections, copies and counts must be bit-identical to the compiled CPU operators'. All numbers must be close to
+`reference` in float64. On CUDA, both search paths run and a step must not sync. The PyTorch fallback need not be
+bit-identical.
 Exit status: 0 if all checks pass, 1 if one fails, 2 if the device cannot be used.
 """
 

@@ -59,7 +59,7 @@ def compare_float64(
     results: list[Tensor],
     tolerance: Callable[[Tensor], float] = rounding,
 ) -> None:
-    """With reference.py in float64. `tolerance` gets a result and is relative to its largest number."""
+    """Compares results with `reference` in float64. `tolerance` gets a result and is relative to its largest number."""
     given = widened(given)
     if case.op == "knn_topk":
         compare_choice(comparison, case, given, *results, tolerance(results[0]))
@@ -124,7 +124,7 @@ def check_operator(op: str, target: Target, comparison: Comparison) -> None:
 
 
 def gradients(function, weights: Tensor, inputs: tuple, *arguments, **options) -> tuple:
-    """Of a weighted sum of the finite outputs."""
+    """Gradients of a weighted sum of the finite outputs."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     output = function(*inputs, *arguments, **options)
     output = output[0] if isinstance(output, tuple) else output
@@ -133,7 +133,7 @@ def gradients(function, weights: Tensor, inputs: tuple, *arguments, **options) -
 
 
 def check_gradients(target, comparison, name: str, exact, *arguments, **options) -> None:
-    """`exact`: in float64. `arguments`: those of gradients(), which must also give the same bits twice."""
+    """Compares gradients with `exact`, computed in float64, and checks that two calls give the same bits."""
     ours, again = (target(gradients, *arguments, **options) for _ in range(2))
     comparison.same(f"{name}, repeated", again, ours)
     for part, (gradient, wanted) in enumerate(zip(ours, exact, strict=True)):

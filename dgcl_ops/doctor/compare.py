@@ -77,7 +77,7 @@ class Target:
             return move(function(*arguments, **options), "cpu")
 
     def expected(self, function: Callable, *arguments, **options):
-        """By the CPU operators, on another number of threads in case they are under test."""
+        """Runs a function on the CPU operators, with a different number of threads in case they are under test."""
         with threads(1 if torch.get_num_threads() > 1 else 3):
             return function(*arguments, **options)
 
@@ -125,13 +125,13 @@ def move(values, device: str):
 
 
 def as_integers(t: Tensor) -> Tensor:
-    """The same bits."""
+    """Reinterprets the elements as integers of the same size."""
     size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
     return t.contiguous().view(size)
 
 
 def bits(t: Tensor) -> Tensor:
-    """As integers; all NaNs alike."""
+    """`as_integers` with all NaNs made equal."""
     if not t.is_floating_point():
         return t
     return as_integers(torch.where(t.isnan(), torch.full_like(t, torch.nan), t))

@@ -51,7 +51,7 @@ def installation() -> list[str]:
 
 
 def driver_version() -> str:
-    """From nvidia-smi, as in PyTorch's own bug reports."""
+    """The driver version, from nvidia-smi."""
     from torch.utils import collect_env
 
     try:

@@ -32,7 +32,7 @@ def check_basics(op: str, given: Arguments) -> None:
     PyTorch calls the kernel of one of the devices, which may be meta, or the kernel for sparse tensors.
 
     Raises:
-        RuntimeError: an argument breaks a rule.
+        RuntimeError: If an argument breaks a rule.
     """
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     first = next(iter(tensors))
@@ -58,7 +58,7 @@ def check(op: str, given: Arguments) -> None:
     """Checks all rules.
 
     Raises:
-        RuntimeError: an argument breaks a rule. The text names op, argument, rule and value.
+        RuntimeError: If an argument breaks a rule. The text names op, argument, rule and value.
     """
     check_basics(op, given)
     if "queries" in given:

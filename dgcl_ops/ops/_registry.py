@@ -2,7 +2,7 @@
 
 `define()` gives PyTorch an operator's schema. It also registers the implementation in `reference` under a key that
 PyTorch uses only for devices without a kernel. The compiled extension adds kernels for the devices that it was built
-for. Without the extension, plain PyTorch serves every device, and is slower. The first such call on a device type
+for. Without the extension, every device uses plain PyTorch, which is slower. The first such call on a device type
 warns. With DGCL_OPS_REQUIRE_COMPILED=1 it is an error.
 
 torch.library registers derivatives for `torch.autograd` only. Without the checks here, torch.func's grad, vjp and

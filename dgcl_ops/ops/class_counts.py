@@ -25,9 +25,9 @@ def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> T
         The counts, [num_classes] int64.
 
     Raises:
-        TypeError: `labels` is not a tensor, or `num_classes` or `ignore_index` is not an integer.
-        ValueError: `num_classes` is not positive.
-        RuntimeError: the dtype is wrong; on the CPU also a label that is neither a class nor `ignore_index`. Other
+        TypeError: If `labels` is not a tensor, or `num_classes` or `ignore_index` is not an integer.
+        ValueError: If `num_classes` is not positive.
+        RuntimeError: If the dtype is wrong, or, on the CPU, if a label is neither a class nor `ignore_index`. Other
             devices do not count such a label.
     """
     _arguments.tensors("class_counts", labels=labels)

@@ -35,7 +35,7 @@ def density_contrast(
     negative_counts: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """Mean over each group's anchors of minus the log-softmax at the group's key.
+    """Computes each group's contrastive loss: the mean over its anchors of the negative log-softmax at the group's key.
 
     With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and m_i the largest logit of anchor i:
 
@@ -61,10 +61,10 @@ def density_contrast(
         The loss of each group, [G] float32 (float64 if an input is float64).
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: `temperature` is not positive and finite, or `eps` is negative or not finite.
-        RuntimeError: a shape, dtype or device is wrong; on the CPU also counts out of range. CUDA cannot check those
-            without a sync, and clamps them.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `temperature` is not positive and finite, or `eps` is negative or not finite.
+        RuntimeError: If a shape, dtype or device is wrong, or, on the CPU, if counts are out of range. CUDA clamps them
+            instead, because a check would sync.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.4 (density-guided contrast).
     """

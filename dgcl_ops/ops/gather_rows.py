@@ -22,18 +22,17 @@ def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
     `torch.func` cannot differentiate it.
 
     Args:
-        maps: [B, D, H, W] or [R, D]. Feature maps, channels first in shape; channels-last strides are read in place.
-            Or rows.
-        indices: [...] int64. Numbers b * H * W + y * W + x of pixels, or of rows, in any order, with or without
-            repetition.
+        maps: [B, D, H, W] feature maps, or [R, D] rows. Channels-last maps are read in place.
+        indices: [...] int64, the pixels b * H * W + y * W + x, or the rows, to gather. Any order; repetitions allowed.
 
     Returns:
         The vectors, [..., D], in the dtype of `maps`.
 
     Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: a shape or a dtype is wrong; on the CPU also an index outside [0, B * H * W). CUDA cannot check
-            that without a sync. There such a pixel gets a row of NaN and passes no gradient on.
+        TypeError: If an argument is not a tensor.
+        RuntimeError: If a shape or dtype is wrong, or, on the CPU, if an index lies outside [0, B * H * W). CUDA does
+            not check that, because a check would sync. There, such an index yields a row of NaNs and propagates no
+            gradient.
     """
     _arguments.tensors("gather_rows", maps=maps, indices=indices)
     if maps.dim() == 2:

@@ -42,15 +42,15 @@ def knn_density(
     of storing the neighbours. Second derivatives and `torch.func` are not supported.
 
     Args:
-        queries: [M, D], the rows whose density is wanted. With a grouped bank they are sorted by class.
+        queries: [M, D], the rows to compute the density of. With a grouped bank they are sorted by class.
         bank: [N, D], or [C, N, D] for one bank per class. The rows to compare with.
         scales: S numbers of neighbours, in any order.
-        metric: "cosine", "dot" or "l2". "l2" is minus the Euclidean distance.
+        metric: "cosine", "dot" or "l2". "l2" is the negative Euclidean distance.
         query_offsets: [C + 1] int64. Class c's queries are rows query_offsets[c] to query_offsets[c + 1]. Required
             with a grouped bank, and only then. Rows outside belong to no class and have density 0.
         bank_counts: [C] int64, the rows in use per class. By default all.
-        exclude_self: query p of a class is row p of the class's bank, and not its own neighbour. If the bank has no
-            row p, the query's density is 0.
+        exclude_self: treat query p of a class as row p of that class's bank, and do not count it as its own neighbour.
+            A query without such a row has density 0.
         per_scale: return rho_k for each scale instead of their mean.
         unit_bank: the bank holds unit rows already, so "cosine" does not normalise them.
 
@@ -58,10 +58,10 @@ def knn_density(
         The densities, [M], or [S, M] with `per_scale`; float32 (float64 if an input is float64).
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: a scale is not positive, or `metric` is unknown.
-        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets or counts out of range. CUDA cannot
-            check those without a sync, and clamps them. CUDA takes at most 64 scales.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a scale is not positive, or `metric` is unknown.
+        RuntimeError: If a shape, dtype or device is wrong, or, on the CPU, if offsets or counts are out of range. CUDA
+            clamps them instead, because a check would sync. CUDA takes at most 64 scales.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (multi-scale density).
     """

@@ -50,13 +50,13 @@ def knn_topk(
         bank: [N, D], or [C, N, D] for one bank per class. Views are read in place. The dtype may differ from that of
             `queries`.
         k: neighbours per query, at least 1 and less than 2^31. It may exceed the number of rows.
-        metric: "cosine", "dot" or "l2". "l2" is minus the Euclidean distance, computed from differences. A zero row
+        metric: "cosine", "dot" or "l2". "l2" is the negative Euclidean distance, computed from differences. A zero row
             has cosine 0 with every row.
         query_offsets: [C + 1] int64. Class c's queries are rows query_offsets[c] to query_offsets[c + 1]. Required
             with a grouped bank, and only then. Rows outside belong to no class and have no neighbours.
         bank_counts: [C] int64, the rows in use per class. By default all.
-        exclude_self: query p of a class is row p of the class's bank, and not its own neighbour. If the bank has no
-            row p, the query has no neighbours.
+        exclude_self: treat query p of a class as row p of that class's bank, and do not count it as its own neighbour.
+            A query without such a row has no neighbours.
         unit_bank: the bank holds unit rows already, so "cosine" does not normalise them.
 
     Returns:
@@ -64,10 +64,10 @@ def knn_topk(
         indices: [M, k] int64, rows in the bank of the query's class. -1 for a missing neighbour.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: `k` is not positive, or `metric` is unknown.
-        RuntimeError: a shape, dtype or device is wrong; on the CPU also offsets or counts out of range. CUDA cannot
-            check those without a sync, and clamps them.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `k` is not positive, or `metric` is unknown.
+        RuntimeError: If a shape, dtype or device is wrong, or, on the CPU, if offsets or counts are out of range. CUDA
+            clamps them instead, because a check would sync.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (nearest-neighbour graphs).
     """

@@ -48,9 +48,9 @@ def memory_push(
         normalize: store features as unit rows.
 
     Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: a shape or a dtype is wrong, or a tensor shares memory with one that is changed; on the CPU
-            also row_counts, counts or heads out of range.
+        TypeError: If an argument is not a tensor.
+        RuntimeError: If a shape or dtype is wrong, or a tensor shares memory with one that is changed, or, on the CPU,
+            if `row_counts`, `counts` or `heads` are out of range. CUDA clamps them instead, because a check would sync.
 
     Reference: Wang et al., Hunting Sparsity, CVPR 2023, section 3.3 (memory bank).
     """

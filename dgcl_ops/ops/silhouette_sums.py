@@ -27,15 +27,15 @@ def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = Non
             So do differences whose squares overflow.
         offsets: [C + 1] int64. Class c's features are rows offsets[c] to offsets[c + 1]. Features outside belong to
             no class. They have sums, but no sum includes them.
-        rows: [M, D], the rows whose sums are wanted. By default the features.
+        rows: [M, D], the rows to sum distances for; by default the features.
 
     Returns:
         The sums, [M, C] float64, or [N, C] without `rows`. An empty class has sum 0.
 
     Raises:
-        TypeError: an argument is not a tensor.
-        RuntimeError: a shape or a dtype is wrong; on the CPU also offsets out of range or decreasing. CUDA cannot
-            check those without a sync, and clamps them.
+        TypeError: If an argument is not a tensor.
+        RuntimeError: If a shape or dtype is wrong, or, on the CPU, if `offsets` are out of range or decrease. CUDA
+            clamps them instead, because a check would sync.
 
     Reference: Rousseeuw, Silhouettes: a graphical aid, J. Comput. Appl. Math. 20, 1987.
     """

@@ -1,7 +1,7 @@
 """Every formula in plain PyTorch: a deliberate second implementation of the compiled kernels.
 
-The oracle of the tests, the baseline of the benchmarks, and the implementation on devices without a compiled kernel.
-Works on any device and in any dtype. Ordinary autograd differentiates it.
+It is the oracle of the tests, the baseline of the benchmarks, and the fallback on devices without a compiled kernel. It
+works on any device and dtype. Ordinary autograd differentiates it.
 
 Numerics, as in the kernels:
     compute type  float32, or float64 if any input is float64. Autocast is disabled inside.
@@ -10,9 +10,9 @@ Numerics, as in the kernels:
     ties          lowest index first, by a stable sort. `torch.topk` does not define the order of equal scores, and
                   gives different indices on different devices. The scores come from `matmul`. Their last bit may
                   depend on its tiling; the kernels' canonical sum does not.
-Class offsets and counts are copied to the host. Work is done in blocks: at most `CHUNK_ELEMENTS` scores, logits or
-distances exist at a time, or one row if that has more. So the largest tensor is the largest of 64 MiB, an input in
-float64, and k numbers per query. The arguments are those of the raw operators, in their order.
+Offsets and counts are copied to the host. Work is done in blocks of at most `CHUNK_ELEMENTS` scores, logits or
+distances, or of one row. So no temporary exceeds the largest of 64 MiB, a float64 copy of an input, and k numbers per
+query. The arguments are those of the raw operators, in their order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
 def unit_rows(rows: Tensor) -> Tensor:
     """x / |x| for each row of [..., D], float32 or float64; 0 for a zero row, NaN for a row holding inf or NaN.
 
-    Zero rows and rows with inf or NaN pass no gradient on. Multiplying a row by any power of two changes nothing.
+    Zero rows and rows with inf or NaN propagate no gradient. Multiplying a row by any power of two changes nothing.
     """
     size, scale = rescue_scale(rows)
     usable = (size > 0) & (size < torch.inf)

@@ -14,7 +14,7 @@ from dgcl_ops.reference import unit_rows
 
 
 def _unit_rows_backward(dL_dunit: Tensor, rows: Tensor) -> Tensor:
-    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` passes no gradient on."""
+    """dL/dx = (g - (g.u) u) / |x|, and 0 where `unit_rows` propagates no gradient."""
     size, scale = reference.rescue_scale(rows)
     usable = (size > 0) & (size < torch.inf)
     safe = torch.where(usable, rows * scale, 1.0)
@@ -65,7 +65,7 @@ def knn_topk_backward(
         for at in range(0, queries.shape[0] if raw_bank.shape[0] else 0, chunk):
             part = slice(at, at + chunk)
             valid = used[part]
-            # A query without neighbours may hold NaN. It passes no gradient on.
+            # A query without neighbours may hold NaN. It propagates no gradient.
             unused = ~valid.any(1, keepdim=True)
             chosen_queries = wide_queries[part].masked_fill(unused, 0.0).unsqueeze(1)
             flat = classes[part, None] * bank.shape[-2] + indices[part]

@@ -22,10 +22,10 @@ def check_shape(function: str, name: str, values: Any, shape: list[int]) -> None
 
 @torch.no_grad()
 def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tensor:
-    """The density of each feature in the bank of its class. 0 for a label without a class or a class not ready.
+    """The density of each feature in its class's bank; 0 if the label is not a class or the class is not ready.
 
     Args:
-        bank: a loss's `bank`.
+        bank: the loss's memory bank, `loss.bank`.
         features: [N, D].
         labels: [N], the class of each feature.
 
@@ -33,7 +33,7 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
         The densities, [N].
 
     Raises:
-        ValueError: labels do not have the shape [N].
+        ValueError: If `labels` do not have the shape [N].
     """
     check_shape("feature_density", "labels", labels, [len(features)])
     known = (labels >= 0) & (labels < bank.num_classes)
@@ -52,7 +52,7 @@ def density_map(
     """The `feature_density` of each pixel of feature maps, interpolated to `size`. 0 marks a pixel without one.
 
     Args:
-        bank: a loss's `bank`. It holds features of the student, so pass features of the student.
+        bank: the loss's memory bank, `loss.bank`. It holds features of the student, so pass features of the student.
         features: [B, D, h, w], feature maps of the network.
         labels: [B, h, w], labels or predictions at the maps' size; see `resize_labels`.
         size: (H, W) of the result, the size of the images.
@@ -61,7 +61,7 @@ def density_map(
         The density maps, [B, H, W].
 
     Raises:
-        ValueError: labels do not have the shape [B, h, w].
+        ValueError: If `labels` do not have the shape [B, h, w].
     """
     check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)
@@ -85,7 +85,7 @@ def bank_densities(bank: MemoryBank) -> Tensor:
     NaN marks an empty slot or a class that is not ready. A sharded bank returns the densities of this rank.
 
     Args:
-        bank: a loss's `bank`.
+        bank: the loss's memory bank, `loss.bank`.
 
     Returns:
         The densities, [C, capacity].
@@ -104,7 +104,7 @@ def anchors_and_keys(
     num_keys: int | None = None,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Marks the rows that the loss would choose as anchors and as keys if they were its batch. Changes nothing.
+    """Marks the rows that the loss would choose as anchors and keys from this batch. The loss is not modified.
 
     Args:
         loss: the loss. Its bank, readiness, excluded classes and strategy count.
@@ -120,7 +120,7 @@ def anchors_and_keys(
         keys: [N] bool.
 
     Raises:
-        ValueError: the strategy uses confidence, and `confidence` is None.
+        ValueError: If the strategy uses confidence, and `confidence` is None.
     """
     numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
     given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}

@@ -43,8 +43,8 @@ def plot_panels(
         The figure. Its `savefig(path)` writes it.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: a shape does not fit, or images do not lie in [0, 1].
+        ImportError: If matplotlib is missing.
+        ValueError: If a shape does not fit, or `images` do not lie in [0, 1].
     """
     matplotlib = load_matplotlib("plot_panels")
     from matplotlib.cm import ScalarMappable
@@ -121,8 +121,8 @@ def plot_features(
         The axes. `axes.figure.savefig(path)` writes their figure.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: a shape does not fit.
+        ImportError: If matplotlib is missing.
+        ValueError: If a shape does not fit.
     """
     matplotlib = load_matplotlib("plot_features")
     import numpy as np
@@ -165,7 +165,11 @@ def plot_features(
 
 
 def add_legend(axes: Any) -> None:
-    """Adds the legend of `plot_features` below the figure. Several plots of the same classes need only one."""
+    """Adds the legend of `plot_features` below the figure. Several plots of the same classes need only one.
+
+    Args:
+        axes: the axes that `plot_features` returned.
+    """
     handles, _ = axes.get_legend_handles_labels()
     _legend_below(axes.figure, handles, handletextpad=0.1, scatterpoints=1)
 
@@ -210,8 +214,8 @@ def plot_density_histograms(
         The figure. Its `savefig(path)` writes it.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: a shape does not fit, or no snapshot holds a density.
+        ImportError: If matplotlib is missing.
+        ValueError: If a shape does not fit, or none of `snapshots` holds a density.
     """
     matplotlib = load_matplotlib("plot_density_histograms")
     import numpy as np

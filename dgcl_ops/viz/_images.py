@@ -58,7 +58,14 @@ def class_image(labels: "Tensor | np.ndarray", num_classes: int) -> "np.ndarray"
 
 
 def density_limits(*densities: "Tensor | np.ndarray") -> tuple[float, float]:
-    """One colour scale for several maps: the 3rd to the 97th percentile of their finite densities, without 0."""
+    """Chooses one colour scale for several maps.
+
+    Args:
+        densities: density maps of any shape, see `density_map`.
+
+    Returns:
+        The 3rd and the 97th percentile of their finite densities, without 0.
+    """
     import numpy as np
 
     values = np.concatenate([to_numpy(each).ravel() for each in densities])

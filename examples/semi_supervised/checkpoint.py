@@ -35,7 +35,7 @@ def save(trainer: "Trainer", path: Path) -> None:
         path: the file.
 
     Raises:
-        RuntimeError: the ranks' banks differ.
+        RuntimeError: If the ranks' banks differ.
     """
     if trainer.ranks > 1:
         trainer.contrast.bank.assert_synced()
@@ -69,8 +69,8 @@ def load(trainer: "Trainer", path: Path) -> int:
         The number of ranks that wrote the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, is damaged, or has other settings, network or data.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, is damaged, or has other settings, network or data.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")

@@ -18,7 +18,7 @@ class CityscapesData(FolderData):
         options: see FolderData.
 
     Raises:
-        FileNotFoundError: a folder or file is missing.
+        FileNotFoundError: If a folder or file is missing.
     """
 
     def __init__(self, data: Path, *, num_classes: int = 19, **options: Any):

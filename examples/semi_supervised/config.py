@@ -79,8 +79,8 @@ class Config:
         given: keys with values. They override both, except None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a key is unknown or missing, or a value does not fit.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key is unknown or missing, or a value does not fit.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = (), **given: Any):
@@ -146,7 +146,7 @@ class Config:
             changes: settings that override the configuration.
 
         Raises:
-            ValueError: a value does not fit, or two keys exclude each other.
+            ValueError: If a value does not fit, or two keys exclude each other.
         """
         chosen = self._of(field.name for field in fields(Settings))
         chosen = {key: value for key, value in chosen.items() if value is not None} | changes

@@ -29,8 +29,8 @@ class DeepLabV3Plus(nn.Module):
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
-        ImportError: segmentation_models.pytorch is missing.
-        ValueError: the file does not hold weights of this backbone.
+        ImportError: If segmentation_models.pytorch is missing.
+        ValueError: If the file does not hold weights of this backbone.
     """
 
     min_batch = 2  # the batch norm after image pooling sees one value per image

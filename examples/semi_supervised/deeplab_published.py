@@ -40,7 +40,7 @@ class PublishedDeepLab(nn.Module):
         zero_init: whether each residual branch starts at 0, by weight 0 in its last batch norm.
 
     Raises:
-        ValueError: the encoder or stride is unknown, or the file does not fit this backbone.
+        ValueError: If the encoder or stride is unknown, or the file does not fit this backbone.
     """
 
     min_batch = 2  # the batch norm after image pooling sees one value per image

@@ -18,7 +18,7 @@ def start(device: str) -> str:
         The device of this rank.
 
     Raises:
-        ValueError: `torchrun` may restart the processes, but its settings make restarted processes read stale
+        ValueError: If `torchrun` may restart the processes, but its settings make restarted processes read stale
             addresses.
     """
     if "LOCAL_RANK" not in os.environ or "WORLD_SIZE" not in os.environ:

@@ -40,8 +40,8 @@ class FolderData:
         test: samples for the test. Equal to `val` if there is only one such split.
 
     Raises:
-        FileNotFoundError: a folder or a label is missing.
-        ValueError: a label does not fit its image or holds an invalid class, or there are too few images.
+        FileNotFoundError: If a folder or a label is missing.
+        ValueError: If a label does not fit its image or holds an invalid class, or there are too few images.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def read_label(sample: Sample) -> np.ndarray:
     """Reads a label as [H, W] integers. A PNG with a palette, as in VOC, gives indices, not colours.
 
     Raises:
-        ValueError: the label cannot be read, or does not fit its image.
+        ValueError: If the label cannot be read, or does not fit its image.
     """
     with _open(sample.image) as image:
         size = image.size

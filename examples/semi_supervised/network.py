@@ -20,7 +20,7 @@ class SegmentationNetwork(nn.Module):
         align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
-        ValueError: no stage has the feature stride.
+        ValueError: If no stage has the feature stride.
     """
 
     def __init__(

@@ -158,7 +158,7 @@ def contrast_loss(
             loss divides its gradient by this number.
 
     Raises:
-        ValueError: an argument does not fit.
+        ValueError: If an argument does not fit.
     """
     arguments = {"ignore_index": data.ignore_index, "seed": settings.seed, **settings.contrast}
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
@@ -188,7 +188,7 @@ def check_network(settings: Settings, network: nn.Module, images: int) -> None:
         images: labelled images that a batch norm sees per step, over all ranks that normalise together.
 
     Raises:
-        ValueError: a setting does not fit the network.
+        ValueError: If a setting does not fit the network.
     """
     name, weight = type(network).__name__, settings.auxiliary_weight
     if bool(weight) != (getattr(network, "auxiliary", None) is not None):

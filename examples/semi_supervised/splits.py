@@ -25,7 +25,7 @@ def choose(
         The labelled samples, and the images of all others.
 
     Raises:
-        ValueError: `labelled` does not fit the images.
+        ValueError: If `labelled` does not fit the images.
     """
     if Path(str(labelled)).is_file():
         chosen = listed(Path(str(labelled)), train)
@@ -95,7 +95,7 @@ def draw_order(
         ignore_index: label of pixels without a class.
 
     Raises:
-        ValueError: no order of 10,000 keeps the rule.
+        ValueError: If no order of 10,000 keeps the rule.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(train))

@@ -70,7 +70,7 @@ class Trainer:
             rank's.
 
     Raises:
-        ValueError: `settings` and `network` do not fit each other.
+        ValueError: If `settings` and `network` do not fit each other.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Trainer:
             after_step: called after each step.
 
         Raises:
-            RuntimeError: the ranks are not at the same step.
+            RuntimeError: If the ranks are not at the same step.
         """
         if not distributed.agree(self.step, self.device):
             raise RuntimeError(

@@ -18,7 +18,7 @@ class VocData(FolderData):
         options: see FolderData.
 
     Raises:
-        FileNotFoundError: a folder or file is missing.
+        FileNotFoundError: If a folder or file is missing.
     """
 
     def __init__(

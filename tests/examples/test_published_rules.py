@@ -30,7 +30,7 @@ def boxes_of(mixed) -> list[tuple[int, int, int, int] | None]:
     """Returns top, left, rows and columns of each image's box. Image i is filled with i, pasted pixels differ.
 
     Raises:
-        AssertionError: the pasted pixels are not a rectangle from the next image.
+        AssertionError: If the pasted pixels are not a rectangle from the next image.
     """
     boxes = []
     for i, image in enumerate(mixed.numpy()):

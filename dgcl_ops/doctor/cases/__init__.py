@@ -57,7 +57,7 @@ class Case:
 
 @functools.cache
 def all_cases() -> dict[str, list[Case]]:
-    """By operator, in the order in which they run."""
+    """Maps each operator to its cases, in the order they run."""
     from . import contrast, gradient, push, rows, search, search_classes, search_sizes
 
     result: dict[str, list[Case]] = {}

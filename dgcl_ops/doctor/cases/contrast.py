@@ -61,7 +61,7 @@ def forward(sizes: tuple, options: dict, instead: dict | None = None) -> tuple:
 
 
 def backward(sizes: tuple, options: dict, wanted: bool, instead: dict | None = None) -> tuple:
-    """From the CPU's loss."""
+    """Arguments of the backward, from the loss computed on the CPU."""
     arguments = forward(sizes, options, instead)
     good = forward(sizes, options, options.get("repaired"))
     loss, lse = torch.ops.dgcl_ops.density_contrast(*good)

@@ -28,7 +28,7 @@ GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7
 def case(
     name, queries, bank, k, metric="cosine", offsets=None, unit=False, scale=0.75, **options
 ) -> Case:
-    """For the neighbours that knn_topk finds on the CPU. The upstream gradient has zeros."""
+    """Makes a case from the neighbours that knn_topk selects on the CPU. The upstream gradient has zeros."""
     stray = options.pop("stray", False)
     counts = options.pop("counts", None)
 
