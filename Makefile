@@ -10,10 +10,10 @@ CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
 .PHONY: demo test test-rest test-all faults fuzz soak inspect lint format doctor bench wheel clean
 
-demo: $(VENV)/installed  ## the main job: plain self-training against the density loss, with a report to look at
+demo: $(VENV)/installed  ## trains plain self-training and the density loss, and writes a report
 	$(BIN)/python examples/demo.py --out demo_out
 
-test: $(VENV)/installed  ## what a user of the library needs to trust it, a process for each core; 5 minutes on two
+test: $(VENV)/installed  ## the tests a user needs, one process per core; 5 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
 test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
@@ -21,13 +21,13 @@ test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled bac
 
 test-all: test test-rest
 
-faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels, each of which the emulator must find (minutes; PART="0 3": a third)
+faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels; the emulator must find each (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m kernels emulator --faults $(if $(PART),--part $(PART))
 
 fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")
 	cd tests && $(abspath $(BIN))/python -m kernels fuzz --mode address --seconds 120 $(FUZZ)
 
-soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, checked one by one; minutes
+soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, each checked; minutes
 	cd tests && $(abspath $(BIN))/python -m soak.run
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
@@ -51,7 +51,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP)
 
-wheel: $(VENV)/installed  ## one file for every Python and PyTorch, and the sdist that it is made of: dist/ (DIST="folder")
+wheel: $(VENV)/installed  ## one wheel for every Python and PyTorch, and its sdist: dist/ (DIST="folder")
 	rm -rf build/wheel
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
 	PATH="$(abspath $(BIN)):$$PATH" .ci/repair_wheel build/wheel/*.whl "$(DIST)"

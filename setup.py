@@ -12,7 +12,7 @@ with CUDA kernels. They link the CUDA runtime statically, and load without a dri
     CXX, CXXFLAGS        the compiler and its flags, as setuptools reads them
 
 Tested with g++ 12 and clang++ 14 on Linux. Apple's clang and MSVC are untested; their flags come from documentation.
-MSVC's cl lacks the kernels' vector types, so a build with it should end as plain Python.
+MSVC's cl does not support the kernels' vector types, so a build with it should fall back to plain Python.
 """
 
 import importlib.metadata
@@ -115,7 +115,7 @@ OBSTACLE = known_obstacle()
 
 
 def say(text: str) -> None:
-    """Prints a tool's output, also to a terminal without some of its letters."""
+    """Prints a tool's output even if the terminal's encoding lacks some characters."""
     code = sys.stdout.encoding or "utf-8"
     print(text.encode(code, "backslashreplace").decode(code), flush=True)
 

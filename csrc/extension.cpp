@@ -17,7 +17,7 @@ namespace {
 PyObject* cpu_capability(PyObject*, PyObject*) {
   try {
     return PyUnicode_FromString(std::string(cpu_level()).c_str());
-  } catch (const std::exception& error) {  // DGCL_OPS_CPU_CAPABILITY names no level of this processor
+  } catch (const std::exception& error) {  // DGCL_OPS_CPU_CAPABILITY names a level that this processor lacks
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }

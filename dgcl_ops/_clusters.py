@@ -1,9 +1,9 @@
-"""Rows sorted by class and visited a block at a time: what the scores of `metrics` share.
+"""Sorts rows by class and visits them in blocks; shared by the scores in `metrics`.
 
-A block has one of two sizes. On the CPU it is so small that PyTorch runs each step on the calling thread. A parallel
-region waits for its slowest thread. With hundreds of short regions and other work on the cores, that wait took up to
-17 times as long as the arithmetic. On a GPU, where a launch costs more than a short step, a block is as large as the
-memory budget allows.
+The block size depends on the device. On the CPU a block is so small that PyTorch runs each step on the calling thread.
+A parallel region waits for its slowest thread. With hundreds of short regions and other work on the cores, that wait
+took up to 17 times as long as the arithmetic. On a GPU, where a launch costs more than a short step, a block is as
+large as the memory budget allows.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _GRAIN = 2**15  # at::internal::GRAIN_SIZE: PyTorch starts threads from this man
 
 @dataclass(frozen=True)
 class Clusters:
-    """The rows that count, sorted by class."""
+    """The rows that are not ignored, sorted by class."""
 
     score: str  # named in errors
     features: Tensor  # [N, D], as given
-    order: Tensor  # [n] rows of features that count, sorted by class
+    order: Tensor  # [n] rows of features that are not ignored, sorted by class
     ids: Tensor  # [n] class of each sorted row, numbered 0 .. C-1
     counts: Tensor  # [C] rows of each class
 

@@ -11,7 +11,7 @@ import torch
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
-# What a user of the library needs to trust it: `make test` runs these rooms, without what is marked kernels or long.
+# What a user of the library needs to trust it: `make test` runs these folders, without what is marked kernels or long.
 CORE = ("ops", "loss", "bank", "tools", "examples")
 
 hypothesis.settings.register_profile(
@@ -26,13 +26,15 @@ hypothesis.settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        room = item.path.relative_to(TESTS).parts[0]
+        folder = item.path.relative_to(TESTS).parts[0]
         implementation = getattr(item, "callspec", None) and item.callspec.params.get(
             "implementation"
         )
-        if room == "kernels" or implementation == "emulated":
+        if folder == "kernels" or implementation == "emulated":
             item.add_marker("kernels")
-        if room in CORE and not any(item.get_closest_marker(name) for name in ("kernels", "long")):
+        if folder in CORE and not any(
+            item.get_closest_marker(name) for name in ("kernels", "long")
+        ):
             item.add_marker("core")
 
 
@@ -43,7 +45,7 @@ def repeatable():
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """The samples are small; that threads change nothing is a test of its own (test_relations.py)."""
+    """Samples are small. test_relations.py checks that the number of threads changes nothing."""
     torch.set_num_threads(1)
 
 
@@ -80,7 +82,7 @@ def implementation(request):
 
 @pytest.fixture
 def checks_values(request, implementation):
-    """For tests of values that the CPU refuses and CUDA, which could not without waiting, clamps or skips."""
+    """For tests of values that the CPU rejects. CUDA clamps or skips them, because a check would sync."""
     on_cuda = "device" in request.fixturenames and request.getfixturevalue("device") == "cuda"
     if request.node.callspec.params["implementation"] == "emulated" or on_cuda:
         pytest.skip("CUDA kernels do not refuse values")

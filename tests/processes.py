@@ -9,16 +9,16 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-TOLD = "result.{}.pt"
+RESULT_FILE = "result.{}.pt"
 
 
 def on_ranks(size: int, folder: Path, function, *arguments) -> list:
-    """function(rank, folder, *arguments) in each of `size` processes with a group; what it returned, by rank.
+    """Runs function(rank, folder, *arguments) in `size` processes with a process group and returns the results by rank.
 
-    The function has to be one of a module, and to return tensors, numbers, strings, lists and dicts alone.
+    The function must live in a module and return only tensors, numbers, strings, lists and dicts.
     """
     multiprocessing.spawn(_process, args=(size, str(folder), function, arguments), nprocs=size)
-    return [torch.load(Path(folder) / TOLD.format(rank)) for rank in range(size)]
+    return [torch.load(Path(folder) / RESULT_FILE.format(rank)) for rank in range(size)]
 
 
 def _process(rank: int, size: int, folder: str, function, arguments) -> None:
@@ -28,8 +28,8 @@ def _process(rank: int, size: int, folder: str, function, arguments) -> None:
     # Of processes that wait for each other in vain, the error should come soon; others may be compiling meanwhile.
     patience = timedelta(minutes=30)
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size, timeout=patience)
-    told = function(rank, Path(folder), *arguments)
-    torch.save(told, Path(folder) / TOLD.format(rank))
+    result = function(rank, Path(folder), *arguments)
+    torch.save(result, Path(folder) / RESULT_FILE.format(rank))
     # Modules that lie in reference cycles hold the group, whose threads must not outlive the interpreter.
     gc.collect()
     dist.barrier()

@@ -18,7 +18,7 @@ namespace dgcl {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-// Reports an order between threads to ThreadSanitizer. Other builds do nothing.
+// Tells ThreadSanitizer that one thread happens before another. A no-op in other builds.
 #if defined(__SANITIZE_THREAD__)
 inline void order_after_this(const void* mark) { __tsan_release(const_cast<void*>(mark)); }
 inline void order_before_this(const void* mark) { __tsan_acquire(const_cast<void*>(mark)); }
@@ -50,7 +50,7 @@ class PoolWork {
 };
 
 // parallel_for over [0, workers), safe after a fork. A forked process has lost the threads of OpenMP's pool, and a
-// thread that used the pool before the fork would wait for them for ever. A new thread gets a new pool.
+// thread that used the pool before the fork would wait for them forever. A new thread gets a new pool.
 template <typename Work>
 void in_parallel(int64_t workers, const Work& work) {
   const auto start = [&] { torch::stable::parallel_for(0, workers, 1, work); };

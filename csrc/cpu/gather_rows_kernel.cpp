@@ -25,8 +25,8 @@ struct MapLayout {
         pixel(maps.size(3) == 1 ? maps.stride(2) : maps.stride(3)) {}  // the stride of a single column is arbitrary
 };
 
-// In a channel-first map each element of a row lies in another page. So rows are sorted by tile of neighbouring pixels.
-// Each plane of a tile is then read once, for all rows of the tile.
+// In a channel-first map each element of a row lies on a different page. So rows are sorted by tile of neighbouring
+// pixels. Each plane of a tile is then read once, for all rows of the tile.
 template <typename Word>
 void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64_t count, Word* out) {
   const int64_t tiles_per_image = (map.area + kTilePixels - 1) / kTilePixels, tiles = map.images * tiles_per_image;

@@ -107,7 +107,7 @@ class TopkBackward {
   bool l2() const { return p_.metric == Metric::l2; }
   bool used(int64_t pair) const { return pair_has_gradient(l2(), index_[pair], dL_dvalues_[pair], value_[pair]); }
 
-  // -1 for a query of no class.
+  // -1 for a query without a class.
   int64_t class_of(int64_t query) const {
     if (query < p_.offsets.front() || query >= p_.offsets.back()) return -1;
     return std::upper_bound(p_.offsets.begin(), p_.offsets.end(), query) - p_.offsets.begin() - 1;

@@ -50,7 +50,7 @@ void pack(const char* const* rows, int64_t count, int64_t depth, T* out) {
   pack_columns(typed, count, depth, kDistanceRows, out);
 }
 
-// Rows [begin, end) of one panel, all of class `group`, or of no class (-1).
+// Rows [begin, end) of one panel, all of class `group`, or of none (-1).
 struct Segment {
   int64_t begin, end, group;
 };

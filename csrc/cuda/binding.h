@@ -33,7 +33,7 @@ inline void* current_cuda_stream(int32_t device) {
   return stream;
 }
 
-// Makes the tensor's device current within its scope, and knows that device's current stream.
+// Makes the tensor's device current within its scope, and exposes that device's current stream.
 class OnDeviceOf {
  public:
 #ifdef DGCL_EMULATED_DEVICE  // CPU tensors; the emulator checks that guard and stream are used

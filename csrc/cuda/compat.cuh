@@ -33,7 +33,7 @@ __device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, co
 }
 
 // Copies `bytes` (0 to 16) from global to shared memory and pads with zeros to 16. Both addresses are multiples of 16.
-// The data is there after the next wait for the pipeline.
+// The data is available after the next pipeline wait.
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int bytes) {
   asm volatile(
       "cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),

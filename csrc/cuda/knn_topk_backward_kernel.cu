@@ -15,7 +15,7 @@ constexpr int kGradientBlocks = sizeof(T) == sizeof(double) ? 3 : 4;
 constexpr int kColumnsPerLane = 4;  // per sum at a time
 constexpr int kPairsAtOnce = 2;     // pairs whose rows are loaded together
 
-// -1 for a query of no class, else in [0, C), whatever the offsets are.
+// -1 for a query without a class, else in [0, C), whatever the offsets are.
 __device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {
   if (a.offsets == nullptr) return 0;
   if (query < a.offsets[0] || query >= a.offsets[a.num_classes]) return -1;

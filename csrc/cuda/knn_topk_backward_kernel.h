@@ -13,7 +13,7 @@ struct KnnTopkBackwardArguments {
   RowView bank;            // [C, N, D]
   const void* dL_dvalues;  // [M, k], float or double
   const void* values;      // [M, k], the same type
-  const int64_t* indices;  // [M, k]; an index outside [0, N) is no neighbour
+  const int64_t* indices;  // [M, k]; an index outside [0, N) is not a neighbour
   const int64_t* offsets;  // [C + 1]; nullptr: all queries are of class 0
   int64_t num_queries, num_classes, bank_rows, dim, k;
   bool l2, normalize_queries, normalize_bank;
@@ -21,7 +21,7 @@ struct KnnTopkBackwardArguments {
   void* query_norms;           // scratch [M], a RowNorm each; unused without normalize_queries
   void* bank_norms;            // scratch [C, N], a RowNorm each; unused without normalize_bank
   int64_t* keys;               // scratch [M, k] for launch_knn_pair_keys: the bank row in [0, C N), or C N for no pair
-  const int64_t* sorted_keys;  // [M k], the keys sorted upward
+  const int64_t* sorted_keys;  // [M k], the keys in ascending order
   const int64_t* pairs;        // [M k], the pair of each sorted key; equal keys keep their order
   void* sums;                  // scratch [min(kMostGradientWarps, max(M, C N)), D], float or double
   void* dL_dqueries;           // [M, D], contiguous, dtype of queries

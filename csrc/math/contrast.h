@@ -3,7 +3,7 @@
 //   m = max_j z_j               lse = m + log(sum_j exp(z_j - m) + eps)             loss = lse - z_0
 //   p_j = exp(z_j - lse)        dloss/dz_j = p_j - [j = 0]
 //
-// The published program adds eps = 1e-6 to the sum, after shifting the logits by m. It treats m as a constant in the
+// The authors' code adds eps = 1e-6 to the sum, after shifting the logits by m. It treats m as a constant in the
 // gradient, and so does this formula: the p_j sum to 1 - eps / (sum + eps). With eps = 0 this is the log-softmax.
 //
 // z_j = <a, b_j> / temperature with unit rows a, b_j. unit_row_backward (unit_row.h) takes gradients back to raw rows.

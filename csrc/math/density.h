@@ -31,7 +31,7 @@ void scale_weights(const int64_t* scales, int64_t num_scales, int64_t count, T* 
   for (int64_t r = 1; r <= count; ++r) weights[r - 1] = scale_weight<T>(scales, num_scales, count, r);
 }
 
-// The density of scores [count], sorted downward.
+// The density of scores [count], in descending order.
 template <typename T>
 T weighted_sum(const T* weights, const T* scores, int64_t count) {
   T sum = 0;

@@ -1,8 +1,8 @@
 """The state of a memory bank: its checksum, and loading it at another capacity, dtype or number of ranks.
 
 A bank is loaded whole or not at all. Everything is checked before anything is written, so a state that does not fit
-changes no buffer. Only torch.distributed.checkpoint writes into the buffers first, so there a wrong state
-is detected afterwards.
+changes no buffer. The exception is torch.distributed.checkpoint: it writes into the buffers first, so a mismatch is
+detected only afterwards.
 """
 
 from __future__ import annotations

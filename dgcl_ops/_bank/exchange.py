@@ -12,11 +12,11 @@ What W ranks compute, compared with one process:
     loss and gradient of a rank  Bit-identical to the loss of that rank's batch against that bank, with that rank's
                                  random numbers.
     gradient under DDP           The gradient of the mean of the ranks' losses, up to the rounding of DDP's sum. The
-                                 published program gets 1 / W of it: see `grad_scale`.
-    loss of the joined batch     Differs. A rank chooses anchors, keys and negatives among its own pixels, as the
-                                 published program does. A rank without an active class has loss 0.
-    rows pushed                  Those of the joined batch, if no class has more than ceil(rows_per_push / W) rows on a
-                                 rank. Otherwise that many from each rank, up to W - 1 more than rows_per_push in all.
+                                 authors' code gets 1 / W of it: see `grad_scale`.
+    loss of the combined batch   Differs. A rank chooses anchors, keys and negatives among its own pixels, as the
+                                 authors' code does. A rank without an active class has loss 0.
+    rows pushed                  Those of the combined batch, if no class has more than ceil(rows_per_push / W) rows on
+                                 a rank. Otherwise that many from each rank, up to W - 1 more than rows_per_push in all.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def all_gather(ranks: Ranks, tensor: Tensor) -> Tensor:
     """[...], of the same shape and dtype on all ranks -> [W, ...]."""
     if ranks.world_size == 1:
         return tensor.unsqueeze(0)
-    mine = tensor.contiguous().view(-1).view(torch.uint8)  # a backend may lack the dtype
+    mine = tensor.contiguous().view(-1).view(torch.uint8)  # not every backend supports every dtype
     received = mine.new_empty(ranks.world_size * mine.numel())
     getattr(dist, ALL_GATHER)(received, mine, group=ranks.group)
     return received.view(tensor.dtype).view(ranks.world_size, *tensor.shape)

@@ -63,7 +63,7 @@ class Rings:
         )
 
     def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
-        """[C, k], k <= capacity: the slots of highest stored density. Of equal densities, the lowest slot is first.
+        """[C, k], k <= capacity: the slots of highest stored density. Ties go to the lower slot.
 
         Entries from `counts[c]` on are valid indices of empty slots.
         """

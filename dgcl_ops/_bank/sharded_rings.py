@@ -121,7 +121,10 @@ class ShardedRings:
         return torch.cat(density)[:rows] if density else bank.density.new_zeros(rows)
 
     def refresh(self, bank: MemoryBank, classes: Tensor) -> None:
-        """See `Rings.refresh`. Shards exchange queries only for classes due for a refresh: the host must know which."""
+        """See `Rings.refresh`.
+
+        Only classes due for a refresh exchange queries, so the host must know which.
+        """
         for c in classes.nonzero().flatten().tolist():
             bank.density[c] = self._density_of_own_rows(bank, c).to(bank.density.dtype)
 
@@ -174,7 +177,10 @@ class ShardedRings:
     "without fullgraph=True, or use placement 'replicated'"
 )
 def _max_queries(bank: MemoryBank, number: int, dtype: torch.dtype) -> int:
-    """The largest number of queries on any rank. Synchronises, and checks all ranks' queries and shards on the way."""
+    """Returns the largest number of queries on any rank.
+
+    Syncs with the host. Also checks the query dtype and the shards of all ranks.
+    """
     ranks, owner = bank.rings.ranks, bank._owner
     code = DTYPES.index(_arguments.one_of("MemoryBank", "the dtype of queries", dtype, DTYPES))
     state = torch.tensor([number, code, -code], device=owner.device)
@@ -246,8 +252,8 @@ def _merge(
 def density_of_scores(scores: Tensor, scales: tuple[int, ...]) -> Tensor:
     """The density of queries from their scores, -inf where one is missing. [M, N] -> [M].
 
-    The bits are those from the rows. Each query is a class of its own, and its scores are the rows: 1 * score is the
-    score.
+    Bit-identical to a search of the rows: each query becomes a class with the query 1 and its scores as rows, and
+    1 * score is exact.
     """
     queries = scores.shape[0]
     return knn_density(

@@ -44,7 +44,7 @@ def _candidate_sums(
     first = torch.nn.functional.pad(pixels.offsets[:-1], (0, 1))[pixels.classes]
     limit = torch.nn.functional.pad(choice.candidate_counts, (0, 1))[pixels.classes]
     pixel_count = projections.numel() // projections.shape[1]
-    # Pixels that are no candidates write their mark behind the last pixel.
+    # Other pixels write to a spare slot past the end.
     place = torch.where(position - first < limit, pixels.pixels, pixel_count)
     member = torch.full((pixel_count + 1,), num_classes, device=place.device)
     member = member.scatter(0, place, pixels.classes)[:pixel_count]

@@ -100,7 +100,7 @@ class Report:
         if not self.total:
             return "No loss yet: the module has not seen a batch with pixels."
         if not self.active:
-            return f"The last loss was 0: {self.why_none()}."
+            return f"The last loss was 0: {self.why_zero()}."
         losses = self.state["class_loss"]
         value = sum(losses[c] for c in self.active) / len(self.active)
         if value - value != 0:
@@ -119,7 +119,7 @@ class Report:
             return f"{number}, from the one class that took part."
         return f"{number}, the mean over the {len(self.active)} classes that took part."
 
-    def why_none(self) -> str:
+    def why_zero(self) -> str:
         """Why no class took part in a batch with pixels."""
         ignored, non_finite, unknown = self.skipped
         if ignored == self.total:

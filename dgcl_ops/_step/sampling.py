@@ -1,10 +1,10 @@
-"""The tools of a selection: class segments, their first pixels, orders inside a class, random negatives.
+"""Building blocks of `selection`: class segments, their first pixels, sorting within a class, random negatives.
 
 The shape of every table depends only on sizes. Counts on the device say how much of it is used. So nothing is copied to
 the host, and one compiled graph or CUDA graph serves every batch:
 
-1. One sort by (class, random number) puts the pixels into class segments, in random order inside.
-2. The first pixels of a segment are its candidates. The first of those are its push: there is no second draw.
+1. One sort by (class, random number) puts the pixels into class segments, in random order within each.
+2. The first pixels of a segment are its candidates. The first of those are pushed, so there is no second draw.
 3. Two stable sorts, by value and then by class, order the candidates of each class by density or confidence. Anchors
    are read from the front of a segment, keys from its back.
 4. A negative of class c is drawn by its position among the valid pixels outside the segment of c.
@@ -128,7 +128,7 @@ def front(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor | Non
 
 
 def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Table:
-    """The last counts[c] <= width entries of each class in the given order, the very last first."""
+    """The last counts[c] <= width entries of each class in the given order, returned in reverse order."""
     at = pixels.offsets[1:, None] - 1 - torch.arange(width, device=counts.device)
     return Table(order[at.clamp(min=0)], counts)
 

@@ -185,7 +185,7 @@ def _skipped(batch: Batch, segments: Segments, ignore_index: int) -> Tensor:
 
 
 def _used_mean(values: Tensor | None, table: Table) -> Tensor | None:
-    """[C]: mean of values[table.index] over the used entries, 0 without any."""
+    """[C]: mean of values[table.index] over the used entries; 0 if there are none."""
     if values is None:
         return None
     total = torch.where(sampling.used_entries(table), values[table.index], 0).sum(1)
@@ -201,8 +201,8 @@ def _anchors_and_keys(
 ) -> tuple[Table, Table]:
     """The candidates of lowest `anchor_values`, and those of highest `key_values`.
 
-    Without values, the anchors are the first candidates, which are in random order, and there are no keys. Of equal
-    values, anchors take the first and keys the last.
+    Without values, the anchors are the first candidates, which are in random order, and there are no keys. On ties,
+    anchors take the first and keys the last.
 
     counts [C], values [M] -> tables of entries of `candidates`, [C, A] and [C, K].
     """
@@ -223,7 +223,7 @@ def _anchors_and_keys(
         order = sampling.order_by(key_values, candidates)
         keys = sampling.back(candidates, key_counts, min(num_keys, size), order)
     if strategy.disjoint:
-        # Keys sort last. Unused entries write their mark behind the last candidate.
+        # Keys sort last. Unused entries write to a spare slot past the end.
         taken = torch.zeros(size + 1, dtype=torch.bool, device=counts.device)
         marked = torch.where(sampling.used_entries(keys), keys.index, size)
         taken = taken.scatter(0, marked.reshape(-1), True)[:size]
@@ -240,7 +240,7 @@ def _anchors_and_keys(
 
 
 def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:
-    """The slots of highest stored density. Of equal densities, the lowest slots."""
+    """The slots of highest stored density. Ties go to the lower slot."""
     if strategy.keys != "high_density":
         return None
     width = min(strategy.num_keys, bank.capacity)

@@ -31,7 +31,7 @@ class Versions:
         extension: CUDA of the extension's kernels and runtime.
         torch: CUDA that PyTorch was built for.
         device: compute capability.
-        archs: compute capabilities that the extension has machine code for, upward; PTX of the last one.
+        archs: compute capabilities that the extension has machine code for, in ascending order; PTX of the last one.
     """
 
     driver: Version | None = None

@@ -29,7 +29,7 @@ def _dtype(tensor: Tensor) -> str:
 def check_basics(op: str, given: Arguments) -> None:
     """Checks that tensors are dense, on one device and of the right dimension, and that counts are in range.
 
-    PyTorch calls the kernel of one of the devices, which may be meta, or the kernel for sparse tensors.
+    Runs before the fake kernel too: with mixed devices, PyTorch may dispatch to meta.
 
     Raises:
         RuntimeError: If an argument breaks a rule.

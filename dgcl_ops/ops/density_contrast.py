@@ -54,7 +54,7 @@ def density_contrast(
         anchor_counts: [G] int64, the anchors in use per group. By default all. A group without anchors has loss 0.
         negative_counts: [G] int64, the negatives in use per group. By default all. A group without negatives has loss
             log(1 + eps).
-        eps: added to the sum of exponentials. 0 gives the log-softmax. The published program adds 1e-6. As there, the
+        eps: added to the sum of exponentials. 0 gives the log-softmax. The authors' code adds 1e-6. As there, the
             gradient treats m_i as a constant.
 
     Returns:

@@ -205,26 +205,28 @@ def density_contrast_with_lse(
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
         groups, rows, _ = anchors.shape
-        used = counted(rows, anchor_counts, groups, anchors.device)
-        in_use = counted(negatives.shape[1], negative_counts, groups, anchors.device)
+        anchor_mask = counted(rows, anchor_counts, groups, anchors.device)
+        negative_mask = counted(negatives.shape[1], negative_counts, groups, anchors.device)
         # Rows beyond the counts may hold anything. A zero row is harmless.
-        unit_anchors = unit_rows(anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0))
-        unit_negatives = unit_rows(negatives.to(dtype).masked_fill(~in_use.unsqueeze(-1), 0.0))
+        unit_anchors = unit_rows(anchors.to(dtype).masked_fill(~anchor_mask.unsqueeze(-1), 0.0))
+        unit_negatives = unit_rows(
+            negatives.to(dtype).masked_fill(~negative_mask.unsqueeze(-1), 0.0)
+        )
         unit_keys = unit_rows(keys.to(dtype)).unsqueeze(1)
         lse = unit_anchors.new_empty((groups, rows))
-        surprise = torch.empty_like(lse)
+        anchor_loss = torch.empty_like(lse)
         for g, block in contrast_blocks(groups, rows, negatives.shape[1] + 1):
             block_anchors = unit_anchors[g, block]
             to_key = (block_anchors @ unit_keys[g].mT) / temperature  # [G, A, 1]
             to_negatives = (block_anchors @ unit_negatives[g].mT) / temperature  # [G, A, N]
-            to_negatives = to_negatives.masked_fill(~in_use[g].unsqueeze(1), -torch.inf)
+            to_negatives = to_negatives.masked_fill(~negative_mask[g].unsqueeze(1), -torch.inf)
             logits = torch.cat([to_key, to_negatives], dim=2)
             maximum = logits.amax(2, keepdim=True).detach()  # a constant, as published
             log_sum = ((logits - maximum).exp().sum(2) + eps).log()
             lse[g, block] = maximum.squeeze(2) + log_sum
-            surprise[g, block] = log_sum - (logits[..., 0] - maximum.squeeze(2))
-        loss = torch.where(used, surprise, 0.0).sum(1) / used.sum(1).clamp(min=1)
-        return loss, torch.where(used, lse, 0.0)
+            anchor_loss[g, block] = log_sum - (logits[..., 0] - maximum.squeeze(2))
+        loss = torch.where(anchor_mask, anchor_loss, 0.0).sum(1) / anchor_mask.sum(1).clamp(min=1)
+        return loss, torch.where(anchor_mask, lse, 0.0)
 
 
 def density_contrast(*args: Any, **kwargs: Any) -> Tensor:

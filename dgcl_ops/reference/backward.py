@@ -108,24 +108,26 @@ def density_contrast_backward(
     dtype = compute_dtype(anchors, keys, negatives)
     with no_autocast(anchors):
         groups, rows, _ = anchors.shape
-        used = reference.counted(rows, anchor_counts, groups, anchors.device)
-        in_use = reference.counted(negatives.shape[1], negative_counts, groups, anchors.device)
-        raw_anchors = anchors.to(dtype).masked_fill(~used.unsqueeze(-1), 0.0)
-        raw_negatives = negatives.to(dtype).masked_fill(~in_use.unsqueeze(-1), 0.0)
+        anchor_mask = reference.counted(rows, anchor_counts, groups, anchors.device)
+        negative_mask = reference.counted(
+            negatives.shape[1], negative_counts, groups, anchors.device
+        )
+        raw_anchors = anchors.to(dtype).masked_fill(~anchor_mask.unsqueeze(-1), 0.0)
+        raw_negatives = negatives.to(dtype).masked_fill(~negative_mask.unsqueeze(-1), 0.0)
         raw_keys = keys.to(dtype).unsqueeze(1)
         a, p, n = unit_rows(raw_anchors), unit_rows(raw_keys), unit_rows(raw_negatives)
-        lse = torch.where(used, lse, 0.0)
-        weights = dL_dloss.to(dtype) / used.sum(1).clamp(min=1) / temperature
-        weights = torch.where(used, weights.unsqueeze(1), 0.0)
+        lse = torch.where(anchor_mask, lse, 0.0)
+        weights = dL_dloss.to(dtype) / anchor_mask.sum(1).clamp(min=1) / temperature
+        weights = torch.where(anchor_mask, weights.unsqueeze(1), 0.0)
         dL_da, dL_dp, dL_dn = torch.zeros_like(a), torch.zeros_like(p), torch.zeros_like(n)
         for g, block in reference.contrast_blocks(groups, rows, negatives.shape[1] + 1):
             rows_a, key, others = a[g, block], p[g], n[g]
             log_sum, weight = lse[g, block].unsqueeze(-1), weights[g, block].unsqueeze(-1)
             p0 = torch.exp((rows_a @ key.mT) / temperature - log_sum)
             # A key without anchors may be NaN.
-            p0 = torch.where(used[g, block].unsqueeze(-1), p0, 0.0)
+            p0 = torch.where(anchor_mask[g, block].unsqueeze(-1), p0, 0.0)
             pn = torch.exp((rows_a @ others.mT) / temperature - log_sum)
-            pn = pn.masked_fill(~in_use[g].unsqueeze(1), 0.0)
+            pn = pn.masked_fill(~negative_mask[g].unsqueeze(1), 0.0)
             dz0, dzn = weight * (p0 - 1), weight * pn  # [G, A, 1], [G, A, N]
             dL_da[g, block] = dz0 * key + dzn @ others
             if needs_key_grad:

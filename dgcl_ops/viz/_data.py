@@ -41,8 +41,8 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
     order = classes.argsort(stable=True)[: int(known.sum())]
     counts = classes.bincount(minlength=bank.num_classes + 1)[:-1]
     offsets = F.pad(counts.cumsum(0), (1, 0))  # [C + 1], where each class begins
-    found = bank.density_of(features[order].contiguous(), offsets)
-    return found.new_zeros(len(features)).index_copy(0, order, found)
+    density = bank.density_of(features[order].contiguous(), offsets)
+    return density.new_zeros(len(features)).index_copy(0, order, density)
 
 
 @torch.no_grad()
@@ -90,8 +90,8 @@ def bank_densities(bank: MemoryBank) -> Tensor:
     Returns:
         The densities, [C, capacity].
     """
-    held = bank.valid_slots() & bank.ready()[:, None]
-    return torch.where(held, bank.density, torch.nan).cpu()
+    has_density = bank.valid_slots() & bank.ready()[:, None]
+    return torch.where(has_density, bank.density, torch.nan).cpu()
 
 
 @torch.no_grad()

@@ -246,10 +246,10 @@ def plot_density_histograms(
             density, classes.expand_as(density), len(class_names), quantiles=(0.5,)
         )["quantiles"][0]
         for axes, c in zip(grid.flat, shown, strict=False):
-            held = table[c][np.isfinite(table[c])]
-            if not len(held):
+            densities = table[c][np.isfinite(table[c])]
+            if not len(densities):
                 continue
-            share = np.histogram(held, edges)[0] / len(held)
+            share = np.histogram(densities, edges)[0] / len(densities)
             axes.stairs(share, edges, color=color, lw=1.6, label=title)
             axes.plot(
                 medians[c].clip(*edges[[0, -1]]), 0, "^", color=color, ms=6, clip_on=False, zorder=3

@@ -1,7 +1,7 @@
 """The tool tests itself, and then runs every CUDA kernel under the sanitizers.
 
-A tool that finds nothing may be blind: small kernels (kernels/emulator/self_test_kernels.cuh) contain faults, and the
-tests say which mode must find each.
+A tool that reports nothing may simply not work: small kernels (kernels/emulator/self_test_kernels.cuh) contain faults,
+and the tests say which mode must find each.
 """
 
 import contextlib

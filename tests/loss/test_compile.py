@@ -45,9 +45,9 @@ def assert_compiles_like_eager(setting, backend, dtype=torch.float32):
         assert_same_state(module, snapshot(eager))
         total += float(value)
     assert total > 0
-    told, wanted = module.diagnostics(), eager.diagnostics()
+    state, wanted = module.diagnostics(), eager.diagnostics()
     for name in ("active", "candidates", "non_finite_rows", "rows"):
-        assert torch.equal(told[name], wanted[name]), name
+        assert torch.equal(state[name], wanted[name]), name
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_training_step_with_both_losses_is_one_graph():
     contrast, pseudo = loss_of(), PseudoLabelLoss()
     head = torch.nn.Conv2d(6, 4, 1)
     classifier = torch.nn.Conv2d(6, 5, 1)
-    twin = copy.deepcopy(contrast)
+    eager = copy.deepcopy(contrast)
 
     def step(contrast, features, labels):
         logits = classifier(features)
@@ -132,9 +132,9 @@ def test_a_training_step_with_both_losses_is_one_graph():
         batch = batch_of(seed=seed)
         features, labels = batch["features"], batch["labels"]
         value = compiled(contrast, features, labels)
-        torch.testing.assert_close(value, step(twin, features, labels), rtol=1e-6, atol=0)
+        torch.testing.assert_close(value, step(eager, features, labels), rtol=1e-6, atol=0)
         value.backward()
-    assert_same_state(contrast, snapshot(twin))
+    assert_same_state(contrast, snapshot(eager))
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def test_a_step_with_model_tap_and_head(backend, half, steps):
         for name, expected in theirs.items():
             rounded = expected.is_floating_point()
             torch.testing.assert_close(mine[name], expected, **(near if rounded else exact))
-        told, wanted = module.contrast.diagnostics(), eager.contrast.diagnostics()
+        state, wanted = module.contrast.diagnostics(), eager.contrast.diagnostics()
         for name in ("active", "candidates", "non_finite_pixels", "rows"):
-            assert torch.equal(told[name], wanted[name]), name
+            assert torch.equal(state[name], wanted[name]), name
         contrasts += bool(wanted["active"].any())
         non_finite += bool(wanted["non_finite_pixels"])
     assert contrasts > steps / 3

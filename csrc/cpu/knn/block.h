@@ -1,4 +1,4 @@
-// One thread's search for a block of queries of one class. The bank passes in panels, and the scorer scores tiles.
+// One thread's search for a block of queries of one class. The bank is read in panels, and the scorer scores tiles.
 // Scores that reach a query's threshold go to a small buffer per query; when it fills, the threshold rises. In the end,
 // what a filter has kept gets canonical scores. This goes bank row by bank row, so that a row is loaded once for all
 // queries that kept it.
@@ -59,7 +59,7 @@ class BlockSearch {
   }
 
  private:
-  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // lower scores are no neighbours
+  static constexpr T kLowest = std::numeric_limits<T>::lowest();    // lower scores are not neighbours
   static constexpr T kNever = std::numeric_limits<T>::quiet_NaN();  // no score reaches this threshold
 
   struct Pair {
@@ -168,7 +168,7 @@ class BlockSearch {
     return kth;
   }
 
-  // For final scores: keeps the k best, and of equal scores the first. From then on only scores above the k-th can
+  // For final scores: keeps the k best; ties go to the earlier entry. From then on only scores above the k-th can
   // enter.
   void keep_best(int64_t q) {
     T* score = scores(q);

@@ -28,9 +28,9 @@ struct KnnProblem {
   bool unit_bank = false;  // for cosine: the bank rows have length 1
 };
 
-// Receives the result of each query once, from any thread: neighbours [count], sorted by score downward, then by index
-// upward. count <= k. A query with a NaN has count -1. There is no call for a query of no class, for a query of a class
-// without rows, or, with exclude_self, for a query beyond the bank's rows.
+// Called once per query, from any thread, with at most k neighbours in descending order of score; ties go to the lower
+// index. count is -1 for a query with a NaN. Not called for queries without a class, in a class without rows, or, with
+// exclude_self, past the bank's rows.
 template <typename T>
 using KnnEmit = std::function<void(int64_t query, const Neighbour<T>* neighbours, int64_t count)>;
 

@@ -50,7 +50,7 @@ class KnnRows {
   // rows.
   static bool has_large_norm(T norm) { return !(norm < std::sqrt(std::numeric_limits<T>::max()) * T(0x1p-10)); }
 
-  // The bias of a bank row that a filter cannot bound: -infinity with a NaN, since the row is no neighbour, and
+  // The bias of a bank row that a filter cannot bound: -infinity with a NaN, since it cannot be a neighbour, and
   // +infinity with a large norm. 0 for all other rows.
   static T special_bias(T norm) {
     const T infinity = std::numeric_limits<T>::infinity();

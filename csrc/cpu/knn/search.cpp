@@ -19,7 +19,7 @@ constexpr int64_t kBlockBytes = 1 << 20;      // query rows of a block
 constexpr int64_t kCandidateBytes = 4 << 20;  // candidate buffers of a block
 constexpr int64_t kCopyBytes = 12 << 20;      // a bank up to this size is widened and normalised once, up front
 constexpr int64_t kPreparedBytes = 12 << 20;  // classes are prepared for the filter together, up to this size
-constexpr int64_t kFewQueries = 32;           // of a class: too few for a filter to pay
+constexpr int64_t kFewQueries = 32;           // per class: with fewer, a filter does not pay off
 
 struct Item {
   int64_t group, first, count;  // queries [first, first + count)
@@ -64,11 +64,11 @@ Buffer<T> copy_bank(KnnProblem& p) {
   return copy;
 }
 
-// Searches items with one scorer, and without a filter the queries that the scorer leaves unresolved.
+// Searches the items with one scorer, then the queries it left unresolved without a filter.
 template <typename T, typename Scorer, typename... Bank>
 void search_items(const KnnRows<T>& rows, std::vector<Item>& items, BlockSize size, const KnnEmit<T>& emit,
                   const Bank&... bank) {
-  // The longest first, so that the last items are short.
+  // Longest items first, so that the threads finish together.
   const auto cost = [&](const Item& item) { return item.count * rows.p.counts[static_cast<size_t>(item.group)]; };
   std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
   // If a class leaves most of a block unresolved, its later blocks skip the filter.
@@ -124,7 +124,7 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   for (int64_t c = 0; c < groups; ++c) {
     if (p.counts[c] == 0) continue;
     int64_t end = p.offsets[c + 1];
-    if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // later queries are no bank rows
+    if (p.exclude_self) end = std::min(end, p.offsets[c] + p.counts[c]);  // later queries have no bank row
     if (end <= p.offsets[c]) continue;
     const bool few = !filter || end - p.offsets[c] <= kFewQueries || 2 * p.k > p.counts[c];
     for (int64_t first = p.offsets[c]; first < end; first += size.queries)

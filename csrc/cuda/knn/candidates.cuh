@@ -1,5 +1,5 @@
 // The candidates of a query: bank rows that may be among its k nearest. Any thread of the block appends to the list,
-// and one warp cuts it down when it is full. What stays depends on scores and indices only, never on the order of
+// and one warp cuts it down when it is full. What is kept depends only on scores and indices, not on the order of
 // arrival.
 #pragma once
 #include <climits>
@@ -16,8 +16,8 @@ struct CandidateList {
   int32_t* index;
 };
 
-// Sorts the first n entries by score downward, then by index upward: a bitonic network, by one warp. Overwrites entries
-// up to the next power of two.
+// Sorts the first n entries in descending order of score; ties go to the lower index. A bitonic network, by one warp.
+// Overwrites entries up to the next power of two.
 template <typename T>
 __device__ void warp_sort(const CandidateList<T>& list, int n) {
   const int lane = threadIdx.x % kWarp;

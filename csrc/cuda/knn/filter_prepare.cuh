@@ -6,7 +6,8 @@
 namespace dgcl {
 
 constexpr int kMeanThreads = 256;
-constexpr int kMeanRows = 256;  // evenly spaced rows that the mean is of; any centre is valid, a near one is better
+// Evenly spaced rows averaged for the centre; any centre is valid, but a close one gives tighter bounds.
+constexpr int kMeanRows = 256;
 
 // An upper bound of |x|, also valid if the sum of squares leaves the normal range. By one warp.
 template <typename Row>
@@ -47,14 +48,14 @@ __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArgu
   a.mean[group * a.dim + d] = fabs(sum) <= std::numeric_limits<float>::max() ? sum : 0.0f;
 }
 
-// Bounds are not negative, so their bits have the order of the numbers. All rows of a class raise the same bounds, and
-// most raise nothing. A read is cheaper than an atomic, and an old value only costs one atomic more.
+// Bounds are non-negative, so their bit patterns sort like the numbers. Most rows raise nothing, and a plain read is
+// cheaper than an atomic. A stale read only costs one extra atomic.
 __device__ __forceinline__ void raise_bound(float* bound, float value) {
   if (value <= load_relaxed(bound)) return;
   atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
 }
 
-// Writes bias and lengths, a warp per row. A row with a NaN has no bounds. It passes no threshold, and it is no
+// Writes bias and lengths, a warp per row. A row with a NaN has no bounds. It passes no threshold, and it cannot be a
 // neighbour.
 __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSearchArguments a) {
   const int64_t at = own_warp<kRowsPerBlock>();

@@ -35,7 +35,7 @@ __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   it.split = static_cast<int32_t>(item % a.plan.splits);
   const int64_t begin = class_begin(a, group), rows = class_rows(a, group);
   int64_t end = class_begin(a, group + 1);
-  if (a.exclude_self && end > begin + rows) end = begin + rows;  // later queries are no bank rows
+  if (a.exclude_self && end > begin + rows) end = begin + rows;  // later queries have no bank row
   it.first_place = (tile - (begin / kItemQueries + group)) * kItemQueries;
   it.first_query = begin + it.first_place;
   const int64_t left = rows == 0 || it.first_place < 0 ? 0 : end - it.first_query;

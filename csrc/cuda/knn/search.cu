@@ -90,13 +90,13 @@ int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
       return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan.filter_blocks);
     });
   if (error != 0) return error;
-  // Space for k entries, for one more tile, and for what the filter cannot tell from the k-th.
+  // Room for k entries, one more tile, and rows that the filter cannot separate from the k-th.
   plan.capacity =
       power_of_two(plan.filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);
   // With few queries, different blocks search parts of the bank.
   const int64_t most_blocks = plan.filter ? plan.filter_blocks : plan.exact_blocks;
   const int64_t tiles = a.num_queries / kItemQueries + a.num_classes;
-  const int64_t filled = a.num_queries < tiles ? a.num_queries : tiles;  // at most
+  const int64_t filled = a.num_queries < tiles ? a.num_queries : tiles;  // upper bound of the non-empty tiles
   const int64_t wanted = (most_blocks + filled - 1) / filled,
                 most = (a.bank_rows + kLeastSplitRows - 1) / kLeastSplitRows;
   int64_t splits = wanted < most ? wanted : most;

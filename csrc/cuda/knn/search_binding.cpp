@@ -6,7 +6,7 @@
 namespace dgcl {
 namespace {
 
-// DGCL_OPS_CUDA_SEARCH=exact turns the tensor cores off: for comparison, and to see whether they cause a difference.
+// DGCL_OPS_CUDA_SEARCH=exact disables tensor cores, for comparison and to isolate differences.
 bool filter_allowed(const char* op) {
   const char* set = std::getenv("DGCL_OPS_CUDA_SEARCH");
   const std::string setting = set ? set : "auto";

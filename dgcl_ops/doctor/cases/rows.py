@@ -65,7 +65,7 @@ def gather_rows() -> Iterator[Case]:
         "channel last": lambda maps: maps.contiguous(memory_format=torch.channels_last),
         "cropped": lambda maps: torch.nn.functional.pad(maps, (1, 2, 3, 1))[..., 3:-1, 1:-2],
         "one channel off": lambda maps: doubled(maps)[:, 1 : 1 + maps.shape[1]],
-        # aligned pixels that are no whole number of vectors
+        # aligned pixels that are not a whole number of vectors
         "first channels": lambda maps: doubled(maps)[:, : maps.shape[1]],
     }
     sizes = [(1, 1, 1, 1), (2, 6, 2, 3), (2, 31, 3, 7), (2, 32, 4, 9), (1, 33, 5, 5), (3, 64, 2, 3)]

@@ -61,7 +61,7 @@ def searches_of_all_widths() -> Iterator[Search]:
 
 
 def with_holes(t: torch.Tensor) -> torch.Tensor:
-    """Zero rows, rows that are no neighbours, and rows near the ends of float32's range."""
+    """Zero rows, rows that cannot be neighbours, and rows near the ends of float32's range."""
     t = t.clone()
     t[3] = t[64] = 0
     t[7, 2] = t[-1] = NAN

@@ -1,4 +1,4 @@
-"""Plants faults in copies of the kernels. What finds no fault may be blind.
+"""Plants faults in copies of the kernels. A tool that reports nothing may simply not work.
 
 A fault changes one text of one file. Only the objects that contain the change are compiled anew. The operator's cases
 run in the mode that should find the fault, then in the harness's other modes, until one does. If none does, a case is

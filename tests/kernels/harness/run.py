@@ -1,4 +1,4 @@
-"""What a harness is to the others, its workers, and the options that all share."""
+"""Defines a harness, its workers and the command-line options they share."""
 
 import argparse
 import contextlib

@@ -1,5 +1,5 @@
-// Compiled without sanitizers in every mode, as all of the runtime: its own state is no business of theirs. The mode's
-// macro says which sanitizer must learn of switches.
+// Like the rest of the runtime, compiled without sanitizers in every mode: they must not see its internal state. The
+// mode's macro says which sanitizer must learn of switches.
 #include "fiber.h"
 
 #include <sys/mman.h>

@@ -40,8 +40,8 @@ void acquire(const void* token);
 void poison(const void* begin, size_t bytes);
 void unpoison(const void* begin, size_t bytes);
 
-// ThreadSanitizer knows a fiber for ever: what it does in one block comes before what it does in a later one. So that a
-// race between two blocks is seen, they run on different fibers, as many sets of them as ThreadSanitizer can hold.
+// ThreadSanitizer treats a reused fiber as ordered across blocks. To expose races between blocks, blocks use different
+// fibers: as many sets of them as ThreadSanitizer can hold.
 #if defined(CUDA_EMULATOR_THREAD)
 constexpr unsigned kMostFibers = 2048;
 #else

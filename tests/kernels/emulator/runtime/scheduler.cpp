@@ -231,7 +231,8 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   acquire(&b);
   current_block = nullptr;
   passed_barriers()[launch.name] += b.barriers;
-  // Said at once: what the host frees now is a race in a sanitizer's eyes, with threads that were given up.
+  // Printed immediately: after a failed launch, a sanitizer may report a race when the host frees memory that abandoned
+  // threads used.
   if (b.failed) std::fprintf(stderr, "CUDA emulator: %s: %s\n", launch.name, b.error);
   if (b.failed) throw std::runtime_error(std::string("CUDA emulator: ") + launch.name + ": " + b.error);
 }

@@ -50,7 +50,7 @@ char* place(size_t bytes, size_t alignment) {
   return begin;
 }
 
-// Not memset: ThreadSanitizer listens to that.
+// Not memset, which ThreadSanitizer intercepts.
 void fill(char* begin, size_t bytes) {
   volatile uint64_t* words = reinterpret_cast<uint64_t*>(begin);
   for (size_t i = 0; i < bytes / sizeof(uint64_t); ++i) words[i] = ~uint64_t{0};

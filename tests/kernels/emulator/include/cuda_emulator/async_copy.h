@@ -1,5 +1,5 @@
-// cp.async. Hardware may land a copy at once or only when it is waited for: the schedule decides, so that a kernel that
-// waits too late, or overwrites too early, shows.
+// cp.async. A copy may land immediately or only at the wait. The schedule decides, to expose kernels that wait too late
+// or overwrite too early.
 #pragma once
 #include <cstddef>
 

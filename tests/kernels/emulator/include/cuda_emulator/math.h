@@ -18,7 +18,8 @@ inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
-// Of one type only: CUDA's mixed overloads convert in ways that differ from C++'s. Of a number and a NaN, the number.
+// Both arguments have one type, because CUDA's mixed overloads convert differently from C++'s. If one is NaN, the other
+// is returned.
 template <typename T>
   requires std::is_arithmetic_v<T>
 constexpr T min(T a, T b) {

@@ -15,7 +15,7 @@ enum cudaError_t {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
-// A launch that CUDA would refuse throws here, so there is no error left to ask for, but for Options::refuse_launch.
+// A launch that CUDA would reject throws here, so only Options::refuse_launch leaves an error to read.
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDevice(int* device);

@@ -1,5 +1,5 @@
 // Shared memory: filled with NaN patterns before every block, red zones round every array, each array aligned as
-// declared and not one bit more.
+// declared and no more.
 #pragma once
 #include <cstddef>
 
