@@ -43,12 +43,12 @@ def summarise(runs: list[Run], control: str, treated: str) -> dict:
         treated: the method that is compared.
 
     Returns:
-        A dict with four entries.
-        "methods": {method: {metric: {mean, spread}}}, the spread being the standard deviation over the seeds.
-        "paired": {metric: {differences, mean, spread, better}}, for `treated` minus `control`, seed by seed. "better"
-        is the number of seeds that improve.
-        "matched": for each seed, how long the two runs were identical, see `matched_steps`.
-        "runs": the results of each run.
+        A dict with
+            methods: {method: {metric: {mean, spread}}}. The spread is the standard deviation over the seeds.
+            paired: {metric: {differences, mean, spread, better}}, for `treated` minus `control`, seed by seed. "better"
+                is the number of seeds that improve.
+            matched: for each seed, how long the two runs were identical, see `matched_steps`.
+            runs: the results of each run.
     """
     rows = [row_of(run) for run in runs]
     by_method = {}

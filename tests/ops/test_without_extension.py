@@ -107,7 +107,8 @@ import dgcl_ops
 """
     output = child(broken)
     assert (
-        "ImportError: dgcl_ops: the compiled extension dgcl_ops._C is installed but does" in output
+        "ImportError: dgcl_ops: the compiled extension dgcl_ops._C is installed but failed"
+        in output
     )
     assert "pip install --no-build-isolation -e ." in output
 
