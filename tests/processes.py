@@ -26,7 +26,7 @@ def _process(rank: int, size: int, folder: str, function, arguments) -> None:
     torch.set_num_threads(1)
     where = f"file://{folder}/group"
     # Of processes that wait for each other in vain, the error should come soon; others may be compiling meanwhile.
-    patience = timedelta(minutes=5)
+    patience = timedelta(minutes=30)
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size, timeout=patience)
     told = function(rank, Path(folder), *arguments)
     torch.save(told, Path(folder) / TOLD.format(rank))

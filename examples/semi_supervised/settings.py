@@ -32,10 +32,6 @@ FACTORS = (
     *("momentum", "weight_decay", "jitter", "balance"),
 )
 
-# float32 rounds a cosine by up to 6e-8. Below 1e-7 that error moves a logit, cosine / temperature, by about 1. Above
-# 1e7 all logits round to the same softmax.
-TEMPERATURES = (1e-7, 1e7)
-
 # The paper's bank and samples, scaled to our maps: a tenth of the rows, 16 pushes to fill the bank.
 SMALL = {
     "bank_capacity": 1024,
@@ -110,7 +106,6 @@ class Settings:
                 )
         if self.ohem is not None:
             check_ohem(self.ohem)
-        check_temperature(self.contrast.get("temperature", 1.0))
         if self.epoch_steps < 1:
             raise ValueError(f"epoch_steps must be at least 1, got {self.epoch_steps}")
         if (self.teacher_mode, self.teacher_averages) == ("eval", "own"):
@@ -125,16 +120,6 @@ def check_ohem(ohem: list) -> None:
     if not numbers or not (0 < ohem[0] <= 1 <= ohem[1]):
         raise ValueError(
             f"ohem must hold a probability above 0 and a number of pixels from 1 on, got {ohem}"
-        )
-
-
-def check_temperature(temperature: Any) -> None:
-    """Raises ValueError if float32 cannot work with a temperature. The loss itself checks the type."""
-    low, high = TEMPERATURES
-    if type(temperature) in (int, float) and not low <= temperature <= high:
-        raise ValueError(
-            f"contrast.temperature must lie in [{low:g}, {high:g}], got {temperature}: outside, float32 rounding "
-            "decides the softmax"
         )
 
 

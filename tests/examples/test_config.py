@@ -74,18 +74,6 @@ def test_wrong_keys_are_named(overrides, message):
         (["head_factor=-1"], r"head_factor must be finite and not negative, got -1"),
         (["jitter=.inf"], r"jitter must be finite and not negative, got inf"),
         (["epoch_steps=0"], r"epoch_steps must be at least 1, got 0"),
-        *(
-            (
-                [f"contrast.temperature={text}"],
-                rf"temperature must lie in \[1e-07, 1e\+07\], got {value}: outside",
-            )
-            for text, value in (
-                ("1e-300", "1e-300"),
-                (".nan", "nan"),
-                ("1e30", r"1e\+30"),
-                ("-1", "-1"),
-            )
-        ),
         (
             ["teacher_mode=eval", "teacher_averages=own"],
             r"teacher_averages must be 'student' with teacher_mode 'eval', got 'own'",
@@ -131,11 +119,20 @@ def test_wrong_files_are_named(tmp_path, text, message):
         config.Config(path)
 
 
-def test_a_value_of_the_contrast_that_is_no_number_is_named():
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        ("hot", "must be a number, got 'hot'"),
+        (".nan", "must be positive and finite, got nan"),
+        ("1e-300", "must be at least 1e-06, got 1e-300"),
+        ("-1", "must be positive and finite, got -1"),
+    ],
+)
+def test_a_wrong_value_of_the_contrast_is_named(temperature, message):
     data = SimpleNamespace(num_classes=3, ignore_index=255)
-    override = ["contrast.temperature=hot"]
+    override = [f"contrast.temperature={temperature}"]
     settings = config.Config(CONFIGS / "folder.yaml", override, data="x").make_settings(100, 1)
-    with pytest.raises(ValueError, match=r"contrast: .* temperature must be a number, got 'hot'"):
+    with pytest.raises(ValueError, match=rf"temperature {message}"):
         contrast_loss(settings, data, 8, ranks=1)
 
 

@@ -17,7 +17,7 @@ from dgcl_ops.doctor.cases import all_cases
 from kernels.emulator import build
 from kernels.harness.worker import Worker
 
-if not (build.ROOT / "csrc").exists():
+if not build.CSRC.exists():
     pytest.skip("the emulator needs csrc/, and these tests stand alone", allow_module_level=True)
 
 # The modes that find a fault of the self-test: plain under at least one schedule, the others under any.

@@ -44,7 +44,7 @@ def in_a_process(*arguments, **environment) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "dgcl_ops.doctor", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         env={**os.environ, **environment},
     )
 

@@ -109,7 +109,7 @@ def lines_of(*command, level: str = "portable") -> list[str] | None:
     """What the program prints; None where this processor has no such level."""
     environment = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, env=environment, capture_output=True, text=True, check=False, timeout=1800
     )
     if "this processor has no" in done.stderr:
         return None
