@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops._precision import no_autocast
+from dgcl_ops._precision import compute_dtype, no_autocast
 from dgcl_ops.ops import _arguments
 
 
@@ -51,7 +51,7 @@ class PseudoLabelLoss(nn.Module):
                 f"{op}: labels must have the shape of logits {list(logits.shape)} without the class dimension, "
                 f"got {list(labels.shape)}"
             )
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(logits)
         with no_autocast(logits):
             labels = labels.to(torch.int64)
             total = torch.nn.functional.cross_entropy(

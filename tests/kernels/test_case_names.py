@@ -1,4 +1,4 @@
-"""No case is lost: what the emulator and the sanitizers walked with lists of their own, they still walk."""
+"""The emulator and the sanitizers walk every case of `case_names.txt`. To remove a case, remove its line there."""
 
 from pathlib import Path
 

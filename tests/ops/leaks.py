@@ -15,14 +15,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.append(
-    str(Path(__file__).resolve().parents[1])
-)  # started by itself, it finds no conftest.py
-from benchmark_runs import BENCHMARKS
-
 from dgcl_ops import DensityContrastLoss, ops
 
-sys.path.append(str(BENCHMARKS))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a program, it has no conftest.py
 from process_memory import allocated_bytes, resident_bytes
 
 CALLS, STEPS, WARM_UP = 20_000, 2_000, 500

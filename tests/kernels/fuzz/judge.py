@@ -1,8 +1,8 @@
 """Runs one case and says what is wrong with its outcome.
 
 A case that may be refused may end in an error of a documented kind that names operator and argument. Otherwise the
-fallback's checks must accept the arguments, and the results must be those of reference.py. Only the written arguments
-may change, and nothing may change if there is an error.
+fallback's checks must accept the arguments, and the results must be those of `dgcl_ops.reference`. Only the written
+arguments may change, and nothing may change if there is an error.
 """
 
 import random
