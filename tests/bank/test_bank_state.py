@@ -161,13 +161,13 @@ WRONG = [
     ({"counts": lambda t: t.int()}, "stored counts must have dtype torch.int64"),
     ({"features": lambda t: t.long()}, "stored features must have one of the dtypes"),
     ({"density": lambda t: t.long()}, "stored density must have one of the dtypes"),
-    ({"counts": lambda t: t - 1}, "stored counts and heads .* got count 11 and head 2 of class 0"),
-    ({"counts": lambda t: t + 1}, "stored counts and heads .* got count 13 and head 2 of class 0"),
-    ({"heads": lambda t: t + 10}, "stored counts and heads .* got count 12 and head 12 of class 0"),
-    ({"heads": lambda t: t - 3}, "stored counts and heads .* got count 12 and head -1 of class 0"),
+    ({"counts": lambda t: t - 1}, "stored counts and heads .* got count 11 and head 2 for class 0"),
+    ({"counts": lambda t: t + 1}, "stored counts and heads .* got count 13 and head 2 for class 0"),
+    ({"heads": lambda t: t + 10}, "stored counts and heads .* got count 12 and head 12 for class 0"),
+    ({"heads": lambda t: t - 3}, "stored counts and heads .* got count 12 and head -1 for class 0"),
     (
         {"heads": lambda t: t + integers([0, 0, 3])},
-        "stored counts .* got count 0 and head 3 of class 2",
+        "stored counts .* got count 0 and head 3 for class 2",
     ),
     ({"rng_state": lambda t: t[0]}, r"stored rng_state must have shape \[2\], got \[\]"),
     ({"num_pushes": lambda t: t.expand(1)}, r"stored num_pushes must have shape \[\], got \[1\]"),
@@ -209,6 +209,8 @@ def test_foreign_and_truncated_files(tmp_path):
     foreign = {"bank.unknown": torch.ones(2), **{f"bank.{n}": t for n, t in tampered().items()}}
     with pytest.raises(RuntimeError, match=r"Unexpected key.*bank\.unknown"):
         loss.load_state_dict(foreign)
+    with pytest.raises(RuntimeError, match=r"no keys but its own, got \['bank\.unknown'\]"):
+        loss.load_state_dict(foreign, strict=False)
     with pytest.raises(RuntimeError, match=r"Missing key.*bank\.features"):
         loss.load_state_dict(torch.nn.Linear(2, 2).state_dict())
     path = tmp_path / "loss.pt"
