@@ -130,7 +130,7 @@ class DensityContrastLoss(FixedDtypeModule):
         self.temperature = _arguments.number(op, "temperature", temperature, positive=True)
         if self.temperature < MIN_TEMPERATURE:
             raise ValueError(
-                f"{op}: temperature must be at least {MIN_TEMPERATURE}, got {temperature!r}"
+                f"{op}: temperature must be at least {MIN_TEMPERATURE}, got {self.temperature!r}"
             )
         self.strategy = Strategy(
             num_anchors=num_anchors,

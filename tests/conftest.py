@@ -26,6 +26,8 @@ hypothesis.settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if TESTS not in item.path.parents:
+            continue
         folder = item.path.relative_to(TESTS).parts[0]
         implementation = getattr(item, "callspec", None) and item.callspec.params.get(
             "implementation"

@@ -90,7 +90,11 @@ def read(
     missing += absent
     if strict:
         unexpected += foreign
-    if absent or (foreign and strict):
+    if (
+        foreign and not absent
+    ):  # PyTorch passes strict=True in any case, so this raises also for strict=False
+        errors.append(f"MemoryBank: a stored bank must have no keys but its own, got {foreign}")
+    if absent or foreign:
         return None
     stored = {name: state_dict[key] for name, key in keys.items()}
     problems = _wrong_kind(bank, stored) or _wrong_values(bank, stored)

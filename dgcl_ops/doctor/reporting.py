@@ -20,7 +20,7 @@ def unusable(device: str) -> str | None:
     """Why a tensor cannot be put on the device; None if it can."""
     try:
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"device {device!r} cannot be used: {reason} (torch {torch.__version__})"
     return None

@@ -66,9 +66,11 @@ def metric_name(op: str, metric: object) -> Metric:
 def number(op: str, name: str, value: Any, *, positive: bool) -> float:
     rule = "positive and finite" if positive else "at least 0 and finite"
     try:
-        if isinstance(value, (bool, str, Tensor)):
+        if isinstance(value, (bool, str, bytes, bytearray, Tensor)):
             raise TypeError
         converted = float(value)
+    except OverflowError:
+        converted = math.inf
     except TypeError:
         raise TypeError(f"{op}: {name} must be a number, got {value!r}") from None
     if not 0 <= converted < math.inf or (positive and converted == 0):  # False for NaN

@@ -33,6 +33,8 @@ def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
         RuntimeError: If a shape or dtype is wrong, or, on the CPU, if an index lies outside [0, B * H * W). CUDA does
             not check that, because a check would sync. There, such an index yields a row of NaNs and propagates no
             gradient.
+
+    With `maps` [R, D] this is `maps[indices]`, with PyTorch's rules and errors.
     """
     _arguments.tensors("gather_rows", maps=maps, indices=indices)
     if maps.dim() == 2:

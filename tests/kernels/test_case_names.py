@@ -6,6 +6,7 @@ import pytest
 
 from dgcl_ops.doctor.cases import all_cases
 from kernels.emulator import jobs
+from kernels.sanitizers import jobs as sanitizer_jobs
 
 NAMES = Path(__file__).with_name("case_names.txt")
 if not NAMES.exists():
@@ -14,8 +15,8 @@ if not NAMES.exists():
 WALKED = {
     "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False),
     "t": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=True),
-    "s": lambda case: True,
-    "p": lambda case: case.thread or case.parallel,
+    "s": lambda case: sanitizer_jobs.chosen(case, thread=False),
+    "p": lambda case: sanitizer_jobs.chosen(case, thread=True),
 }
 
 

@@ -73,6 +73,10 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
                 assert argument.name in _rules.SHAPES[op], f"{op}: {argument.name}"
 
 
+def test_no_rule_was_lost():
+    assert len(rules.ALL) == 197
+
+
 @pytest.mark.parametrize(
     ("table", "kept", "op", "argument"),
     [
@@ -81,7 +85,7 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
         ("INT64", set(), "gather_rows", "indices"),
         ("FLOATS", set(), "silhouette_sums", "features"),
         ("COUNTS", (), "class_counts", "num_classes"),
-        ("WRITTEN", (), "memory_push", "bank_features"),
+        ("WRITTEN", ("bank_features",), "memory_push", "heads"),
     ],
 )
 def test_a_rule_dropped_from_the_checks_is_noticed(monkeypatch, table, kept, op, argument):

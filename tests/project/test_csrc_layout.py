@@ -40,7 +40,7 @@ def sources(csrc: Path) -> list[Path]:
 
 def included(file: Path) -> list[Path]:
     """The files of csrc that `file` includes directly."""
-    names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+    names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE)
     found = [(file.parent / name).resolve() for name in names]
     return [path for path in found if path.exists()]  # the emulator's header lies elsewhere
 
@@ -76,6 +76,14 @@ def cycle_from(file: Path, path: tuple[Path, ...], done: set[Path]) -> tuple[Pat
     return ()
 
 
+def reaches_pytorch(file: Path, seen: set[Path]) -> bool:
+    """Whether the file includes a header of PyTorch, directly or through another file."""
+    seen.add(file)
+    if re.search(r"^\s*#\s*include\s*<(torch|ATen|c10)/", file.read_text(), re.MULTILINE):
+        return True
+    return any(reaches_pytorch(other, seen) for other in included(file) if other not in seen)
+
+
 def faults(csrc: Path) -> list[str]:
     csrc = csrc.resolve()
     found = []
@@ -89,7 +97,7 @@ def faults(csrc: Path) -> list[str]:
         if cycle := cycle_from(file, (), set()):
             found.append(" -> ".join(str(f.relative_to(csrc)) for f in cycle))
         allowed = any(matches(file, csrc, pattern) for pattern in PYTORCH)
-        if name.parts[0] == "cuda" and not allowed and "#include <torch/" in file.read_text():
+        if name.parts[0] in ("cuda", "math") and not allowed and reaches_pytorch(file, set()):
             found.append(f"{name} includes PyTorch's headers")
     return found
 
@@ -111,6 +119,10 @@ def test_includes_run_down():
         ("cuda/rows.h", '"../cpu/rows.h"', "cuda/rows.h includes cpu/rows.h"),
         ("cuda/knn/items.cuh", '"exact.cuh"', "cuda/knn/items.cuh includes cuda/knn/exact.cuh"),
         ("cuda/rows.h", "<torch/csrc/stable/tensor.h>", "cuda/rows.h includes PyTorch's headers"),
+        ("cuda/rows.h", "<ATen/ATen.h>", "cuda/rows.h includes PyTorch's headers"),
+        ("cuda/knn/exact.cuh", '"../binding.h"', "cuda/knn/exact.cuh includes PyTorch's headers"),
+        ("cuda/rows.h", ' "../cpu/rows.h"', "cuda/rows.h includes cpu/rows.h"),
+        ("math/density.h", "<torch/types.h>", "math/density.h includes PyTorch's headers"),
         ("math/host_device.h", '"density.h"', "math/host_device.h -> math/density.h"),
     ],
 )

@@ -30,7 +30,7 @@ HARNESS = Harness(
     faults=lambda: FAULTS,
     fault_modes=lambda fault: [fault.mode],
     fault_runs=lambda fault, mode: [
-        {"seed": 0, "first": 0, "count": MOST, "seconds": 60.0, "stop": True}
+        {"seed": 0, "first": 0, "count": MOST, "seconds": 600.0, "stop": True}
     ],
 )
 

@@ -7,6 +7,7 @@ missing, or the change is no fault. The lists say why a tempting change is not i
 
 import re
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 def is_found(fault: Fault, result: Result) -> bool:
     """Whether the fault shows. Raises if the search itself broke."""
-    if result.code == TIMED_OUT or "ImportError" in result.output:
+    broken = r"ImportError|ModuleNotFoundError|MemoryError|Cannot allocate memory"
+    if result.code in (TIMED_OUT, -signal.SIGKILL) or re.search(broken, result.output):
         raise RuntimeError(f"{fault}: {result.evidence()}")
     return not result.clean and re.search(fault.report, result.output) is not None
 

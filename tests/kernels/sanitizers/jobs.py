@@ -40,12 +40,17 @@ def run(job: str, file: str, level: str | None = None, **arguments) -> None:
         cases(**arguments)
 
 
+def chosen(case, thread: bool) -> bool:
+    """Whether a case runs: all do, but under ThreadSanitizer only those with work for several threads."""
+    return case.thread or case.parallel or not thread
+
+
 def cases(op: str, thread: bool = False) -> None:
     """All cases of the operator, or those with work for several threads."""
     from dgcl_ops.doctor.cases import all_cases
     from dgcl_ops.doctor.compare import Target
 
     for case in all_cases()[op]:
-        if case.thread or case.parallel or not thread:
+        if chosen(case, thread):
             print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
             Target("cpu").run(case)
