@@ -163,7 +163,10 @@ WRONG = [
     ({"density": lambda t: t.long()}, "stored density must have one of the dtypes"),
     ({"counts": lambda t: t - 1}, "stored counts and heads .* got count 11 and head 2 for class 0"),
     ({"counts": lambda t: t + 1}, "stored counts and heads .* got count 13 and head 2 for class 0"),
-    ({"heads": lambda t: t + 10}, "stored counts and heads .* got count 12 and head 12 for class 0"),
+    (
+        {"heads": lambda t: t + 10},
+        "stored counts and heads .* got count 12 and head 12 for class 0",
+    ),
     ({"heads": lambda t: t - 3}, "stored counts and heads .* got count 12 and head -1 for class 0"),
     (
         {"heads": lambda t: t + integers([0, 0, 3])},
