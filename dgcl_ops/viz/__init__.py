@@ -7,9 +7,16 @@ functions copy what they draw to the host. Call them between steps.
 
 from dgcl_ops.viz._data import anchors_and_keys, bank_densities, density_map, feature_density
 from dgcl_ops.viz._figures import add_legend, plot_density_histograms, plot_features, plot_panels
-from dgcl_ops.viz._images import class_colors, class_image, density_image, density_limits
+from dgcl_ops.viz._images import (
+    DENSITY_COLORS,
+    class_colors,
+    class_image,
+    density_image,
+    density_limits,
+)
 
 __all__ = [
+    "DENSITY_COLORS",
     "add_legend",
     "anchors_and_keys",
     "bank_densities",

@@ -18,7 +18,10 @@ if not dist.is_available() or not dist.is_gloo_available():
 STEPS = 5
 PLACEMENTS = ("replicated", "sharded")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 
 def save(rank, folder, where):

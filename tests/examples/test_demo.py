@@ -24,6 +24,9 @@ TINY = "--seeds 0 3 --steps 10 --warm-up 3 --labelled 4 --unlabelled 6 --evaluat
 TINY_DEMO = TINY.split(" ")
 
 
+pytestmark = pytest.mark.long  # `make demo` itself
+
+
 @pytest.fixture(scope="module")
 def demo_folder(tmp_path_factory):
     """Runs a tiny demo as a user would, with two parallel processes."""

@@ -102,6 +102,9 @@ def on_two_ranks(folder, commands, *options, fault="") -> str:
     return printed
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")

@@ -96,6 +96,7 @@ def test_inf_and_nan():
     assert "Pixels skipped because of an inf or NaN since construction: 50." in lines
 
 
+@pytest.mark.kernels
 def test_labels_outside_where_they_are_no_error():
     """CUDA does not wait to refuse a label; its kernels run here on the CPU."""
     from kernels.emulator import replace

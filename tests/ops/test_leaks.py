@@ -26,6 +26,7 @@ PYTHON_PER_CALL = 0.5
 
 SERVED = dgcl_ops.backend_info()["devices"]["cpu"]["implementation"]
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(
         None in (leaks.allocated_bytes(), leaks.resident_bytes()),
         reason="memory is counted by glibc's mallinfo2 and Linux's statm",

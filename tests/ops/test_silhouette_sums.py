@@ -196,6 +196,7 @@ print(backend_info()["cpu_capability"], hash(tuple(bits)))
 """
 
 
+@pytest.mark.long
 @needs_extension
 def test_instruction_sets_agree_bit_for_bit():
     from dgcl_ops import backend_info

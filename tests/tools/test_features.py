@@ -208,7 +208,12 @@ def test_tap_names_what_is_near():
             ValueError,
             "pool_to must be a positive integer, got 0",
         ),
-        ((nn.Identity(), ""), {"pool_to": (2, 2), "feature_stride": 2}, ValueError, "exclude each"),
+        (
+            (nn.Identity(), ""),
+            {"pool_to": (2, 2), "feature_stride": 2},
+            ValueError,
+            "mutually exclusive",
+        ),
     ],
 )
 def test_tap_errors(arguments, options, error, message):
