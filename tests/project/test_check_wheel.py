@@ -27,11 +27,12 @@ def test_every_pair_comes_up_and_a_turn_stays_small(script, pythons):
     turns = [
         script.cells_of(n, list(script.TORCHES), list(pythons)) for n in range(2 * len(pythons))
     ]
-    assert {pair for turn in turns for pair in turn} == set(product(script.TORCHES, pythons))
+    pairs = set(product(script.TORCHES, pythons)) - set(script.MISSING)
+    assert {pair for turn in turns for pair in turn} == pairs
     for turn in turns:
         own = [torch for torch, _ in turn if torch in script.OWN_LIBRARIES]
-        assert len(own) == 1, "two downloads of CUDA's libraries in one turn"
-        assert len(turn) == len(script.TORCHES) - len(script.OWN_LIBRARIES) + 1
+        assert len(own) <= 1, "two downloads of CUDA's libraries in one turn"
+        assert len(turn) - len(own) == len(script.TORCHES) - len(script.OWN_LIBRARIES)
 
 
 def test_a_single_release_has_its_turn_every_time(script):
