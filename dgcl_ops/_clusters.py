@@ -46,8 +46,8 @@ class Clusters:
     def sum_block(self, copies: int) -> int:
         """Rows whose sums of distances may be taken at once.
 
-        Their features as given, `copies` times, and a few tables [b, C] take three quarters of the budget. The
-        operator has the rest.
+        Three quarters of the budget hold `copies` copies of their features and a few tables [b, C]. The operator uses
+        the rest.
         """
         row_bytes = copies * self.features.shape[1] * self.features.element_size()
         return max(1, 6 * _BUDGET_DOUBLES // (row_bytes + 32 * self.counts.numel()))
@@ -123,7 +123,7 @@ class Clusters:
 def sort_by_class(
     score: str, features: Tensor, labels: Tensor, ignore_index: int | None
 ) -> Clusters:
-    """Checks a score's arguments, except that features are finite, and sorts the rows that count by class.
+    """Checks a score's arguments, except that features are finite. Sorts the rows that are not ignored by class.
 
     Raises:
         TypeError: If `features` are not floating point, or `labels` are not integers.

@@ -49,7 +49,7 @@ class Target:
     Attributes:
         device: its name.
         compiled: whether compiled kernels serve it. Then selections equal the compiled CPU operators' exactly.
-        checks_values: whether the operators refuse values such as a stray label. CUDA kernels clamp or skip them.
+        checks_values: whether the operators reject bad values such as a stray label. CUDA kernels clamp or skip them.
         search_paths: values of DGCL_OPS_CUDA_SEARCH to run; (None,) if there is no choice.
         namespace: of the raw operators.
     """
@@ -82,7 +82,7 @@ class Target:
             return function(*arguments, **options)
 
     def run(self, case: Case, arguments: tuple | None = None) -> list[Tensor] | None:
-        """A case's results; None if it may be refused and was."""
+        """A case's results, or None if it may raise and did."""
         arguments = case.arguments() if arguments is None else arguments
         name, value = case.environment or (SEARCH, None)
         with environment(name, value):

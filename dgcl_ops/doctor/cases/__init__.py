@@ -24,7 +24,7 @@ class Case:
         changes: number of leading arguments that change in place, and are the results.
         repaired: arguments for an implementation that refuses a value that CUDA clamps or skips.
         answer: the result, where no implementation but CUDA's accepts the arguments.
-        anything: the result has no meaning, and the operator may refuse the arguments. No memory may be hurt.
+        anything: the result is meaningless, and the operator may raise. It must not access memory out of bounds.
         environment: a variable that is set during the call.
         float32_only: a float32 result overflows, or depends on a rounding, where float64 does not.
         vast: needs 8 GiB of address space.
