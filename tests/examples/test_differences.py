@@ -1,4 +1,4 @@
-"""The section "Where we differ from the published program" of docs/methods.md agrees with the published configurations."""
+"""The differences from the published program in docs/methods.md agree with the published configurations."""
 
 import sys
 from pathlib import Path
