@@ -2,9 +2,9 @@
 
     python examples/demo.py --out demo_out
 
-For each seed it trains a small segmentation network in three ways: labelled scenes only, with pseudo labels, with the
-density loss. It prints a table and writes `index.html`, three pictures and `metrics.json`. It needs no download and no
-GPU.
+For each seed it trains a small segmentation network in three ways: on labelled scenes only, with pseudo labels, and
+with the density loss. It prints a table and writes `index.html`, three pictures and `metrics.json`. It needs no
+download and no GPU.
 """
 
 import argparse
@@ -55,7 +55,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each method per seed")
     add("--workers", type=int, default=0, help="runs at a time; 0: one per core")
     add("--steps", type=int, default=default.settings.steps, help="steps per run")
-    add("--warm-up", type=int, default=default.settings.warm_up, help="first, supervised steps")
+    add(
+        "--warm-up",
+        type=int,
+        default=default.settings.warm_up,
+        help="supervised steps at the start",
+    )
     add("--labelled", type=int, default=default.labelled, help="labelled scenes")
     add("--unlabelled", type=int, default=default.unlabelled, help="unlabelled scenes")
     add("--evaluated", type=int, default=default.evaluated, help="held-out scenes")

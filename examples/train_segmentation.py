@@ -1,4 +1,4 @@
-"""Trains a segmentation network with the density loss on images, few of them labelled.
+"""Trains a segmentation network with the density loss on a few labelled and many unlabelled images.
 
     python examples/train_segmentation.py --data DIR --labelled 46
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Reports errors that the user can fix in one line. Errors of the training itself keep their traceback."""
+    """Prints errors that the user can fix as one line. Errors of the training itself keep their traceback."""
     try:
         yield
     except (FileNotFoundError, ImportError, ValueError) as error:
@@ -91,7 +91,7 @@ def check(options: argparse.Namespace, config: Config) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"{name} must differ, got {values}")
         if len(values) > 1 and (options.resume not in (None, AUTO) or options.stop_at):
-            raise ValueError(f"--resume FILE and --stop-at are for one run, got {name} {values}")
+            raise ValueError(f"--resume FILE and --stop-at need a single run, got {name} {values}")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -111,7 +111,7 @@ def train(
         options: the command line.
         config: the configuration.
         weight: weight of the contrast.
-        seed: of the labelled images, weights and batches.
+        seed: seed of the labelled images, weights and batches.
 
     Returns:
         Its results. None if --stop-at ended it, and on all ranks except the first.
@@ -125,7 +125,7 @@ def train(
             resume = checkpoint if checkpoint.exists() else None
         elif checkpoint.exists() and not resume:
             raise ValueError(
-                f"{out} holds a run; --resume its checkpoint.pt, or choose another --out"
+                f"{out} already holds a run; pass --resume auto to continue it, or another --out"
             )
         data = config.make_data(seed)
         settings = config.make_settings(
@@ -142,20 +142,20 @@ def train(
     )
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
-        say(f"no labelled image shows the classes {unseen}, so they cannot be learned")
+        say(f"no labelled image contains the classes {unseen}, so they cannot be learned")
         if (
             trainer.contrast.strategy.start == "all_full"
             and trainer.contrast.included[unseen].any()
         ):
             say(
-                "the density loss waits for all classes and stays 0; contrast.start=per_class changes that"
+                "the density loss waits for all classes, so it stays 0; set contrast.start=per_class to change this"
             )
     if resume:
         say(f"continues {resume} at step {trainer.step}")
     if stored_ranks != ranks:
         say(
-            f"{stored_ranks} ranks wrote the checkpoint: this run continues with the first one's batch-norm averages "
-            "and draws other batches"
+            f"{stored_ranks} ranks wrote the checkpoint: this run continues with the batch-norm averages of the first "
+            "rank and draws different batches"
         )
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
@@ -223,7 +223,7 @@ def report(
         trainer: the finished run.
         method: its name.
         out: its folder.
-        started: when it started, by time.perf_counter().
+        started: time.perf_counter() at its start.
         window: height and width of the windows for predictions, or None.
 
     Returns:
@@ -274,7 +274,7 @@ def report(
     print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
     if run.errors:  # empty if no class was ready
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
-        print(f"wrong pixels in %, in fifths from the sparsest features to the densest: {fifths}")
+        print(f"wrong pixels in % by fifths of density, sparsest first: {fifths}")
     return run
 
 
@@ -286,11 +286,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
-    add("--config", type=Path, default=CONFIGS / "folder.yaml", help="configuration (folder.yaml)")
+    add(
+        "--config",
+        type=Path,
+        default=CONFIGS / "folder.yaml",
+        help="YAML file (default: folder.yaml)",
+    )
     add("--data", help="same as data=DIR: the folder of the data set")
-    add("--labelled", help="same as labelled=...: a number, a fraction (1/8) or a list of images")
+    add(
+        "--labelled",
+        help="same as labelled=...: a number or fraction (1/8) of images, or a list file",
+    )
     add("--unlabelled", help="same as unlabelled=DIR: more images without labels")
-    add("--contrast-weight", type=float, nargs="+", help="0: plain self-training")
+    add(
+        "--contrast-weight",
+        type=float,
+        nargs="+",
+        help="one run per weight; 0: plain self-training",
+    )
     add(
         "--seeds",
         "--seed",
@@ -298,14 +311,16 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="one run per seed of labelled images, weights and batches",
     )
-    add("--out", type=Path, default=Path("runs"), help="folder for the results (runs)")
+    add("--out", type=Path, default=Path("runs"), help="folder for the results (default: runs)")
     add(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:1",
     )
     add(
         "--resume",
         type=Path,
-        help="checkpoint of a run with the same options; auto: the run's own under --out, if there is one",
+        help="checkpoint of a run with the same options; auto: the run's own checkpoint under --out, if any",
     )
     add("--stop-at", type=int, help="stop after this step, to --resume later")
     return parser

@@ -1,1 +1,1 @@
-"""Semi-supervised segmentation in small, readable pieces; `trainer.py` is where the density loss joins."""
+"""Semi-supervised segmentation in small, readable pieces. `trainer.py` adds the density loss."""

@@ -119,7 +119,8 @@ def cutmix(
 
     Args:
         rng: source of the random numbers.
-        maps: [B, ..., H, W] each: images, labels, ... All share B, H and W. None stays None, except the first.
+        maps: [B, ..., H, W] each: images, labels, ... All share B, H and W. The first must be a tensor. The others may
+            be None and then stay None.
         probability: chance that an image, or the batch, is changed.
         mode: "image": each image is changed independently. Its box covers 0.1 to 0.5 of the area and comes from the
             previous image. "batch", as published: all images are changed, or none. Each box covers half of the area and

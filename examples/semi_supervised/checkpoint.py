@@ -58,8 +58,8 @@ def save(trainer: "Trainer", path: Path) -> None:
 def load(trainer: "Trainer", path: Path) -> int:
     """Continues from a checkpoint of a run with the same settings and data.
 
-    A checkpoint that does not fit changes nothing. With another number of ranks, all ranks take the first rank's
-    batch-norm averages.
+    A checkpoint that does not match is refused, and nothing changes. With another number of ranks, all ranks take the
+    first rank's batch-norm averages.
 
     Args:
         trainer: the run.

@@ -15,9 +15,9 @@ from semi_supervised.network import resize
 class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
 
-    The forward of segmentation_models.pytorch needs sides that its stride divides, unlike 513. This one resizes the
-    coarse map to the size of the fine map. Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with
-    `auxiliary=True` also those of the second head.
+    The forward of segmentation_models.pytorch needs sides that are multiples of its stride; 513 is not. This one
+    resizes the coarse map to the size of the fine map. Input: images [B, 3, H, W] in [0, 1]. Output: logits
+    [B, C, H, W], and with `auxiliary=True` also those of the second head.
 
     Args:
         num_classes: C.
@@ -26,7 +26,7 @@ class DeepLabV3Plus(nn.Module):
         output_stride: stride of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
-        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
+        align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
         ImportError: If segmentation_models.pytorch is missing.

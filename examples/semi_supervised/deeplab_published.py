@@ -36,7 +36,7 @@ class PublishedDeepLab(nn.Module):
         output_stride: stride of the backbone, 16 or 8.
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
-        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
+        align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
         zero_init: whether each residual branch starts at 0, by weight 0 in its last batch norm.
 
     Raises:
@@ -191,8 +191,8 @@ class Bottleneck(nn.Module):
     Args:
         inputs: channels of the input.
         width: channels of the first two convolutions.
-        stride: of the 3x3 convolution.
-        dilation: of the 3x3 convolution.
+        stride: stride of the 3x3 convolution.
+        dilation: dilation of the 3x3 convolution.
     """
 
     def __init__(self, inputs: int, width: int, *, stride: int = 1, dilation: int = 1):

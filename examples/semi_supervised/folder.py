@@ -23,7 +23,7 @@ class FolderData:
         labelled: training images that are used with their label: a number "46", a fraction "0.125" or "1/8", or a text
             file that lists them, see `splits.listed`.
         crop: height and width of the training windows.
-        seed: of the choice of the labelled images.
+        seed: seed of the choice of the labelled images.
         num_classes: C. None: one more than the largest label.
         ignore_index: label of pixels without a class.
         unlabelled: another folder of images without labels.
@@ -32,7 +32,8 @@ class FolderData:
         scale_distribution: "uniform", or "balanced": below 1 half of the time. See `augment.draw_scale`.
         pad: whether an image smaller than the window gets a border without labels. Otherwise the window shrinks.
         border_colour: "grey", or "mean": the mean colour of ImageNet.
-        shown_in: the labelled images are redrawn until each class occurs in so many of them. See `splits.draw_order`.
+        shown_in: the labelled images are redrawn until each class occurs in at least this many of them. See
+            `splits.draw_order`.
 
     Attributes:
         pixels: [C], labelled training pixels of each class.
@@ -62,9 +63,11 @@ class FolderData:
         shown_in: int = 0,
     ):
         if not 1 <= len(crop) <= 2 or min(crop) < 16:
-            raise ValueError(f"crop must be a height and a width from 16 on, got {list(crop)}")
+            raise ValueError(f"crop must be a height and a width of at least 16, got {list(crop)}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be two limits in order, above 0, got {list(scale)}")
+            raise ValueError(
+                f"scale must be two limits above 0, the lower one first, got {list(scale)}"
+            )
         for name, value, choices in (
             ("scale_distribution", scale_distribution, SCALE_DISTRIBUTIONS),
             ("border_colour", border_colour, BORDER_COLOURS),
@@ -101,7 +104,7 @@ class FolderData:
         if not self.unlabelled_images:
             raise ValueError(
                 f"labelled must leave unlabelled images, got {labelled} of {len(train)}; "
-                "unlabelled can name a folder with more images"
+                "or pass a folder with more images, unlabelled=DIR"
             )
         self.test = splits.get("test") or splits["val"]
         self.val = splits.get("val") or self.test
@@ -130,7 +133,10 @@ class FolderData:
                 f"got {highest} in {where}"
             )
         if num_classes < 2:
-            raise ValueError(f"there must be at least 2 classes, got {num_classes}")
+            raise ValueError(
+                f"there must be at least 2 classes, got {num_classes}; label {self.ignore_index} means that a pixel "
+                "has no class"
+            )
         if self.ignore_index < num_classes:
             raise ValueError(
                 f"ignore_index must lie outside the classes [0, {num_classes}), got {self.ignore_index}; "
@@ -219,8 +225,8 @@ def list_samples(folder: Path) -> list[Sample]:
         label = folder / "labels" / f"{image.stem}.png"
         if not label.is_file():
             raise FileNotFoundError(
-                f"image {image} has no label {label}; put images without labels into another folder, "
-                "which unlabelled names"
+                f"image {image} has no label {label}; move images without labels to another folder and "
+                "pass it as unlabelled=DIR"
             )
         samples.append(Sample(image, label))
     return samples

@@ -58,7 +58,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Tensor:
-    """Reads an image as [3, H, W] float32 in [0, 1]. ValueError: it cannot be read."""
+    """Reads an image as [3, H, W] float32 in [0, 1]. Raises ValueError if it cannot be read."""
     with _open(path) as image:
         if image.mode in ("I", "F"):
             raise ValueError(

@@ -17,7 +17,7 @@ class SegmentationNetwork(nn.Module):
         widths: channels at strides 2, 4, 8, ...
         feature_dim: channels of the classifier's input.
         feature_stride: stride of the classifier's input, 2, 4, ...
-        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
+        align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
         ValueError: If no stage has the feature stride.

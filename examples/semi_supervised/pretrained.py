@@ -13,7 +13,7 @@ TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: output channels, at strides 
 
 
 class PretrainedNetwork(nn.Module):
-    """Features of four strides, a top-down path to stride 4, and a 1x1 classifier.
+    """Features at four strides, a top-down path to stride 4, and a 1x1 classifier.
 
     The backbone's batch norms are folded into its convolutions, with ImageNet's averages. Input: images [B, 3, H, W] in
     [0, 1]. Output: logits [B, C, H, W].
@@ -22,7 +22,7 @@ class PretrainedNetwork(nn.Module):
         num_classes: C.
         feature_dim: channels of the classifier's input.
         frozen: whether the backbone keeps its ImageNet weights.
-        align_corners: of the bilinear upsampling, see torch.nn.functional.interpolate.
+        align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
     """
 
     def __init__(

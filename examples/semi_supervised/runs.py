@@ -68,7 +68,7 @@ def train(
     Args:
         plan: the demo's size.
         method: a key of METHODS.
-        seed: of scenes, weights and batches.
+        seed: seed of scenes, weights and batches.
         report: called with (method, seed, step) after each step.
     """
     torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def train(
 
 
 def held_out_scenes(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws the scenes that evaluate all runs. They do not depend on the seed."""
+    """Draws the scenes on which all runs are evaluated. They do not depend on the seed."""
     return draw_scenes(plan.evaluated, plan.split, seed=0)
 
 
@@ -164,7 +164,7 @@ def train_all(plan: Plan, seeds: list[int], workers: int) -> list[Run]:
 
 
 class Progress:
-    """A progress bar with the remaining time. In a file it is a line per tenth."""
+    """A progress bar with the remaining time. It prints a line per tenth if stderr is not a terminal."""
 
     def __init__(self, plan: Plan, jobs: list[tuple[str, int]]):
         self.plan, self.done, self.started = plan, dict.fromkeys(jobs, 0), time.perf_counter()

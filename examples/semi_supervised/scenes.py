@@ -3,8 +3,8 @@
 scikit-learn ships 1,797 handwritten digits of 8x8 pixels (UCI optical recognition of handwritten digits). They are
 split before any scene is drawn, so no digit of a test scene occurs in a training scene.
 
-A scene has a tinted, grained, noisy ground. Its digits are rotated, sheared, scaled and coloured, and may overlap.
-Torn-off pieces of digits belong to the background. Class 0 is background, class 1 + d is digit d.
+The ground of a scene has a tint, grain and noise. Its digits are rotated, sheared, scaled and coloured. They may
+overlap. Torn-off pieces of digits belong to the background. Class 0 is background, class 1 + d is digit d.
 """
 
 from functools import cached_property
@@ -32,7 +32,7 @@ class DigitScenes:
     Args:
         labelled: number of scenes with a label.
         unlabelled: number of scenes without a label.
-        seed: of the training scenes.
+        seed: seed of the training scenes.
         evaluated: number of validation scenes, and of test scenes. They do not depend on the seed.
     """
 
@@ -102,7 +102,7 @@ def draw_scenes(count: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
     Args:
         count: number of scenes.
         split: "train", "val" or "test".
-        seed: of the scenes.
+        seed: seed of the scenes.
 
     Returns:
         Images [count, 3, SIZE, SIZE] in [0, 1] and labels [count, SIZE, SIZE] int64.

@@ -1,4 +1,4 @@
-"""The settings of a run, and what they describe: the density loss, the optimizer, the weights of pixels."""
+"""The settings of a run, and what is built from them: density loss, optimizer, weights of pixels."""
 
 import math
 import types
@@ -25,7 +25,7 @@ CHOICES = {
     "density_of": ("features", "projections"),
 }
 
-# Without these checks a wrong value shows late: the teacher's decay only an epoch after the warm-up.
+# Without these checks a wrong value fails late: a wrong decay of the teacher only an epoch after the warm-up.
 SHARES = ("cutmix", "ema_maximum")
 FACTORS = (
     *("contrast_weight", "unlabelled_weight", "auxiliary_weight", "learning_rate", "head_factor"),
@@ -45,7 +45,7 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what a run computes, apart from the data and the network."""
+    """Everything that determines what a run computes, apart from the data and the network."""
 
     seed: int = 0
     contrast_weight: float = 0.5  # 0: plain self-training
@@ -119,7 +119,7 @@ def check_ohem(ohem: list) -> None:
     numbers = len(ohem) == 2 and all(type(each) in (int, float) for each in ohem)
     if not numbers or not (0 < ohem[0] <= 1 <= ohem[1]):
         raise ValueError(
-            f"ohem must hold a probability above 0 and a number of pixels from 1 on, got {ohem}"
+            f"ohem must hold a probability above 0 and a number of pixels of at least 1, got {ohem}"
         )
 
 
@@ -229,7 +229,7 @@ def hard_pixels(pixel_loss: Tensor, probability: float, least: int) -> Tensor:
     Args:
         pixel_loss: -log(probability of the correct class) of each pixel, 0 without a label. No gradient.
         probability: the limit.
-        least: number of pixels to select at least, those with the largest loss first.
+        least: minimum number of pixels to select. Those with the largest loss come first.
 
     Returns:
         A mask of `pixel_loss`'s shape.

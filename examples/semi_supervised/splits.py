@@ -17,7 +17,7 @@ def choose(
     Args:
         labelled: a number "46", a fraction "0.125" or "1/8", or a file that lists the images.
         train: all training images.
-        seed: of the random choice. With the same seed, a smaller choice is a subset of a larger one.
+        seed: seed of the random choice. With the same seed, a smaller choice is a subset of a larger one.
         shown_in: see `draw_order`.
         ignore_index: label of pixels without a class.
 
@@ -61,7 +61,7 @@ def labelled_count(text: str, available: int) -> int:
 def listed(path: Path, train: list[Sample]) -> set[int]:
     """Returns the indices of the images that a text file lists.
 
-    A line holds a name ("2007_000032") or the image's path ("JPEGImages/2007_000032.jpg"). Text after a blank, such as
+    A line holds a name ("2007_000032") or the image's path ("JPEGImages/2007_000032.jpg"). Text after a space, such as
     the label's path, is ignored.
     """
     index = {sample.name: i for i, sample in enumerate(train)}
@@ -90,12 +90,13 @@ def draw_order(
     Args:
         train: the images.
         count: number of labelled images, the first of the order.
-        seed: of the random order.
-        shown_in: each class must occur in so many labelled images, with at least 40 pixels. 0: no such rule.
+        seed: seed of the random order.
+        shown_in: each class must occur in at least this many labelled images, with at least 40 pixels in each. 0: no
+            such rule.
         ignore_index: label of pixels without a class.
 
     Raises:
-        ValueError: If no order of 10,000 keeps the rule.
+        ValueError: If none of 10,000 random orders meets the rule.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(train))
@@ -112,5 +113,5 @@ def draw_order(
             return order
         order = rng.permutation(len(train))
     raise ValueError(
-        f"labelled must allow {shown_in} images of each class, got {count}: none of 10,000 draws has them"
+        f"labelled must allow {shown_in} images of each class, got {count}: none of 10,000 draws meets this"
     )

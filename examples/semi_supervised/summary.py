@@ -40,7 +40,7 @@ def summarise(runs: list[Run], control: str, treated: str) -> dict:
     Args:
         runs: the runs.
         control: the method to compare with.
-        treated: the method that is compared.
+        treated: the method to assess.
 
     Returns:
         A dict with

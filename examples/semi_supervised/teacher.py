@@ -1,4 +1,4 @@
-"""The teacher: a moving average of the student. It labels the unlabelled images, and a run keeps it."""
+"""The teacher: a moving average of the student. It labels the unlabelled images. It is the network to keep."""
 
 import copy
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class PseudoLabels(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A copy of the student that follows it as `settings.ema_from` and `settings.teacher_averages` say.
+    """A copy of the student that follows it. `settings.ema_from` and `settings.teacher_averages` determine how.
 
     Args:
         student: the network to copy.

@@ -1,4 +1,4 @@
-"""Hugging Face's unchanged Trainer with SegFormer, gradient accumulation over two batches, and exact resume.
+"""Hugging Face's Trainer, unmodified, with SegFormer, gradient accumulation over two batches, and exact resume.
 
 python examples/trainers/hf_trainer.py --steps 10 --save-at 5 --out hf_out
 python examples/trainers/hf_trainer.py --steps 10 --resume hf_out/checkpoint-5

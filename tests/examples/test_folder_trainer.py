@@ -77,7 +77,8 @@ def test_a_run_is_not_written_over(divided, capsys):
     with pytest.raises(SystemExit):
         train(divided, "--labelled", "4")
     assert (
-        "weight-0.5-seed-0 holds a run; --resume its checkpoint.pt, or" in capsys.readouterr().err
+        "weight-0.5-seed-0 already holds a run; pass --resume auto to continue it, or"
+        in capsys.readouterr().err
     )
     # The finished run is evaluated again. The other one starts.
     train(divided, "--labelled", "4", "--resume", "auto", "--contrast-weight", 0.5, 0)
@@ -177,7 +178,7 @@ def broken_image(data):
         (spoil_nothing, "--stop-at 0", r"--stop-at must be at least 1, got 0"),
         (spoil_nothing, "--seeds 2 2", r"seeds must differ, got \[2, 2\]"),
         (spoil_nothing, "ignore_index=1", r"outside the classes \[0, 256\), got 1"),
-        (spoil_nothing, "crop=[8]", r"crop must be .* from 16 on, got \[8\]"),
+        (spoil_nothing, "crop=[8]", r"crop must be .* of at least 16, got \[8\]"),
         (spoil_nothing, "warm_up=9", r"warm_up must lie in \[0, 8\], got 9"),
         (
             spoil_nothing,
@@ -186,7 +187,7 @@ def broken_image(data):
         ),
         (spoil_nothing, "--device nowhere", r"--device nowhere cannot be used"),
         (spoil_nothing, "--resume nowhere.pt", r"nowhere\.pt"),
-        (spoil_nothing, "--seeds 0 1 --stop-at 3", r"are for one run, got seeds \[0, 1\]"),
+        (spoil_nothing, "--seeds 0 1 --stop-at 3", r"need a single run, got seeds \[0, 1\]"),
     ],
 )
 def test_folder_trainer_says_what_is_wrong(divided, capsys, spoil, options, message):

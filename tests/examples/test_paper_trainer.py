@@ -144,7 +144,7 @@ def test_the_files_carry_the_published_setting(small_network):
 def test_published_configuration_runs(name, tmp_path, small_network, capsys):
     run(name, tmp_path / "out", *tree_of(name, tmp_path), *SHORT)
     printed = capsys.readouterr().out
-    assert "no labelled image shows the classes" in printed  # since the trees are small
+    assert "no labelled image contains the classes" in printed  # since the trees are small
     assert "stays 0; contrast.start=per_class changes that" in printed
     assert "validation images: mIoU" in printed
     assert "test images: mIoU" in printed
