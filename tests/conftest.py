@@ -5,6 +5,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+# Read when torch is imported. Waiting threads would otherwise spin on cores that other test processes need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import hypothesis
 import pytest
 import torch
