@@ -244,7 +244,7 @@ def overlays(
 
     Args:
         network: the network that predicts.
-        student: the network whose features have the densities.
+        student: the network that provides the features for the densities.
         contrast: the loss with the bank.
         data: has `test` and `num_classes`.
         count: number of images.

@@ -145,7 +145,7 @@ def test_published_configuration_runs(name, tmp_path, small_network, capsys):
     run(name, tmp_path / "out", *tree_of(name, tmp_path), *SHORT)
     printed = capsys.readouterr().out
     assert "no labelled image contains the classes" in printed  # since the trees are small
-    assert "stays 0; contrast.start=per_class changes that" in printed
+    assert "stays 0; set contrast.start=per_class to change this" in printed
     assert "validation images: mIoU" in printed
     assert "test images: mIoU" in printed
     folder = tmp_path / "out" / "weight-0.5-seed-0"

@@ -15,6 +15,8 @@ matplotlib = pytest.importorskip("matplotlib")
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "quickstart.ipynb"
+if not PAGE.exists():  # in the kit for a GPU
+    pytest.skip("docs/ is not in this checkout", allow_module_level=True)
 FRACTION = re.compile(r"-?\d+\.\d+")
 
 
