@@ -1,6 +1,6 @@
-"""What setup.py decides: extension or plain Python, flags, tags, errors.
+"""What setup.py decides: extension or pure Python, flags, tags, errors.
 
-A stand-in takes the compiler's place. It records its arguments, and fails where a test asks for that.
+A stand-in takes the compiler's place. It records its arguments, and fails if a test asks for it.
 """
 
 import os
@@ -86,7 +86,7 @@ class Wheel:
             self.files = {name: archive.read(name) for name in archive.namelist()}
 
     def why_pure(self) -> str:
-        """The reason kept in a wheel that is checked to be plain Python."""
+        """The reason kept in a wheel that is checked to be pure Python."""
         assert PURE in self.name
         (about,) = (text for name, text in self.files.items() if name.endswith("/WHEEL"))
         assert b"Root-Is-Purelib: true" in about
@@ -176,7 +176,7 @@ def test_not_wanted(tree):
     ],
 )
 def test_a_compile_error(tree, fault, error):
-    """The build ends as plain Python, or as an error if the extension was requested."""
+    """The build falls back to pure Python, or as an error if the extension was requested."""
     plant_leftovers(tree)
     variables = {"FAKE_FAULT": fault, "FAKE_ERROR": error}
     assert tree.build(**variables).why_pure() == error

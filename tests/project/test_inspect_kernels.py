@@ -1,4 +1,4 @@
-"""The inspection of compiled kernels finds what it is there to find: each check fails where it should."""
+"""The inspection of compiled kernels works: each check fails where it should."""
 
 import csv
 import importlib
@@ -144,7 +144,7 @@ def test_integer_atomics_and_constants_pass(rules, opcode):
     ],
 )
 def test_forbidden_instructions_of_the_source_fail(rules, opcode):
-    """In a kernel that may do arithmetic: it is the way that is wrong."""
+    """In a kernel that may do arithmetic: only the instruction is wrong."""
     faults = ptx_faults(rules, opcode, kernel="row_norms_kernel<float>")
     assert len(faults) == 1
     assert "row_norms_kernel<float>, sm_80 (ptx): forbidden " in faults[0]
@@ -203,7 +203,7 @@ def test_the_table_is_in_order(rules):
 
 
 def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
-    """Another nvcc allots other registers: that is said, and is no fault. CI does not accept it (.ci/run)."""
+    """Another nvcc allocates registers differently. That is reported but is no fault, except in CI (.ci/run)."""
     loader = importlib.machinery.SourceFileLoader("inspect_kernels", str(SCRIPT))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
@@ -215,7 +215,7 @@ def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
     assert "advance_rings_kernel,sm_80,9" in fault
     assert capsys.readouterr().out == ""
     assert module.table_faults(changed, committed, "12.6.20") == []
-    said = f"registers are not compared: the table is of nvcc {version}, this is 12.6.20"
+    said = f"registers are not compared: the table is from nvcc {version}, this is 12.6.20"
     assert said in capsys.readouterr().out
 
 
@@ -255,7 +255,7 @@ def test_all_of_nvccs_half_of_compat_is_probed(edits):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_it_runs_on_one_file():
-    """The whole way, without SASS, which needs one more package; .ci/inspect_kernels does all files."""
+    """End to end for one file, without SASS, which needs one more package. .ci/inspect_kernels covers all files."""
     code = (
         "import importlib.machinery, importlib.util, sys\n"
         f"loader = importlib.machinery.SourceFileLoader('inspect_kernels', {str(SCRIPT)!r})\n"

@@ -123,7 +123,7 @@ def install(kernels: str) -> None:
     """Installs the stand-in for the rest of the process.
 
     Args:
-        kernels: where to emulate kernels: "side" where the library compares, "all" everywhere, "none" nowhere.
+        kernels: where to emulate kernels: "side" (where the library compares), "all" (everywhere) or "none".
     """
     sys.path.insert(0, str(TESTS))
     for name, stand_in in cuda_functions().items():
