@@ -1,9 +1,10 @@
-"""Bounds what the search's CUDA kernels can reach on two GPUs: arithmetic, not measurement.
+"""Bounds the speed of the search's CUDA kernels on two GPUs: arithmetic, not measurement.
 
     python benchmarks/gpu_estimate.py [--survivors 60] [--out benchmarks/results]
 
-Occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes from the
-sources. Each time is a lower bound for one resource, and the largest is the bound. It shows where to profile first.
+It computes occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes
+from the sources. Each time is a lower bound for one resource; the largest is the overall bound, and shows where to
+profile first.
 """
 
 import argparse
