@@ -334,18 +334,18 @@ class DensityContrastLoss(FixedDtypeModule):
             A dict with, for each class [C],
                 rows: rows in the bank.
                 ready: whether there are enough.
-                mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
+                mean_density: mean of the stored densities, 0 without rows; with a sharded bank, of this rank's shard.
                 active: whether the class took part in the last step.
                 pixels: its pixels in the last batch, without the skipped ones.
                 candidates: how many of them were candidates; 0 if it took no part.
                 class_loss: its loss; 0 if it took no part.
                 anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
-                key_density: likewise for the batch's keys.
+                key_density: the same for the batch's keys.
             and, as scalars,
                 ignored_pixels: pixels of the last batch with label `ignore_index`.
                 non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
                 unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
-                non_finite_rows: all non_finite_pixels since construction.
+                non_finite_rows: sum of non_finite_pixels since construction.
                 num_pushes: pushes into the bank.
         """
         bank = self.bank
@@ -362,9 +362,9 @@ class DensityContrastLoss(FixedDtypeModule):
     def report(self, class_names: Sequence[str] | None = None) -> str:
         """Describes the diagnostics as text.
 
-        It says what the last loss was and, if 0, why. It lists the classes that took part and those that are absent,
-        excluded or lack rows. It counts skipped pixels and describes the bank. It waits for the device, so do not call
-        it in every step.
+        The text says what the last loss was and, if it was 0, why. It lists the classes that took part, and those that
+        are absent, excluded or short of rows. It counts skipped pixels and describes the bank. This syncs, so do not
+        call it in every step.
 
         Args:
             class_names: names to print instead of numbers.

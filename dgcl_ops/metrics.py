@@ -153,7 +153,7 @@ def density_statistics(
     """Summarises local densities class by class, without a loop over classes.
 
     NaN densities (from NaN features) and ignored labels are left out. Labels outside [0, num_classes) raise on the
-    CPU. Other devices leave them out, because a check would wait for the device.
+    CPU. Other devices leave them out, because a check would sync.
 
     Args:
         density: [...], floating point, the local densities of rows or pixels, as from `dgcl_ops.knn_density`.
@@ -171,8 +171,8 @@ def density_statistics(
 
     Raises:
         TypeError: If `density` is not floating point, or `labels` are not integers.
-        ValueError: If shapes differ, `num_classes` is not positive, or a quantile is outside [0, 1], or, on the CPU, if
-            a label is out of range.
+        ValueError: If shapes differ, `num_classes` is not positive, a quantile is outside [0, 1], or, on the CPU, a
+            label is out of range.
     """
     name = "density_statistics"
     check_floats(name, "density", density)

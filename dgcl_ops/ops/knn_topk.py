@@ -47,8 +47,8 @@ def knn_topk(
 
     Args:
         queries: [M, D], the rows to look up. With a grouped bank they are sorted by class.
-        bank: [N, D], or [C, N, D] for one bank per class. Views are read in place. The dtype may differ from that of
-            `queries`.
+        bank: [N, D], or [C, N, D] for one bank per class. Views are read in place. The dtype may differ from the
+            queries' dtype.
         k: neighbours per query, at least 1 and less than 2^31. It may exceed the number of rows.
         metric: "cosine", "dot" or "l2". "l2" is the negative Euclidean distance, computed from differences. A zero row
             has cosine 0 with every row.
