@@ -242,7 +242,7 @@ def test_rows_stored_as_unit_rows_score_as_if_normalised_now(device):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("scales", [(8, 16, 32), (5,), (3, 3, 50)])
 def test_density_is_the_weighted_sum_of_topk(device, dtype, metric, scales):
-    """Bit for bit: weights are computed in float64 and rounded once. Terms are added in rank order, each rounded once."""
+    """Bit for bit: float64 weights are rounded once. Terms are added in rank order, with one rounding each."""
     queries = random_rows(7, 11, dtype=dtype, seed=1, device=device)
     bank = random_rows(40, 11, dtype=dtype, seed=2, device=device)
     values, indices = ops.knn_topk(queries, bank, max(scales), metric=metric)
