@@ -1,4 +1,4 @@
-"""The emulator and the sanitizers walk every case of `case_names.txt`. To remove a case, remove its line there."""
+"""The emulator and the sanitizers run every case of `case_names.txt`. To remove a case, remove its line there."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `.ci/check_cpu_sanitizers` runs is complete. It runs there, for minutes."""
+"""`.ci/check_cpu_sanitizers` covers everything. It takes minutes, so only its coverage is tested here."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_instruction_sets_are_those_of_the_kernels():
 
 
 def test_cases_pass_without_a_sanitizer():
-    """So that a report is the sanitizer's; on the level in use."""
+    """The cases pass without a sanitizer, so any report comes from the sanitizer. On the level in use."""
     for cases in all_cases().values():
         for case in cases:
             Target("cpu").run(case)
