@@ -278,7 +278,6 @@ def on_device(batch: dict, device: str) -> dict:
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_a_step_can_be_a_cuda_graph(setting, device, monkeypatch):
     """One recorded step, replayed on other batches while the bank fills, gives the same results as eager steps."""
-
     if device == "cpu":
         pretend_graphs(monkeypatch)
     batches = [batch_of(seed=seed, counts=FULL) for seed in (1, 2, 3)]

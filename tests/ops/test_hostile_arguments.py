@@ -164,7 +164,6 @@ def test_rings_may_lie_side_by_side_in_one_memory():
 
 def test_a_density_of_infinite_scores_is_infinite(implementation):
     """Ranks beyond a scale have weight 0, which must not be multiplied by infinity."""
-
     queries, bank = torch.ones(1, 2), torch.full((3, 2), torch.inf)
     options = {"metric": "dot", "per_scale": True}
     assert (

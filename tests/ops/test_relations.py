@@ -184,7 +184,6 @@ def test_exclude_self_is_removing_the_row(p):
         alone_values, alone_indices, alone_density = search(p, queries=bank[m : m + 1], bank=others)
         shifted = alone_indices + (alone_indices >= m)
         # A NaN query has density NaN if its class has rows, and here the bank always has one.
-
         if bank.shape[0] > 1:
             assert same((density[m : m + 1],), (alone_density,))
         assert same((values[m : m + 1], indices[m : m + 1]), (alone_values, shifted))

@@ -1,4 +1,4 @@
-"""Which environments .ci/check_wheel tests in which turn, and how it reads pytest's output."""
+"""The environments that .ci/check_wheel tests in each turn, and how it reads pytest's output."""
 
 import re
 from itertools import product

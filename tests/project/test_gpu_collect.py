@@ -1,4 +1,4 @@
-"""Packing for a GPU, and collecting results: sizes, figures, and no figure without a measurement."""
+"""Packing for a GPU and collecting results: sizes, figures, and no figure without a measurement."""
 
 import csv
 import json

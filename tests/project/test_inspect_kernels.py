@@ -228,7 +228,7 @@ def edits(monkeypatch):
 
 
 def test_each_edit_changes_one_place(edits):
-    """Those that `.ci/inspect_kernels --faults` plants."""
+    """Checks the edits that `.ci/inspect_kernels --faults` plants."""
     for edit in edits:
         assert (TABLE.parent / edit.file).read_text().count(edit.old) == 1, edit
         assert edit.old != edit.new
@@ -237,12 +237,12 @@ def test_each_edit_changes_one_place(edits):
 
 
 def test_all_of_nvccs_half_of_compat_is_probed(edits):
-    """A new primitive needs a kernel that shows it and an edit that breaks it."""
+    """A new primitive needs a probe kernel and an edit that breaks it."""
     text = (TABLE.parent / "compat.cuh").read_text()
     half = text[text.index("#if defined(__CUDACC__)") : text.index("\n#else")]
     names = re.findall(r"#define (\w+)\(|__forceinline__ \w+ (\w+)\(", half)
     names = {macro or function for macro, function in names}
-    names.add("pack_bfloat16")  # it has an #if of its own
+    names.add("pack_bfloat16")  # it has its own #if
     assert len(names) == 10
     assert text.count("defined(__CUDACC__)") == 2
     probe = (SCRIPT.parent / "compat_probe.cu").read_text()

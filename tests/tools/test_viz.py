@@ -1,4 +1,4 @@
-"""The pictures: each is drawn, arguments must fit, and matplotlib is needed for nothing else."""
+"""Every picture is drawn, arguments must fit, and nothing else needs matplotlib."""
 
 import re
 import subprocess

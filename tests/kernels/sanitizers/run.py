@@ -39,7 +39,6 @@ def levels(bench: Bench, mode: str) -> list[str]:
 
 def run(chosen) -> int:
     """Returns the number of jobs with a sanitizer report."""
-
     modes, began, failed = chosen.mode or list(build.MODES), time.monotonic(), 0
     build.build(*modes)
     print(f"built for {' and '.join(modes)} in {time.monotonic() - began:.0f} s", flush=True)
