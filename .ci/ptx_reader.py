@@ -63,7 +63,7 @@ def effects(kernel: str, statements: list[str]) -> list[str]:
     done: list[str] = []
 
     def value(operand: str) -> str:
-        """Replaces registers by their values."""
+        """Replaces registers with their values."""
         named = lambda m: re.sub(rf"^{kernel}_param_", "p", values.get(m[0], plain_name(m[0])))
         return SYMBOL.sub(named, operand)
 

@@ -120,7 +120,7 @@ def volumes(rank: int, options: argparse.Namespace, placement: str) -> dict:
 
 def under_limit(rank: int, options: argparse.Namespace, placement: str) -> dict:
     """Checks whether a bank fits when the address space may grow by 0.7 of the whole bank's size."""
-    # In the first step, PyTorch and gloo allocate what they need only once.
+    # In the first step, PyTorch and gloo make their one-time allocations.
     loss = DensityContrastLoss(
         2, 4, bank_capacity=8, rows_per_push=4, scales=(2,), placement=placement
     )

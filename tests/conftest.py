@@ -62,7 +62,7 @@ def device(request) -> str:
 def implementation(request):
     """The module under test. All implementations are compared with the same oracle.
 
-    "emulated" is the public module with the CPU kernels replaced by the CUDA kernels, which the emulator runs.
+    "emulated" is the public module with the CPU kernels replaced by the CUDA kernels, run by the emulator.
     """
     if request.param == "reference":
         from dgcl_ops import reference

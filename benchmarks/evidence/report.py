@@ -60,8 +60,8 @@ def heading(rows: list[dict], path: Path) -> str:
         f"Source: `{path.name}`, with the settings, seed and commit of every run.\n\n"
         "CamVid at 240 x 180, 11 classes. EfficientNet-Lite0 from ImageNet, frozen unless a row says otherwise. "
         "mIoU and feature scores are measured with the EMA teacher on the 233 test images. "
-        "Means have the standard deviation over the seeds after the ±. "
-        "Differences are paired, and have half of their 95 % confidence interval (Student's t) after the ±. "
+        "For means, ± is the standard deviation over the seeds. For differences, which are paired, ± is half of the "
+        "95 % confidence interval (Student's t). "
         "The brackets give the number of seeds that improve. "
         '"null" means that the interval contains 0, so the runs show no difference.\n\n'
         f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread per run."

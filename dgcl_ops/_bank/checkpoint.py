@@ -259,7 +259,7 @@ def _converted(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def as_dtensors(bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:
-    """Replaces this rank's shards by DTensors, so that torch.distributed.checkpoint sees the whole bank."""
+    """Replaces this rank's shards with DTensors, so that torch.distributed.checkpoint sees the whole bank."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 

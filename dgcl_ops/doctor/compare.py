@@ -82,7 +82,7 @@ class Target:
             return function(*arguments, **options)
 
     def run(self, case: Case, arguments: tuple | None = None) -> list[Tensor] | None:
-        """A case's results, or None if it raised an error, which it may."""
+        """A case's results, or None if it raised an error that is allowed."""
         arguments = case.arguments() if arguments is None else arguments
         name, value = case.environment or (SEARCH, None)
         with environment(name, value):

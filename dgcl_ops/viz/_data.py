@@ -112,7 +112,6 @@ def anchors_and_keys(
         labels: [N]. `ignore_index` marks a row without a label.
         num_anchors: anchors per class. By default the loss's number. A picture shows fewer rows than a step has, so
             pass a proportionally smaller number.
-
         num_keys: keys per class, like `num_anchors`.
         confidence: [N]. Required if the strategy uses confidence.
 

@@ -66,7 +66,7 @@ def test_ranks_train_as_one_process_does(trained, in_one_process, size, placemen
         for step in range(STEPS):
             for what, value in result[name]["steps"][step].items():
                 assert torch.equal(value, expected["steps"][step][rank][what]), (rank, step, what)
-    # Excludes a pass by equal zeros or an empty bank.
+    # Otherwise equal zeros or an empty bank could pass.
     steps = expected["steps"]
     assert all(any(step[rank]["value"] > 0 for step in steps) for rank in range(size))
     assert any(step[0]["gradient"].any() for step in steps)
@@ -242,7 +242,7 @@ def strange_inputs(rank, folder):
             result[name] = str(error)
     with pytest.raises(ValueError, match="keys='average' is not supported with a sharded bank"):
         loss_of(placement="sharded", anchors="random", keys="average")
-    # One rank may have an empty batch. It takes part in as many collectives, and gets rank 0's rows.
+    # One rank may have an empty batch. It takes part in the same collectives, and gets rank 0's rows.
     bank = MemoryBank(2, D, capacity=9, rows_per_push=4, scales=(2,))
     rows, labels = random_rows(6, D, seed=1), torch.arange(6) % 2
     mine = slice(0, 0 if rank else 6)

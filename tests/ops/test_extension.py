@@ -1,4 +1,4 @@
-"""The binary: stable ABI, limited Python API, the levels kept apart, bounded memory."""
+"""The binary: stable ABI, limited Python API, separate levels, bounded memory."""
 
 import subprocess
 import sys

@@ -119,7 +119,7 @@ def test_a_nan_query_has_no_neighbours_and_changes_no_other(implementation, devi
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_infinities(implementation, device, metric):
-    """With dot, +inf is the best score, and -inf and NaN are no neighbours. With cosine and l2, no infinite row is."""
+    """With dot, +inf is the best score; -inf and NaN never count. With cosine and l2, infinite rows never count."""
     bank = torch.tensor(
         [[1.0, 1.0], [INF, 1.0], [-INF, 1.0], [INF, -INF], [2.0, -1.0]], device=device
     )

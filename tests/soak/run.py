@@ -4,9 +4,9 @@
     python -m soak.run --steps 600
 
 There are several rounds, each with every setting. Batches are maps or flat, sometimes empty, in several dtypes, with
-missing classes, NaN and infinity. From time to time the state is saved and loaded into a fresh module. It runs in
-parallel with the old one, must give bitwise equal results, and then replaces it. checks.py lists what is checked. Times
-are not compared. The CSV row records what was done and how memory changed.
+missing classes, NaN and infinity. From time to time the state is saved and loaded into a fresh module. The fresh
+module runs in parallel with the old one, must give bitwise equal results, and then replaces it. checks.py lists what is
+checked. Times are not compared. The CSV row records what was done and how memory changed.
 """
 
 import argparse

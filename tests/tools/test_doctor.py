@@ -137,7 +137,7 @@ class Faulty(Target):
 
 
 def one_ulp(part: int | None = None, element: int = -1):
-    """Replaces the last (or another) finite number by the next number."""
+    """Replaces the last (or another) finite number with the next number."""
 
     def spoil(result):
         flat = (result if part is None else result[part]).view(-1)

@@ -3,7 +3,7 @@
 Every file that setup.py compiles is compiled with its flags and -Werror. leaf_bits.cpp calls the numeric functions. It
 is built for x86-64 and for aarch64, where qemu runs it. The printed lines are compared: all of them with x86-64's
 portable level, and with the other levels only those that are the same on every level. A build that lets the compiler
-fuse products and sums must show a difference. The operators do not run, which would need PyTorch for aarch64.
+fuse products and sums must show a difference. The operators are not run: that would need PyTorch for aarch64.
 """
 
 import os
@@ -152,7 +152,7 @@ def check_bits(folder: Path) -> int:
     names = ", ".join(sorted({line.split()[line.startswith("level ")] for line in fused}))
     print(f"with {FUSED}: {len(fused)} of {len(here)} lines differ ({names})")
     if not promised(fused) or len(promised(fused)) == len(fused):
-        print(f"FAILED: {FUSED} should change both kinds of lines, so the comparison sees nothing")
+        print(f"FAILED: {FUSED} should change both kinds of lines, so the comparison does not work")
         failed += 1
     return failed
 

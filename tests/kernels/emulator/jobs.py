@@ -75,7 +75,7 @@ def cases(emulator, op: str, schedule: str, thread: bool = False, **choice) -> N
     for case in all_cases()[op]:
         if chosen(case, schedule, thread, **choice):
             emulator.reset()  # forgets what earlier cases allowed the kernels
-            print(f"{op} {case.name}", flush=True)  # for a sanitizer's report
+            print(f"{op} {case.name}", flush=True)  # named in a sanitizer's report
             comparison = Comparison(exact=True)
             check_cases(Emulated(), comparison, [case], float64=False)
             assert comparison.good, f"{op} {comparison.notes[0]}"

@@ -1,4 +1,4 @@
-"""Replaces the CPU kernels by the emulated CUDA kernels while a test runs."""
+"""Replaces the CPU kernels with the emulated CUDA kernels while a test runs."""
 
 import contextlib
 import functools

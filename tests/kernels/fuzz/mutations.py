@@ -171,7 +171,7 @@ def shared(rng: random.Random, given: dict, name: str) -> Tensor:
 
 
 def change_argument(rng: random.Random, op: str, given: dict) -> str:
-    """Replaces one argument by another, which the operator may refuse."""
+    """Replaces one argument with another, which the operator may refuse."""
     name = rng.choice(tuple(given))
     value = given[name]
     if rng.random() < 0.05:

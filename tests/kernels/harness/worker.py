@@ -1,4 +1,4 @@
-"""Runs jobs in processes of their own, under a sanitizer where the mode has one.
+"""Runs jobs in separate processes, under a sanitizer if the mode has one.
 
 A worker starts Python once, with PyTorch and the sanitizer's library, and forks for every job. A job may crash, hang,
 or be stopped by its sanitizer. The harness's `jobs.py` holds the jobs: `prepare()` runs before the forks, `run(job,

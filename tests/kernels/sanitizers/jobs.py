@@ -52,5 +52,5 @@ def cases(op: str, thread: bool = False) -> None:
 
     for case in all_cases()[op]:
         if chosen(case, thread):
-            print(f"{op} {case.name}", flush=True)  # for a sanitizer's report
+            print(f"{op} {case.name}", flush=True)  # named in a sanitizer's report
             Target("cpu").run(case)

@@ -10,7 +10,7 @@ namespace cuda_emulator {
 // Whether the copy lands now. The kernel must wait for it in any case.
 bool start_copy(void* to, const void* from, size_t bytes, size_t zeros);
 void commit_copies();
-// Takes a copy off the pending ones, if any is left of all but the last `prior` committed groups. Copies that were never
+// Takes a pending copy of any committed group except for the last `prior` ones, if there is one. Copies that were never
 // committed stay.
 bool next_due(size_t prior, PendingCopy* copy);
 
