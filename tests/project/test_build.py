@@ -176,7 +176,7 @@ def test_not_wanted(tree):
     ],
 )
 def test_a_compile_error(tree, fault, error):
-    """The build falls back to pure Python, or as an error if the extension was requested."""
+    """The build falls back to pure Python, or fails if the extension was requested."""
     plant_leftovers(tree)
     variables = {"FAKE_FAULT": fault, "FAKE_ERROR": error}
     assert tree.build(**variables).why_pure() == error
