@@ -10,7 +10,7 @@ from kernels.sanitizers import jobs as sanitizer_jobs
 
 NAMES = Path(__file__).with_name("case_names.txt")
 if not NAMES.exists():
-    pytest.skip("this needs case_names.txt, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs case_names.txt, which is missing here", allow_module_level=True)
 
 WALKED = {
     "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 if not (Path(__file__).resolve().parents[2] / "setup.py").exists():
-    pytest.skip("this needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs .ci/ and csrc/, which are missing here", allow_module_level=True)
 
 import dgcl_ops
 from dgcl_ops.doctor.cases import all_cases

@@ -18,7 +18,7 @@ from kernels.emulator import build
 from kernels.harness.worker import Worker
 
 if not build.CSRC.exists():
-    pytest.skip("the emulator needs csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("the emulator needs csrc/, which is missing here", allow_module_level=True)
 
 # The modes that find a fault of the self-test: plain under at least one schedule, the others under all.
 CAUGHT = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 if not (Path(__file__).resolve().parents[2] / "setup.py").exists():
-    pytest.skip("this needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs .ci/ and csrc/, which are missing here", allow_module_level=True)
 
 from kernels.emulator import faults as kinds
 from kernels.emulator.run import HARNESS as EMULATOR

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
-    pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs the source tree, which is missing here", allow_module_level=True)
 
 COMPILER = """#!/bin/sh
 echo "$@" >>"$FAKE_LOG"

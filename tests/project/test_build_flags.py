@@ -13,7 +13,7 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
-    pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs the source tree, which is missing here", allow_module_level=True)
 
 from distutils.ccompiler import CCompiler  # setuptools has it  # noqa: E402
 

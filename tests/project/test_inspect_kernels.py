@@ -18,7 +18,7 @@ SCRIPT = ROOT / ".ci" / "inspect_kernels"
 TABLE = ROOT / "csrc" / "cuda" / "resources.csv"
 if not SCRIPT.exists() or not TABLE.exists():
     pytest.skip(
-        "the inspection needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True
+        "the inspection needs .ci/ and csrc/, which are missing here", allow_module_level=True
     )
 
 PTXAS = """ptxas info    : Compiling entry function '_ZN4dgcl16copy_rows_kernelEv' for 'sm_80'

@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / ".ci"
 if not (CI / "compat_probe.py").exists() or not (ROOT / "csrc").exists():
-    pytest.skip(
-        "the checks need .ci/ and csrc/, and these tests stand alone", allow_module_level=True
-    )
+    pytest.skip("the checks need .ci/ and csrc/, which are missing here", allow_module_level=True)
 
 # The output of nvcc 13.0 for .ci/compat_probe.cu, without register declarations and parameter types.
 PROBE = """

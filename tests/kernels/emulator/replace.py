@@ -17,7 +17,7 @@ def operators() -> dict:
     from dgcl_ops.ops import _registry
 
     if not build.CSRC.exists():
-        pytest.skip("the emulator needs csrc/, and these tests stand alone")
+        pytest.skip("the emulator needs csrc/, which is missing here")
     build.load("plain")
     return {op: getattr(getattr(torch.ops, build.NAMESPACE), op) for op in _registry.FALLBACKS}
 
