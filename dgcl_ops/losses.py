@@ -25,7 +25,7 @@ MIN_TEMPERATURE = 1e-6
 class DensityContrastLoss(FixedDtypeModule):
     """Pulls each class's lowest-density features towards its densest ones and away from other classes.
 
-    For each class c of the batch that is ready and not excluded:
+    For each class c of the batch that is ready and not excluded::
 
         candidates    random pixels of the class, at most `max_candidates`
         anchors a_i   the candidates of lowest density
@@ -85,7 +85,7 @@ class DensityContrastLoss(FixedDtypeModule):
         >>> value.backward()
 
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
-        Semi-Supervised Semantic Segmentation", CVPR 2023.
+    Semi-Supervised Semantic Segmentation", CVPR 2023.
     """
 
     included: Tensor  # [C] bool, False for excluded classes
@@ -270,7 +270,7 @@ class DensityContrastLoss(FixedDtypeModule):
             update_bank: False leaves the bank's rows as they are.
 
         Returns:
-            The mean over the classes that take part, as a scalar: float64 for float64 projections, else float32. It is
+            The mean over the classes that take part, a scalar, float64 for float64 projections, else float32. It is
             0, still connected to `projections`, if no class takes part.
 
         Raises:
@@ -331,22 +331,25 @@ class DensityContrastLoss(FixedDtypeModule):
         `report` puts it into words. A batch without pixels changes nothing here.
 
         Returns:
-            A dict with, for each class [C],
-                rows: rows in the bank.
-                ready: whether there are enough.
-                mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
-                active: whether the class took part in the last step.
-                pixels: its pixels in the last batch, without the skipped ones.
-                candidates: how many of them were candidates; 0 if it took no part.
-                class_loss: its loss; 0 if it took no part.
-                anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
-                key_density: likewise for the batch's keys.
-            and, as scalars,
-                ignored_pixels: pixels of the last batch with label `ignore_index`.
-                non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
-                unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
-                non_finite_rows: all non_finite_pixels since construction.
-                num_pushes: pushes into the bank.
+            A dict. For each class, [C]:
+
+            - `rows`: rows in the bank.
+            - `ready`: whether there are enough.
+            - `mean_density`: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
+            - `active`: whether the class took part in the last step.
+            - `pixels`: its pixels in the last batch, without the skipped ones.
+            - `candidates`: how many of them were candidates; 0 if it took no part.
+            - `class_loss`: its loss; 0 if it took no part.
+            - `anchor_density`: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
+            - `key_density`: likewise for the batch's keys.
+
+            As scalars:
+
+            - `ignored_pixels`: pixels of the last batch with label `ignore_index`.
+            - `non_finite_pixels`: labelled pixels of the last batch skipped because of an inf or NaN.
+            - `unknown_labels`: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
+            - `non_finite_rows`: all `non_finite_pixels` since construction.
+            - `num_pushes`: pushes into the bank.
         """
         bank = self.bank
         valid = bank.valid_slots()

@@ -1,0 +1,44 @@
+"""Single backticks in docstrings: a public name becomes a link to its entry, anything else is code.
+
+A name that starts with `dgcl_ops.` must exist, so a renamed function fails the build.
+"""
+
+import importlib
+import re
+
+from docutils import nodes
+from sphinx.roles import XRefRole
+
+# Where the reference documents each name: the first module that lists it.
+MODULES = ("ops", "viz", "")
+
+
+def documented_names() -> dict[str, str]:
+    names: dict[str, str] = {}
+    for part in MODULES:
+        module = f"dgcl_ops.{part}".rstrip(".")
+        for name in importlib.import_module(module).__all__:
+            names.setdefault(name, f"{module}.{name}")
+    return names
+
+
+class NameRole(XRefRole):
+    names = documented_names()
+
+    def run(self):
+        name = self.text.removeprefix("dgcl_ops.")
+        target = self.names.get(name)
+        if target is None and re.fullmatch(r"dgcl_ops(\.\w+)+", self.text):
+            target = self.text
+        if target is None:
+            return [nodes.literal(self.rawtext, self.text)], []
+        self.name, self.refdomain, self.reftype = "py:obj", "py", "obj"
+        self.has_explicit_title, self.title, self.target = True, self.text, target
+        self.classes = ["xref", "py", "py-obj"]
+        return self.create_xref_node()
+
+
+def setup(app):
+    app.add_role("name", NameRole())
+    app.config.default_role = "name"
+    return {"parallel_read_safe": True}
