@@ -74,8 +74,8 @@ $(VENV)/installed: $(VENV)/torch setup.py csrc/cuda/toolkit.py pyproject.toml $(
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
 	@touch $@
 
-$(VENV)/docs: $(VENV)/installed
-	$(BIN)/python -m pip install -qq --no-build-isolation --editable ".[docs]"
+$(VENV)/docs: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install -qq --group docs
 	@touch $@
 
 clean:

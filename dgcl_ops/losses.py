@@ -27,12 +27,14 @@ class DensityContrastLoss(FixedDtypeModule):
 
     For each class c of the batch that is ready and not excluded::
 
-        candidates    random pixels of the class, at most `max_candidates`
+        candidates    random pixels of the class, at most max_candidates
         anchors a_i   the candidates of lowest density
-        key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes: all of them if there are at most `num_negatives`, otherwise that many,
-                      drawn with replacement
-        L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
+        key p         the mean projection of the candidates and bank rows
+                      of highest density
+        negatives n_j pixels of other classes: all if there are at most
+                      num_negatives, otherwise num_negatives draws with replacement
+        s(n)        = exp(cos(a_i, n) / T)
+        L_c         = -mean_i log( s(p) / (s(p) + sum_j s(n_j)) )
 
     L is the mean of L_c over these classes. The gradient flows only to the anchors. In training mode, rows of the batch
     enter the bank after the loss has been computed.
@@ -42,9 +44,9 @@ class DensityContrastLoss(FixedDtypeModule):
     sharded bank, compile without fullgraph.
 
     Args:
-        num_classes: C.
-        feature_dim: D.
-        projection_dim: E, D by default.
+        num_classes: number of classes C.
+        feature_dim: channels D of the features.
+        projection_dim: channels E of the projections, D by default.
         scales: neighbourhood sizes of the density.
         temperature: T, at least 1e-6. float32 cannot represent the softmax of smaller ones.
         num_anchors: maximum number of anchors per class.
@@ -216,8 +218,8 @@ class DensityContrastLoss(FixedDtypeModule):
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
             num_classes: by default the data set's.
-            feature_dim: D.
-            projection_dim: E.
+            feature_dim: channels D of the features.
+            projection_dim: channels E of the projections.
             world_size: number of ranks W.
             **changes: further arguments of the loss; they override the published ones.
 

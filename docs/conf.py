@@ -1,8 +1,9 @@
 """Builds the documentation site: `make docs`. All pages also read well as plain files."""
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
@@ -13,7 +14,8 @@ import torch  # noqa: E402
 import dgcl_ops  # noqa: E402
 import dgcl_ops.viz._images  # noqa: E402
 
-dgcl_ops.viz._images.np = numpy  # imported for type checkers only, and autodoc reads the annotations
+# The package imports numpy for type checkers only. autodoc evaluates the annotations.
+dgcl_ops.viz._images.np = numpy
 torch.nn.Module.__module__ = "torch.nn"  # the name that PyTorch documents it by
 
 metadata = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
@@ -38,6 +40,7 @@ exclude_patterns = ["_*", "inventory", "**/.ipynb_checkpoints"]
 # Markdown: anchors are slugs of headings, as on the repository's page. The notebook is committed with its outputs.
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
+smartquotes_action = "D"  # dashes only: "cosine" is an argument, to be copied
 nb_execution_mode = "off"
 
 # Docstrings: types come from the annotations; single backticks are handled by docstring_names.
@@ -52,15 +55,18 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
-# The few names of PyTorch, NumPy and Python that the annotations use. Files instead of downloads: the build needs no network
-# and gives the same result everywhere. `make docs-links` checks the addresses.
+# The few names of PyTorch, NumPy and Python that the annotations use. Files instead of downloads: the build needs no
+# network and gives the same result everywhere. `make docs-links` checks the addresses.
 intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable/", "inventory/torch.txt"),
     "numpy": ("https://numpy.org/doc/stable/", "inventory/numpy.txt"),
     "python": ("https://docs.python.org/3/", "inventory/python.txt"),
 }
 nitpicky = True
+# FeatureTap's annotation as it is written: autodoc does not evaluate the annotations of a class's own signature.
+nitpick_ignore = [("py:class", "nn.Module")]
 
+highlight_language = "none"  # of formulas in docstrings; other blocks name their language
 html_theme = "furo"
 html_title = f"dgcl_ops {version}"
 html_static_path = ["_static"]
