@@ -25,8 +25,8 @@ class RepositoryLinks(SphinxTransform):
             if node.get("refdomain") == "doc":  # MyST took it for a page and cut the suffix off
                 target, anchor = f"{target}.md", node.get("reftargetid") or ""
             path = (Path(self.env.doc2path(self.env.docname)).parent / target).resolve()
-            if not target or path.is_relative_to(docs):
-                continue
+            if not target or (path.is_relative_to(docs) and not path.is_dir()):
+                continue  # a page
             root = docs.parent
             wrong = problem(path, anchor) if path.is_relative_to(root) else "outside the repository"
             if wrong:
