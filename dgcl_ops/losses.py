@@ -337,20 +337,20 @@ class DensityContrastLoss(FixedDtypeModule):
 
             - `rows`: rows in the bank.
             - `ready`: whether there are enough.
-            - `mean_density`: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
+            - `mean_density`: mean of the stored densities, 0 without rows; with a sharded bank, of this rank's shard.
             - `active`: whether the class took part in the last step.
             - `pixels`: its pixels in the last batch, without the skipped ones.
             - `candidates`: how many of them were candidates; 0 if it took no part.
             - `class_loss`: its loss; 0 if it took no part.
             - `anchor_density`: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
-            - `key_density`: likewise for the batch's keys.
+            - `key_density`: the same for the batch's keys.
 
             As scalars:
 
             - `ignored_pixels`: pixels of the last batch with label `ignore_index`.
             - `non_finite_pixels`: labelled pixels of the last batch skipped because of an inf or NaN.
             - `unknown_labels`: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
-            - `non_finite_rows`: all `non_finite_pixels` since construction.
+            - `non_finite_rows`: sum of `non_finite_pixels` since construction.
             - `num_pushes`: pushes into the bank.
         """
         bank = self.bank

@@ -178,7 +178,7 @@ class MemoryBank(FixedDtypeModule):
 
     @property
     def rows_per_rank(self) -> int:
-        """Most rows of each class that this rank adds in a push, which is rows_per_push / W rounded up."""
+        """The maximum rows of each class that this rank adds in a push, rows_per_push / W rounded up."""
         return -(-self.rows_per_push // self._ranks().world_size)
 
     def _ranks(self) -> exchange.Ranks:
