@@ -32,6 +32,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",  # includes myst_parser
     "docstring_names",
+    "mathml",
     "repository_links",
 ]
 # Folders that start with an underscore, such as _ext, hold no pages.
@@ -67,6 +68,7 @@ nitpicky = True
 nitpick_ignore = [("py:class", "nn.Module")]
 
 highlight_language = "none"  # of formulas in docstrings; other blocks name their language
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"dgcl_ops {version}"
 html_static_path = ["_static"]

@@ -26,6 +26,7 @@ FAULTS = {
     "folder.md": ("[a](../no_such_folder/)", "no_such_folder/: no such file"),
     "heading.md": ("[a](../README.md#no-such-heading)", "no heading for #no-such-heading"),
     "image.md": ("![a](no_such_image.png)", "image file not readable: no_such_image.png"),
+    "formula.md": (r"$\no_such_symbol$", "formula: Unknown LaTeX command"),
     "name.md": ("autofunction:: planted.bad_name", "target not found: dgcl_ops.no_such_name"),
     "markup.md": ("autofunction:: planted.bad_markup", "Unexpected indentation"),
     "type.md": ("autofunction:: planted.bad_type", "target not found: NoSuchType"),
