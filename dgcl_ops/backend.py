@@ -40,7 +40,7 @@ def backend_info() -> dict[str, Any]:
     """Reports what is installed, which implementation each device type uses, and why.
 
     Returns:
-        A dict:
+        A dict with these keys.
 
         - `version`: the version of dgcl_ops.
         - `torch`: the version of PyTorch in use.

@@ -333,7 +333,7 @@ class DensityContrastLoss(FixedDtypeModule):
         `report` puts it into words. A batch without pixels changes nothing here.
 
         Returns:
-            A dict. For each class, [C]:
+            A dict with these keys for each class, [C].
 
             - `rows`: rows in the bank.
             - `ready`: whether there are enough.
@@ -345,7 +345,7 @@ class DensityContrastLoss(FixedDtypeModule):
             - `anchor_density`: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
             - `key_density`: the same for the batch's keys.
 
-            As scalars:
+            And with these scalars.
 
             - `ignored_pixels`: pixels of the last batch with label `ignore_index`.
             - `non_finite_pixels`: labelled pixels of the last batch skipped because of an inf or NaN.

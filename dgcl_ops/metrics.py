@@ -165,7 +165,7 @@ def density_statistics(
         ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
-        A dict:
+        A dict with these keys.
 
         - `count`: [C] int64, the number of rows.
         - `mean`, `min`, `max`: [C].

@@ -46,6 +46,7 @@ nb_execution_mode = "off"
 
 # Docstrings: types come from the annotations; single backticks are handled by docstring_names.
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False

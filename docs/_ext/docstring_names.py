@@ -49,7 +49,14 @@ def move_return_type(app, domain, objtype, contentnode):
             fields.insert(fields.index(named["returns"]) + 1, named["rtype"])
 
 
+def drop_docstring_of_type(app, what, name, value, options, lines):
+    """A constant has no docstring. autodoc shows that of its type, such as str."""
+    if isinstance(value, str | int | float):
+        lines.clear()
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", drop_docstring_of_type)
     app.connect("object-description-transform", move_return_type)
     app.add_role("name", NameRole())
     app.config.default_role = "name"
