@@ -36,7 +36,7 @@ def test_no_buffer_moves(setting):
     for name, change in changes.items():
         change()
         assert addresses(module) == before, name
-    # The only way to move them, as docs/guide/troubleshooting.md says.
+    # The only way to move them, as docs/guide/compile.md says.
     module.load_state_dict(state, assign=True)
     assert addresses(module) != before
 
