@@ -210,7 +210,7 @@ class DensityContrastLoss(FixedDtypeModule):
 
         The authors' code still differs. It excludes class 0 on every data set; on Cityscapes that is road. Pass
         `exclude_classes=(0,)` to match it. It also waits for the ring of the excluded class. Where more than
-        `num_negatives` pixels are available, it draws negatives without replacement. examples/README.md lists the other
+        `num_negatives` pixels are available, it draws negatives without replacement. docs/methods.md lists the other
         differences.
 
         Args:

@@ -5,6 +5,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+# Read when torch is imported. Waiting threads would otherwise spin on cores that other test processes need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import hypothesis
 import pytest
 import torch
@@ -12,6 +15,7 @@ import torch
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 # What a user of the library needs to trust it: `make test` runs these folders, without what is marked kernels or long.
+# project/test_docs.py is marked core, too.
 CORE = ("ops", "loss", "bank", "tools", "examples")
 
 hypothesis.settings.register_profile(

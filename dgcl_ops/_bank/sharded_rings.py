@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
 
 CHUNK = 4096  # queries of each rank that travel at a time: bounds the memory of a search
+NOT_ONE_GRAPH = (
+    "MemoryBank: a step with placement 'sharded' synchronises with the host, so it is not one graph; compile without "
+    "fullgraph=True, or use placement 'replicated'"
+)
 
 
 class ShardedRings:
@@ -33,6 +37,8 @@ class ShardedRings:
 
     def __init__(self, ranks: Ranks, capacity: int):
         self.ranks = ranks
+        # Not a decorator, which would import torch._dynamo with the package and double its import time.
+        self._max_queries = torch.compiler.disable(_max_queries, reason=NOT_ONE_GRAPH)
         # Slots of every shard but the last, which may have fewer. PyTorch's own sharding cuts the same way.
         self.width = -(-capacity // ranks.world_size)
         if capacity <= self.width * (ranks.world_size - 1):
@@ -106,7 +112,7 @@ class ShardedRings:
             )
         rows, counts = queries.shape[0], torch.where(with_density, bank.counts, 0)
         density = []
-        most = _max_queries(bank, rows, queries.dtype)
+        most = self._max_queries(bank, rows, queries.dtype)
         size = min(most, CHUNK)
         for begin in range(0, most, CHUNK):
             chunk = queries[begin : begin + size]
@@ -172,10 +178,6 @@ class ShardedRings:
         as_dtensors(bank, state_dict, prefix)
 
 
-@torch.compiler.disable(
-    reason="MemoryBank: a step with placement 'sharded' synchronises with the host, so it is not one graph; compile "
-    "without fullgraph=True, or use placement 'replicated'"
-)
 def _max_queries(bank: MemoryBank, number: int, dtype: torch.dtype) -> int:
     """Returns the largest number of queries on any rank.
 

@@ -105,8 +105,9 @@ class Report:
         value = sum(losses[c] for c in self.active) / len(self.active)
         if value - value != 0:
             wrong = [c for c in self.active if losses[c] - losses[c] != 0]
+            noun = "class" if len(wrong) == 1 else "classes"
             return (
-                f"The last loss was {value}, because of class {self.listed(wrong)}. The projections are finite, but a "
+                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. The projections are finite, but a "
                 f"sum of them overflows, or a row overflows in the bank's dtype {self.loss.bank.dtype}."
             )
         number = f"The last loss was {value:.4g}"

@@ -36,7 +36,7 @@ def test_no_buffer_moves(setting):
     for name, change in changes.items():
         change()
         assert addresses(module) == before, name
-    # As docs/guide/troubleshooting.md says; it is the one way that moves them.
+    # As docs/guide/compile.md says; it is the one way that moves them.
     module.load_state_dict(state, assign=True)
     assert addresses(module) != before
 

@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite():
         value = module(**batch)
     assert value.isnan()
     assert module.report().splitlines()[0] == (
-        "The last loss was nan, because of class 0, 1, 2, 3, 4. The projections are finite, but a sum of them "
+        "The last loss was nan, because of classes 0, 1, 2, 3, 4. The projections are finite, but a sum of them "
         "overflows, or a row overflows in the bank's dtype torch.float16."
     )
 

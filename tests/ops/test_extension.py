@@ -47,6 +47,18 @@ def test_importing_the_module_is_all_it_takes():
     assert out.stdout.startswith("dgcl_ops::knn_topk(Tensor queries, Tensor bank, int k")
 
 
+def test_importing_loads_no_compiler():
+    """torch._dynamo takes as long to import as torch."""
+    code = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        import dgcl_ops
+        print(sorted(name for name in set(sys.modules) - before if "dynamo" in name or "inductor" in name))
+    """
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
 def test_the_loader_may_be_reloaded():
     """It registers nothing, so a second import defines no operator twice. The operators stay usable."""
     code = (

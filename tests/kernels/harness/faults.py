@@ -103,7 +103,11 @@ def table(outcomes: list[Outcome], modes: tuple[str, ...]) -> str:
 
 
 def run(harness: Harness, chosen) -> int:
-    """Looks for the chosen faults. Returns how many were not found, controls that failed included."""
+    """Looks for the chosen faults, and for none in the controls. A part has its part of both.
+
+    Returns:
+        How many faults were not found, and how many controls failed, added.
+    """
     part, parts = chosen.part
     faults = [
         fault
@@ -116,7 +120,8 @@ def run(harness: Harness, chosen) -> int:
         kinds = ", ".join(sorted({fault.kind for fault in harness.faults()}))
         raise SystemExit(f"no fault of this choice; the kinds are {kinds}")
     harness.build(*harness.modes)
-    controls = [control(op, harness.control) for op in chosen.op] if harness.control else []
+    controls = [control(op, harness.control) for op in chosen.op if harness.control]
+    controls = controls[part::parts]
     outcomes, failed = [], 0
     with Bench(harness) as bench:
         for outcome in bench.map(lambda f: look_for(harness, bench, f), [*controls, *faults]):
