@@ -8,7 +8,7 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 CSRC = $(shell find csrc $(NATIVE))
 CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
-.PHONY: demo test test-rest test-all faults fuzz soak inspect lint format doctor bench wheel clean
+.PHONY: demo test test-rest test-all faults fuzz soak inspect lint format docs docs-links doctor bench wheel clean
 
 demo: $(VENV)/installed  ## trains plain self-training and the density loss, and writes a report
 	$(BIN)/python examples/demo.py --out demo_out
@@ -51,6 +51,12 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP)
 
+docs: $(VENV)/docs  ## the documentation site, without the network: build/docs/index.html
+	$(BIN)/python -m sphinx -q -W -n --keep-going docs build/docs
+
+docs-links: $(VENV)/docs  ## checks the site's links to other sites
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
+
 wheel: $(VENV)/installed  ## one wheel for every Python and PyTorch, and its sdist: dist/ (DIST="folder")
 	rm -rf build/wheel
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
@@ -66,6 +72,10 @@ $(VENV)/torch:
 $(VENV)/installed: $(VENV)/torch setup.py csrc/cuda/toolkit.py pyproject.toml $(CSRC)
 	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install -qq --group docs
 	@touch $@
 
 clean:

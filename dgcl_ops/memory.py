@@ -41,10 +41,13 @@ class MemoryBank(FixedDtypeModule):
       compile with fullgraph=True.
     - "local": the ranks share nothing. Each fills its bank from its own batches.
 
+    With "sharded", the buffers `features`, `projections` and `density` have capacity / W slots. In the state_dict they
+    are DTensors of the whole bank.
+
     Args:
-        num_classes: C.
-        feature_dim: D.
-        projection_dim: E, D by default.
+        num_classes: number of classes C.
+        feature_dim: channels D of the features.
+        projection_dim: channels E of the projections, D by default.
         capacity: slots of each ring.
         rows_per_push: most rows of each class that one push draws.
         metric: metric of the density. "l2" is the negative Euclidean distance.
@@ -69,9 +72,6 @@ class MemoryBank(FixedDtypeModule):
         num_pushes: [] int64.
         rng_state: [2] int64, seed and step.
         config: [2 + scales] int64: metric, dtype and scales, so that loading a different bank is detected.
-
-    With "sharded", features, projections and density have capacity / W slots. In the state_dict they are DTensors of
-    the whole bank.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -178,7 +178,7 @@ class MemoryBank(FixedDtypeModule):
 
     @property
     def rows_per_rank(self) -> int:
-        """Most rows of each class that this rank adds in a push: rows_per_push / W, rounded up."""
+        """The maximum rows of each class that this rank adds in a push, rows_per_push / W rounded up."""
         return -(-self.rows_per_push // self._ranks().world_size)
 
     def _ranks(self) -> exchange.Ranks:

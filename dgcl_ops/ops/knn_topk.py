@@ -60,8 +60,10 @@ def knn_topk(
         unit_bank: the bank holds unit rows already, so "cosine" does not normalise them.
 
     Returns:
-        values: [M, k] float32 (float64 if an input is float64). -inf for a missing neighbour.
-        indices: [M, k] int64, rows in the bank of the query's class. -1 for a missing neighbour.
+        The pair (values, indices).
+
+        - values: [M, k] float32 (float64 if an input is float64). -inf for a missing neighbour.
+        - indices: [M, k] int64, rows in the bank of the query's class. -1 for a missing neighbour.
 
     Raises:
         TypeError: If an argument has the wrong type.

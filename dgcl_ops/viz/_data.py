@@ -116,8 +116,7 @@ def anchors_and_keys(
         confidence: [N]. Required if the strategy uses confidence.
 
     Returns:
-        anchors: [N] bool.
-        keys: [N] bool.
+        The pair (anchors, keys), each [N] bool.
 
     Raises:
         ValueError: If the strategy uses confidence, and `confidence` is None.
