@@ -19,7 +19,7 @@ def load(name: str) -> dict:
 
 
 def urls() -> dict[str, str]:
-    """[project.urls] of pyproject.toml. Python 3.10 has no reader of its own for this format."""
+    """[project.urls] of pyproject.toml. Python 3.10 has no TOML reader."""
     table = (ROOT / "pyproject.toml").read_text().split("[project.urls]")[1].split("\n[")[0]
     return dict(re.findall(r'^(\w+) = "(.*)"', table, flags=re.MULTILINE))
 
