@@ -8,12 +8,12 @@ NATIVE = -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'
 CSRC = $(shell find csrc $(NATIVE))
 CPP = $(CSRC) .ci/compat_probe.cu $(shell find tests $(NATIVE))
 
-.PHONY: demo test test-rest test-all faults fuzz soak inspect lint format doctor bench wheel clean
+.PHONY: demo test test-rest test-all faults fuzz soak inspect lint format docs docs-links doctor bench wheel clean
 
-demo: $(VENV)/installed  ## trains plain self-training and the density loss, and writes a report
+demo: $(VENV)/installed  ## trains with plain self-training and with the density loss, and writes a report
 	$(BIN)/python examples/demo.py --out demo_out
 
-test: $(VENV)/installed  ## the tests a user needs, one process per core; 5 minutes on two cores
+test: $(VENV)/installed  ## the tests that matter to users, one process per core; 5 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
 test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
@@ -24,20 +24,20 @@ test-all: test test-rest
 faults: $(VENV)/installed  ## plants faults in copies of the CUDA kernels; the emulator must find each (minutes; PART="0 3": a third)
 	cd tests && $(abspath $(BIN))/python -m kernels emulator --faults $(if $(PART),--part $(PART))
 
-fuzz: $(VENV)/installed  ## hostile arguments for every operator, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")
+fuzz: $(VENV)/installed  ## calls every operator with hostile arguments, under AddressSanitizer (2 minutes; FUZZ="--seconds 3600 --op knn_topk")
 	cd tests && $(abspath $(BIN))/python -m kernels fuzz --mode address --seconds 120 $(FUZZ)
 
-soak: $(VENV)/installed  ## 20,000 steps of the loss under bad conditions, each checked; minutes
+soak: $(VENV)/installed  ## runs 20,000 steps of the loss under adverse conditions and checks each; minutes
 	cd tests && $(abspath $(BIN))/python -m soak.run
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
 	$(BIN)/python .ci/inspect_kernels
 
-doctor: $(VENV)/installed  ## what is installed, which code runs and why, self-check
+doctor: $(VENV)/installed  ## shows what is installed, which code runs and why, and checks it
 	$(BIN)/python -m dgcl_ops.doctor
 
-bench: $(VENV)/installed  ## everything against its alternatives and aims; a quarter of an hour
+bench: $(VENV)/installed  ## all benchmarks, against the alternatives and the aims; a quarter of an hour
 	$(BIN)/python benchmarks/suite.py --threads 2
 
 lint: $(VENV)/installed
@@ -50,6 +50,12 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP)
+
+docs: $(VENV)/docs  ## the documentation site, without the network: build/docs/index.html
+	$(BIN)/python -m sphinx -q -W -n --keep-going docs build/docs
+
+docs-links: $(VENV)/docs  ## checks the site's links to other sites
+	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links
 
 wheel: $(VENV)/installed  ## one wheel for every Python and PyTorch, and its sdist: dist/ (DIST="folder")
 	rm -rf build/wheel
@@ -64,8 +70,12 @@ $(VENV)/torch:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch setup.py csrc/cuda/toolkit.py pyproject.toml $(CSRC)
-	@echo "compiling the extension and installing the tools, a minute or two (more with CUDA kernels)"
+	@echo "compiling the extension and installing the tools: a minute or two, more with CUDA kernels"
 	DGCL_OPS_EXTENSION=1 $(BIN)/python -m pip install -qq --editable ".[dev]" --group wheel
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install -qq --group docs
 	@touch $@
 
 clean:

@@ -1,10 +1,10 @@
-"""Builds dgcl_ops: with the compiled extension dgcl_ops._C if possible, else as plain Python.
+"""Builds dgcl_ops: with the compiled extension dgcl_ops._C if possible, else as pure Python.
 
-The extension needs a C++20 compiler, PyTorch's headers and one library to link with. It is not tied to one build of
-PyTorch: a wheel built with a CPU build also runs with CUDA builds and with later releases. This also holds for wheels
-with CUDA kernels. They link the CUDA runtime statically, and load without a driver.
+The extension needs a C++20 compiler, PyTorch's headers and one of its libraries to link with. It is not tied to one
+build of PyTorch: a wheel built with a CPU build also runs with CUDA builds and with later releases. This also holds for
+wheels with CUDA kernels. They link the CUDA runtime statically and load without a driver.
 
-    DGCL_OPS_EXTENSION   1: a failed build is an error. 0: plain Python. Unset: plain Python if the build fails; the
+    DGCL_OPS_EXTENSION   1: a failed build is an error. 0: pure Python. Unset: pure Python if the build fails; the
                          reason is printed and kept in dgcl_ops/_build.py
     DGCL_OPS_CUDA        1: with CUDA kernels. 0: without. Unset: with, if PyTorch is a CUDA build and nvcc is found
     DGCL_OPS_CUDA_ARCHS  compute capabilities, by default "80 86 89 90", plus PTX of the last one for later devices
@@ -12,7 +12,7 @@ with CUDA kernels. They link the CUDA runtime statically, and load without a dri
     CXX, CXXFLAGS        the compiler and its flags, as setuptools reads them
 
 Tested with g++ 12 and clang++ 14 on Linux. Apple's clang and MSVC are untested; their flags come from documentation.
-MSVC's cl does not support the kernels' vector types, so a build with it should fall back to plain Python.
+MSVC's cl does not support the kernels' vector types, so a build with it should fall back to pure Python.
 """
 
 import importlib.metadata
@@ -47,7 +47,7 @@ FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden",
 CLANG_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-unknown-warning-option",
-]  # pragmas and warnings of GCC alone
+]  # pragmas and warnings that only GCC knows
 MSVC_FLAGS = ["/std:c++20", "/O2", "/fp:precise", "/EHsc", "/permissive-", "/Zc:__cplusplus"]
 AVX512_FLAGS = [
     *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
@@ -87,7 +87,7 @@ def find_torch():
     spec = importlib.util.find_spec("torch")
     if spec:
         folder, version = spec.submodule_search_locations[0], importlib.metadata.version("torch")
-    else:  # pip's build isolation hides the environment's packages with PYTHONPATH
+    else:  # pip's build isolation uses PYTHONPATH to hide the environment's packages
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         code, output = run(sys.executable, "-c", FIND_TORCH, env=env)
         # The last two lines: warnings may come first.
@@ -128,7 +128,7 @@ def first_error(output: str) -> str:
 
 
 def record(package: Path, reason: str | None) -> None:
-    """Writes into the built package why it has no extension. Removes what earlier builds left there."""
+    """Records in the built package why it has no extension. Removes what earlier builds left there."""
     (package / "_build.py").unlink(missing_ok=True)
     if reason:
         for extension in package.glob("_C.*"):

@@ -40,7 +40,7 @@ EXPECTED = {
         ],
     ),
     "probe_copy": (
-        "16 bytes to shared memory, `bytes` of them from global memory, in the order of the other accesses",
+        "16 bytes to shared memory, `bytes` of them from global memory, in order with the other accesses",
         [
             "st.shared.32 [copied], p3",
             "cp.async.cg.shared.global [copied], [p1], 16, p2",
@@ -49,7 +49,7 @@ EXPECTED = {
         ],
     ),
     "probe_shared": (
-        "an array of the block",
+        "one array per block",
         ["st.shared.32 [kept], p1", "bar.sync 0", "ld.shared.32 [kept]", "st.global.32 [p0], <3>"],
     ),
     "probe_dynamic": (

@@ -1,7 +1,7 @@
 """Plants edits that the emulator cannot see in copies of csrc/cuda. The inspection must find each of them.
 
-The edits are in the half of compat.cuh that only nvcc compiles, and in the kernels that use it. Only one source is
-compiled per edit.
+The edits are in the half of compat.cuh that only nvcc compiles, and in the kernels that use it. Each edit compiles only
+one source.
 """
 
 import shutil
@@ -53,7 +53,7 @@ EDITS = (
          "static_cast<unsigned>(reinterpret_cast<uintptr_t>(to))", "probe_copy: "),
     Edit("static shared memory: alignment dropped", COMPAT, "  __shared__ __align__(align)  ", "  __shared__  ",
          "copied is aligned to 4 bytes"),
-    Edit("static shared memory: an array a thread", COMPAT, "#define DGCL_SHARED(type, name, dims) __shared__ type",
+    Edit("static shared memory: an array per thread", COMPAT, "#define DGCL_SHARED(type, name, dims) __shared__ type",
          "#define DGCL_SHARED(type, name, dims) type", "probe_shared: "),
     Edit("dynamic shared memory: not from its beginning", COMPAT, "<type*>(dgcl_dynamic_smem)",
          "<type*>(dgcl_dynamic_smem + 16)", "probe_dynamic: "),

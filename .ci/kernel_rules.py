@@ -15,7 +15,7 @@ COLUMNS = (
     *("kernel", "arch", "registers", "static_shared", "barriers", "stack", "spill_stores"),
     *("spill_loads", "threads", "blocks", "nvcc"),
 )
-# names of kernels -> opcodes of each of them, by architecture
+# (kernel, architecture) -> its opcodes
 Listing = dict[tuple[str, str], Counter]
 
 
@@ -124,7 +124,7 @@ def read_ptx(text: str, arch: str) -> tuple[Listing, dict[str, dict]]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Instructions that kernels must have, at least `least` of them. With least = 0 they must not have any."""
+    """Kernels must have at least `least` of these instructions. With least = 0 they must have none."""
 
     kernels: str  # shell patterns, separated by spaces
     form: str  # ptx or sass
@@ -165,7 +165,7 @@ CONTRAST_TILES = "density_contrast_kernel* contrast_gradient_kernel*"
 GRADIENTS = "knn_query_gradient_kernel* knn_bank_gradient_kernel*"
 
 RULES = (
-    # Everywhere.
+    # All kernels.
     Rule("*", "ptx", r"(add|sub|mul|mad)(\.ftz|\.sat)*\.(f16|bf16|f32|f64)(x2)?", 0,
          "without a rounding mode ptxas may fuse it; only fma() is fused"),
     Rule("*", "ptx", r".*\.(approx|full|ftz)\..*", 0, "division, roots and functions are those of IEEE or libm",
@@ -174,7 +174,7 @@ RULES = (
     Rule("*", "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)\..*(F16|BF16|F32|F64|CAS).*", 0, FLOAT_ATOMIC),
     Rule("*", "ptx", r"(ld|st)\.local.*", 0, "everything is in registers"),
     Rule("*", "sass", r"(LDL|STL)(\..*)?", 0, "everything is in registers"),
-    # Tensor cores: in the filter, nowhere else.
+    # Tensor cores: only in the filter.
     Rule("knn_filter_kernel*", "ptx", r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32", 8,
          "4 x 2 products of 16 x 8 per warp"),
     Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32\.BF16", 8, "4 x 2 products of 16 x 8 per warp"),

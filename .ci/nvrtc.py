@@ -1,6 +1,6 @@
 """NVRTC, CUDA's run-time compiler, through ctypes: device code to a cubin, without nvcc, a driver or a GPU.
 
-NVRTC does not compile host code. The sources leave it out where __CUDACC_RTC__ is defined, which NVRTC does.
+NVRTC does not compile host code. It defines __CUDACC_RTC__, under which the sources leave host code out.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # NVRTC has no standard library and none of nvcc's own headers. Limits and integers come from libcu++, and mathematical
-# functions are CUDA's own, which std:: means with nvcc too. (libcu++'s differ between releases of CUDA 12.)
+# functions are CUDA's own, as with nvcc. (libcu++'s differ between releases of CUDA 12.)
 STANDARD = (
     "#pragma once\n#include <cuda/std/{name}>\nnamespace std {{ using namespace cuda::std; }}\n"
 )
@@ -33,7 +33,7 @@ HEADERS = {
     "limits": STANDARD.format(name="limits"),
     "cmath": f"#pragma once\nnamespace std {{\n{MATHEMATICS}}}\n",
 }
-# For host code, or for nothing here: NVRTC always optimizes, and -default-device gives every function to the device.
+# Flags for host code, or without effect: NVRTC always optimises, and -default-device makes every function device code.
 NVCC_ONLY = re.compile(r"-O\d|--expt-relaxed-constexpr|-Xcompiler=.*")
 
 
@@ -49,13 +49,13 @@ class Compiled:
 
 
 def device_flags(nvcc_flags: list[str]) -> list[str]:
-    """Those of setup.py's flags that concern device code."""
+    """Returns those of setup.py's flags that apply to device code."""
     kept = [flag for flag in nvcc_flags if not NVCC_ONLY.fullmatch(flag)]
     return [*kept, "-default-device", "--ptxas-options=-v"]
 
 
 def install(folder: Path, requirements: Path) -> None:
-    """The packages of a requirements file in a folder of their own; a no-op if they are there."""
+    """Installs the packages of a requirements file into their own folder. A no-op if they are there."""
     done = folder / requirements.name
     if done.exists() and done.read_text() == requirements.read_text():
         return

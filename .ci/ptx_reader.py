@@ -8,7 +8,7 @@ REGISTER = re.compile(r"%\w+")
 SYMBOL = re.compile(r"[%\w$]+")
 ARRAY = re.compile(r"\.shared\b(?:\s+\.align (\d+))?\s+\.\w+ ([\w$]+)")
 SHARED_ACCESS = re.compile(r"(ld|st|atom|red)\.(\w+\.)*shared\b|cp\.async\.c[ag]\.shared\b")
-# Instructions whose result can be an address if an operand is one.
+# If an operand of these instructions is an address, the result can be one.
 COMPUTES_ADDRESSES = ("add", "and", "cvt", "cvta", "mad", "mov", "or", "selp", "shl", "sub", "xor")
 
 
@@ -63,7 +63,7 @@ def effects(kernel: str, statements: list[str]) -> list[str]:
     done: list[str] = []
 
     def value(operand: str) -> str:
-        """Replaces registers by their values."""
+        """Replaces registers with their values."""
         named = lambda m: re.sub(rf"^{kernel}_param_", "p", values.get(m[0], plain_name(m[0])))
         return SYMBOL.sub(named, operand)
 

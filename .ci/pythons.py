@@ -1,4 +1,4 @@
-"""Finds the Pythons of this machine, in PATH and among pyenv's versions."""
+"""Finds Python interpreters on this machine: in PATH and among pyenv's versions."""
 
 import os
 import shutil

@@ -1,7 +1,7 @@
-"""The check before any timing: all contenders agree with a float64 brute force on a random subset of the queries.
+"""Checks, before any timing, that all contenders agree with a float64 brute force on a random subset of the queries.
 
-For every contender the densities are compared, for ours the neighbour sets of `knn_topk` as well. Scores carry rounding
-errors. So the right neighbours are known except for rows whose score is within twice the rounding bound of the k-th.
+It compares the densities of every contender, and the neighbour sets of our `knn_topk`. Scores have rounding errors. So
+the right neighbours are known, except for rows that score within twice the rounding bound of the k-th.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ TF32_TOLERANCE = 2e-3  # both factors rounded to 11 bits
 
 
 class Exact(NamedTuple):
-    """The brute force's results for some of the queries.
+    """The results of the brute force for some of the queries.
 
     Attributes:
         chosen: [m], indices of the queries, ascending.
@@ -61,7 +61,7 @@ def brute_force(problem: Problem) -> Exact:
 
 
 def score_size(problem: Problem) -> float:
-    """Returns how large the terms of a score can be. Rounding errors are proportional to it."""
+    """Returns how large the terms of a score can be. Rounding errors are proportional to that."""
     if problem.metric == "cosine":
         return 1.0
     norms = [rows.double().norm(dim=-1).max().item() for rows in (problem.queries, problem.bank)]
@@ -93,7 +93,7 @@ def check_agreement(
     allowed = OUR_TOLERANCE if name.startswith("dgcl_ops") else TOLERANCES[dtype]
     if "TF32" in name:
         allowed = TF32_TOLERANCE
-    if "bf16" in name:  # rounds rows and scores to 8 bits, like a bank of that dtype
+    if "bf16" in name:  # rounds rows and scores to 8 bits, as a bank of that dtype does
         allowed = TOLERANCES["bfloat16"]
     if name == "dgcl_ops, unit bank":
         allowed *= 2  # the unit rows of the bank are rounded already

@@ -1,7 +1,7 @@
 """Shared by the benchmarks: paired timing, the machine's description, dated rows.
 
 All contenders run in one process with the same number of threads. Each repeat runs every contender once. The order
-rotates from repeat to repeat and alternates direction, so slow moments and cache contents affect all contenders alike.
+rotates between repeats and alternates direction, so slow moments and cache contents affect all contenders equally.
 We report medians. A ratio is the median of the ratios inside each repeat. on_cuda.py describes timing on CUDA.
 
 The column "others" is the largest fraction of the processors that other processes used during a repeat. --calm limits
@@ -57,7 +57,7 @@ def parser_of(description: str, repeats: int | None = None) -> argparse.Argument
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats)
-    calm = "redo repeats in which other processes use more than this fraction of the processors, e.g. 0.05"
+    calm = "redo repeats during which other processes use more than this fraction of the processors, such as 0.05"
     parser.add_argument("--calm", type=float, help=calm)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser
@@ -166,7 +166,7 @@ def set_threads(count: int) -> None:
     try:
         import threadpoolctl
     except ImportError:
-        return  # only scikit-learn needs it, and brings it
+        return  # only scikit-learn needs it, and installs it
     threadpoolctl.threadpool_limits(count)
 
 

@@ -1,6 +1,6 @@
 """Implementations of KNN densities behind one interface: ours, plain PyTorch, other libraries.
 
-Each takes raw rows and returns densities. Normalising rows and building an index are part of the work.
+Each takes raw rows and returns densities. Normalising rows and building an index are timed.
 """
 
 import functools
@@ -209,7 +209,7 @@ def _with_tf32(contender: Contender) -> Contender:
 
 
 def _with_bf16(contender: Contender) -> Contender:
-    """Rounds rows to bfloat16 as part of the work. The scores are bfloat16 as well."""
+    """Rounds rows to bfloat16, which is timed. The scores are bfloat16 as well."""
 
     def run(problem: Problem) -> Tensor | None:
         rows = {name: getattr(problem, name).bfloat16() for name in ("queries", "bank")}

@@ -1,9 +1,10 @@
-"""Bounds what the search's CUDA kernels can reach on two GPUs: arithmetic, not measurement.
+"""Bounds the speed of the search's CUDA kernels on two GPUs: arithmetic, not measurement.
 
     python benchmarks/gpu_estimate.py [--survivors 60] [--out benchmarks/results]
 
-Occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes from the
-sources. Each time is a lower bound for one resource, and the largest is the bound. It shows where to profile first.
+It computes occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes
+from the sources. Each time is a lower bound for one resource; the largest is the overall bound, and shows where to
+profile first.
 """
 
 import argparse
@@ -46,7 +47,7 @@ A100 = Device("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 19.5e12, 156e12, 312e12, 1
 H100 = Device("H100 SXM", "sm_90", 132, 1.83e9, 66.9e12, 494.7e12, 989.4e12, 0.6, 3.35e12, 228 << 10, 227 << 10)
 # fmt: on
 WARP, SCHEDULERS, REGISTERS, WARPS, BLOCKS = 32, 4, 65536, 64, 32
-SHARED_WIDTH = 128  # bytes of shared memory a clock
+SHARED_WIDTH = 128  # bytes of shared memory per clock
 RESERVED, SHARED_UNIT, REGISTER_UNIT = 1024, 128, 256  # shared memory of a block; granularities
 
 
@@ -269,7 +270,9 @@ def print_occupancy() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--survivors", type=float, default=60, help="rows a query scored exactly")
+    parser.add_argument(
+        "--survivors", type=float, default=60, help="rows per query that are scored exactly"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     print_occupancy()
@@ -281,7 +284,7 @@ def main() -> None:
         guess = needs[bound].seconds / share * 1e3 if share else 0
         balanced = f"; balance {share:.2f}: more likely {guess:.3f} ms" if share else ""
         print(f"\n{problem.name}, {device.name}, {method}")
-        print(f"    at least {needs[bound].seconds * 1e3:.3f} ms, by {bound}{balanced}")
+        print(f"    at least {needs[bound].seconds * 1e3:.3f} ms, limited by {bound}{balanced}")
         for resource, need in needs.items():
             milliseconds = f"{need.seconds * 1e3:.4f}"
             print(f"    {resource:20}{need.amount:10.3g} {need.unit:14}{milliseconds:>9} ms")

@@ -5,8 +5,8 @@
     python benchmarks/knn_bench.py --sizes 20000x10000x256 --classes 21
 
 A size is MxNxD: queries, bank rows, dimensions. With --classes C, the M queries belong to C classes of unequal size.
-Each class has N bank rows. Before timing, the densities of every contender are compared with a float64 brute force on a
-random subset of the queries, and so are our neighbour sets (agreement.py). A wrong contender ends the run. common.py,
+Each class has N bank rows. Before timing, the densities of every contender and our neighbour sets are compared with a
+float64 brute force on a random subset of the queries (agreement.py). A wrong contender ends the run. common.py,
 on_cuda.py and peak_memory.py describe how time and memory are measured.
 """
 
@@ -58,7 +58,7 @@ SWEEPS = {
 
 
 def memory_of(name: str, case: dict) -> int:
-    """Returns the extra memory of one call in this process, which must be a fresh one on the CPU."""
+    """Returns the extra memory of one call in this process. On the CPU the process must be fresh."""
     contender = contenders_for(case["classes"] > 0, torch.device(case["device"]).type)[name]
     ranks = max(case["scales"])
     classes = case["classes"]
@@ -206,7 +206,7 @@ def report(rows: list[dict]) -> None:
     losing = [f for f in faster if f not in floor]
     print("we lose to: " + (", ".join(losing) or "none of those present"))
     if floor:
-        print(f"below us as a floor, which leaves out some of the work: {', '.join(floor)}")
+        print(f"faster than us, but leaves out some of the work: {', '.join(floor)}")
 
 
 # ---- command line -----------------------------------------------------------------------------------

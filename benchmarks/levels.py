@@ -1,4 +1,4 @@
-"""The same search on every instruction set of this processor, each in its own processes."""
+"""Runs the same search on every instruction set of this processor, each in its own processes."""
 
 import hashlib
 import statistics

@@ -7,8 +7,9 @@
 
 Both steps get the same maps, labels, full banks and threads, in the published setting (`DensityContrastLoss.paper`,
 `published.PublishedStep`). They draw different random rows, so their losses agree only within a band. The run ends if
-they leave it. Our push is part of forward: "forward" is a forward without it, "push" is the difference to a forward
-with it. common.py, on_cuda.py and peak_memory.py describe how time and memory are measured.
+they leave it. Our forward includes the push. So "forward" is the time of a forward without a push, and "push" is the
+difference between a forward with it and one without. common.py, on_cuda.py and peak_memory.py describe how time and
+memory are measured.
 """
 
 import argparse
@@ -232,7 +233,7 @@ def profile(size: Size, present: int, options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(__doc__, repeats=3)
-    parser.add_argument("--small", action="store_true", help="sizes that take seconds")
+    parser.add_argument("--small", action="store_true", help="small sizes, which take seconds")
     parser.add_argument("--tiny", action="store_true", help="only check that it runs")
     parser.add_argument("--compiled", action="store_true", help="also measure under torch.compile")
     parser.add_argument("--present", type=int, nargs="+", help="classes present; default 21 and 11")

@@ -4,8 +4,8 @@
     python benchmarks/metrics_bench.py --sizes 5000x256 50000x64 --classes 21 --scores silhouette_score
 
 A size is NxD: rows, dimensions. Rows belong to C classes of unequal size, one Gaussian cluster each, in random order.
-Every value, also in the timed runs, is compared with scikit-learn's value for the rows in float64. A difference ends
-the run. Everything runs on the CPU. common.py and peak_memory.py describe how time and memory are measured.
+Every value, including those of timed runs, is compared with scikit-learn's value for the rows in float64. A difference
+ends the run. Everything runs on the CPU. common.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def error_of(name: str, score: str, value: float, expected: float) -> float:
 
 
 def memory_of(name: str, case: dict) -> int:
-    """Returns the extra memory of one call in this process, which must be a fresh one."""
+    """Returns the extra memory of one call in this process, which must be fresh."""
     tiny = dict(case, rows=8 * case["classes"])
     set_threads(case["threads"])
     contender(name, case["score"], *build(tiny))()  # imports

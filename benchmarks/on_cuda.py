@@ -1,10 +1,10 @@
-"""How the benchmarks measure on CUDA. Only stand-ins have run this: no GPU has run it yet.
+"""How the benchmarks measure on CUDA.
 
-Time     A busy loop of HOLD_CYCLES occupies the device until the host has enqueued the call, as in training, where the
-         host runs ahead. Two events then measure device time without Python's overhead. `ahead` is False if the call
-         syncs or enqueues too slowly; the time then includes the host's work.
+Time     A busy loop of HOLD_CYCLES occupies the device until the host has enqueued the call, because in training the
+         host runs ahead, too. Two events then measure device time without Python's overhead. `ahead` is False if the
+         call syncs or enqueues too slowly; the time then includes the host's work.
 Caches   Inputs rotate through several sets. Before a set is used again, L2 has seen COLD times its size of other data.
-         In a training step, inputs come from memory as well.
+         So inputs come from memory, as in a training step.
 TF32     Off, so that plain PyTorch computes in float32. Contenders named "TF32" turn it on.
 Search   "dgcl_ops" filters with tensor cores (DGCL_OPS_CUDA_SEARCH=auto). "dgcl_ops, exact search" does not.
 """
@@ -42,7 +42,7 @@ class Timing(NamedTuple):
 
 
 def why_not(device: str) -> str | None:
-    """Returns in one line why nothing can be measured on a device, or None."""
+    """Returns in one line why a device cannot be measured, or None."""
     reason = unusable(device)
     if reason is None and torch.device(device).type == "cuda":
         serving = backend_info()["devices"]["cuda"]
@@ -52,7 +52,7 @@ def why_not(device: str) -> str | None:
 
 
 def device_seconds(function: Callable[[], object], device: torch.device) -> Timing:
-    """Times the device's work on one call."""
+    """Measures device time of one call."""
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -70,7 +70,7 @@ def host_column(ahead: list[bool]) -> str:
     return "ahead" if all(ahead) else "in the way"
 
 
-# ---- inputs that no cache holds -----------------------------------------------------------------------
+# ---- inputs that are in no cache ----------------------------------------------------------------------
 
 
 def input_sets(size: int, device: torch.device) -> int:

@@ -1,10 +1,10 @@
-"""Parts of a step of the loss, and the top-k that plain PyTorch needs after a matrix product, each alone.
+"""Times single parts of a step of the loss, and the top-k that plain PyTorch needs after a matrix product.
 
     python benchmarks/parts_bench.py --device cuda    # PASCAL VOC size
     python benchmarks/parts_bench.py --tiny           # only checks that it runs
 
-The parts do not compete. One run measures them in turn, so all have the same conditions. Each part's result is first
-compared with plain PyTorch. common.py, on_cuda.py and peak_memory.py describe how time and memory are measured.
+The parts do not compete. One run measures them in turn, under the same conditions. Each part's result is first compared
+with plain PyTorch. common.py, on_cuda.py and peak_memory.py describe how time and memory are measured.
 """
 
 import argparse

@@ -7,7 +7,8 @@ CPU   Each contender runs in a fresh process, since a warm allocator would hide 
       2. Return freed heap (malloc_trim) and reset the high-water mark of resident memory (/proc/self/clear_refs).
       3. Call once. The extra memory is VmHWM minus the VmRSS from before the call.
       glibc is set to map blocks above 64 KB and to return them at once. By default it keeps up to 64 MB of freed
-      blocks, more or less by chance. The figure is good to about 2 MB. Without Linux's /proc nothing is measured.
+      blocks, an amount that varies by chance. The figure is accurate to about 2 MB. Without Linux's /proc nothing is
+      measured.
 CUDA  torch.cuda.max_memory_allocated minus memory_allocated before the call.
 """
 

@@ -2,7 +2,7 @@
 
 The published step loops over the classes in Python. For each class it builds masks that sync with the device,
 normalises both sides again, and computes the whole query-by-bank matrix with one top-k per scale. Each push copies the
-bank. This version keeps every rule that changes the published numbers: no loss before every class is full, density 0
+bank. This version keeps every rule that affects the published numbers: no loss before every class is full, density 0
 for the first rows of a class, and 1e-6 in the sum of exponentials.
 """
 

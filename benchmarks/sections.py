@@ -28,7 +28,7 @@ from workloads import SMALL_CLASS, TIES
 COLUMNS = (*knn_bench.COLUMNS, "section", "shares", "cpu_use", "level", "digest")
 AIM_COLUMNS = (*MACHINE_COLUMNS, "section", "case", "figure", "value", "aim", "verdict")
 PEERS = (OURS, PUBLISHED, PLAIN, FLOOR, FAISS)
-LARGE = 400_000_000  # pairs: from here on three repeats, and above this faiss would take minutes
+LARGE = 400_000_000  # pairs: from here on, three repeats; above it, faiss would take minutes
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def search(run: Run) -> None:
 
 
 def worst(run: Run) -> None:
-    """ties and near-ties, which no filter can separate"""
+    """ties and near-ties, which a filter cannot separate"""
     for data in TIES:
         case = run.case(run.sizes.square, run.sizes.square, data=data)
         rows = run.measure((OURS, PLAIN, FLOOR), case)
@@ -170,7 +170,7 @@ def worst(run: Run) -> None:
 
 
 def grouped(run: Run) -> None:
-    """one call for all classes, against one call for each"""
+    """one call for all classes, against one call per class"""
     sizes = run.sizes
     others = (sizes.classes - 1) * SMALL_CLASS
     for shares, m in (("one_large", sizes.large_class + others), ("unequal", sizes.unequal)):
@@ -244,7 +244,7 @@ def dims(run: Run) -> None:
 
 
 def levels(run: Run) -> None:
-    """each instruction set of this machine: the same bits, and its time"""
+    """each instruction set of this machine: equal bits, and time"""
     case = run.case(run.sizes.middle, run.sizes.middle)
     rows = compare_levels(case, 1 if run.sizes is QUICK else 2, COLUMNS)
     run.append(rows)

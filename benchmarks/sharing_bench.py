@@ -1,4 +1,4 @@
-"""What processes that share a memory bank send and receive in a step, and how much memory each needs.
+"""Measures what processes that share a memory bank send and receive per step, and the memory that each needs.
 
     python benchmarks/sharing_bench.py              # PASCAL VOC setting, 1, 2 and 4 processes; 10 GB of memory, minutes
     python benchmarks/sharing_bench.py --small      # seconds
@@ -7,11 +7,11 @@ All processes run on this machine, with gloo. Volumes are counted at torch.distr
 process's own part. They depend only on shapes, so NCCL sends the same. Times are not reported: the processes share a
 few cores.
 
-"published" is arithmetic: the published program gathers the dense float32 maps of features and projections and the
-labels of all images.
+"published" is computed, not run: the published program gathers the labels and the dense float32 maps of features and
+projections of all images.
 
-The last lines limit the address space of a process. The bank does not fit into one process. Sharded over four processes
-with the same limit, it does.
+The last lines limit the address space of each process. The bank does not fit into one process, but fits when it is
+sharded over four processes with the same limit.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def on_processes(
 
 
 def volumes(rank: int, options: argparse.Namespace, placement: str) -> dict:
-    """Runs two steps and counts the second, in which all classes take part."""
+    """Runs two steps and counts the second one, where all classes take part."""
     loss, batch = loss_of(options, placement), batch_of(options, rank)
     loss(*batch)
     counted = Counted()
@@ -120,7 +120,7 @@ def volumes(rank: int, options: argparse.Namespace, placement: str) -> dict:
 
 def under_limit(rank: int, options: argparse.Namespace, placement: str) -> dict:
     """Checks whether a bank fits when the address space may grow by 0.7 of the whole bank's size."""
-    # A first step makes PyTorch and gloo allocate what they need once.
+    # In the first step, PyTorch and gloo make their one-time allocations.
     loss = DensityContrastLoss(
         2, 4, bank_capacity=8, rows_per_push=4, scales=(2,), placement=placement
     )
@@ -197,7 +197,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows-per-push", type=int, default=1_000)
     parser.add_argument("--images", type=int, default=8, help="maps per process")
     parser.add_argument("--map", type=int, default=129, help="height and width of a map")
-    parser.add_argument("--small", action="store_true", help="sizes that take seconds")
+    parser.add_argument("--small", action="store_true", help="small sizes, which take seconds")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
     if options.small:

@@ -1,6 +1,6 @@
-"""Measures what the library promises about speed and memory on the CPU, and compares it with the aims.
+"""Measures speed and memory on the CPU, and compares them with the library's aims.
 
-    python benchmarks/suite.py --threads 2                     # all sections, about a quarter of an hour on two cores
+    python benchmarks/suite.py --threads 2                     # all sections; 15 minutes on two cores
     python benchmarks/suite.py --threads 2 --only search dims  # some of them
     python benchmarks/suite.py --quick                         # tiny sizes: only checks that it runs
 
@@ -20,7 +20,9 @@ from sections import FULL, QUICK, SECTIONS, Run
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--only", choices=tuple(SECTIONS), nargs="+", default=list(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes with meaningless times")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes; their times are meaningless"
+    )
     return parser.parse_args(arguments)
 
 

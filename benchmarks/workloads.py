@@ -1,4 +1,4 @@
-"""The problems of the density benchmarks, and how they are drawn."""
+"""Draws the problems of the density benchmarks."""
 
 from dataclasses import dataclass, replace
 
@@ -11,9 +11,9 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat1
 CENTRES = 12
 # Noise around a centre, relative to the centre's own spread. The cosine inside a cluster is 1 / (1 + spread^2).
 # clusters: 0.55 in 12 clusters. tight: 0.96 in one. compact: 0.999, which training with the loss can reach. near_equal:
-# 0.9999, where float32 sums hardly separate rows.
+# 0.9999, where float32 sums barely separate rows.
 SPREADS = {"clusters": 0.905, "tight": 0.204, "compact": 0.0316, "near_equal": 0.01}
-# Rows that are all equal, that differ in the last bit of each element, or by noise of 1e-7.
+# Rows that are all equal, differ in the last bit of each element, or differ by noise of 1e-7.
 TIES = ("equal", "one_ulp", "noise")
 SMALL_CLASS = 50  # with shares "one_large", the queries of each class except the first
 

@@ -1,7 +1,7 @@
 """Density-guided contrastive learning for semi-supervised segmentation.
 
-A call passes these layers: a module (`losses`, `memory`) -> an op and its schema (`ops`) -> its checks (csrc/ops) ->
-a kernel (csrc/cpu, csrc/cuda) -> a formula (csrc/math). `reference` implements every formula in plain PyTorch, for
+A call goes through these layers: a module (`losses`, `memory`) -> an op and its schema (`ops`) -> its checks (csrc/ops)
+-> a kernel (csrc/cpu, csrc/cuda) -> a formula (csrc/math). `reference` implements every formula in plain PyTorch, for
 devices without a kernel and builds without the extension.
 """
 

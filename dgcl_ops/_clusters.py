@@ -44,7 +44,7 @@ class Clusters:
         return max(1, min(self.largest_block, (_GRAIN - 1) // max(1, self.features.shape[1])))
 
     def sum_block(self, copies: int) -> int:
-        """Rows whose sums of distances may be taken at once.
+        """How many rows may have their distances summed at once.
 
         Three quarters of the budget hold `copies` copies of their features and a few tables [b, C]. The operator uses
         the rest.
@@ -73,7 +73,7 @@ class Clusters:
     def class_means(self) -> Tensor:
         """The mean of each class: [C, D] float64.
 
-        NaN and infinity stay in a sum. So single rows are checked only if a sum is not finite.
+        A sum keeps NaN and infinity. So single rows are checked only if a sum is not finite.
 
         Raises:
             ValueError: If a feature is not finite.

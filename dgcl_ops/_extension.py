@@ -21,7 +21,7 @@ def _refuse_old_torch(version: str) -> None:
 
 
 def _has(module: str) -> bool:
-    """Whether this package has the module. An editable install's finder would also find another tree's module."""
+    """Whether this package has the module. The finder of an editable install may also offer another tree's module."""
     name = f"{NAMESPACE}.{module}"
     if name in sys.modules:
         return sys.modules[name] is not None

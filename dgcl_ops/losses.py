@@ -25,14 +25,16 @@ MIN_TEMPERATURE = 1e-6
 class DensityContrastLoss(FixedDtypeModule):
     """Pulls each class's lowest-density features towards its densest ones and away from other classes.
 
-    For each class c of the batch that is ready and not excluded:
+    For each class c of the batch that is ready and not excluded::
 
-        candidates    random pixels of the class, at most `max_candidates`
+        candidates    random pixels of the class, at most max_candidates
         anchors a_i   the candidates of lowest density
-        key p         the mean of the projections of the candidates and of the bank rows of highest density
-        negatives n_j pixels of other classes: all of them if there are at most `num_negatives`, otherwise that many,
-                      drawn with replacement
-        L_c = - mean_i log( exp(cos(a_i,p)/T) / ( exp(cos(a_i,p)/T) + sum_j exp(cos(a_i,n_j)/T) ) )
+        key p         the mean projection of the candidates and bank rows
+                      of highest density
+        negatives n_j pixels of other classes: all if there are at most
+                      num_negatives, otherwise num_negatives draws with replacement
+        s(n)        = exp(cos(a_i, n) / T)
+        L_c         = -mean_i log( s(p) / (s(p) + sum_j s(n_j)) )
 
     L is the mean of L_c over these classes. The gradient flows only to the anchors. In training mode, rows of the batch
     enter the bank after the loss has been computed.
@@ -42,9 +44,9 @@ class DensityContrastLoss(FixedDtypeModule):
     sharded bank, compile without fullgraph.
 
     Args:
-        num_classes: C.
-        feature_dim: D.
-        projection_dim: E, D by default.
+        num_classes: number of classes C.
+        feature_dim: channels D of the features.
+        projection_dim: channels E of the projections, D by default.
         scales: neighbourhood sizes of the density.
         temperature: T, at least 1e-6. float32 cannot represent the softmax of smaller ones.
         num_anchors: maximum number of anchors per class.
@@ -85,7 +87,7 @@ class DensityContrastLoss(FixedDtypeModule):
         >>> value.backward()
 
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
-        Semi-Supervised Semantic Segmentation", CVPR 2023.
+    Semi-Supervised Semantic Segmentation", CVPR 2023.
     """
 
     included: Tensor  # [C] bool, False for excluded classes
@@ -216,8 +218,8 @@ class DensityContrastLoss(FixedDtypeModule):
         Args:
             dataset: "voc" (21 classes, class 0 excluded) or "cityscapes" (19 classes, none excluded).
             num_classes: by default the data set's.
-            feature_dim: D.
-            projection_dim: E.
+            feature_dim: channels D of the features.
+            projection_dim: channels E of the projections.
             world_size: number of ranks W.
             **changes: further arguments of the loss; they override the published ones.
 
@@ -270,7 +272,7 @@ class DensityContrastLoss(FixedDtypeModule):
             update_bank: False leaves the bank's rows as they are.
 
         Returns:
-            The mean over the classes that take part, as a scalar: float64 for float64 projections, else float32. It is
+            The mean over the classes that take part, a scalar, float64 for float64 projections, else float32. It is
             0, still connected to `projections`, if no class takes part.
 
         Raises:
@@ -331,22 +333,25 @@ class DensityContrastLoss(FixedDtypeModule):
         `report` puts it into words. A batch without pixels changes nothing here.
 
         Returns:
-            A dict with, for each class [C],
-                rows: rows in the bank.
-                ready: whether there are enough.
-                mean_density: mean of the stored densities, 0 without rows. With a sharded bank, of this rank's shard.
-                active: whether the class took part in the last step.
-                pixels: its pixels in the last batch, without the skipped ones.
-                candidates: how many of them were candidates; 0 if it took no part.
-                class_loss: its loss; 0 if it took no part.
-                anchor_density: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
-                key_density: likewise for the batch's keys.
-            and, as scalars,
-                ignored_pixels: pixels of the last batch with label `ignore_index`.
-                non_finite_pixels: labelled pixels of the last batch skipped because of an inf or NaN.
-                unknown_labels: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
-                non_finite_rows: all non_finite_pixels since construction.
-                num_pushes: pushes into the bank.
+            A dict with these keys for each class, [C].
+
+            - `rows`: rows in the bank.
+            - `ready`: whether there are enough.
+            - `mean_density`: mean of the stored densities, 0 without rows; with a sharded bank, of this rank's shard.
+            - `active`: whether the class took part in the last step.
+            - `pixels`: its pixels in the last batch, without the skipped ones.
+            - `candidates`: how many of them were candidates; 0 if it took no part.
+            - `class_loss`: its loss; 0 if it took no part.
+            - `anchor_density`: mean density of its anchors; 0 if it took no part or nothing is chosen by density.
+            - `key_density`: the same for the batch's keys.
+
+            And with these scalars.
+
+            - `ignored_pixels`: pixels of the last batch with label `ignore_index`.
+            - `non_finite_pixels`: labelled pixels of the last batch skipped because of an inf or NaN.
+            - `unknown_labels`: its other labels outside [0, C). Always 0 on the CPU, where they raise an error.
+            - `non_finite_rows`: sum of `non_finite_pixels` since construction.
+            - `num_pushes`: pushes into the bank.
         """
         bank = self.bank
         valid = bank.valid_slots()
@@ -362,9 +367,9 @@ class DensityContrastLoss(FixedDtypeModule):
     def report(self, class_names: Sequence[str] | None = None) -> str:
         """Describes the diagnostics as text.
 
-        It says what the last loss was and, if 0, why. It lists the classes that took part and those that are absent,
-        excluded or lack rows. It counts skipped pixels and describes the bank. It waits for the device, so do not call
-        it in every step.
+        The text says what the last loss was and, if it was 0, why. It lists the classes that took part, and those that
+        are absent, excluded or short of rows. It counts skipped pixels and describes the bank. This syncs, so do not
+        call it in every step.
 
         Args:
             class_names: names to print instead of numbers.

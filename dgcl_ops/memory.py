@@ -1,7 +1,7 @@
 """The memory bank: for each class a ring of features, projections and densities.
 
 The rings are written in place and read as views. Everything that decides the next step is a persistent buffer on the
-bank's device. So a checkpoint continues bit for bit, and no step waits for the device.
+bank's device. So a checkpoint continues bit for bit, and no step syncs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MemoryBank(FixedDtypeModule):
     insertion, against the bank as it was before the push. While a class holds fewer than `min_rows` rows, its rows get
     the placeholder density 0. The push that makes the class ready computes all of them.
 
-    With metric "cosine" the stored features are unit rows. With the other metrics they are stored as they are.
+    With metric "cosine", features are stored as unit rows. With the other metrics they are stored unchanged.
 
     Under torch.distributed, `placement` decides what the ranks share:
 
@@ -41,12 +41,15 @@ class MemoryBank(FixedDtypeModule):
       compile with fullgraph=True.
     - "local": the ranks share nothing. Each fills its bank from its own batches.
 
+    With "sharded", the buffers `features`, `projections` and `density` have capacity / W slots. In the state_dict they
+    are DTensors of the whole bank.
+
     Args:
-        num_classes: C.
-        feature_dim: D.
-        projection_dim: E, D by default.
+        num_classes: number of classes C.
+        feature_dim: channels D of the features.
+        projection_dim: channels E of the projections, D by default.
         capacity: slots of each ring.
-        rows_per_push: most rows of each class that one push draws.
+        rows_per_push: maximum rows of each class that one push draws.
         metric: metric of the density. "l2" is the negative Euclidean distance.
         scales: neighbourhood sizes of the density.
         dtype: dtype of the stored rows. Densities are float64 for float64 rows, else float32.
@@ -69,9 +72,6 @@ class MemoryBank(FixedDtypeModule):
         num_pushes: [] int64.
         rng_state: [2] int64, seed and step.
         config: [2 + scales] int64: metric, dtype and scales, so that loading a different bank is detected.
-
-    With "sharded", features, projections and density have capacity / W slots. In the state_dict they are DTensors of
-    the whole bank.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -178,7 +178,7 @@ class MemoryBank(FixedDtypeModule):
 
     @property
     def rows_per_rank(self) -> int:
-        """Most rows of each class that this rank adds in a push: rows_per_push / W, rounded up."""
+        """The maximum rows of each class that this rank adds in a push, rows_per_push / W rounded up."""
         return -(-self.rows_per_push // self._ranks().world_size)
 
     def _ranks(self) -> exchange.Ranks:
@@ -272,10 +272,10 @@ class MemoryBank(FixedDtypeModule):
         return checkpoint.checksum(self)
 
     def assert_synced(self) -> None:
-        """Raises unless the ranks that share the bank agree. All ranks must call it. It waits for the device.
+        """Raises unless the ranks that share the bank agree. All ranks must call it. It syncs.
 
         Compares the whole bank, the number of pushes and the random state. With "sharded", only counts and heads of the
-        bank are compared. With "local" nothing is.
+        bank are compared; with "local", nothing.
 
         Raises:
             RuntimeError: If a rank differs from rank 0. The text names the rank and what differs.
@@ -292,8 +292,8 @@ class MemoryBank(FixedDtypeModule):
     ) -> None:
         """Appends at most `rows_per_push` random pixels of each class. The oldest rows are overwritten.
 
-        Each of several ranks draws at most `rows_per_rank` of them. Pixels with an inf or NaN are skipped. Everything
-        is checked before anything is written.
+        With several ranks, each draws at most `rows_per_rank` of them. Pixels with an inf or NaN are skipped.
+        Everything is checked before anything is written.
 
         Args:
             features: [B, D, H, W] or [M, D], any float dtype.
@@ -324,7 +324,7 @@ class MemoryBank(FixedDtypeModule):
     ) -> None:
         """Appends the first row_counts[c] rows of each class c, with known densities.
 
-        Each of several ranks adds its own rows. They are appended in rank order, and all ranks take rank 0's random
+        With several ranks, each adds its own rows. They are appended in rank order, and all ranks take rank 0's random
         state.
 
         Args:

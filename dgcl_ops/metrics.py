@@ -66,9 +66,11 @@ def calinski_harabasz_score(
 ) -> Tensor:
     """Ratio of between-class to within-class dispersion; higher is better.
 
-    With n rows, C classes, class sizes n_c, class means m_c and the mean m of all rows:
-    (sum_c n_c |m_c - m|^2 / (C - 1)) / (sum_i |x_i - m_c(i)|^2 / (n - C)). The score is 1 if the within-class
-    dispersion is 0.
+    With n rows, C classes, class sizes n_c, class means m_c and the mean m of all rows::
+
+        (sum_c n_c |m_c - m|^2 / (C - 1)) / (sum_i |x_i - m_c(i)|^2 / (n - C))
+
+    The score is 1 if the within-class dispersion is 0.
 
     Args:
         features: [N, D], any float dtype, finite. One row per sample.
@@ -104,7 +106,7 @@ def davies_bouldin_score(
     """Mean over classes of the similarity to the most similar other class; lower is better.
 
     With s_c the mean distance of class c's rows to their mean m_c, the similarity of two classes is
-    (s_c + s_d) / |m_c - m_d|. Classes whose means coincide are not compared. As in scikit-learn, the score is 0 if
+    `(s_c + s_d) / |m_c - m_d|`. Classes whose means coincide are not compared. As in scikit-learn, the score is 0 if
     all s_c, or all distances of means, are 0 (within 1e-8).
 
     Args:
@@ -153,7 +155,7 @@ def density_statistics(
     """Summarises local densities class by class, without a loop over classes.
 
     NaN densities (from NaN features) and ignored labels are left out. Labels outside [0, num_classes) raise on the
-    CPU. Other devices leave them out, because a check would wait for the device.
+    CPU. Other devices leave them out, because a check would sync.
 
     Args:
         density: [...], floating point, the local densities of rows or pixels, as from `dgcl_ops.knn_density`.
@@ -163,16 +165,18 @@ def density_statistics(
         ignore_index: rows with this label are ignored. None ignores no rows.
 
     Returns:
-        A dict with
-            count: [C] int64, the number of rows.
-            mean, min, max: [C].
-            quantiles: [Q, C].
-        All but count are float64 (float32 on MPS), and NaN for a class without rows.
+        A dict with these keys.
+
+        - `count`: [C] int64, the number of rows.
+        - `mean`, `min`, `max`: [C].
+        - `quantiles`: [Q, C].
+
+        All but `count` are float64 (float32 on MPS), and NaN for a class without rows.
 
     Raises:
         TypeError: If `density` is not floating point, or `labels` are not integers.
-        ValueError: If shapes differ, `num_classes` is not positive, or a quantile is outside [0, 1], or, on the CPU, if
-            a label is out of range.
+        ValueError: If shapes differ, `num_classes` is not positive, a quantile is outside [0, 1], or, on the CPU, a
+            label is out of range.
     """
     name = "density_statistics"
     check_floats(name, "density", density)

@@ -14,8 +14,8 @@ import torch
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
-# What a user of the library needs to trust it: `make test` runs these folders, without what is marked kernels or long.
-# project/test_docs.py is marked core, too.
+# The tests that matter to users: `make test` runs these folders, except for tests marked kernels or long.
+# project/test_docs.py is also marked core.
 CORE = ("ops", "loss", "bank", "tools", "examples")
 
 hypothesis.settings.register_profile(
@@ -51,7 +51,7 @@ def repeatable():
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Samples are small. test_relations.py checks that the number of threads changes nothing."""
+    """Samples are small, so one thread is enough. test_relations.py checks that the number changes nothing."""
     torch.set_num_threads(1)
 
 
@@ -64,9 +64,9 @@ def device(request) -> str:
 
 @pytest.fixture(params=["compiled", "reference", "emulated"])
 def implementation(request):
-    """The module under test: all implementations answer to the same oracle.
+    """The module under test. All implementations are compared with the same oracle.
 
-    "emulated" is the public module with the CPU's kernels replaced by the CUDA kernels, run by the emulator.
+    "emulated" is the public module with the CPU kernels replaced by the CUDA kernels, run by the emulator.
     """
     if request.param == "reference":
         from dgcl_ops import reference
@@ -88,14 +88,14 @@ def implementation(request):
 
 @pytest.fixture
 def checks_values(request, implementation):
-    """For tests of values that the CPU rejects. CUDA clamps or skips them, because a check would sync."""
+    """For tests of values that the CPU rejects. CUDA clamps or skips such values, because a check would sync."""
     on_cuda = "device" in request.fixturenames and request.getfixturevalue("device") == "cuda"
     if request.node.callspec.params["implementation"] == "emulated" or on_cuda:
         pytest.skip("CUDA kernels do not refuse values")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Every skip, by its reason; pytest's own list has a line for each of a hundred functions."""
+    """Counts skips by reason. pytest's own list has a line for each of a hundred functions."""
     skipped = terminalreporter.stats.get("skipped", [])
     for reason, count in Counter(report.longrepr[2] for report in skipped).most_common():
         terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")

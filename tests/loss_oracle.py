@@ -1,4 +1,4 @@
-"""Small losses and batches, and the whole step once more as float64 loops over classes, rows and logits."""
+"""Small losses and batches, and an oracle: the whole step as float64 loops over classes, rows and logits."""
 
 import oracles
 import torch
@@ -24,7 +24,7 @@ STRATEGIES = [
     for anchors in ("low_density", "random", "low_confidence")
     for keys in ("high_density", "average", "high_confidence")
 ]
-# Relative. The formula is a few hundred roundings deep; what is chosen comes from the step itself.
+# Relative. The formula has a few hundred roundings in sequence. The choice is taken from the step itself.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -46,7 +46,7 @@ def batch_of(seed=0, dtype=torch.float32, counts=(24, 12, 9, 1, 0), ignore_index
 
 
 def filled(module: DensityContrastLoss, steps=3, **batch) -> DensityContrastLoss:
-    """The module after a few steps of training: every class but those absent is ready."""
+    """The module after a few steps of training. Every class is ready, except for the absent ones."""
     for seed in range(steps):
         module(**batch_of(seed=50 + seed, **{"counts": (10, 10, 10, 10, 10), **batch}))
     return module
@@ -85,9 +85,9 @@ def draw_of(module, batch, push=True):
 
 
 def oracle(module: DensityContrastLoss, batch: dict, chosen):
-    """(value, gradient, loss of each class), class by class in float64, from the tables of `chosen` alone.
+    """(value, gradient, loss of each class), class by class in float64, from nothing but the tables of `chosen`.
 
-    Which rows the tables must hold is checked by `check_choice`.
+    `check_choice` checks that the tables hold the right rows.
     """
     strategy, bank = module.strategy, module.bank
     leaf = batch["projections"].detach().double().requires_grad_()
@@ -130,7 +130,7 @@ def oracle(module: DensityContrastLoss, batch: dict, chosen):
 
 
 def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
-    """The tables hold what the method asks for, given the candidates."""
+    """The tables hold what the method prescribes for the candidates."""
     strategy, bank = module.strategy, module.bank
     labels = batch["labels"].reshape(-1)
     features = flat_rows(batch["features"])
@@ -204,7 +204,7 @@ def check_choice(module: DensityContrastLoss, batch: dict, chosen, push: bool):
 
 
 def check_step(module, batch):
-    """One step of the module against the oracle; returns its value and gradient."""
+    """Compares one step of the module with the oracle. Returns value and gradient of the step."""
     chosen = draw_of(module, batch, module.training)
     check_choice(module, batch, chosen, module.training)
     expected, expected_gradient, per_class = oracle(module, batch, chosen)
@@ -212,12 +212,10 @@ def check_step(module, batch):
     dtype = batch["projections"].dtype
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert gradient.dtype == dtype
-    relative = TOLERANCE.get(
-        dtype, 1e-2
-    )  # half-precision gradients are rounded once when they come out
+    relative = TOLERANCE.get(dtype, 1e-2)  # half-precision gradients are rounded once at the end
     scale = max(
         1e-3, float(expected_gradient.abs().max())
-    )  # where it is 0, the oracle's is rounding
+    )  # where it is 0, the oracle has a rounding error
     assert abs(float(value) - float(expected)) <= relative * max(1.0, float(expected))
     assert float((gradient.double() - expected_gradient).abs().max()) <= relative * scale
     classes, zero = module.diagnostics()["class_loss"], torch.zeros(())

@@ -1,7 +1,7 @@
 """Float64 oracles as plain Python loops, random samples, and the one table of tolerances.
 
-Nothing here calls the package, or a matrix product or sort from PyTorch. Only a mistake made twice, in two styles,
-would go unnoticed.
+Nothing here calls the package, or a matrix product or sort from PyTorch. So a mistake goes unnoticed only if it is made
+twice, in two styles.
 """
 
 import math
@@ -16,11 +16,11 @@ LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
 # Largest error allowed, as a multiple of the size of the summed terms (1 for cosines).
 TOLERANCES = {
     # Sums of <= 300 terms in a tree over 32 lanes, plus a norm, a division and a mean: at most ~50
-    # roundings, each 2^-53; the oracle itself, summing one by one, is no better than ~300 of them.
+    # roundings, each 2^-53. The oracle adds one by one, so its own error is up to ~300 roundings.
     torch.float64: 400 * 2.0**-53,
     # The same ~50 roundings at 2^-24. Low-precision inputs are widened exactly and belong here as well.
     torch.float32: 64 * 2.0**-24,
-    # Only gradients come out in the inputs' dtype: one rounding of a float32 number, 11 or 8 bits.
+    # Only gradients have the inputs' dtype: a float32 number rounded once to 11 or 8 bits.
     torch.float16: 2.0**-11 + 64 * 2.0**-24,
     torch.bfloat16: 2.0**-8 + 64 * 2.0**-24,
 }
@@ -41,7 +41,7 @@ def assert_close(actual: Tensor, expected: Tensor, magnitude: float = 1.0) -> No
 
 
 def random_rows(*shape: int, dtype=torch.float32, seed: int = 0, device="cpu") -> Tensor:
-    """Normal numbers; a different seed gives different rows."""
+    """Normally distributed rows. Each seed gives different ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
@@ -63,7 +63,7 @@ def unit_row(row: list[float]) -> list[float]:
 
 
 def score(query: list[float], row: list[float], metric: str) -> float:
-    """The score of two rows. For the cosine they are unit rows already."""
+    """The score of two rows. For cosine they are unit rows already."""
     if metric == "l2":
         return -math.sqrt(sum((q - b) * (q - b) for q, b in zip(query, row, strict=True)))
     return sum(q * b for q, b in zip(query, row, strict=True))
@@ -128,7 +128,7 @@ def knn_density(
     per_scale=False,
     unit_bank=False,
 ):
-    """[M] float64, or [S, M]: the k best, averaged, for each k by itself."""
+    """[M] float64, or [S, M]: the mean of the k best, for each k separately."""
     values, _ = knn_topk(
         queries, bank, max(scales), metric, query_offsets, bank_counts, exclude_self, unit_bank
     )
@@ -189,7 +189,7 @@ def memory_push(state: dict, rows: dict, row_counts, normalize=False) -> dict:
 
 
 def silhouette_sums(features, offsets, rows=None):
-    """[M, C] float64, one pair after the other."""
+    """[M, C] float64, one pair at a time."""
     bounds, lists = offsets.tolist(), features.double().tolist()
     queries = lists if rows is None else rows.double().tolist()
     sums = [

@@ -1,4 +1,4 @@
-"""Several processes with a gloo group, and what each of them returns."""
+"""Runs a function in several processes with a gloo group."""
 
 import gc
 import warnings
@@ -25,12 +25,12 @@ def _process(rank: int, size: int, folder: str, function, arguments) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     where = f"file://{folder}/group"
-    # Of processes that wait for each other in vain, the error should come soon; others may be compiling meanwhile.
+    # If processes wait for each other in vain, the error should come soon, but others may still be compiling.
     patience = timedelta(minutes=30)
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=size, timeout=patience)
     result = function(rank, Path(folder), *arguments)
     torch.save(result, Path(folder) / RESULT_FILE.format(rank))
-    # Modules that lie in reference cycles hold the group, whose threads must not outlive the interpreter.
+    # Modules in reference cycles keep the group alive, and its threads must not outlive the interpreter.
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""CUDA graphs in small, for machines without a GPU: operations recorded once and repeated on the same tensors."""
+"""A small stand-in for CUDA graphs, without a GPU: records operations once and repeats them on the same tensors."""
 
 import contextlib
 import types
@@ -13,10 +13,10 @@ def tensors(values) -> list[torch.Tensor]:
 
 
 class Recorder(TorchDispatchMode):
-    """The operations of one run, with the tensors and the numbers they were called with.
+    """The operations of one run, with the tensors and numbers that they were called with.
 
-    Like a graph, a replay reads what the tensors hold by then, and does nothing anew that the host decided. Unlike
-    one, recording also runs.
+    Like a graph, a replay reads the current contents of the tensors, and repeats what the host decided while recording.
+    Unlike with a graph, the operations also run while they are recorded.
     """
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Recorder(TorchDispatchMode):
 
 
 def pretend_graphs(monkeypatch) -> None:
-    """torch.cuda.graph, and what is used around it, on CPU tensors."""
+    """torch.cuda.graph, and the functions used with it, on CPU tensors."""
     stream = types.SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
         "device": contextlib.nullcontext,

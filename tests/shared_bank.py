@@ -1,8 +1,7 @@
 """Training on several ranks that share a bank, and the same training in one process.
 
-The one process holds one bank. For each rank it computes the loss against that bank, with the random numbers and the
-`rows_per_rank` of that rank, and collects the rows to push. Then it pushes the rows of all ranks at once, in rank
-order.
+The single process holds one bank. For each rank it computes the loss against that bank, with that rank's random numbers
+and `rows_per_rank`, and collects the rows to push. Then it pushes the rows of all ranks at once, in rank order.
 """
 
 import copy
@@ -30,7 +29,7 @@ COUNTS = ((20, 12, 9, 4, 0), (3, 0, 25, 6, 30), (0, 0, 0, 0, 0), (10, 11, 12, 13
 
 
 def batch_for(rank: int, step: int, setting: dict) -> dict:
-    """Other class contents and sizes on each rank, now and then no pixels, and some with a NaN."""
+    """Each rank has different classes and sizes. Some batches have no pixels, and some pixels have a NaN."""
     dtype = torch.float64 if setting.get("bank_dtype") == torch.float64 else torch.float32
     seed = 100 * rank + step
     batch = batch_of(seed=seed, counts=COUNTS[(rank + step) % len(COUNTS)], dtype=dtype)
@@ -53,14 +52,14 @@ def train(rank: int, folder, names, placement: str) -> dict:
     """For each setting, the results of every step on this rank, and the bank at the end."""
     if (
         dist.get_world_size() == 2
-    ):  # the queries of a step travel in several pieces, as large ones do
+    ):  # the queries of a step are sent in several pieces, as in large steps
         sharded_rings.CHUNK = 20
     return {name: _train(rank, SETTINGS[name], placement) for name in names}
 
 
 def _train(rank: int, setting: dict, placement: str) -> dict:
     module = loss_of(placement=placement, **{**setting, "seed": 1 + 10 * rank})
-    # The first push gives all ranks rank 0's random state; until then each draws with its own.
+    # The first push gives all ranks rank 0's random state. Until then each rank draws with its own.
     module.bank.rng_state[0] = 1
     steps = []
     for step in range(STEPS):
@@ -72,7 +71,7 @@ def _train(rank: int, setting: dict, placement: str) -> dict:
 
 
 def train_in_one_process(size: int, setting: dict) -> dict:
-    """The same for all ranks, in one process: {"steps": [step][rank], "bank"}."""
+    """The same results for all ranks, computed in one process: {"steps": [step][rank], "bank"}."""
     joined = loss_of(placement="local", **setting)
     bank, steps = joined.bank, []
     share = -(-bank.rows_per_push // size)
@@ -94,7 +93,7 @@ def train_in_one_process(size: int, setting: dict) -> dict:
 
 
 def _concatenated(pushed):
-    """[C, P, ...] of each rank, with counts[c] used rows -> the used rows of all ranks, without gaps."""
+    """[C, P, ...] of each rank, with counts[c] rows in use -> the rows in use of all ranks, without gaps."""
     counts = torch.stack([rows[3] for rows in pushed])
     total = counts.sum(0)
     packed = []

@@ -1,4 +1,4 @@
-"""Step 7: one training step of the loss as kernels: how many, how long by name, host time, graph replay, peak memory.
+"""Step 7: profiles one training step of the loss: kernels by name, host time, graph replay, peak memory.
 
 python profile_step.py [--tiny]
 """

@@ -37,7 +37,9 @@ def find_python(root: Path) -> str:
 
 def make(python: Path, env: Path) -> str:
     """Creates the environment and returns its Python."""
-    print(f"making {env} with torch {TORCH}: gigabytes; --python takes an existing environment")
+    print(
+        f"creating {env} with torch {TORCH}, which downloads gigabytes; --python uses an existing environment"
+    )
     subprocess.run([python, "-m", "venv", env], check=True)
     command = [env / "bin" / "python", "-m", "pip", "install", "-q", f"torch=={TORCH}"]
     subprocess.run([*command, *PACKAGES, *EMULATOR], check=True)

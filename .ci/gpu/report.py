@@ -3,7 +3,7 @@
 import json
 
 MARK = "RESULT "
-SKIP = 77  # as automake's
+SKIP = 77  # as in automake
 
 
 def result(**figures: object) -> None:

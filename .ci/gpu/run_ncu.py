@@ -1,8 +1,8 @@
-"""Step 6: Nsight Compute over four kernels, one launch each; the report file, and its details as text.
+"""Step 6: profiles four kernels with Nsight Compute, one launch each. Writes the report file and its details as text.
 
     python run_ncu.py OUT/kernels.ncu-rep -- python profiled_kernels.py
 
-It does not change the clocks. It is skipped without ncu, and under gVisor, which has no counters.
+It does not change the clocks. It is skipped if ncu is missing, and under gVisor, which has no counters.
 """
 
 import platform

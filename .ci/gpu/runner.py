@@ -1,7 +1,7 @@
 """Runs steps. Each is a process group with its own time limit and result.
 
-The output of a step goes to `steps.log` line by line. Its result goes to `results.jsonl` as soon as it ends, and then
-the summary is rewritten. Later failures cannot lose it. Steps report through report.py.
+The output of a step goes to `steps.log` line by line. As soon as the step ends, its result goes to `results.jsonl` and
+the summary is rewritten, so a later failure cannot lose it. Steps report through report.py.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Step 4: one of compute-sanitizer's tools over a program, usually small_ops.py.
+"""Step 4: runs a program, usually small_ops.py, under one of compute-sanitizer's tools.
 
     python sanitize.py memcheck -- python small_ops.py --quick
 
@@ -66,7 +66,7 @@ def judged(tool: str, filtered: bool, text: str, code: int) -> tuple[str, bool]:
     note = f"{tool}: {count} FAULTS in {kernels}. {first}"
     if tool != "initcheck":
         return note, True
-    # PyTorch's kernels may read memory whose values they do not use.
+    # PyTorch's kernels may read uninitialised memory without using the values.
     ours = len(OURS.findall(text))
     return f"{note} ({ours} of those shown are in the library's)", ours > 0 or code not in (
         0,

@@ -2,8 +2,8 @@
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-Search, push, gather and counts must be bitwise equal. Results with another order of summation have the doctor's
-tolerance. --quick runs fewer cases, since a sanitizer slows kernels 10 to 50 times.
+Search, push, gather and counts must be bitwise equal. Results that are summed in another order get the doctor's
+tolerance. --quick runs fewer cases, since a sanitizer slows kernels down 10 to 50 times.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 from dgcl_ops import ops
 from dgcl_ops.doctor.compare import SEARCH, TOLERANCE, Comparison, Target, environment
 
-QUERIES, BANK, DIM = 230, 700, 67  # larger than a tile in each direction, and odd
+QUERIES, BANK, DIM = 230, 700, 67  # odd, and larger than a tile in each direction
 FLOAT64 = 1e-12  # tolerance for sums of a few hundred float64 numbers
 METRICS = ("cosine", "dot", "l2")
 

@@ -15,7 +15,7 @@ from evidence.compare import (
     paired,
 )
 
-# Wang et al., CVPR 2023: PASCAL VOC 2012 val, ResNet-101. Another task than ours.
+# Wang et al., CVPR 2023: PASCAL VOC 2012 val, ResNet-101. Our task is a different one.
 PUBLISHED_SHARES = ("1/16", "1/8", "1/4", "1/2")
 PUBLISHED = {SUPERVISED: (67.87, 71.55, 75.80, 77.13), METHOD: (76.61, 78.37, 79.31, 80.96)}
 PUBLISHED_CLUSTERS = {CONTROL: (0.46, 3421.94, 1.53), METHOD: (0.70, 7937.87, 1.13)}
@@ -55,15 +55,15 @@ def heading(rows: list[dict], path: Path) -> str:
     }
     return (
         f"# Evidence: {len(rows)} runs\n\n"
-        "`python benchmarks/evidence/run.py --data DIR --out FILE` trains the runs that the CSV file lacks and prints "
-        "this page. `--report` prints it without training. "
+        "`python benchmarks/evidence/run.py --data DIR --out FILE` trains the runs missing from the CSV file and "
+        "prints this page. `--report` prints it without training. "
         f"Source: `{path.name}`, with the settings, seed and commit of every run.\n\n"
         "CamVid at 240 x 180, 11 classes. EfficientNet-Lite0 from ImageNet, frozen unless a row says otherwise. "
-        "mIoU and features are the EMA teacher's on the 233 test images. "
-        "± after a mean: standard deviation over the seeds. "
-        "± after a difference: half of the 95 % confidence interval (Student's t) of the paired differences. "
-        "In brackets: the number of seeds that improve. "
-        "null: the interval contains 0, so no difference is shown.\n\n"
+        "mIoU and feature scores are measured with the EMA teacher on the 233 test images. "
+        "For means, ± is the standard deviation over the seeds. For differences, which are paired, ± is half of the "
+        "95 % confidence interval (Student's t). "
+        "The brackets give the number of seeds that improve. "
+        '"null" means that the interval contains 0, so the runs show no difference.\n\n'
         f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread per run."
     )
 
@@ -111,7 +111,7 @@ def labels_table(rows: list[dict], labelled: int) -> str:
 
 
 def published_table() -> str:
-    """Shows the authors' figures. They have another data set, network and length."""
+    """Shows the authors' figures. Their data set, network and length of training differ."""
     body = [[name, *(f"{v:.2f}" for v in values)] for name, values in PUBLISHED.items()]
     clusters = [[name, *map(str, values)] for name, values in PUBLISHED_CLUSTERS.items()]
     return (

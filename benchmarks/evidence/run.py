@@ -1,16 +1,16 @@
 """Does the density loss help on real images? Trains on CamVid with few labels, in matched runs, seed by seed.
 
-    python benchmarks/evidence/run.py --data DIR --out FILE                     # all runs that FILE lacks; hours
+    python benchmarks/evidence/run.py --data DIR --out FILE                     # all runs missing from FILE; hours
     python benchmarks/evidence/run.py --data DIR --out FILE --studies labels    # one study
     python benchmarks/evidence/run.py --report                                  # tables and plots only, no training
 
-DIR holds train/, val/, test/ with images/ and labels/ in each (CamVid's 11 classes, 255 for void). Each run adds one
-row to the CSV file when it ends. The program can be stopped at any time, and continues when it is started again.
+DIR holds train/, val/ and test/, each with images/ and labels/ (CamVid's 11 classes, 255 for void). Each run adds one
+row to the CSV file when it ends. You can stop the program at any time; it continues when you start it again.
 
 Runs with the same seed and number of labels are matched: they share labelled images, initial weights, batches and
-random numbers. Self-training is the same code with contrast weight 0. Settings were chosen by the validation images.
-The tables show the test images. The contrast uses the strong, mixed view, as in the committed rows. The published view
-is the weak one. Needs `pip install ".[evidence]"`.
+random numbers. Self-training is the same code with contrast weight 0. Settings were chosen on the validation images.
+The tables show results on the test images. The contrast uses the strong, mixed view, as in the committed rows. The
+published program uses the weak view. Needs `pip install ".[evidence]"`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Variant:
         name: its name in tables.
         changes: changed settings.
         contrast: changed keys of `Settings.contrast`.
-        tuned: whether to train the backbone as well, at a tenth of the learning rate.
+        tuned: whether to train the backbone, too, at a tenth of the learning rate.
     """
 
     name: str
@@ -106,7 +106,7 @@ OTHER_TRAINING = [
     Variant("self-training, backbone tuned", WITHOUT, tuned=True),
     Variant("density contrast, backbone tuned", tuned=True),
 ]
-# Study: (variants, numbers of labelled images, seeds). Runs that occur in two studies are done once.
+# Study: (variants, numbers of labelled images, seeds). A run that occurs in two studies is trained once.
 STUDIES = {
     "labels": ((SUPERVISED, CONTROL, METHOD), (12, 46), range(5)),
     "ablation": ((CONTROL, *ABLATION, METHOD), (12,), range(5)),
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--studies", nargs="+", choices=tuple(STUDIES), default=tuple(STUDIES))
     add("--workers", type=int, default=2, help="runs at a time, with one thread each")
     add("--report", action="store_true", help="only tables and plots")
-    add("--steps", type=int, default=BASE.steps, help="steps per run; few to try the program")
+    add("--steps", type=int, default=BASE.steps, help="steps per run; use few to try the program")
     options = parser.parse_args(arguments)
     if not options.report:
         if options.data is None:
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train_all(options: argparse.Namespace) -> None:
-    """Trains every case of the studies that the file lacks, and prints a line for each."""
+    """Trains every case of the studies that is missing from the file, and prints a line for each."""
     cases = {
         (variant.name, labelled, seed): variant
         for study in options.studies
@@ -165,7 +165,7 @@ def train_all(options: argparse.Namespace) -> None:
             )
     if cases and any(is_older(row["settings"]) for row in done):
         raise SystemExit(
-            f"evidence: {options.out} holds runs with earlier rules of the trainer, which are not comparable; choose "
+            f"evidence: {options.out} holds runs by an older version of the trainer, which are not comparable; choose "
             "another --out"
         )
     say(f"{len(done)} runs done, {len(cases)} to do")
@@ -181,7 +181,7 @@ def train_all(options: argparse.Namespace) -> None:
 
 
 def results(jobs: list[tuple], workers: int) -> Iterator[dict]:
-    """Trains and yields rows in the order in which the runs end."""
+    """Trains, and yields rows as the runs end."""
     if workers == 1:
         yield from (train(*job) for job in jobs)
         return
@@ -206,7 +206,7 @@ def described(settings: Settings) -> str:
 
 
 def is_older(described: str) -> bool:
-    """Returns whether a run used the earlier schedule of the contrast and always drew negatives with replacement."""
+    """Returns whether a run used the old schedule of the contrast and always drew negatives with replacement."""
     return "bfloat16" in json.loads(described)
 
 

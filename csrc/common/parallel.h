@@ -18,7 +18,7 @@ namespace dgcl {
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
-// Tells ThreadSanitizer that one thread happens before another. A no-op in other builds.
+// Declares to ThreadSanitizer what happens before what. A no-op in other builds.
 #if defined(__SANITIZE_THREAD__)
 inline void order_after_this(const void* mark) { __tsan_release(const_cast<void*>(mark)); }
 inline void order_before_this(const void* mark) { __tsan_acquire(const_cast<void*>(mark)); }
@@ -29,7 +29,7 @@ inline void order_before_this(const void*) {}
 
 // A body for parallel_for that states what parallel_for guarantees, because ThreadSanitizer cannot see how the pool
 // waits. Work runs after everything that the caller did before it, and before everything that the caller does later.
-// Pieces of work are unordered among each other. The marks are addresses within this object, so nothing is read before
+// Pieces of work have no order among each other. The marks are addresses within this object, so nothing is read before
 // its order is known.
 template <typename Body>
 class PoolWork {

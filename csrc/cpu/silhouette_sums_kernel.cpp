@@ -175,7 +175,7 @@ void add_pairs(const Blocks& left, int64_t I, const Blocks& right, int64_t J, bo
 }
 
 // Adds every pair of rows of one matrix once. In round r, block (r + k) mod n meets block (r - k) mod n, so each block
-// has one meeting per round. A meeting waits until both blocks have finished the round before. So a sum has one writer
+// has one meeting per round. A meeting waits until both blocks have finished the previous round. So a sum has one writer
 // at a time, and additions follow the order of the rounds. Meetings are fetched in order, so the earliest unfinished
 // one never waits.
 void sum_among(const Blocks& blocks, int64_t dim, int64_t groups, double* sums) {

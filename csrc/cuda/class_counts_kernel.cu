@@ -1,4 +1,4 @@
-// A histogram of labels. Each block has a histogram in shared memory, if it fits, and adds it to the result at the end.
+// A histogram of labels. Each block fills a histogram in shared memory, if it fits, and adds it to the result at the end.
 #include "class_counts_kernel.h"
 #include "compat.cuh"
 

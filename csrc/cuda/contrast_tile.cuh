@@ -1,8 +1,8 @@
 // What the kernels of the contrastive loss share: unit rows, and products of a tile of rows with a stream of rows.
 //
 // Unit rows are written once, to scratch memory in the compute type, padded with zeros. So every later read is an
-// aligned 16-byte cp.async, whatever the inputs' dtypes, strides and lengths. The products are those of the CPU's unit
-// rows.
+// aligned 16-byte cp.async, whatever the inputs' dtypes, strides and lengths. The CPU multiplies unit rows of the same
+// bits.
 #pragma once
 #include "density_contrast_kernel.h"
 #include "rows.cuh"
@@ -52,7 +52,7 @@ __device__ __forceinline__ RowReader<T> contrast_row(const ContrastProblem& p, i
   return slot < p.num_negatives ? RowReader<T>(p.negatives, slot, group) : RowReader<T>(p.keys, 0, group);
 }
 
-// Whether the counts leave this slot in use. Unused rows may hold anything, and are not read.
+// Whether this slot is in use, given the counts. Unused rows may hold anything, and are not read.
 __device__ __forceinline__ bool contrast_is_used(const ContrastProblem& p, int64_t group, int64_t slot) {
   if (slot < p.num_anchors) return slot < contrast_count(p.anchor_counts, group, p.num_anchors);
   slot -= p.num_anchors;

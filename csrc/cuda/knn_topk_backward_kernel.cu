@@ -13,7 +13,7 @@ constexpr int kGradientWarps = kGradientThreads / kWarp;
 template <typename T>
 constexpr int kGradientBlocks = sizeof(T) == sizeof(double) ? 3 : 4;
 constexpr int kColumnsPerLane = 4;  // per sum at a time
-constexpr int kPairsAtOnce = 2;     // pairs whose rows are loaded together
+constexpr int kPairsAtOnce = 2;     // pairs that load their rows together
 
 // -1 for a query without a class, else in [0, C), whatever the offsets are.
 __device__ inline int64_t gradient_class(const KnnTopkBackwardArguments& a, int64_t query) {

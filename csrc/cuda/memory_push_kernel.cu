@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kPushThreads) convert_rows_kernel(MemoryPushAr
   });
 }
 
-// Copies rows whose slots have the same bytes, aligned for vectors: `row_bytes` per row. Strides are in bytes.
+// Copies rows that need no conversion and are aligned for vectors: `row_bytes` per row. Strides are in bytes.
 __global__ void __launch_bounds__(kPushThreads)
     copy_rows_kernel(MemoryPushArguments a, RingPush push, int64_t row_bytes, int64_t row_stride,
                      int64_t group_stride) {

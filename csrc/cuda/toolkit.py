@@ -52,7 +52,7 @@ class Toolkit:
 
     @classmethod
     def find(cls, torch: Path):
-        """The toolkit of CUDA_HOME, of nvcc in PATH (it may be a script elsewhere), or of a package, else None."""
+        """The toolkit in CUDA_HOME, of nvcc in PATH (which may be a script elsewhere), or in a package; else None."""
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         roots = [Path(named)] if named else []
         if not named and (nvcc := shutil.which("nvcc")):

@@ -1,7 +1,7 @@
 """The state of a memory bank: its checksum, and loading it at another capacity, dtype or number of ranks.
 
-A bank is loaded whole or not at all. Everything is checked before anything is written, so a state that does not fit
-changes no buffer. The exception is torch.distributed.checkpoint: it writes into the buffers first, so a mismatch is
+A bank is loaded completely or not at all. Everything is checked before anything is written, so a state that does not
+fit changes no buffer. The exception is torch.distributed.checkpoint: it writes into the buffers first, so a mismatch is
 detected only afterwards.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ROWS = ("features", "projections", "density")  # a sharded bank holds a shard of these
 NAMES = (*ROWS, "counts", "heads", "num_pushes", "rng_state", "config")
-OLD_NAMES = {"num_pushes": "pushes", "config": "meaning"}  # as old checkpoints call them
+OLD_NAMES = {"num_pushes": "pushes", "config": "meaning"}  # their names in old checkpoints
 
 
 def checksum(bank: MemoryBank) -> Tensor:
@@ -259,7 +259,7 @@ def _converted(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def as_dtensors(bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:
-    """Replaces this rank's shards by DTensors, so that torch.distributed.checkpoint knows the whole."""
+    """Replaces this rank's shards with DTensors, so that torch.distributed.checkpoint sees the whole bank."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 

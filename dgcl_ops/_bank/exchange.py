@@ -12,11 +12,12 @@ What W ranks compute, compared with one process:
     loss and gradient of a rank  Bit-identical to the loss of that rank's batch against that bank, with that rank's
                                  random numbers.
     gradient under DDP           The gradient of the mean of the ranks' losses, up to the rounding of DDP's sum. The
-                                 authors' code gets 1 / W of it: see `grad_scale`.
+                                 authors' code gets 1 / W times that: see `grad_scale`.
     loss of the combined batch   Differs. A rank chooses anchors, keys and negatives among its own pixels, as the
                                  authors' code does. A rank without an active class has loss 0.
-    rows pushed                  Those of the combined batch, if no class has more than ceil(rows_per_push / W) rows on
-                                 a rank. Otherwise that many from each rank, up to W - 1 more than rows_per_push in all.
+    rows pushed                  The same as for the combined batch, if no class has more than ceil(rows_per_push / W)
+                                 rows on a rank. Otherwise each rank pushes that many, in all up to W - 1 more than
+                                 rows_per_push.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Ranks(NamedTuple):
-    """The ranks that share a bank, and the one of this process."""
+    """The ranks that share a bank, and the rank of this process."""
 
     group: Any  # a torch.distributed.ProcessGroup; None in a single process
     rank: int

@@ -1,6 +1,6 @@
 """The rings of a memory bank, whole in this process. `sharded_rings.ShardedRings` has the same methods for a shard.
 
-The buffers are the bank's. A ring fills from slot 0 on.
+The buffers belong to the bank. A ring fills from slot 0 on.
 """
 
 from __future__ import annotations

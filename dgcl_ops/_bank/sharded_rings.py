@@ -59,8 +59,8 @@ class ShardedRings:
     def write(self, bank: MemoryBank, rows: PushedRows, normalize: bool) -> None:
         """Writes the rows whose slots lie in this shard, and moves the rings' counts and heads.
 
-        The slots of a class's rows are one run, or two if they wrap around the ring. Each run is cut with the shard and
-        written as a run of the shard. `normalize` is always False: `exchange_rows` has normalised the rows already.
+        The slots of a class's rows are one run, or two if they wrap around the ring. The part of each run that lies in
+        the shard is written. `normalize` is always False: `exchange_rows` has normalised the rows already.
         """
         capacity, head = bank.capacity, bank.heads
         arriving = rows.row_counts

@@ -1,4 +1,4 @@
-"""A batch of maps as a step reads it: checked once, with the pixels marked that hold an inf or NaN."""
+"""A batch of maps, checked once, with a mask of the pixels that hold no inf or NaN."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _LISTED = 12  # most classes that a line names
 
 
 class Record(nn.Module):
-    """What the last step did, in buffers outside the state_dict. An update does not wait for the device."""
+    """What the last step did, in buffers outside the state_dict. An update does not sync."""
 
     class_loss: Tensor  # [C]
     active: Tensor  # [C] bool
@@ -204,7 +204,7 @@ class Report:
         return f", the same on {ranks.world_size} ranks"
 
     def single_pixels(self) -> list[int]:
-        """Ready classes whose only pixel would have to be both anchor and key."""
+        """Ready classes with a single pixel, which cannot be both anchor and key."""
         strategy = self.loss.strategy
         if not (strategy.disjoint and strategy.keys == "high_confidence"):
             return []

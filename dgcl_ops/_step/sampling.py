@@ -1,7 +1,7 @@
 """Building blocks of `selection`: class segments, their first pixels, sorting within a class, random negatives.
 
 The shape of every table depends only on sizes. Counts on the device say how much of it is used. So nothing is copied to
-the host, and one compiled graph or CUDA graph serves every batch:
+the host, and one compiled graph or CUDA graph works for every batch:
 
 1. One sort by (class, random number) puts the pixels into class segments, in random order within each.
 2. The first pixels of a segment are its candidates. The first of those are pushed, so there is no second draw.

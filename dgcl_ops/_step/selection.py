@@ -50,7 +50,7 @@ class Summary(NamedTuple):
     anchor_density: (
         Tensor | None
     )  # [C], mean over the anchors; None if nothing is chosen by density
-    key_density: Tensor | None  # [C], mean over the batch's keys; likewise
+    key_density: Tensor | None  # [C], mean over the batch's keys; or None
 
 
 class Choice(NamedTuple):
@@ -90,8 +90,8 @@ def select(
         ready = (bank.ready(bank.capacity) | ~included).all()
     active = included & ready & (segments.counts > 0)
 
-    # With a choice by density, an active class needs the densities of its candidates, which include its push. Other
-    # classes need those of their push.
+    # If anything is chosen by density, an active class needs the densities of its candidates, which include the rows to
+    # push. Other classes need only the densities of the rows to push.
     width = min(strategy.max_candidates, pixel_count)
     push_width = min(bank.rows_per_rank, pixel_count)
     candidate_limits = torch.where(active, width, 0)

@@ -1,7 +1,7 @@
 """The doctor's checks of the operators: every named case, and the gradients of the public functions.
 
-A check gets the device under test and a comparison, and knows no device: everything goes through `target` (the device)
-and `target.expected` (the compiled CPU operators).
+A check gets the device under test (`target`) and a comparison. It reaches the device only through `target`, and the
+compiled CPU operators only through `target.expected`.
 """
 
 import functools
@@ -26,7 +26,7 @@ FLOAT64 = 1e-12  # sums of at most a few hundred float64 numbers, each rounded t
 
 
 def rounding(result: Tensor) -> float:
-    """Results in 16 bits are rounded once more."""
+    """The tolerance for a result. 16-bit results are rounded once more."""
     if result.dtype == torch.float64:
         return FLOAT64
     narrow = result.dtype in (torch.float16, torch.bfloat16)
@@ -39,7 +39,7 @@ def widened(arguments: tuple) -> list:
 
 
 def compare_choice(comparison, case: Case, given: list, values, indices, allowed: float) -> None:
-    """knn_topk: the values, and the float64 scores of the rows that were chosen."""
+    """For knn_topk: compares the values, and the float64 scores of the chosen rows."""
     queries, bank, _, *options = given
     scores, ranked = reference.knn_topk(queries, bank, max(1, bank.shape[-2]), *options)
     missing = scores.new_full((scores.shape[0], 1), -torch.inf)
@@ -59,7 +59,7 @@ def compare_float64(
     results: list[Tensor],
     tolerance: Callable[[Tensor], float] = rounding,
 ) -> None:
-    """Compares results with `reference` in float64. `tolerance` gets a result and is relative to its largest number."""
+    """Compares results with `reference` in float64. A tolerance is relative to the largest number of its result."""
     given = widened(given)
     if case.op == "knn_topk":
         compare_choice(comparison, case, given, *results, tolerance(results[0]))
@@ -85,10 +85,10 @@ def expected_results(case: Case, given: tuple) -> list[Tensor]:
 def check_cases(
     target: Target, comparison: Comparison, cases: Iterable[Case], *, float64: bool = True
 ) -> None:
-    """Compares with the CPU's operators: the same bits, or near where sums are added in another order.
+    """Compares with the CPU operators: bit for bit, or within tolerance where sums have another order.
 
-    With `float64`, also with the reference in float64, and with the results of a second call. On a device that plain
-    PyTorch serves, only float64 counts.
+    With `float64`, also compares with the reference in float64, and with the results of a second call. A device that
+    uses plain PyTorch is compared only with float64.
     """
     done = []
     for case in cases:
@@ -100,7 +100,7 @@ def check_cases(
             comparison.same(f"{case.name}, repeated", target.run(case, arguments), results)
         done.append((case, case.repaired() if case.repaired else arguments, results))
     if comparison.exact:
-        # All at once: a change of the number of threads starts them anew.
+        # All at once, because changing the number of threads restarts them.
         every = target.expected(lambda: [expected_results(case, given) for case, given, _ in done])
         for (case, _, results), expected in zip(done, every, strict=True):
             if case.tolerance:
@@ -109,7 +109,7 @@ def check_cases(
                 comparison.same(case.name, results, expected)
     if not float64:
         return
-    with threads(1):  # small tensors, on which threads would only wait for each other
+    with threads(1):  # on small tensors, threads would only wait for each other
         for case, given, results in done:
             if not case.float32_only:
                 compare_float64(comparison, case, given, results)
@@ -194,7 +194,7 @@ def check_contrast_gradients(target: Target, comparison: Comparison) -> None:
 
 
 def check_gather_gradients(target: Target, comparison: Comparison) -> None:
-    """PyTorch adds the rows that meet in a pixel, in no fixed order: no equal bits."""
+    """PyTorch adds up the rows of a pixel in no fixed order, so bits are not compared."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 3 * 13 * 11, (5, 50), generator=generator)
     for dtype in (torch.float32, torch.float16):
@@ -202,7 +202,7 @@ def check_gather_gradients(target: Target, comparison: Comparison) -> None:
         (gradient,) = target(gradients, ops.gather_rows, weights, (maps,), pixels)
         exact = torch.zeros(3 * 13 * 11, dtype=torch.float64)
         exact.index_add_(0, pixels.flatten(), weights.double().flatten())
-        # Up to a handful of rows meet in a pixel, each addition rounded to the map's dtype.
+        # A handful of rows at most share a pixel. Each addition rounds to the map's dtype.
         tolerance = 8 * rounding(gradient)
         comparison.near(f"{dtype}", gradient, exact.view(maps.shape), tolerance)
 

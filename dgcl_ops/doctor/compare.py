@@ -13,14 +13,14 @@ from dgcl_ops import backend
 from dgcl_ops.doctor.cases import Case
 
 SEARCH = "DGCL_OPS_CUDA_SEARCH"
-# Allowed difference from float64, relative to the largest number. A few hundred float32 products, each rounded to 6e-8,
-# leave a margin of ten and more.
+# Allowed difference from float64, relative to the largest number. Sums of a few hundred float32 products, each rounded
+# to 6e-8, stay below a tenth of it.
 TOLERANCE = 2e-5
 
 
 @contextlib.contextmanager
 def environment(name: str, value: str | None):
-    """Sets the variable for a while. None leaves it alone."""
+    """Sets the variable inside the context. None leaves it alone."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value
@@ -68,7 +68,7 @@ class Target:
         self.search_paths = ("auto", "exact") if on_cuda else (None,)
 
     def kernels(self):
-        """A context in which the kernels under test serve the operators."""
+        """A context in which the operators run the kernels under test."""
         return contextlib.nullcontext()
 
     def __call__(self, function: Callable, *arguments, **options):
@@ -82,7 +82,7 @@ class Target:
             return function(*arguments, **options)
 
     def run(self, case: Case, arguments: tuple | None = None) -> list[Tensor] | None:
-        """A case's results, or None if it may raise and did."""
+        """A case's results, or None if it raised an error that is allowed."""
         arguments = case.arguments() if arguments is None else arguments
         name, value = case.environment or (SEARCH, None)
         with environment(name, value):
@@ -107,7 +107,7 @@ def call(namespace: str, op: str, changes: int, arguments: tuple) -> list[Tensor
 
 
 def move(values, device: str):
-    """Nested tensors on another device. They keep their strides, and their memory if they are there already."""
+    """Moves nested tensors to another device. They keep their strides. Tensors already there keep their memory."""
 
     def one(value):
         if not isinstance(value, Tensor):
@@ -148,7 +148,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     def same(self, what: str, ours, theirs) -> None:
-        """Tensors, or tuples of them, must have the same bits. NaNs are alike."""
+        """Tensors, or tuples of them, must have the same bits. All NaNs count as equal."""
         if not self.exact:
             return
         if not isinstance(ours, Tensor):

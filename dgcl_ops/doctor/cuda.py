@@ -1,4 +1,4 @@
-"""Whether the NVIDIA driver, PyTorch, the extension and the device fit together, and what to do if not.
+"""Checks that the NVIDIA driver, PyTorch, the extension and the device fit together, and says what to do if not.
 
 The extension contains the CUDA runtime of the toolkit that compiled it. A runtime works with every driver of its major
 version or a later one. Machine code runs on its compute capability and on later minor versions. PTX of the last
@@ -24,7 +24,7 @@ MAJOR_ATTRIBUTE, MINOR_ATTRIBUTE = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABIL
 
 @dataclass(frozen=True)
 class Versions:
-    """The versions that must fit together. None: not there.
+    """The versions that must fit together. None: not present.
 
     Attributes:
         driver: the newest CUDA that the driver supports.
@@ -42,7 +42,7 @@ class Versions:
 
 
 def misfit(v: Versions) -> str | None:
-    """What does not fit, and what to do: one sentence, or None. Also None where CUDA is not in use."""
+    """A sentence on what does not fit and what to do. None if all fits, or CUDA is not in use."""
     if v.driver is None or v.extension is None:
         return None
     if v.torch is None:
@@ -119,7 +119,7 @@ def built_with(build: str) -> tuple[Version | None, tuple[Version, ...]]:
 
 
 def load_driver() -> ctypes.CDLL | None:
-    """NVIDIA's driver library; None where there is none."""
+    """NVIDIA's driver library, or None."""
     try:
         return ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
@@ -151,7 +151,7 @@ def capabilities(driver) -> list[Version]:
 
 
 def report_lines(build: str, driver=None) -> list[str]:
-    """For the doctor: the versions, and a sentence for each thing that does not fit."""
+    """Lines for the doctor: the versions, and a sentence for each incompatibility."""
     driver = driver or load_driver()
     version = supported_cuda(driver)
     extension, archs = built_with(build)

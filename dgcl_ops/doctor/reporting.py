@@ -13,7 +13,7 @@ from dgcl_ops.doctor.compare import SEARCH, TOLERANCE, Comparison, Target, envir
 from dgcl_ops.doctor.cuda import report_lines
 from dgcl_ops.doctor.step import CUDA_CHECKS
 
-MOST_NOTES = 4  # printed of a check that fails
+MOST_NOTES = 4  # printed for a check that fails
 
 
 def unusable(device: str) -> str | None:
@@ -76,7 +76,7 @@ def gpu(device: str) -> list[str]:
 
 
 def verdict(name: str, check, target: Target) -> tuple[list[str], bool]:
-    """One line, and a few more if something is wrong."""
+    """One line per check, and a few more if something is wrong."""
     comparison = Comparison(exact=target.compiled)
     start = time.perf_counter()
     try:
@@ -94,7 +94,7 @@ def verdict(name: str, check, target: Target) -> tuple[list[str], bool]:
 
 
 def run_checks(target: Target):
-    """Yields the lines of each check as it ends, and whether it passed; None if it was not done."""
+    """Yields the lines of each check as it ends, and whether it passed; None if it was skipped."""
     for name, check in CHECKS.items():
         for path in target.search_paths if name in BY_SEARCH else (None,):
             with environment(SEARCH, path):

@@ -1,4 +1,4 @@
-"""The doctor's checks of whole training steps: their numbers, and that no step waits for the device."""
+"""The doctor's checks of whole training steps: their numbers, and that no step syncs."""
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def several_steps(batches):
 
 
 def check_step(target: Target, comparison: Comparison) -> None:
-    """What a step draws, chooses and stores must have the CPU's bits. Value and gradient must be near float64's."""
+    """What a step draws, chooses and stores must equal the CPU's bits. Value and gradient must be near float64's."""
     batches = [new_batch(number) for number in range(STEPS)]
     values, gradients, state = target(several_steps, batches)
     # float64 projections give the loss in float64, for the same choice from the same features.
@@ -66,11 +66,11 @@ def check_step(target: Target, comparison: Comparison) -> None:
         comparison.worst = torch.inf
 
 
-# ---- waiting ----------------------------------------------------------------------------------------
+# ---- syncs ------------------------------------------------------------------------------------------
 
 
 class Stepper:
-    """A loss and a batch that keeps its memory; restart() goes back to the beginning."""
+    """A loss and a batch that stay at their addresses. restart() goes back to the beginning."""
 
     def __init__(self, device: str):
         self.loss = new_loss(device)

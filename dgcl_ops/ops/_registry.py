@@ -85,7 +85,7 @@ def _announce_fallback(op: str, device: str) -> None:
 
 
 def _caller_level() -> int:
-    """The `stacklevel` of the line outside of dgcl_ops and PyTorch, for a warning from the function that asks."""
+    """The `stacklevel` at which a warning of the calling function shows the first line outside dgcl_ops and PyTorch."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
         level, frame = level + 1, frame.f_back
@@ -200,7 +200,7 @@ def knn_batch(
 
 
 def refuse_vmap(op: str, instead: str) -> None:
-    """Makes vmap over the operator an error that says what to do instead."""
+    """Makes vmap over the operator raise an error that says what to do instead."""
     names = argument_names(op)
 
     def refuse(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> None:

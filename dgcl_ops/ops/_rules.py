@@ -49,7 +49,7 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_NAMES = "float64, float32, float16 or bfloat16"
 LABEL_NAMES = "int64, int32, int16, int8 or uint8"
-# The dtype in which the operator computes.
+# The dtype that the operator computes in.
 COMPUTED = {"values", "dL_dvalues", "dL_dloss", "lse"}
 # Entries lie in [0, this size]; heads below it. They are int64, and so is `indices`.
 LARGEST = {

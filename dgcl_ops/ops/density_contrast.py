@@ -37,9 +37,10 @@ def density_contrast(
 ) -> Tensor:
     """Computes each group's contrastive loss: the mean over its anchors of the negative log-softmax at the group's key.
 
-    With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and m_i the largest logit of anchor i:
+    With unit rows a_i, p, n_j, logits z_i0 = a_i.p / T and z_ij = a_i.n_j / T, and m_i the largest logit of anchor i::
 
-        lse_i = m_i + log(sum_j exp(z_ij - m_i) + eps), j = 0 included        loss = mean_i (lse_i - z_i0)
+        lse_i = m_i + log(sum_j exp(z_ij - m_i) + eps), j = 0 included
+        loss  = mean_i (lse_i - z_i0)
 
     Rows are normalised inside. A zero row stays zero and receives gradient 0. Backward stores only the lse.
 

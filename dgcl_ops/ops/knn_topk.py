@@ -47,8 +47,8 @@ def knn_topk(
 
     Args:
         queries: [M, D], the rows to look up. With a grouped bank they are sorted by class.
-        bank: [N, D], or [C, N, D] for one bank per class. Views are read in place. The dtype may differ from that of
-            `queries`.
+        bank: [N, D], or [C, N, D] for one bank per class. Views are read in place. The dtype may differ from the
+            queries' dtype.
         k: neighbours per query, at least 1 and less than 2^31. It may exceed the number of rows.
         metric: "cosine", "dot" or "l2". "l2" is the negative Euclidean distance, computed from differences. A zero row
             has cosine 0 with every row.
@@ -60,8 +60,10 @@ def knn_topk(
         unit_bank: the bank holds unit rows already, so "cosine" does not normalise them.
 
     Returns:
-        values: [M, k] float32 (float64 if an input is float64). -inf for a missing neighbour.
-        indices: [M, k] int64, rows in the bank of the query's class. -1 for a missing neighbour.
+        The pair (values, indices).
+
+        - values: [M, k] float32 (float64 if an input is float64). -inf for a missing neighbour.
+        - indices: [M, k] int64, rows in the bank of the query's class. -1 for a missing neighbour.
 
     Raises:
         TypeError: If an argument has the wrong type.

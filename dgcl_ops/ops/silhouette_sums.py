@@ -16,7 +16,7 @@ _registry.define(
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
     """Sums the Euclidean distances from each row to the features of each class.
 
-    Entry (i, c) is the sum of |x_i - x_j| over the features j of class c. Distances are computed in float64, from
+    Entry (i, c) is the sum of `|x_i - x_j|` over the features j of class c. Distances are computed in float64, from
     differences: nothing cancels, and equal rows have distance 0. They are added in a fixed order, so the bits are
     the same for any number of threads. No matrix of distances is stored. No gradient flows.
 

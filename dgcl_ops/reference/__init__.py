@@ -42,7 +42,7 @@ def rescue_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """x / |x| for each row of [..., D], float32 or float64; 0 for a zero row, NaN for a row holding inf or NaN.
+    """`x / |x|` for each row of [..., D], float32 or float64; 0 for a zero row, NaN for a row with inf or NaN.
 
     Zero rows and rows with inf or NaN propagate no gradient. Multiplying a row by any power of two changes nothing.
     """

@@ -110,14 +110,13 @@ def anchors_and_keys(
         loss: the loss. Its bank, readiness, excluded classes and strategy count.
         features: [N, D], the rows.
         labels: [N]. `ignore_index` marks a row without a label.
-        num_anchors: anchors per class. By default the loss's number. A picture shows fewer rows than a step, so pass a
-            number in proportion.
+        num_anchors: anchors per class. By default the loss's number. A picture shows fewer rows than a step has, so
+            pass a proportionally smaller number.
         num_keys: keys per class, like `num_anchors`.
         confidence: [N]. Required if the strategy uses confidence.
 
     Returns:
-        anchors: [N] bool.
-        keys: [N] bool.
+        The pair (anchors, keys), each [N] bool.
 
     Raises:
         ValueError: If the strategy uses confidence, and `confidence` is None.

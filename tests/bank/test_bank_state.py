@@ -1,4 +1,4 @@
-"""Stored banks loaded elsewhere: at another capacity or dtype; all of a bank, or nothing of it."""
+"""Loading stored banks at another capacity or dtype. A bank is loaded completely or not at all."""
 
 import copy
 
@@ -11,7 +11,7 @@ from dgcl_ops import DensityContrastLoss, MemoryBank
 from dgcl_ops._bank.checkpoint import NAMES
 
 C, D, E = 3, 5, 4
-# Of each push: class 0 wraps at 12, class 2 is empty.
+# Rows per class of each push. Class 0 wraps at 12, class 2 is empty.
 COUNTS = ([2, 1, 0], [4, 0, 0], [3, 2, 0], [5, 4, 0])
 
 
@@ -21,7 +21,7 @@ def bank_of(**changes) -> MemoryBank:
 
 
 def filled(**changes) -> tuple[MemoryBank, list]:
-    """A bank, and of each class the rows pushed, oldest first: (features, projections, density) each."""
+    """A bank, and the rows pushed to each class, oldest first: (features, projections, density) for each class."""
     bank, pushed = bank_of(**changes), [[] for _ in range(C)]
     for seed, counts in enumerate(COUNTS):
         rows = random_rows(C, 5, D, seed=seed), random_rows(C, 5, E, seed=10 + seed)
@@ -60,7 +60,7 @@ def test_another_capacity_keeps_the_newest_rows(capacity):
             assert torch.equal(row, projection)
         assert not bank.features[c, kept:].any()
     assert torch.equal(bank.rng_state, stored.rng_state)
-    # The ring goes on where it was: the next row takes the place of the oldest, or a free one.
+    # The ring continues where it was: the next row replaces the oldest, or takes a free slot.
     before = oldest_first(bank, 0)[1]
     bank.push_rows(torch.ones(C, 1, D), torch.ones(C, 1, E), torch.ones(C, 1), integers([1, 1, 1]))
     after = oldest_first(bank, 0)[1]
@@ -87,10 +87,10 @@ def test_another_dtype(was, now, metric, capacity):
         if metric == "l2" or was == now:
             assert torch.equal(ours[0], features.to(now))
             continue
-        # Unit rows of the new dtype again: a bank that holds float32 rows takes them for exact ones.
+        # They are unit rows again in the new dtype, because a bank of float32 rows relies on exact unit rows.
         unit = [oracles.unit_row(row) for row in features.double().tolist()]
         wrong = ours[0].double() - torch.tensor(unit, dtype=torch.float64)
-        # An element of at most 1 is rounded once to the new dtype, and a few times before, to float32 or float64.
+        # Elements are at most 1. They are rounded a few times to float32 or float64, then once to the new dtype.
         before = torch.float64 if torch.float64 in (was, now) else torch.float32
         rounding = torch.finfo(now).eps / 2 + 4 * torch.finfo(before).eps
         assert wrong.abs().max() <= rounding
@@ -109,7 +109,7 @@ def test_the_same_capacity_and_dtype_is_loaded_as_it_is():
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("capacity", [12, 7])
 def test_rows_that_were_cast_in_the_file_are_unit_again(capacity, assign):
-    """A state_dict cast by hand. `config` still says float32, so unit rows would pass for exact ones."""
+    """A state_dict cast by hand. `config` still says float32, so its rows would pass for exact unit rows."""
     state = {
         n: t.bfloat16() if t.is_floating_point() else t for n, t in filled()[0].state_dict().items()
     }

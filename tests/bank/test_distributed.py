@@ -1,4 +1,4 @@
-"""Banks that several processes share: equal to one bank in one process, bit for bit."""
+"""Banks shared by several processes equal one bank in one process, bit for bit."""
 
 import copy
 import functools
@@ -66,11 +66,11 @@ def test_ranks_train_as_one_process_does(trained, in_one_process, size, placemen
         for step in range(STEPS):
             for what, value in result[name]["steps"][step].items():
                 assert torch.equal(value, expected["steps"][step][rank][what]), (rank, step, what)
-    # So that equal zeros or one empty bank cannot pass.
+    # Otherwise equal zeros or an empty bank could pass.
     steps = expected["steps"]
     assert all(any(step[rank]["value"] > 0 for step in steps) for rank in range(size))
     assert any(step[0]["gradient"].any() for step in steps)
-    # One batch of rank 0 has no labels. A single process then pushes nothing.
+    # One batch of rank 0 has no labels. A single process would push nothing then.
     assert len({int(step[0]["checksum"]) for step in steps}) >= STEPS - (size == 1)
     whole = expected["bank"]
     for what in ("features", "projections", "density"):
@@ -88,7 +88,7 @@ def test_ranks_train_as_one_process_does(trained, in_one_process, size, placemen
 
 
 def out_of_step(rank, folder):
-    """The errors on each rank when rank 1 does something of its own."""
+    """The errors on each rank when rank 1 deviates."""
     result = {}
 
     def attempt(name, change, **settings):
@@ -151,7 +151,7 @@ def test_ranks_out_of_step_raise(tmp_path):
 
 
 def groups(rank, folder):
-    """Two pairs of four processes, each with a bank; a bank built too early; one of a foreign group."""
+    """Four processes in two pairs, each pair with a bank. Also a bank built too early, and one of a foreign group."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     result = {}
     for placement in ("replicated", "sharded"):
@@ -211,8 +211,8 @@ STRANGE = (torch.nan, torch.inf, -torch.inf, 3e38)
 
 
 def strange_inputs(rank, folder):
-    """Densities of non-finite queries for each metric, in a class with rows and in one without. Also row counts that
-    are not contiguous, other seeds, and queries of other dtypes."""
+    """Densities of non-finite queries for each metric, in a class with rows and in one without. Also non-contiguous row
+    counts, other seeds, and queries of other dtypes."""
     result = {}
     for placement in ("replicated", "sharded"):
         densities = []
@@ -242,7 +242,7 @@ def strange_inputs(rank, folder):
             result[name] = str(error)
     with pytest.raises(ValueError, match="keys='average' is not supported with a sharded bank"):
         loss_of(placement="sharded", anchors="random", keys="average")
-    # Of one rank the batch may be empty; as many collectives, and rank 0's rows.
+    # One rank may have an empty batch. It takes part in the same collectives, and gets rank 0's rows.
     bank = MemoryBank(2, D, capacity=9, rows_per_push=4, scales=(2,))
     rows, labels = random_rows(6, D, seed=1), torch.arange(6) % 2
     mine = slice(0, 0 if rank else 6)
@@ -268,7 +268,7 @@ def test_strange_inputs_give_what_one_bank_gives(tmp_path):
 
 
 def gradients(rank, folder, grad_scale):
-    """One step of a small model in DistributedDataParallel; what the ranks' parts give in one process."""
+    """One step of a small model in DistributedDataParallel, and the same from all ranks' parts in one process."""
     size = dist.get_world_size()
 
     def model_and_loss(**settings):

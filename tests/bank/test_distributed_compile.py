@@ -31,7 +31,7 @@ def _train(rank, placement, fullgraph) -> dict:
     eager, module, compiled = _pair(placement, fullgraph=fullgraph)
     result = {"value": [], "gradient": [], "bank": [], "loss": []}
     for step in range(STEPS):
-        # Of a sharded bank the pieces around the wait may be compiled once more as shapes turn dynamic.
+        # With a sharded bank, the pieces around the sync may be compiled once more when shapes become dynamic.
         with torch._dynamo.config.patch(error_on_recompile=fullgraph):
             value, gradient = run(compiled, batch_for(rank, step, {}))
         expected, expected_gradient = run(eager, batch_for(rank, step, {}))
@@ -66,7 +66,7 @@ def of_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_compiled_ranks_train_as_eager_ones(of_ranks, placement):
-    """Replicated: one graph for all steps, with the collective in it. Sharded: pieces around the wait."""
+    """Replicated: one graph for all steps, including the collective. Sharded: pieces around the sync."""
     for result in of_ranks:
         for what in ("value", "gradient", "bank"):
             assert all(result[placement][what]), what

@@ -102,7 +102,7 @@ def test_rings_wrap():
         bank.push(features, projections, labels)
     assert bank.counts.tolist() == [6, 4, 0]
     assert bank.heads.tolist() == [2, 4, 0]
-    # The last push stands in slots 0 and 1, where the first one had been.
+    # The last push is in slots 0 and 1, in place of the first one.
     for row in bank.projections[0, :2]:
         assert (projections == row).all(1).any()
 
@@ -236,7 +236,7 @@ def test_the_push_that_makes_a_class_ready_computes_all_its_densities():
     oracles.assert_close(bank.density[0, :4], own_density(bank, 0))
     assert not bank.density[1:].any()
     assert not bank.density[0, 4:].any()
-    # Only then: later pushes leave the old rows' densities as they are.
+    # Only then: later pushes do not change the densities of old rows.
     kept = bank.density[0, :4].clone()
     bank.push(*flat_batch([2, 0, 0], seed=9))
     assert torch.equal(bank.density[0, :4], kept)
@@ -294,7 +294,7 @@ def test_ready_and_reset():
     bank.reset()
     assert bank.checksum() == empty
     assert int(bank.num_pushes) == 0
-    assert bank.rng_state.tolist() == [0, 1]  # goes on: a reset bank draws other rows
+    assert bank.rng_state.tolist() == [0, 1]  # continues, so a reset bank draws other rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

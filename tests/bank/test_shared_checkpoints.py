@@ -1,4 +1,4 @@
-"""Checkpoints of shared banks, plain and of torch.distributed.checkpoint, at other numbers of processes."""
+"""Checkpoints of shared banks, plain and by torch.distributed.checkpoint, with other numbers of processes."""
 
 import copy
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def save(rank, folder, where):
-    """Trains, and writes each kind of checkpoint of each placement; then a step more."""
+    """Trains, writes each kind of checkpoint of each placement, and then does one more step."""
     result = {}
     for placement in PLACEMENTS:
         loss = loss_of(placement=placement)
@@ -43,7 +43,7 @@ def save(rank, folder, where):
 
 
 def resume(rank, folder, where):
-    """From each checkpoint into each placement; the checksum loaded, and a step more."""
+    """Loads each checkpoint into each placement. Returns the checksum after loading and after one more step."""
     result = {}
     for stored in PLACEMENTS:
         for placement in PLACEMENTS:
@@ -62,7 +62,7 @@ def resume(rank, folder, where):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """The folder of the checkpoints, and how two ranks went on."""
+    """The folder of the checkpoints, and how two ranks continued."""
     where = tmp_path_factory.mktemp("checkpoints")
     return where, on_ranks(2, tmp_path_factory.mktemp("save"), save, str(where))
 
@@ -80,7 +80,7 @@ def test_the_same_ranks_go_on_exactly(stored, tmp_path):
         for name, (value, gradient, after, _) in result.items():
             expected = went_on[rank][name.split()[-1]]
             assert value == expected[0]
-            assert value > 0 or rank == 1  # whose batch has no labels then
+            assert value > 0 or rank == 1  # its batch has no labels then
             assert torch.equal(gradient, expected[1]), name
             assert after == expected[2] == expected[3], name
 
@@ -121,7 +121,7 @@ def test_another_capacity_by_way_of_a_plain_file(stored, tmp_path):
 
 
 def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
-    """torch.distributed.checkpoint casts into the live buffers: `config` holds the dtype they had."""
+    """torch.distributed.checkpoint casts into the live buffers, and `config` holds the dtype that was stored."""
     where, _ = stored
     half = loaded_alone(where, bank_dtype=torch.bfloat16)
     dcp.save(half.state_dict(), checkpoint_id=where / "half", no_dist=True)
@@ -137,8 +137,8 @@ def test_another_dtype_is_noticed_although_it_is_read_in_place(stored):
 
 
 def foreign_shards(rank, folder, where):
-    """A sharded state belongs to its ranks: no other capacity, placement or rank loads it. A whole state fits shards of
-    another capacity and dtype, as it fits one bank."""
+    """A sharded state belongs to its ranks: it cannot be loaded at another capacity, placement or rank. A whole state
+    can be loaded into shards of another capacity and dtype, as into a single bank."""
     state = torch.load(f"{where}/replicated.pt", weights_only=True)
     for changes in (
         {"bank_dtype": torch.bfloat16},

@@ -1,4 +1,4 @@
-"""The benchmarks' comparison with float64 brute force: it accepts right neighbour sets and reports wrong ones."""
+"""The benchmarks' comparison with float64 brute force accepts right neighbour sets and reports wrong ones."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_a_planted_fault_in_the_neighbours_is_caught(benchmarks, fault, message,
 
 
 def test_a_missing_better_row_is_reported(benchmarks):
-    """A row that ties with the k-th replaces it. Only the rule about better rows can notice."""
+    """A row that ties with the k-th replaces it. Only the rule about better rows can detect this."""
     import agreement
     import contenders
 

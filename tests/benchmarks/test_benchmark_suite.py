@@ -1,4 +1,4 @@
-"""Every section of the suite runs, writes its rows and aims, and times no wrong contender."""
+"""Every section of the suite runs, writes its rows and aims, and never times a wrong contender."""
 
 import pytest
 import torch

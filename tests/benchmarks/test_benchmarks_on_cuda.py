@@ -236,7 +236,7 @@ def test_what_runs_on_the_cpu_only_is_absent_and_says_so(benchmarks, monkeypatch
 )
 @pytest.mark.parametrize("grouped", [False, True])
 def test_contenders_stay_on_the_device_and_do_not_wait(benchmarks, grouped):
-    """Tensors without values raise if a value is read, or if an operation mixes devices."""
+    """Tensors without values raise an error if a value is read or devices are mixed."""
     import contenders
 
     with FakeTensorMode(), torch.no_grad():

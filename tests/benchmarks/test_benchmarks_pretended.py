@@ -1,4 +1,4 @@
-"""Whole benchmarks on a pretended CUDA device: CPU tensors, emulated kernels, and events that read the clock."""
+"""Whole benchmarks on a pretended CUDA device, with CPU tensors, emulated kernels, and events that read the clock."""
 
 import contextlib
 import time

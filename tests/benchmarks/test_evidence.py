@@ -1,4 +1,4 @@
-"""benchmarks/evidence: runs are matched and can be resumed, and the report's statistics are right."""
+"""benchmarks/evidence: runs are matched and can be resumed, and the report's statistics are correct."""
 
 import csv
 import dataclasses
@@ -229,7 +229,7 @@ def test_no_run_is_added_to_runs_with_earlier_rules(tmp_path):
     committed = (ROOT / "benchmarks" / "evidence" / "results" / "evidence.csv").read_text()
     (tmp_path / "evidence.csv").write_text(committed)
     (tmp_path / "train" / "images").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"evidence\.csv holds runs with earlier rules"):
+    with pytest.raises(SystemExit, match=r"evidence\.csv holds runs by an older version"):
         evidence.main(["--data", str(tmp_path), "--out", str(tmp_path / "evidence.csv")])
     assert (tmp_path / "evidence.csv").read_text() == committed
 

@@ -12,7 +12,7 @@ def benchmarks(monkeypatch):
 
 
 def test_bf16_contenders_agree_and_a_wrong_one_does_not(benchmarks):
-    """They agree within rounding to 8 bits. A larger error is reported."""
+    """bf16 contenders agree within rounding to 8 bits. A larger error is reported."""
     import agreement
     import contenders
     import workloads

@@ -7,7 +7,7 @@ import pytest
 from benchmark_runs import BENCHMARKS, importable, run
 
 if not (BENCHMARKS.parent / "csrc").exists():
-    pytest.skip("the estimate reads csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("the estimate needs csrc/, which is missing here", allow_module_level=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A short soak passes and reports planted faults. The figures of a long one are committed."""
+"""A short soak passes, and reports planted faults. The figures of a long soak are committed."""
 
 from pathlib import Path
 

@@ -5,11 +5,11 @@ from PIL import Image
 
 VOC_TRAIN = [f"2007_{i:06d}" for i in range(4)]
 VOC_VAL = [f"2008_{i:06d}" for i in range(3)]
-ADDED = [f"2009_{i:06d}" for i in range(12)]  # by SBD
+ADDED = [f"2009_{i:06d}" for i in range(12)]  # labelled by SBD
 
 
 def drawing(rng, size, classes):
-    """Draws a bright box on a dark ground, and a label with the box's class inside and the first class outside."""
+    """Draws a bright box on a dark background, and a label with the box's class inside and the first class outside."""
     width, height = size
     image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
     label = np.full((height, width), classes[0], dtype=np.uint8)
@@ -76,7 +76,7 @@ def cityscapes(root, *, ids="labelIds", size=(64, 32)):
 
 
 def folder(root, count, seed=0, size=(40, 32)):
-    """Creates images of a bright square on a dark ground with labels. The border has no label."""
+    """Creates images of a bright square on a dark background, with labels. The border has no label."""
     rng = np.random.default_rng(seed)
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)

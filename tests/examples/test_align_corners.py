@@ -1,4 +1,4 @@
-"""Every upsampling in a network uses its `align_corners`."""
+"""Every upsampling in a network uses the network's `align_corners`."""
 
 import sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_maps_are_enlarged_with_the_given_align_corners(kind, align, monkeypatch
     [(SegmentationNetwork, False), (PretrainedNetwork, False), (PublishedDeepLab, True)],
 )
 def test_a_networks_repr_shows_align_corners(kind, default):
-    """Checkpoints compare the repr, since the shapes of the weights do not depend on this argument."""
+    """Checkpoints compare the repr, because the shapes of the weights do not depend on this argument."""
     plain, same, other = (
         str(make(kind, **options))
         for options in ({}, {"align_corners": default}, {"align_corners": not default})

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded whole, or not at all with an error that names the file."""
+"""A checkpoint is loaded completely, or not at all, with an error that names the file."""
 
 import copy
 import sys
@@ -18,7 +18,7 @@ from test_trainer_parts import make_trainer  # noqa: E402
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A trainer after its last step, and a checkpoint of its step 4."""
+    """A trainer after its last step, and a checkpoint from its step 4."""
     path = tmp_path_factory.mktemp("trained") / "checkpoint.pt"
     trainer = make_trainer()
     trainer.run(until=4)

@@ -96,7 +96,7 @@ def test_a_border_has_no_label_and_is_not_inside(tmp_path):
 
 @pytest.mark.parametrize("scale", [0.5, 0.77, 1.0, 1.3, 2.0])
 def test_the_mean_is_exactly_0_after_normalisation(scale):
-    """At any magnification. Resizing blends image and border at the image's edge."""
+    """At any magnification, resizing blends image and border at the image's edge."""
     image = torch.rand(3, 20, 37, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
     label = torch.zeros(20, 37, dtype=torch.int64)
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -121,7 +121,7 @@ def test_the_mean_is_exactly_0_after_normalisation(scale):
         exact += int(outside.sum())
         whole = (share - 1).abs().amax(0) < 1e-6
         blended += int((~outside & ~whole).sum())
-        # The border's colour does not change the inside. 3e-7: three roundings of numbers up to 1.
+        # The border's colour does not affect the inside. 3e-7: three roundings of numbers up to 1.
         torch.testing.assert_close(mean[:, whole], grey[:, whole], rtol=0, atol=3e-7)
     assert exact > 1000
     assert blended > 0 or scale == 1.0

@@ -1,4 +1,4 @@
-"""The data sets of the published runs, read from miniature trees, and the labelled fractions."""
+"""The data sets of the published runs, read from miniature trees, and their labelled fractions."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The published network: shapes, parameter counts, dilations, dropout, and the float64 forward pass against
+"""The published network: shapes, parameter counts, dilations, dropout, and a float64 forward pass that is compared with
 functional calls.
 
 Shapes and counts are checked for the real ResNet-101 on PyTorch's meta device.

@@ -1,5 +1,5 @@
-"""The trainer on two ranks under torchrun: one bank, one set of weights, one checkpoint, exact resumption, and exact
-continuation after a rank was killed."""
+"""The trainer on two ranks under torchrun: one bank, one set of weights, one checkpoint, exact resumption, also after a
+rank was killed."""
 
 import csv
 import os
@@ -63,7 +63,7 @@ for arguments in {commands!r}:
 stop()
 """
 
-# In the first start rank 0 dies while it writes its second checkpoint, and rank 1 waits for it.
+# In the first start, rank 0 dies while it writes its second checkpoint, and rank 1 waits for it.
 FAULT = """
 def save(state, file, inner=torch.save):
     inner(state, file)

@@ -143,7 +143,7 @@ def test_the_teacher_returns_the_same_fields_with_and_without_confidence(view, a
 
 
 class Pooling(SegmentationNetwork):
-    """A network whose batch norm sees one value per image, as after image pooling."""
+    """A network where a batch norm sees one value per image, as after image pooling."""
 
     min_batch = 2
 

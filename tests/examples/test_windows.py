@@ -21,7 +21,7 @@ from semi_supervised.config import RunKeys  # noqa: E402
 
 
 class Place(nn.Module):
-    """A network whose logits depend on the pixel, its place in the window, and the window's mean."""
+    """A network with logits that depend on the pixel, its place in the window, and the window's mean."""
 
     def __init__(self, dtype=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What only CI and authors of kernels run. README.md says what each part is and how to run it."""
+"""Checks for CI and for authors of kernels. README.md describes each part and how to run it."""
 
-# transformers reads the version of any package of this name that it can import; 0 is older than it accepts.
+# transformers reads the version of any importable package called `kernels`, and ignores one as old as 0.
 __version__ = "0"

@@ -1,4 +1,4 @@
-"""The emulator and the sanitizers walk every case of `case_names.txt`. To remove a case, remove its line there."""
+"""The emulator and the sanitizers run every case of `case_names.txt`. To remove a case, remove its line there."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from kernels.sanitizers import jobs as sanitizer_jobs
 
 NAMES = Path(__file__).with_name("case_names.txt")
 if not NAMES.exists():
-    pytest.skip("this needs case_names.txt, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs case_names.txt, which is missing here", allow_module_level=True)
 
 WALKED = {
     "e": lambda case: jobs.chosen(case, jobs.LONG_UNDER, thread=False),

@@ -1,11 +1,11 @@
-"""What `.ci/check_cpu_sanitizers` runs is complete. It runs there, for minutes."""
+"""`.ci/check_cpu_sanitizers` covers everything. It takes minutes, so only its coverage is tested here."""
 
 from pathlib import Path
 
 import pytest
 
 if not (Path(__file__).resolve().parents[2] / "setup.py").exists():
-    pytest.skip("this needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs .ci/ and csrc/, which are missing here", allow_module_level=True)
 
 import dgcl_ops
 from dgcl_ops.doctor.cases import all_cases
@@ -29,7 +29,7 @@ def test_instruction_sets_are_those_of_the_kernels():
 
 
 def test_cases_pass_without_a_sanitizer():
-    """So that a report is the sanitizer's; on the level in use."""
+    """The cases pass without a sanitizer, so any report comes from the sanitizer. On the level in use."""
     for cases in all_cases().values():
         for case in cases:
             Target("cpu").run(case)

@@ -1,4 +1,4 @@
-"""The CUDA kernels that copy rows, on the emulator: the CPU's bits, and values that only the CPU refuses."""
+"""The CUDA kernels that copy rows, on the emulator: they give the CPU's bits, and clamp values that the CPU refuses."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def kernels():
 
 
 def same(mine, theirs) -> bool:
-    """Equal bits, but for which NaN it is."""
+    """Equal bits, except that all NaNs count as equal."""
     equal = (mine == theirs) | (mine.isnan() & theirs.isnan())
     return mine.dtype == theirs.dtype and mine.shape == theirs.shape and bool(equal.all())
 
@@ -54,7 +54,7 @@ def arriving(classes, number, dim, projected, dtypes, scale=1.0, seed=9):
 
 
 def push_both_ways(kernels, rings, rows, row_counts, normalize, cpu_rings=None, cpu_counts=None):
-    """The CPU gets numbers of its own where it would refuse those of the GPU."""
+    """The CPU gets other numbers where it would refuse those of the GPU."""
     cpu = [t.clone() for t in cpu_rings or rings]
     cuda = [t.clone() for t in rings]
     counts = row_counts if cpu_counts is None else cpu_counts
@@ -70,7 +70,7 @@ def push_both_ways(kernels, rings, rows, row_counts, normalize, cpu_rings=None, 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dim", [1, 33, 64])
 def test_a_push_has_the_bits_of_the_cpu(kernels, ring, new, normalize, dim):
-    """Lengths in and out of the safe range of a sum of squares, zero rows and NaN; 64 goes by vectors."""
+    """Lengths inside and outside the safe range of a sum of squares, zero rows and NaN. 64 columns use vectors."""
     for scale in (1.0, 1e-30, 1e30):
         rings = state(3, 5, dim, 16, (ring, new, ring))
         rows = arriving(3, 8, dim, 16, (new, new, new), scale)
@@ -82,7 +82,7 @@ def test_a_push_has_the_bits_of_the_cpu(kernels, ring, new, normalize, dim):
 @pytest.mark.parametrize("skip", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_are_not_aligned_are_pushed_all_the_same(kernels, dtype, skip):
-    """Views that begin `skip` elements into a wider row: some fit vectors of 16 bytes, some do not."""
+    """Views that begin `skip` elements into a wider row. Some are aligned for 16-byte vectors, some are not."""
     rings = state(2, 7, 24, 8, (dtype,) * 3)
     wide = arriving(2, 9, 24 + skip, 8 + 2 * skip, (dtype,) * 3)
     rows = [wide[0][:, ::2, skip:], wide[1][:, 1:6, skip : skip + 8], wide[2][:, ::2]]
@@ -130,7 +130,7 @@ def test_pixels_of_maps_without_any(kernels):
 
 
 def test_a_stray_pixel_passes_no_gradient_on():
-    """The part of the derivative that the CPU, which refuses strays, leaves out."""
+    """The part of the derivative that the CPU does not have, because it refuses stray pixels."""
     from dgcl_ops.ops.gather_rows import _without_strays
 
     pixels, gradient = integers([3, -1, 0, 20, 19]), random_rows(5, 2)
@@ -146,12 +146,12 @@ def test_a_stray_pixel_passes_no_gradient_on():
 
 @given(st.lists(st.sampled_from([-HUGE, -1, 0, 2, 30, 66, 70, 71, HUGE]), min_size=1, max_size=6))
 def test_offsets_out_of_range_or_order_are_clamped(kernels, offsets):
-    """Class c has the features from one clamped offset to the next, none where they decrease."""
+    """Class c has the features from one clamped offset to the next, and none if offsets decrease."""
     features = random_rows(70, 3)
     got = kernels["silhouette_sums"](features, integers(offsets), None)
     inside = [min(max(o, 0), 70) for o in offsets]
     for c, (begin, end) in enumerate(itertools.pairwise(inside)):
         part = integers([begin, max(begin, end)])
         want = torch.ops.dgcl_ops.silhouette_sums(features, part, features)
-        # The same distances to within a rounding, summed in another order: 70 roundings of 2^-53.
+        # The same distances within a rounding, summed in another order: 70 roundings of 2^-53.
         torch.testing.assert_close(got[:, c], want[:, 0], rtol=2.0**-46, atol=0)

@@ -1,4 +1,4 @@
-"""The gradients' CUDA kernels, run by the emulator, against the CPU's."""
+"""The CUDA kernels of the gradients, run by the emulator, against the CPU kernels."""
 
 import math
 
@@ -21,15 +21,15 @@ MIXED = [
 
 
 def on_both(name, op, *arguments):
-    """Results of the CPU's kernel and of the emulated CUDA kernel."""
+    """Results of the CPU kernel and of the emulated CUDA kernel."""
     want = getattr(torch.ops.dgcl_ops, op)(*arguments)
     with replace.emulated_kernels(name):
         return want, getattr(torch.ops.dgcl_ops, op)(*arguments)
 
 
 def pairs(queries, rows, k, dtype, seed=5):
-    """dL_dvalues, values and indices of a selection as no search would make it: rows chosen twice, scores of 0,
-    gradients of 0, missing neighbours, and one row that every second query chose."""
+    """dL_dvalues, values and indices of a selection that no search would make: rows chosen twice, scores of 0,
+    gradients of 0, missing neighbours, and one row chosen by every second query."""
     draw = torch.Generator().manual_seed(seed)
     indices = torch.randint(-1, rows, (queries, k), generator=draw)
     indices[::2, 0] = rows // 2
@@ -58,8 +58,8 @@ def knn_backward_arguments(sizes, metric, dtypes=MIXED[0], grouped=False, unit_b
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("sizes", [(7, 5, 16, 3), (70, 9, 144, 40), (3, 90, 256, 33)])
 def test_knn_backward_has_the_bits_of_the_cpu(request, sizes, metric, dtypes, grouped):
-    """Rows are summed pair by pair with fused multiply-add on both: on the CPU for whole vectors of at most 16
-    columns, and not on the portable level, which rounds twice."""
+    """Both sum rows pair by pair with fused multiply-add. The CPU does so only for whole vectors of at most 16 columns,
+    and not on the portable level, which rounds twice."""
     for unit_bank in (False, True):
         arguments = knn_backward_arguments(sizes, metric, dtypes, grouped, unit_bank)
         want, got = on_both(request.node.name, "knn_topk_backward", *arguments)
@@ -74,7 +74,7 @@ def test_knn_backward_has_the_bits_of_the_cpu(request, sizes, metric, dtypes, gr
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("columns", [1, 2, 31, 33, 127, 129, 260])
 def test_knn_backward_of_any_width(request, columns, metric):
-    """The CPU rounds twice in the columns that fill no vector: a difference of a rounding per pair."""
+    """The CPU rounds twice in columns that do not fill a vector, which adds one rounding per pair."""
     arguments = knn_backward_arguments((20, 8, columns, 5), metric, grouped=True)
     want, got = on_both(request.node.name, "knn_topk_backward", *arguments)
     for cpu, cuda in zip(want, got, strict=True):
@@ -82,7 +82,7 @@ def test_knn_backward_of_any_width(request, columns, metric):
 
 
 def test_knn_backward_of_more_rows_than_warps(request):
-    """Beyond 8192 rows a warp takes several, one after the other, in the same scratch row."""
+    """Beyond 8192 rows, a warp takes several rows in turn and reuses its scratch row."""
     arguments = knn_backward_arguments((40, 8300, 16, 6), "cosine")
     want, got = on_both(request.node.name, "knn_topk_backward", *arguments)
     for cpu, cuda in zip(want, got, strict=True):
@@ -103,7 +103,7 @@ def test_knn_backward_of_strided_inputs(request):
 
 
 def test_knn_backward_skips_what_is_out_of_range(request):
-    """The CPU refuses such indices and offsets; a GPU could not without waiting."""
+    """The CPU refuses such indices and offsets. CUDA could not do so without a sync."""
     arguments = knn_backward_arguments((12, 8, 24, 5), "cosine", grouped=True)
     arguments[4][3:6, 2] = -1
     _, want = on_both(request.node.name, "knn_topk_backward", *arguments)
@@ -123,7 +123,7 @@ def test_knn_backward_skips_what_is_out_of_range(request):
 
 
 def check_emulated_contrast(name, rows, temperature=0.5, **options):
-    """Against float64 autograd through the reference, as the CPU's kernel in test_contrast_sizes."""
+    """Against float64 autograd through the reference, like the CPU kernel in test_contrast_sizes."""
     with replace.emulated_kernels(name):
         got = gradients(lambda *t: ops.density_contrast(*t, temperature, **options), rows)
     wide = [t.detach().double().requires_grad_() for t in rows]
@@ -133,7 +133,7 @@ def check_emulated_contrast(name, rows, temperature=0.5, **options):
         assert_close(mine, theirs, theirs.abs().max().item())
 
 
-# Around every tile: 16 rows of a block, 128 (float64: 64) rows that pass by, 8 rows and 16 (8) columns of a step, 256
+# Around every tile: 16 rows of a block, 128 (float64: 64) rows of the stream, 8 rows and 16 (8) columns of a step, 256
 # (128) columns of a block.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_emulated_contrast_dtypes(request, dtype, narrow):
 
 
 def test_emulated_contrast_clamps_counts(request):
-    """The CPU refuses such counts; a GPU could not without waiting."""
+    """The CPU refuses such counts. CUDA could not do so without a sync."""
     rows = contrast_case(torch.float32)
 
     def results(anchor_counts, negative_counts):
@@ -191,7 +191,7 @@ def test_emulated_contrast_clamps_counts(request):
 
 
 def test_emulated_contrast_is_the_same_in_any_schedule():
-    """No sum depends on which warp or block comes first."""
+    """No sum depends on the order of warps or blocks."""
     shapes = ((2, 37, 40), (2, 40), (2, 150, 40))
     rows = [random_rows(*s, seed=i).requires_grad_() for i, s in enumerate(shapes)]
     results = []

@@ -1,6 +1,6 @@
-"""The CUDA search, run by the emulator, against the CPU's op: the same bits, whatever path, order or size.
+"""The CUDA search, run by the emulator, gives the same bits as the CPU operator, for any path, order and size.
 
-Every comparison is `==`: both promise the canonical score and the lower index (csrc/math/canonical.h).
+Every comparison is `==`, because both guarantee the canonical score and the lower index (csrc/math/canonical.h).
 """
 
 import itertools
@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def search_path(name: str):
-    """auto: tensor cores filter, what they cannot settle goes to canonical tiles; exact: canonical tiles only."""
+    """auto: tensor cores filter, and what they cannot resolve goes to canonical tiles. exact: only canonical tiles."""
     return mock.patch.dict(os.environ, DGCL_OPS_CUDA_SEARCH=name)
 
 
@@ -40,7 +40,7 @@ def emulator(request):
 
 
 def compare(queries, bank, k, metric="cosine", offsets=None, counts=None, **flags):
-    """knn_topk and knn_density on both; returns the CPU's indices."""
+    """Compares knn_topk and knn_density on both. Returns the CPU's indices."""
     kernels = replace.operators()
     exclude_self, unit_bank = flags.get("exclude_self", False), flags.get("unit_bank", False)
     arguments = (queries, bank, k, metric, offsets, counts, exclude_self, unit_bank)
@@ -102,7 +102,7 @@ def test_dtypes(path, query_dtype, bank_dtype, metric):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("shift", [0, 1, 4])
 def test_rows_that_are_views(path, shift, dtype):
-    """Other distances between rows, and rows that do not start at a multiple of 16 bytes."""
+    """Other strides, and rows that do not start at a multiple of 16 bytes."""
     wide = random_rows(3, 140, 80, dtype=dtype, seed=2)
     bank = wide[:, :, shift : shift + 40]
     queries = random_rows(30, 96, dtype=dtype, seed=1)[:, 3:43]
@@ -113,7 +113,7 @@ def test_rows_that_are_views(path, shift, dtype):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_classes(path, metric):
-    """Unequal, empty, without bank rows; queries before, between and after."""
+    """Classes of unequal size, empty ones, and ones without bank rows; queries before, between and after them."""
     offsets, counts = integers([3, 3, 70, 70, 135, 199]), integers([20, 200, 5, 0, 131])
     compare(
         random_rows(230, 19, seed=1), random_rows(5, 200, 19, seed=2), 12, metric, offsets, counts
@@ -137,7 +137,7 @@ def test_not_its_own_neighbour(path, metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_odd_rows(path, metric):
-    """NaN, infinite, zero, huge, tiny and near-denormal rows on either side."""
+    """NaN, infinite, zero, huge, tiny and near-denormal rows among queries and bank."""
     bank, queries = random_rows(300, 16, seed=2), random_rows(40, 16, seed=1)
     bank[5, 3], bank[11, 0], bank[9] = NAN, INF, 0
     queries[2, 0], queries[3], queries[4, 7] = NAN, 0, -INF
@@ -155,7 +155,7 @@ def test_odd_rows(path, metric):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("distinct", [1, 2, 40])
 def test_ties(path, distinct, metric):
-    """Equal rows over several tiles and parts: the filter cannot tell them apart, the lowest indices win."""
+    """Equal rows over several tiles and parts. The filter cannot separate them, and the lowest indices win."""
     bank = random_rows(distinct, 20, seed=2).repeat(800 // distinct, 1)
     indices = compare(random_rows(3, 20, seed=1), bank, 33, metric)
     if distinct == 1:
@@ -164,7 +164,7 @@ def test_ties(path, distinct, metric):
 
 @pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 1e-3, 1e-5])
 def test_compact_classes(path, spread):
-    """A class around a far mean: the sharper, the less the filter settles by itself."""
+    """A class around a far mean. The tighter it is, the fewer items the filter resolves."""
     mean = random_rows(1, 32, seed=3)
     bank = mean + spread * random_rows(700, 32, seed=2)
     compare(mean + spread * random_rows(70, 32, seed=1), bank, 32)
@@ -172,7 +172,7 @@ def test_compact_classes(path, spread):
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 40])
 def test_parts_of_the_bank(path, emulator, multiprocessors):
-    """Few queries on a large device: the bank is split over blocks and the lists are merged."""
+    """With few queries on a large device, the bank is split over blocks and the lists are merged."""
     emulator.configure("random", 5, multiprocessors)
     bank = random_rows(2, 2100, 8, seed=2)
     bank[:, 1000:1500] = bank[:, 200:700]  # ties across parts
@@ -183,7 +183,7 @@ def test_parts_of_the_bank(path, emulator, multiprocessors):
 
 
 def test_more_parts_than_a_warp_has_lanes(path, emulator):
-    """The plan stops at 32 parts, whatever the device and the bank would have."""
+    """The plan stops at 32 parts, even if device and bank would allow more."""
     emulator.configure("random", 3, 80)
     compare(random_rows(2, 2, seed=1), random_rows(17500, 2, seed=2), 40, "dot")
 
@@ -195,7 +195,7 @@ def work_of_the_exact_search(emulator, queries, bank, k):
 
 
 def test_the_filter_settles_what_it_can(emulator):
-    """Both paths give the same bits: only what is left for the exact one to do shows that the filter does its work."""
+    """Both paths give the same bits. Only the work left to the exact path shows that the filter works."""
     queries, bank = random_rows(70, 40, seed=1), random_rows(400, 40, seed=2)
     with search_path("exact"):
         assert work_of_the_exact_search(emulator, queries, bank, 32) > 0
@@ -224,7 +224,7 @@ def test_no_schedule_changes_a_bit(path, emulator, schedule):
     ],
 )
 def test_bad_offsets_and_counts_reach_nothing_outside(path, offsets, counts):
-    """CUDA clamps what it could not refuse without waiting. Sanitised runs see an access outside."""
+    """CUDA clamps what it could not refuse without a sync. Runs under sanitizers see out-of-bounds accesses."""
     kernels = replace.operators()
     queries, bank = random_rows(40, 8, seed=1), random_rows(2, 30, 8, seed=2)
     values, indices = kernels["knn_topk"](
@@ -249,7 +249,7 @@ def test_the_path_must_be_known():
 
 @st.composite
 def problems(draw):
-    """Small numbers, many equal, at a common offset: scores equal or an ulp apart, on both sides of the bound."""
+    """Small numbers, many of them equal, at a common offset: scores are equal or an ulp apart, around the bound."""
     columns, rows = draw(st.integers(1, 40)), draw(st.integers(1, 200))
     seed, levels = draw(st.integers(0, 2**31)), draw(st.sampled_from([1, 2, 5, 1000]))
     offset = draw(st.sampled_from([0.0, 1.0, 100.0]))
@@ -271,12 +271,12 @@ def test_no_neighbour_is_ever_missed(problem, metric, name):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_sit_on_the_bound(emulator, metric, seed):
-    """B passes A in the filter though A is truly nearer, by as much as the bound allows the filter to be wrong."""
+    """The filter ranks B above A although A is nearer, and errs by as much as its bound allows."""
     emulator.configure("random", seed)
     k = 32
     query, kind_a, kind_b = rounded_apart(seed)
-    # 40 of A, a little ahead, 60 of B, and their opposites: the mean of all (256 are averaged) is 0, and centring
-    # changes nothing. More of them would not fit the list of candidates: canonical tiles would settle the item.
+    # 40 rows A, slightly ahead, 60 rows B, and their opposites. Their mean (256 are averaged) is 0, so centring changes
+    # nothing. More rows would not fit into the list of candidates, and the item would go to canonical tiles.
     rows = [(1 + 2**-16) * kind_a] * 40 + [kind_b] * 60
     rows = torch.stack([*rows, *(-row for row in rows), *torch.zeros(56, len(query))])
     order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
-"""The tool tests itself, and then runs every CUDA kernel under the sanitizers.
+"""The emulator tests itself, and then runs every CUDA kernel under the sanitizers.
 
-A tool that reports nothing may simply not work: small kernels (kernels/emulator/self_test_kernels.cuh) contain faults,
-and the tests say which mode must find each.
+A tool that reports nothing may simply not work. So small kernels (kernels/emulator/self_test_kernels.cuh) contain
+faults, and the tests say which mode must find each.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from kernels.emulator import build
 from kernels.harness.worker import Worker
 
 if not build.CSRC.exists():
-    pytest.skip("the emulator needs csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("the emulator needs csrc/, which is missing here", allow_module_level=True)
 
-# The modes that find a fault of the self-test: plain under at least one schedule, the others under any.
+# The modes that find a fault of the self-test: plain under at least one schedule, the others under all.
 CAUGHT = {
     "transpose/missing_barrier_before_read": {"plain", "address", "thread"},
     "transpose/missing_barrier_before_write": {"plain", "address", "thread"},
@@ -29,9 +29,9 @@ CAUGHT = {
     "sum/mask_too_wide": {"plain", "address", "thread"},
     "sum/lane_exited": {"plain", "address", "thread"},
     "sum/uninitialised_shared": {"plain", "address", "thread"},
-    # Blocks run one after the other: only the order shows it.
+    # Blocks run one after another, so only their order shows it.
     "sum/race_between_blocks": {"thread"},
-    # A vote meets all lanes, so the values are always right.
+    # A vote synchronises all lanes, so the values are always right.
     "reverse/missing_syncwarp": {"thread"},
     "twice/misaligned_vector": {"plain", "address", "thread"},
     "twice/alignment_too_low": {"plain", "address", "thread"},
@@ -57,7 +57,7 @@ SCHEDULES = {"plain": build.SCHEDULES, "address": ("reverse",), "thread": ("reve
 
 @pytest.fixture(scope="module")
 def workers():
-    """One process per mode; it forks for every run."""
+    """One process per mode, which forks for every run."""
     with contextlib.ExitStack() as stack:
         started = {}
 
@@ -118,7 +118,7 @@ def test_two_faults_give_right_values_without_the_race_detector():
 
 
 def test_sixteen_bit_conversions_are_those_of_pytorch():
-    """Every half and bfloat16 and all that lies between two of them, ties included."""
+    """Every half and bfloat16, and numbers between two of them, including ties."""
     emulator = build.load("plain")
     for dtype, name in ((torch.float16, "half"), (torch.bfloat16, "bfloat16")):
         words = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
@@ -137,7 +137,7 @@ def test_sixteen_bit_conversions_are_those_of_pytorch():
 
 @pytest.mark.parametrize("schedule", build.SCHEDULES)
 def test_matrix_products_stay_within_what_hardware_may_do(schedule):
-    """Sixteen products and a start value: any order, the low bits cut off anywhere on the way."""
+    """Sixteen products and a start value, in any order, with low bits cut off at any step."""
     emulator = build.load("plain")
     generator = torch.Generator().manual_seed(3)
     seen = set()
@@ -192,7 +192,7 @@ def test_limits_of_a_launch():
     ],
 )
 def test_what_must_not_compile(text, tmp_path):
-    """What CUDA lacks, or has and these kernels must not use."""
+    """Features that CUDA lacks, or that these kernels must not use."""
     source = tmp_path / "k.cu"
     begin = '#include "cuda_emulator.h"\n'
     command = [*build.kernel_command("plain").split(), "-x", "c++", "-fsyntax-only", str(source)]
@@ -222,10 +222,10 @@ def test_values(workers, op, schedule):
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_under_address_sanitizer(workers, op):
-    """Bounds of global and shared memory, undefined behaviour.
+    """Bounds of global and shared memory, and undefined behaviour.
 
-    Without the cases marked `bulk`, which take minutes here: `python -m kernels emulator --mode address --schedule
-    random` has them.
+    Skips the cases marked `bulk`, which take minutes here. `python -m kernels emulator --mode address --schedule
+    random` runs them.
     """
     result = workers("address")("cases", op=op, schedule="random", seed=3, bulk=False)
     assert result.clean, result.output
@@ -233,6 +233,6 @@ def test_under_address_sanitizer(workers, op):
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_under_thread_sanitizer(workers, op):
-    """Barriers: two accesses that none of them orders are a race, whatever the schedule."""
+    """Barriers. Two accesses that no barrier orders are a race under any schedule."""
     result = workers("thread")("cases", op=op, thread=True, schedule="random", seed=4)
     assert result.clean, result.output

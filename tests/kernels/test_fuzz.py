@@ -1,4 +1,4 @@
-"""Hostile arguments for every operator, in short. `make fuzz` has the long form, under sanitizers."""
+"""Hostile arguments for every operator: a short run. `make fuzz` is the long one, under sanitizers."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_all_kinds_of_changes_are_made():
 
 
 def judged(monkeypatch, op: str, spoil, cases: int = 60) -> set[str]:
-    """The problems seen when an operator's results, arguments or errors are spoilt."""
+    """The problems reported when an operator's results, arguments or errors are corrupted."""
     right = getattr(torch.ops.dgcl_ops, op)
 
     def wrong(*arguments):

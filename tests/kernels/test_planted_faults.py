@@ -1,7 +1,6 @@
-"""The faults that `python -m kernels ... --faults` plants, and that the search for them works.
+"""Tests the faults that `python -m kernels ... --faults` plants, and the search for them.
 
-The whole search takes minutes. Here a few faults are looked for, and kernels without a fault, in which none must be
-found.
+The whole search takes minutes. Here it covers a few faults, and kernels without a fault, where it must find none.
 """
 
 import difflib
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 if not (Path(__file__).resolve().parents[2] / "setup.py").exists():
-    pytest.skip("this needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs .ci/ and csrc/, which are missing here", allow_module_level=True)
 
 from kernels.emulator import faults as kinds
 from kernels.emulator.run import HARNESS as EMULATOR
@@ -49,7 +48,8 @@ def test_the_documents_have_the_numbers_of_faults():
     assert f"{sum(numbers.values())} planted faults: {said.replace('fuzz', 'fuzzer')}" in text
     kinds = len({fault.kind for fault in ALL})
     said = f"{len(ALL)} faults of {kinds} kinds, {len(ALL)} found"
-    assert said in " ".join((ROOT / "README.md").read_text().split()), said
+    page = ROOT / "docs" / "develop" / "cuda_without_a_gpu.md"
+    assert said in " ".join(page.read_text().split()), said
 
 
 # ---- of the emulator ----------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_there_are_several_of_each_kind_and_some_for_each_operator():
 
 @pytest.mark.parametrize("file", sorted((CSRC / "cuda").rglob("*.cu*")), ids=lambda file: file.name)
 def test_every_barrier_wait_and_atomic_is_dropped_once(file):
-    """A new one needs a fault that shows that the cases need it."""
+    """A new one needs a fault, to show that the cases depend on it."""
     text = file.read_text()
     words = r"__syncthreads\(\);|__syncwarp\(\);|__pipeline_wait_prior\(\d\);|__pipeline_commit\(\);|\batomic[A-Z]\w+\("
     dropped = set()
@@ -83,7 +83,7 @@ def test_every_barrier_wait_and_atomic_is_dropped_once(file):
 
 
 def changed_places(old: str, new: str) -> set[int]:
-    """Where the words of `old` begin that `new` lacks, or has elsewhere."""
+    """The positions of the words of `old` that are missing or moved in `new`."""
     words = [(m.start(), m[0]) for m in re.finditer(r"\w+|\S", old)]
     matcher = difflib.SequenceMatcher(
         None, [word for _, word in words], re.findall(r"\w+|\S", new), autojunk=False

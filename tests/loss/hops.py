@@ -1,8 +1,8 @@
-"""How often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
+"""Counts how often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
 
 A room is a file of the package. A stay begins when a function of another room is called with the map's data among its
-arguments, or when control returns to a room that still holds them. The data are known by their number of channels,
-which is unique here. Rows read off a map count like the map.
+arguments, or when control returns to a room that still holds them. The number of channels identifies the data, since it
+is unique here. Rows read from a map count like the map.
 """
 
 import sys
@@ -24,7 +24,7 @@ def holds(value, channels: int) -> bool:
 
 
 def from_package(frame) -> bool:
-    """Whether the package made this call, or the first one was made from outside."""
+    """Whether the package made this call, or it is the first call from outside."""
     caller = frame.f_back
     while caller.f_code.co_filename.endswith(
         "_contextlib.py"
@@ -35,7 +35,7 @@ def from_package(frame) -> bool:
 
 
 def stays(call, channels: int) -> list[str]:
-    """The rooms in the order of their stays, during one call."""
+    """The rooms of one call, in the order of their stays."""
     visited, held = [], []
 
     def enter(frame):

@@ -1,4 +1,4 @@
-"""What a CUDA graph relies on: the state stays at its addresses, and nothing but buffers is random."""
+"""What a CUDA graph relies on: the state stays at its addresses, and all random numbers come from buffers."""
 
 import copy
 
@@ -36,13 +36,13 @@ def test_no_buffer_moves(setting):
     for name, change in changes.items():
         change()
         assert addresses(module) == before, name
-    # As docs/guide/compile.md says; it is the one way that moves them.
+    # The only way to move them, as docs/guide/compile.md says.
     module.load_state_dict(state, assign=True)
     assert addresses(module) != before
 
 
 def test_a_step_draws_from_no_generator():
-    """So there is none to register with a graph."""
+    """The loss uses no generator, so there is none to register with a graph."""
     module = loss_of(anchors="random")
     before = torch.random.get_rng_state()
     module.bank.push(*(batch_of()[name] for name in ("features", "projections", "labels")))

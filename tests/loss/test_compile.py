@@ -1,4 +1,4 @@
-"""The whole step as one graph: forward, backward and push, equal to eager, never compiled again."""
+"""The whole step is one graph of forward, backward and push. It equals eager and is never recompiled."""
 
 import copy
 
@@ -39,7 +39,7 @@ def assert_compiles_like_eager(setting, backend, dtype=torch.float32):
         batch = batch_of(seed=seed, counts=counts, dtype=dtype)
         value, gradient = run(compiled, batch)
         expected, expected_gradient = run(eager, batch)
-        # Fused arithmetic may round once where eager rounds twice.
+        # Fused arithmetic may round once where eager mode rounds twice.
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
         assert_same_state(module, snapshot(eager))
@@ -140,10 +140,10 @@ def test_a_training_step_with_both_losses_is_one_graph():
 @pytest.mark.parametrize(
     ("sizes", "graphs"),
     [
-        # One for the first size, one for any size.
+        # One graph for the first size, one for any size.
         ([(2, 5, 7), (2, 6, 9), (2, 9, 4), (2, 12, 12)], 2),
-        # PyTorch takes a size of 1, as of a last batch, for a case of its own, and a batch size for fixed until it
-        # has seen another: "drop_last" saves both.
+        # PyTorch specialises on batch size 1, and treats a batch size as fixed until it sees another one. "drop_last"
+        # avoids both.
         ([(2, 5, 7), (2, 6, 9), (1, 5, 7), (3, 5, 7), (4, 9, 4)], 4),
     ],
     ids=["maps", "batches"],
@@ -173,7 +173,7 @@ def test_other_sizes_share_few_graphs(sizes, graphs):
 
 
 class Step(torch.nn.Module):
-    """What README.md shows of a trainer, as one module."""
+    """The trainer of README.md as one module."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ class Step(torch.nn.Module):
 
 
 def images_of(seed):
-    """Images, labels of one of CONTENTS, and now and then a pixel whose features turn NaN."""
+    """Images, labels from one of CONTENTS, and sometimes a pixel with features that turn NaN."""
     labels = batch_of(seed=seed, counts=CONTENTS[seed % len(CONTENTS)])["labels"]
     spoilt = torch.zeros(B, 1, H, W)
     spoilt[0, 0, seed % H, 0] = torch.nan if seed % 4 == 3 else 0.0
@@ -205,9 +205,9 @@ def images_of(seed):
 )
 @torch._inductor.config.patch({"cpp.simdlen": 1})  # half the time to compile
 def test_a_step_with_model_tap_and_head(backend, half, steps):
-    """Each step begins where eager is. With "aot_eager" every number is eager's to the bit. Inductor rounds
-    features in another way, once where eager rounds twice; what is drawn, counted and passed over stays the same."""
-    # Inductor may put off reads: this saw values of the bank read after the push that changed them.
+    """Each step starts from the eager state. With "aot_eager", every number is bit-identical to eager mode. Inductor
+    rounds features once where eager mode rounds twice, but draws, counts and skips the same pixels."""
+    # Inductor may defer reads. This test once caught a read of the bank after the push that changed it.
     eager = Step()
     module = copy.deepcopy(eager)
     # A copied tap is closed.

@@ -1,4 +1,4 @@
-"""The step runs straight: a batch's maps pass through few files, and seldom return to one."""
+"""The step is straight: a batch's maps pass through few files, and seldom return to one."""
 
 import hops
 import pytest
@@ -14,7 +14,7 @@ def test_the_maps_make_few_stays(channels, most):
 
 
 def test_the_count_sees_a_detour(monkeypatch):
-    """Through `batch.py` and back, for each map that rows are read from."""
+    """A detour through `batch.py` for each map that rows are read from."""
     from dgcl_ops._step.batch import finite_rows
 
     before, gather_rows = hops.of_a_step(hops.PROJECTIONS), selection.gather_rows

@@ -54,7 +54,7 @@ def test_paper_presets():
 def test_paper_mode_with_a_single_class_keeps_the_epsilon():
     module = filled(loss_of(eps=1e-6))
     value, _ = run(module, batch_of(counts=(9, 0, 0, 0, 0)))
-    # Plain PyTorch adds it to 1 in float32, whose steps there are 2^-23.
+    # Plain PyTorch adds it to 1 in float32, where steps are 2^-23.
     assert abs(float(value) - math.log1p(1e-6)) <= 2**-24
 
 
@@ -135,7 +135,7 @@ def test_bad_arguments(change, error, message):
 
 
 def error_at(temperature: float) -> float:
-    """Largest relative error of float32 gradients where two equal negatives share the probability."""
+    """The largest relative error of float32 gradients when two equal negatives share the probability."""
     anchors = random_rows(64, 1, E, seed=1)
     negatives = (anchors + random_rows(64, 1, E, seed=2) / 4).repeat(1, 2, 1)
     gradients = []
@@ -149,7 +149,7 @@ def error_at(temperature: float) -> float:
 
 
 def test_float32_gradients_hold_down_to_the_smallest_temperature():
-    """The stored log-sum-exp near 1 / T is rounded by at most 2^-24 / T, which is a factor of each probability."""
+    """The stored log-sum-exp near 1 / T has a rounding error up to 2^-24 / T, which scales every probability."""
     assert error_at(MIN_TEMPERATURE) <= math.expm1(2**-24 / MIN_TEMPERATURE)
     assert error_at(MIN_TEMPERATURE / 1000) > 0.2  # so the limit is needed
     value, gradient = run(filled(loss_of(temperature=MIN_TEMPERATURE)), batch_of())
@@ -226,7 +226,7 @@ def test_confidence_that_is_nan_marks_a_row_as_unusable():
 
 
 def test_padding_entries_are_harmless():
-    # Tables are filled up with entries that may point anywhere, here at rows that are not finite.
+    # Unused entries of tables may point anywhere, here at rows that are not finite.
     module = filled(loss_of(keys="high_confidence"))
     batch = batch_of(counts=(2, 1, 0, 0, 0))
     projections = torch.where((batch["labels"] == 255)[:, None], math.nan, batch["projections"])
@@ -239,7 +239,7 @@ def test_padding_entries_are_harmless():
 
 
 def test_paper_setting_of_a_small_bank():
-    """Less than the 1,001 rows at which densities begin: then they begin when the ring is full."""
+    """The ring has fewer than the 1,001 rows at which densities begin, so they begin when it is full."""
     loss = DensityContrastLoss.paper("voc", feature_dim=4, projection_dim=4, bank_capacity=50)
     assert loss.bank.min_rows == 50
 

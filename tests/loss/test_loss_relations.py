@@ -1,4 +1,4 @@
-"""What must not change the loss, and what must change it in a known way."""
+"""Changes that must not affect the loss, or must affect it in a known way."""
 
 import copy
 
@@ -71,7 +71,7 @@ def test_layouts(layout, keys):
         for name in ("projections", "features"):
             other[name] = torch.nn.functional.pad(batch[name], (1, 2, 3, 1))[:, :, 3:-1, 1:-2]
     value, gradient = run(module, other)
-    # The mean over all candidates is a matrix product, whose order of summation is the layout's.
+    # The mean over all candidates is a matrix product, and its order of summation depends on the layout.
     tolerance = 1e-6 if keys == "average" else 0.0
     assert abs(float(value - expected)) <= tolerance * float(expected)
     difference = flat_rows(gradient) - flat_rows(expected_gradient)
@@ -91,8 +91,8 @@ def test_casting_a_model_leaves_the_loss_alone():
 
 
 def orthogonal_batch(seed, sizes, order=(0, 1, 2)) -> dict:
-    """Flat rows whose class c spans its own block of the projections: any negative has cosine 0 to any anchor,
-    so that it does not matter which ones are drawn. `order` renames the classes."""
+    """Flat rows. Class c spans its own block of the projections, so any negative has cosine 0 to any anchor. Which ones
+    are drawn does not matter. `order` renames the classes."""
     labels = torch.repeat_interleave(torch.arange(3), integers(sizes))
     rows = len(labels)
     projections = torch.zeros(rows, 6, dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_renaming_classes_renames_their_losses(order, sizes, seed):
 
 @given(st.integers(-20, 20), st.integers(-20, 20), st.integers(0, 1000))
 def test_scaling_by_powers_of_two_changes_no_bit(of_projections, of_features, seed):
-    # Cosines do not see lengths, and nothing on the way to them is rounded differently.
+    # Cosines do not depend on lengths, and nothing before them is rounded differently.
     plain, scaled = loss_of(bank_dtype=torch.float64), loss_of(bank_dtype=torch.float64)
     for step in range(3):
         batch = batch_of(seed=seed + step, dtype=torch.float64)
@@ -170,7 +170,7 @@ def test_ignored_rows_at_the_end_change_nothing(extra, seed):
 
 
 def test_the_backward_keeps_no_rows_that_it_does_not_need():
-    """A view of a larger tensor would keep all of it until then."""
+    """A view of a larger tensor would keep all of it alive until then."""
     module, kept = filled(loss_of()), []
     batch = batch_of()
     batch["projections"].requires_grad_()

@@ -105,7 +105,7 @@ def test_ignore_index(ignore_index, label_dtype):
     batch = batch_of(ignore_index=ignore_index)
     assert module.bank.counts[0] == (0 if ignore_index == 0 else 14)
     if label_dtype == torch.int8 and ignore_index == 255:
-        batch["labels"].clamp_(max=4)  # 255 is none of its values: nothing is ignored
+        batch["labels"].clamp_(max=4)  # no label is 255, so nothing is ignored
     batch["labels"] = batch["labels"].to(label_dtype)
     check_step(module, batch)
 
@@ -134,7 +134,7 @@ def test_few_classes(anchors, keys, counts):
     value, gradient = check_step(module, batch_of(counts=counts))
     assert value.isfinite()
     assert gradient.isfinite().all()
-    if counts[1] == 0:  # no class, or no negatives: log-softmax over the key alone
+    if counts[1] == 0:  # no class, or no negatives, so a log-softmax over the key alone
         assert value == 0
         assert not gradient.any()
 
@@ -156,7 +156,7 @@ def test_each_class_starts_by_itself_or_all_together():
         batch = batch_of(seed=step, counts=counts)
         active = draw_of(per_class, batch).active
         assert active.tolist() == [step > 0, step > 0, step >= 4, False, False]
-        full = step >= 14  # class 2 brings one row a step, and a ring holds 14
+        full = step >= 14  # class 2 has one row per step, and a ring holds 14
         assert draw_of(together, batch).active.tolist() == [full, full, full, False, False]
         assert (run(together, batch)[0] > 0) == full
         check_step(per_class, batch)
@@ -246,7 +246,7 @@ def test_training_without_pushing():
 
 @pytest.mark.parametrize(("anchors", "keys"), STRATEGIES)
 def test_the_push_is_the_same_for_every_strategy(anchors, keys):
-    # Same seed, same pixels, same densities: a comparison of strategies compares nothing else.
+    # Same seed, same pixels, same densities, so that only strategies are compared.
     module, plain = loss_of(anchors=anchors, keys=keys), loss_of()
     for seed in range(4):
         module(**batch_of(seed=seed))

@@ -1,6 +1,6 @@
-"""The published contrast to the last digits. 1e-6 is added to the sum of exponentials, shifted by the largest logit.
+"""The published contrast to the last digits. It adds 1e-6 to the sum of exponentials, shifted by the largest logit.
 
-All expected values come from the formula in loops. None comes from an op of the library.
+All expected values come from loops over the formula, never from an op of the library.
 """
 
 import math

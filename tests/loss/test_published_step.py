@@ -1,8 +1,8 @@
 """The loss in paper mode against the published step, an independent implementation, with irrelevant random draws.
 
 Every class has fewer pixels than candidates and pushed rows, so all of them are used. A ring holds whole pushes, so the
-order of rows inside a push does not matter. Only the draw of the negatives is left. With at most `num_negatives` pixels
-of other classes there is no draw. With more, two constructions make the draw irrelevant: classes in orthogonal
+order of rows inside a push does not matter. Only the draw of the negatives remains. With at most `num_negatives` pixels
+of other classes nothing is drawn. With more, two constructions make the draw irrelevant: classes in orthogonal
 subspaces, and equal negatives.
 """
 
@@ -104,7 +104,7 @@ def assert_same_banks(ours, theirs):
 
 
 def test_orthogonal_classes():
-    # 120 rows are 6, 20, 15 or 24 whole pushes, depending on the class. The rarest class decides when the loss starts.
+    # 120 rows are 6, 20, 15 or 24 whole pushes, depending on the class. The loss starts when the rarest class is full.
     ours, theirs = both(capacity=120, excluded=(0,), density_rows=8)
     ours_started = []
     for step in range(30):

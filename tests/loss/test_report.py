@@ -1,4 +1,4 @@
-"""The loss's report: a state for every sentence."""
+"""The loss's report: every sentence, with a state that produces it."""
 
 import copy
 import math
@@ -18,7 +18,9 @@ def lines_after(module, **batch) -> list[str]:
 
 def test_before_the_first_batch():
     module = loss_of(exclude_classes=(2,))
-    module(**{name: maps[:0] for name, maps in batch_of().items()})  # no pixels: no trace
+    module(
+        **{name: maps[:0] for name, maps in batch_of().items()}
+    )  # a batch without pixels leaves no trace
     assert module.report().splitlines() == [
         "No loss yet: the module has not seen a batch with pixels.",
         "Not ready: 0 (0 of 4 rows), 1 (0 of 4 rows), 3 (0 of 4 rows), 4 (0 of 4 rows).",
@@ -91,14 +93,14 @@ def test_inf_and_nan():
     lines = module.report().splitlines()
     assert lines[0] == "The last loss was 0: all 50 labelled pixels had an inf or NaN."
     assert "Pixels in the last batch: 70; 20 ignored (label 255); 50 skipped (inf or NaN)." in lines
-    lines = lines_after(module, counts=ALL)  # the next batch is whole
+    lines = lines_after(module, counts=ALL)  # the next batch has no NaN
     assert "Pixels in the last batch: 70; 20 ignored (label 255)." in lines
     assert "Pixels skipped because of an inf or NaN since construction: 50." in lines
 
 
 @pytest.mark.kernels
 def test_labels_outside_where_they_are_no_error():
-    """CUDA does not wait to refuse a label; its kernels run here on the CPU."""
+    """CUDA does not sync to refuse a label. Here its kernels run on the CPU."""
     from kernels.emulator import replace
 
     module = filled(loss_of(), counts=ALL)

@@ -42,7 +42,7 @@ def test_the_state_dict_names_what_is_needed():
 
 
 def test_without_the_state_the_run_differs():
-    # So that the test above cannot pass by there being nothing to restore.
+    # Otherwise the test above could pass with nothing to restore.
     batches = [batch_of(seed=seed) for seed in range(4)]
     straight, fresh = loss_of(), loss_of()
     values = [run(straight, batch)[0] for batch in batches]

@@ -1,4 +1,4 @@
-"""Random words, class segments, tables: against Python integers and loops."""
+"""Random words, class segments and tables, against Python integers and loops."""
 
 import hypothesis.strategies as st
 import pytest
@@ -10,7 +10,7 @@ from dgcl_ops import _random, ops
 from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import finite_rows
 
-# Five standard deviations: with fixed seeds nothing here is a matter of luck, and a fault is far outside.
+# Five standard deviations. Seeds are fixed, so nothing here depends on luck, and a fault is far outside.
 SIGMAS = 5.0
 
 
@@ -41,7 +41,7 @@ def python_bits(seed: int, step: int, stream: int, index: int) -> int:
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**62 - 1, -(2**63)])
 @pytest.mark.parametrize("step", [0, 1, 2**40 + 7])
 def test_bits_are_those_of_unbounded_integers(seed, step):
-    # Nothing overflowed, and a checkpoint written today draws the same numbers tomorrow.
+    # Nothing overflows, and a checkpoint draws the same numbers after an update.
     got = _random.random_bits(state(seed, step), 3, (2, 20))
     want = [[python_bits(seed, step, 3, 20 * i + j) for j in range(20)] for i in range(2)]
     assert got.tolist() == want
@@ -56,7 +56,7 @@ def test_mix_is_a_bijection_on_a_sample():
 
 
 def chi_square(buckets: torch.Tensor, count: int) -> float:
-    """Standard deviations by which the bucket counts are off an even spread."""
+    """By how many standard deviations the bucket counts differ from an even spread."""
     observed = torch.bincount(buckets, minlength=count).double()
     expected = buckets.numel() / count
     statistic = float(((observed - expected) ** 2 / expected).sum())
@@ -159,7 +159,7 @@ def test_partition_takes_any_integer_type(dtype):
 def test_a_stray_label_is_an_error_that_names_the_users_ignore_index():
     with pytest.raises(RuntimeError, match=r"\[0, 3\) or equal ignore_index 9, got 7"):
         segments_of(integers([0, 7]), 3, ignore_index=9)
-    # An unusable pixel is looked at no further.
+    # An unusable pixel is not checked.
     segments = segments_of(integers([0, 7]), 3, 9, torch.tensor([True, False]))
     assert segments.counts.tolist() == [1, 0, 0]
 

@@ -1,7 +1,7 @@
-"""A step never waits for the device: a check of every dispatched operation in forward, backward and push.
+"""A step never syncs: checks every dispatched operation in forward, backward and push.
 
-The same operations wait on all devices: reading an element, a result whose size depends on values, a copy to another
-device. On the CPU they are free and go unnoticed, so the dispatcher detects them.
+The same operations sync on all devices: reading an element, a result with a size that depends on values, a copy to
+another device. On the CPU they cost nothing and go unnoticed, so the dispatcher detects them here.
 """
 
 import pytest
@@ -15,7 +15,7 @@ from dgcl_ops.doctor.step import captured
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
-# Their results' sizes, or they themselves, are values read by the host.
+# The host reads their results, or the sizes of their results.
 WAITING = {
     "_local_scalar_dense",
     "allclose",
@@ -37,7 +37,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 
 class Watch(TorchDispatchMode):
-    """Records each operation, and raises on those that wait."""
+    """Records each operation, and raises on those that sync."""
 
     def __init__(self):
         super().__init__()
@@ -48,11 +48,11 @@ class Watch(TorchDispatchMode):
         name = function.overloadpacket.__name__
         self.seen.append(str(function))
         if name in WAITING:
-            raise AssertionError(f"{function} waits for the device")
+            raise AssertionError(f"{function} syncs")
         if name in INDEXING and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         ):
-            raise AssertionError(f"{function} with a mask waits for the device")
+            raise AssertionError(f"{function} with a mask syncs")
         result = function(*args, **kwargs)
         devices = {
             tensor.device
@@ -98,7 +98,7 @@ def test_no_step_waits(setting):
     ]
     for name in ("knn_density", "density_contrast", "density_contrast_backward", "memory_push"):
         assert any(f"dgcl_ops.{name}.default" in seen for seen in traces[0]), name
-    # What a batch holds decides nothing on the host: always the same operations in the same order.
+    # The contents of a batch decide nothing on the host, so operations are always the same, in the same order.
     assert all(trace == traces[0] for trace in traces)
 
 
@@ -111,7 +111,7 @@ def test_no_evaluation_and_no_half_precision_step_waits(training):
 
 
 def fake_step(setting, device):
-    """A step on tensors without values: whoever reads one, by whatever way, raises."""
+    """A step on tensors without values, where reading one in any way raises an error."""
     with FakeTensorMode():
         module = loss_of(device=device, **setting)
         labels = torch.zeros(B, H, W, dtype=torch.uint8, device=device)
@@ -130,7 +130,7 @@ def test_no_step_needs_values(setting, device):
 
 
 def test_values_are_missed_where_they_are_needed(monkeypatch):
-    # Python reads lists past the dispatcher; without values it cannot.
+    # tolist() bypasses the dispatcher, but fails without values.
     ready = MemoryBank.ready
     monkeypatch.setattr(MemoryBank, "ready", lambda bank: (ready(bank).tolist(), ready(bank))[1])
     with pytest.raises(DataDependentOutputException):
@@ -168,7 +168,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_watch_sees(fault):
-    with pytest.raises(AssertionError, match=r"waits for the device|copies between"), Watch():
+    with pytest.raises(AssertionError, match=r"syncs|copies between"), Watch():
         FAULTS[fault](torch.randn(3))
 
 
@@ -221,7 +221,7 @@ FULL = (14, 14, 14, 14, 14)
 @needs_cuda_build
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_no_tensor_of_a_step_on_cuda_is_left_on_the_host(setting):
-    """Tensors without values: an operation on two devices raises. Forward and push; autograd wants a GPU."""
+    """Forward and push on tensors without values, where mixing devices is an error. Autograd would need a GPU."""
     with FakeTensorMode(), torch.no_grad():
         module = loss_of(device="cuda", **setting)
         labels = torch.zeros(B, H, W, dtype=torch.uint8, device="cuda")
@@ -244,7 +244,7 @@ def steps_on_cuda(module, batches) -> None:
 
 @pytest.fixture
 def cuda_that_refuses_to_wait():
-    """A function that makes PyTorch raise wherever the host would wait; after the test it may again."""
+    """A function that makes PyTorch raise an error at a sync, until the end of the test."""
     yield lambda: (torch.cuda.synchronize(), torch.cuda.set_sync_debug_mode("error"))
     torch.cuda.set_sync_debug_mode("default")
 
@@ -277,7 +277,7 @@ def on_device(batch: dict, device: str) -> dict:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_a_step_can_be_a_cuda_graph(setting, device, monkeypatch):
-    """One recorded step, replayed on other batches while the bank fills, does what eager steps do."""
+    """One recorded step, replayed on other batches while the bank fills, gives the same results as eager steps."""
     if device == "cpu":
         pretend_graphs(monkeypatch)
     batches = [batch_of(seed=seed, counts=FULL) for seed in (1, 2, 3)]

@@ -1,9 +1,9 @@
-"""The score that decides a selection, implemented again in numpy.
+"""The score that decides a selection, implemented a second time in numpy.
 
-The canonical dot product: 32 lanes, lane l summing elements l, l + 32, ... in increasing order with fused
-multiply-add, then lanes added pairwise at distance 16, 8, 4, 2, 1. A norm is the square root of the same sum, and a
-unit row an elementwise division. l2 takes the same sum of squared float differences. Every backend and instruction
-set must give these very bits.
+The canonical dot product has 32 lanes. Lane l sums elements l, l + 32, ... in increasing order with fused multiply-add.
+Then lanes are added pairwise at distance 16, 8, 4, 2, 1. A norm is the square root of such a sum, and a unit row is an
+elementwise division. l2 is the same sum of squared float differences. Every backend and instruction set must give
+exactly these bits.
 """
 
 import math
@@ -33,7 +33,7 @@ def fma(a, b, c):
 
 
 def fma_double(a, b, c):
-    """The same in float64: exact fractions, rounded once. Slow; for few numbers."""
+    """The same in float64, with exact fractions that are rounded once. Slow, so only for few numbers."""
     out = np.empty(np.broadcast_shapes(a.shape, b.shape, c.shape))
     for at, (x, y, z) in zip(np.ndindex(out.shape), np.nditer([a, b, c]), strict=True):
         out[at] = float(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)))
@@ -57,7 +57,7 @@ def canonical_dot(a, b):
 
 
 def unit_rows(rows):
-    """Where the sum of squares leaves the safe range, rows are first scaled by a power of two."""
+    """If the sum of squares leaves the safe range, rows are first scaled by a power of two."""
     square = canonical_dot(rows, rows)[:, None]
     smallest = np.exp2(-90 if rows.dtype == np.float32 else -900)
     largest = np.abs(rows).max(axis=1, keepdims=True)
@@ -85,7 +85,7 @@ def as_numpy(tensor, other=None):
 
 
 def round_to(exact, dtype) -> float:
-    """A fraction to the nearest float of dtype, with one rounding (ties to even)."""
+    """A fraction, rounded once to the nearest float of `dtype` (ties to even)."""
     double = float(exact)
     if dtype == torch.float64:
         return double

@@ -1,7 +1,7 @@
-"""What this process holds after many small calls: `python leaks.py CASE ...`, a line of JSON for each case.
+"""Measures the memory of a process after many small calls: `python leaks.py CASE ...` prints a JSON line per case.
 
-Each case runs in a process of its own, forked before anything was computed: what one leaves behind cannot hide what
-another loses.
+Each case runs in its own process, forked before anything was computed. So what one case leaves behind cannot hide what
+another one leaks.
 """
 
 import ctypes
@@ -148,7 +148,7 @@ GRADIENTS = {
 
 
 def loss_step():
-    """Forward, backward and push of the loss, on small batches by turns."""
+    """Forward, backward and push of the loss, alternating between small batches."""
     module = DensityContrastLoss(
         3, 6, 4, scales=(2, 4), num_anchors=6, num_negatives=9, bank_capacity=14, rows_per_push=6
     )
@@ -184,14 +184,14 @@ PLANTED = {
 
 
 def touched_page() -> mmap.mmap:
-    """A page that malloc() does not know, as holes in its heap are."""
+    """Leaks a page that malloc() does not count, as it does not count holes in its heap."""
     page = mmap.mmap(-1, mmap.PAGESIZE)
     page[0] = 1
     return page
 
 
 def planted(leak):
-    """An operator that does nothing but leak."""
+    """An operator that only leaks."""
 
     def case():
         library = torch.library.Library("dgcl_planted", "FRAGMENT")
@@ -222,7 +222,7 @@ def measure(name: str, queue) -> None:
     torch.manual_seed(0)
     case, calls = CASES[name]
     call = case()
-    for _ in range(WARM_UP):  # caches, and the bins of the allocator, fill
+    for _ in range(WARM_UP):  # fills caches and the allocator's bins
         call()
     before = usage()
     for _ in range(calls):

@@ -1,8 +1,7 @@
-"""Calls that break one rule of an operator's arguments each, with the text of the error.
+"""Calls that each break one rule for an operator's arguments, with the text of the error.
 
-Each rule is written once. The rules in `dgcl_ops.ops._rules` give the broken shapes, dtypes and ranges; RELATIONS has
-the rules between arguments. test_rules.py expects the same error from the compiled kernels and from the checks of
-plain PyTorch.
+Each rule is written once. `dgcl_ops.ops._rules` gives the broken shapes, dtypes and ranges; RELATIONS has the rules
+between arguments. test_rules.py expects the same error from the compiled kernels and from the checks of plain PyTorch.
 """
 
 import math
@@ -18,7 +17,7 @@ Change = dict[str, object]
 
 
 def valid(op: str) -> dict:
-    """Arguments by name that break no rule, with every optional tensor given."""
+    """Arguments by name that break no rule, including every optional tensor."""
     if op == "gather_rows":
         return {"maps": torch.zeros(2, 3, 4, 5), "indices": integers([0, 39, 7])}
     given = dict(zip(_registry.argument_names(op), samples(op)[0], strict=True))
@@ -200,7 +199,7 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
 
 
 def broken_strides(op: str) -> list[tuple[Change, str]]:
-    """A gap between the elements of each argument that the schema says is written in place."""
+    """A gap between the elements of each argument that is written in place according to the schema."""
     schema = getattr(torch.ops.dgcl_ops, op).default._schema
     found = []
     for argument in schema.arguments:

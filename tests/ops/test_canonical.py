@@ -24,7 +24,7 @@ def check(queries, bank, k, metric):
 
 
 def test_fused_multiply_add_rounds_once():
-    """Against exact fractions, on numbers chosen so that two roundings would go wrong."""
+    """Against exact fractions, on numbers for which two roundings would give a wrong result."""
     generator = np.random.default_rng(0)
     a = generator.standard_normal(2000).astype(np.float32)
     b = generator.standard_normal(2000).astype(np.float32)
@@ -72,7 +72,7 @@ def test_float64(device, columns, metric):
         (4, 1500, 20, 257),
         (4, 1500, 20, 1400),
         (30, 70, 1500, 9),  # wide rows
-        (2, 50_000, 130, 32),  # a bank too large for a normalised copy (26 MB)
+        (2, 50_000, 130, 32),  # a bank that is too large for a normalised copy (26 MB)
     ],
 )
 def test_sizes_that_change_the_plan(device, queries, rows, columns, k, metric):
@@ -114,8 +114,8 @@ def test_denormal_scores(device, metric):
 
 @pytest.mark.parametrize("copies", [1, 700])
 def test_rows_that_sit_on_the_bound(device, copies):
-    """A is canonically best; in the filter's order of summation all its small products are absorbed, and all of
-    B's are rounded up, so that the filter puts B nearly two bounds above A."""
+    """A is canonically best. In the filter's order of summation, all small products of A are absorbed, and all of B's
+    are rounded up. So the filter puts B nearly two bounds above A."""
     for columns in (257, 1025, 4001):
         query = torch.full((1, columns), 2.0**-12)
         a = query * (1 - 2.0**-10)
@@ -130,7 +130,7 @@ def test_rows_that_sit_on_the_bound(device, copies):
 
 
 def test_overflowed_filter_scores_decide_nothing(device):
-    """The filter's sums overflow where the canonical scores do not, or the other way round."""
+    """The filter's sums overflow where the canonical scores do not, or vice versa."""
     bank = torch.tensor([[2.0e19, 1.5e19], [1.8e19, 0.0]], device=device)
     values, indices = ops.knn_topk(
         torch.tensor([[2.4e19, 0.0]], device=device), bank, 1, metric="l2"
@@ -147,7 +147,7 @@ def test_overflowed_filter_scores_decide_nothing(device):
 
 
 def test_denormal_rows_with_long_queries(device):
-    """gamma |b| underflows, gamma |q| |b| does not."""
+    """gamma |b| underflows, but gamma |q| |b| does not."""
     row = random_rows(1, 8, seed=1)[0]
     order = torch.stack(
         [torch.randperm(8, generator=torch.Generator().manual_seed(i)) for i in range(600)]
@@ -158,7 +158,7 @@ def test_denormal_rows_with_long_queries(device):
         check(queries.to(device), bank.to(device), 20, "dot")
 
 
-# Rows whose scores crowd together, or leave the range in which a filter's error bound is easy.
+# Rows with scores that crowd together, or leave the range where a filter's error bound is simple.
 HARD = {
     "grid": lambda draw, n, d: torch.randint(-2, 3, (n, d), generator=draw).float(),
     "all equal": lambda draw, n, d: torch.randn(1, d, generator=draw).repeat(n, 1),
@@ -220,7 +220,7 @@ def test_groups_score_alike(device, metric):
 
 
 def test_rows_stored_as_unit_rows_score_as_if_normalised_now(device):
-    """memory_push(normalize=True) into float32 keeps the very bits that knn would compute."""
+    """memory_push(normalize=True) into float32 stores exactly the bits that knn would compute."""
     rows, queries = (
         random_rows(1, 60, 45, seed=2, device=device),
         random_rows(5, 45, seed=1, device=device),
@@ -242,7 +242,7 @@ def test_rows_stored_as_unit_rows_score_as_if_normalised_now(device):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("scales", [(8, 16, 32), (5,), (3, 3, 50)])
 def test_density_is_the_weighted_sum_of_topk(device, dtype, metric, scales):
-    """Bit for bit: weights in float64, rounded once; terms added in rank order with one rounding each."""
+    """Bit for bit: float64 weights are rounded once. Terms are added in rank order, with one rounding each."""
     queries = random_rows(7, 11, dtype=dtype, seed=1, device=device)
     bank = random_rows(40, 11, dtype=dtype, seed=2, device=device)
     values, indices = ops.knn_topk(queries, bank, max(scales), metric=metric)

@@ -56,20 +56,20 @@ def test_sizes(implementation, device, anchors, negatives):
     ],
 )
 def test_tiles(implementation, device, anchors, negatives, columns, dtype):
-    """Around the CUDA kernel's tiles: 16 anchors, 128 (float64: 64) negatives, steps of 16 (8) columns."""
+    """Sizes around the CUDA kernel's tiles: 16 anchors, 128 (float64: 64) negatives, steps of 16 (8) columns."""
     check(implementation, case(2, anchors, negatives, columns, dtype=dtype, device=device))
 
 
 def test_a_thousand_columns(implementation, device):
-    """Sums of 1000 terms one by one, for which the tolerance still holds: 1000 roundings of random sign, each of a
-    partial sum below 1, leave about sqrt(1000) = 32 of them."""
+    """The oracle adds 1000 terms one by one, and the tolerance still holds. 1000 roundings of random sign, each of a
+    partial sum below 1, add up to about sqrt(1000) = 32 roundings."""
     check(implementation, case(1, 3, 5, 1000, device=device))
 
 
 @pytest.mark.parametrize("negatives", [1, 200])
 @pytest.mark.parametrize("temperature", [1 / 512, 0.01, 0.05])
 def test_logits_far_apart(implementation, device, temperature, negatives):
-    """The running maximum rises in the middle of the stream, and in other lanes at other times."""
+    """The running maximum rises in the middle of the stream, at different times in different lanes."""
     rows = case(2, 5, negatives, 24, dtype=torch.float64, device=device)
     for order in (torch.arange(negatives), torch.arange(negatives).flip(0)):
         loss = check(implementation, (rows[0], rows[1], rows[2][:, order]), temperature)
@@ -96,7 +96,7 @@ def test_temperature_and_eps(implementation, device, temperature, eps):
 
 
 def test_extreme_temperature_does_not_overflow(implementation, device):
-    """Logits of +-500: the key's probability underflows, the log-softmax does not."""
+    """Logits of +-500: the key's probability underflows, but the log-softmax does not."""
     anchors = torch.tensor([[[1.0, 0.0]]], device=device)
     keys = torch.tensor([[-1.0, 0.0]], device=device)
     negatives = torch.tensor([[[1.0, 0.0]]], device=device)
@@ -186,7 +186,7 @@ def test_strided_inputs(implementation, device):
 
 
 def test_each_group_stands_alone(device):
-    """Equal bits, whatever groups come before and after."""
+    """A group gives the same bits, whatever groups come before and after it."""
     from dgcl_ops import ops
 
     anchors, keys, negatives = case(5, 9, 33, device=device)
@@ -241,7 +241,7 @@ def test_errors(change, error, text):
 
 
 def test_backward_computes_only_the_gradients_that_are_wanted():
-    """With detached keys and negatives the anchors' gradient is the same, and the others are never made."""
+    """With detached keys and negatives, the anchors' gradient is the same, and the others are not computed."""
     rows = [torch.randn(2, 5, 7), torch.randn(2, 7), torch.randn(2, 6, 7)]
     loss, lse = torch.ops.dgcl_ops.density_contrast(*rows, 0.5, None, None, 0.0)
     for backward in (

@@ -1,4 +1,4 @@
-"""torch.export of the operators: exported, saved and loaded, a program gives what the call gives."""
+"""torch.export of the operators: an exported program, saved and loaded, gives the same results as the call."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def push_arguments(number):
     return *rings, integers([6, 2]), integers([4, 2]), *new, integers([number, 1])
 
 
-# The function, its arguments for a batch size, and in which dimension of each argument that size is.
+# The function, its arguments for a batch size, and the dimension of each argument that has this size.
 CASES = {
     "density": (density, lambda n: (rows(n, 5), rows(3, 11, 5)), (0, None)),
     "density of each scale": (
@@ -100,7 +100,7 @@ def saved(program) -> io.BytesIO:
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_exported_programs_equal_the_call(case, dynamic):
-    """Values, and what a push writes, to the bit: the program calls the same operator."""
+    """Values and pushed rows have the same bits, because the program calls the same operator."""
     function, arguments, _ = CASES[case]
     program = exported(case, dynamic)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
@@ -144,7 +144,7 @@ def test_a_program_is_loaded_where_the_library_is_imported(tmp_path):
 
 
 def test_loading_says_what_is_missing(tmp_path):
-    """PyTorch's own words: which operator is not there, and that it has to be imported before."""
+    """PyTorch's own error names the missing operator, and says that it must be imported first."""
     done, _ = in_a_fresh_process(tmp_path, "")
     assert done.returncode != 0
     assert "failed to resolve torch.ops.dgcl_ops.knn_density.default to an operator" in done.stderr

@@ -1,4 +1,4 @@
-"""The binary: stable ABI, limited Python API, the levels kept apart, bounded memory."""
+"""The binary: stable ABI, limited Python API, separate levels, bounded memory."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_importing_loads_no_compiler():
 
 
 def test_the_loader_may_be_reloaded():
-    """It registers nothing, so a second import defines no operator twice. The operators stay usable."""
+    """Reloading registers nothing twice, and the operators stay usable."""
     code = (
         "import importlib, dgcl_ops, torch; importlib.reload(dgcl_ops._extension); "
         "print(dgcl_ops.knn_topk(torch.ones(1, 2), torch.ones(3, 2), 1)[1].item(), "

@@ -1,7 +1,7 @@
-"""Which implementation runs, what a warning says about it, and the path of devices without a compiled kernel.
+"""Which implementation runs, what a warning says about it, and what happens on devices without a compiled kernel.
 
-The tests need no such device. A call redispatched with another device's key set takes the path of that device's
-tensors, with CPU tensors.
+The tests need no such device. A call that is redispatched with another device's key set takes that device's path, but
+with CPU tensors.
 """
 
 import importlib
@@ -48,7 +48,7 @@ def flat(result):
 @pytest.mark.parametrize("key", ["XPU", "MPS"])
 @pytest.mark.parametrize("op", OPERATORS)
 def test_the_fallback_computes_what_the_kernel_computes(unwarned, op, key):
-    """Outputs and mutated arguments, for every sample of the operator contract."""
+    """Compares outputs and mutated arguments for every sample of the operator contract."""
     for compiled_arguments, fallback_arguments in zip(samples(op), samples(op), strict=True):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -159,7 +159,7 @@ def test_backend_info_under_require_compiled(unwarned, monkeypatch):
 
 
 def test_backend_info_names_what_is_missing(monkeypatch):
-    """An extension with some kernels of a device type only."""
+    """An extension that has only some of a device type's kernels."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
 
     def partly(op, key):

@@ -1,4 +1,4 @@
-"""torch.func with the operators. vmap is one call that equals the loop, or an error. Derivatives are errors."""
+"""torch.func with the operators. vmap gives one call that equals the loop, or an error. Derivatives are errors."""
 
 import builds
 import pytest
@@ -78,7 +78,7 @@ def first(result):
 
 @pytest.mark.parametrize("case", MAPPED)
 def test_vmap_equals_the_loop(case):
-    """Values equal to the bit, if compiled. Gradients come from ordinary autograd around the map. Gradients of a shared
+    """Compiled values have equal bits. Gradients come from ordinary autograd around the map. Gradients of a shared
     argument may be summed in another order."""
     function, arguments, in_dims = MAPPED[case]
     results_of_both = []
@@ -101,11 +101,11 @@ def test_vmap_equals_the_loop(case):
 
 
 def test_vmap_is_one_call():
-    """PyTorch's fallback would loop."""
+    """One call, where PyTorch's fallback would loop."""
     with torch.profiler.profile() as profile:
         vmap(density)(QUERIES, BANK)
     names = [event.name for event in profile.events()]
-    assert names.count("dgcl_ops::knn_density") == 2  # the mapped one, and the one it becomes
+    assert names.count("dgcl_ops::knn_density") == 2  # the mapped operator, and the one it becomes
 
 
 def test_vmap_of_a_map_of_maps():
@@ -241,7 +241,7 @@ def test_transforms_leave_constants_alone():
 
 
 def test_a_batch_of_gradients():
-    """`is_grads_batched` maps the backward operator. PyTorch loops, and warns."""
+    """`is_grads_batched` maps the backward operator. PyTorch loops and warns."""
     x = BANK[0]
     bank = x.clone().requires_grad_()
     values = topk(QUERIES[0], bank)[0].sum(1)

@@ -39,7 +39,7 @@ def test_equals_a_loop(layout, dtype, size, device):
 )
 @pytest.mark.parametrize("stride", [0, 1, 10**9])
 def test_strides_of_single_rows_and_columns_say_nothing(size, stride):
-    """PyTorch calls such a view contiguous whatever those strides are."""
+    """PyTorch calls such a view contiguous, whatever those strides are."""
     dense = torch.randn(size)
     strides = [stride if n == 1 else s for n, s in zip(size, dense.stride(), strict=True)]
     maps = dense.as_strided(size, strides)

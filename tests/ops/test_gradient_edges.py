@@ -99,7 +99,7 @@ def test_no_rows(device):
 
 
 def test_strided_inputs_and_gradients(device):
-    """Rows in a wider buffer, an expanded incoming gradient."""
+    """Rows in a wider buffer, and an expanded incoming gradient."""
     wide = random_rows(30, 9, dtype=torch.float64, seed=1, device=device)
     views = [wide[:6, 2:7].requires_grad_(), wide[8:22, 2:7].requires_grad_()]
     plain = [t.detach().clone().requires_grad_() for t in views]

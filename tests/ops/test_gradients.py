@@ -139,7 +139,7 @@ def test_one_column(device):
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-5])
 def test_close_neighbours_have_an_exact_l2_direction(device, gap):
-    """Nearest neighbours are near: (q - b) / |q - b| must come from the difference, not from q / s - b / s."""
+    """Nearest neighbours are close, so (q - b) / |q - b| must come from the difference, not from q / s - b / s."""
     bank = random_rows(20, 33, seed=2, device=device)
     queries = (bank + gap * random_rows(20, 33, seed=1, device=device)).requires_grad_()
     check_knn(queries, bank.requires_grad_(), values_of_nearest, {})

@@ -1,4 +1,4 @@
-"""Arguments that fuzzing (tests/kernels/fuzz/) once showed to be handled wrongly."""
+"""Arguments that were once handled wrongly, as fuzzing showed (tests/kernels/fuzz/)."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ HUGE = [2**31, 2**40, 2**62, 2**63 - 1]
 
 
 def replaced(op: str, change):
-    """Arguments with one tensor changed, for each of several of them."""
+    """Yields the arguments with one tensor changed, for several of the tensors."""
     given = list(samples(op)[0])
     for n, value in enumerate(given):
         if isinstance(value, torch.Tensor):
@@ -25,7 +25,7 @@ def replaced(op: str, change):
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op != "class_counts"])
 def test_one_tensor_on_the_meta_device_is_an_error(op):
-    # PyTorch then runs the fake kernel, whose result is unwritten memory.
+    # PyTorch then runs the fake kernel, which returns uninitialised memory.
     for arguments in replaced(op, lambda t: t.to("meta")):
         with pytest.raises(RuntimeError, match=f"^{op}: .* must be on the same device as .*, got"):
             getattr(torch.ops.dgcl_ops, op)(*arguments)
@@ -121,13 +121,13 @@ def test_rows_without_columns_are_no_work():
 
 
 def sharing():
-    """What is written, what shares its memory, and the arguments."""
+    """Which argument is written, which one shares its memory, and all arguments."""
     for written, shares in ((0, 5), (0, 6), (1, 6), (2, 7), (3, 8), (4, 8), (3, 4)):
         given = [*push_arguments(), False]
         given[1] = torch.zeros(2, 6, 5)  # the size of the features
         given[6] = random_rows(2, 4, 5, seed=2)
         number = given[shares].numel()
-        # behind its beginning: as a view of the middle of a ring
+        # starts later, like a view of the middle of a ring
         whole = given[written].view(-1)
         begin = 1 if whole.numel() > number else 0
         given[shares] = whole[begin : begin + number].view(given[shares].shape)
@@ -163,7 +163,7 @@ def test_rings_may_lie_side_by_side_in_one_memory():
 
 
 def test_a_density_of_infinite_scores_is_infinite(implementation):
-    """For each scale: ranks beyond it have weight 0, which must not be multiplied by infinity."""
+    """Ranks beyond a scale have weight 0, which must not be multiplied by infinity."""
     queries, bank = torch.ones(1, 2), torch.full((3, 2), torch.inf)
     options = {"metric": "dot", "per_scale": True}
     assert (

@@ -1,4 +1,4 @@
-"""knn_density against float64 loops, and against knn_topk, from which it must follow exactly."""
+"""knn_density against float64 loops, and against knn_topk, which must imply it exactly."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_every_pair_of_dtypes(implementation, device, query_dtype, bank_dtype, m
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("counts", [None, [18, 9, 0, 5]])
 def test_groups(implementation, device, metric, exclude_self, counts):
-    """Queries outside the offsets have density 0, NaN or not; so has a class without rows."""
+    """Queries outside the offsets have density 0, even with a NaN. So do those of a class without rows."""
     queries = random_rows(25, 7, seed=1, device=device)
     queries[0, 3] = queries[14, 0] = queries[24, 1] = NAN
     check(
@@ -120,7 +120,7 @@ def test_nan_and_infinite_rows(implementation, device, metric):
 
 
 def test_an_infinite_query(implementation, device):
-    """It has no direction, lies infinitely far away, and has an infinite or no dot product."""
+    """Such a query has no direction, an infinite distance, and an infinite dot product or none."""
     queries = torch.tensor([[INF, 1.0]], device=device)
     bank = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], device=device)
     assert math.isnan(implementation.knn_density(queries, bank, (2,)).item())

@@ -1,4 +1,4 @@
-"""Hyper-parameters that knn_topk refuses. test_rules.py has the rules of its tensors."""
+"""Hyper-parameters that knn_topk refuses. test_rules.py covers its tensors."""
 
 import pytest
 import torch

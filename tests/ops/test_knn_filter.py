@@ -1,7 +1,7 @@
 """The CPU search's filter never loses a neighbour.
 
-Many queries at once are filtered. Few at a time get canonical scores of all rows. Both must give the same bits, with
-data made to lie on the filter's bound.
+Many queries at once go through the filter. A few at a time get canonical scores of all rows. Both must give the same
+bits, with data made to lie on the filter's bound.
 """
 
 import math
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dgcl_ops.ops import knn_topk
 
 SEARCH = Path(__file__).resolve().parents[2] / "csrc" / "cpu" / "knn" / "search.cpp"
-# Queries of a class, up to which nothing is filtered.
+# Nothing is filtered for a class with at most this many queries.
 FEW = int(re.search(r"kFewQueries = (\d+);", SEARCH.read_text())[1])
 METRICS = ("cosine", "dot", "l2")
 
@@ -30,11 +30,11 @@ def assert_nothing_lost(queries, bank, k, metric):
     assert torch.equal(values.view(torch.int32), expected.view(torch.int32))
 
 
-# ---- rows that make a filter's life hard --------------------------------------------------------------
+# ---- rows that are hard for a filter ------------------------------------------------------------------
 
 
 def one_row(rows, generator):
-    """All rows equal: every score a tie."""
+    """All rows are equal, so all scores are ties."""
     return rows[:1].expand_as(rows).contiguous()
 
 
@@ -62,7 +62,7 @@ def unequal_lengths(rows, generator):
 
 
 def far_from_origin(rows, generator):
-    """A class whose radius is a thousandth of its mean's length."""
+    """A class with a radius of a thousandth of its mean's length."""
     return rows * 1e-3 + 10
 
 
@@ -71,7 +71,7 @@ def denormals(rows, generator):
 
 
 def overflowing(rows, generator):
-    """Products that float32 does not hold: infinite scores, and NaN where they cancel."""
+    """Products that float32 cannot hold: infinite scores, and NaN where they cancel."""
     rows[::3] *= 1e25
     return rows
 
@@ -91,7 +91,7 @@ def repeated(rows, generator):
 
 
 def half_steps(rows, generator):
-    """Whole numbers and a half, and their opposites."""
+    """Whole numbers plus a half, and their opposites."""
     rows = torch.round(20 * rows) + 0.5
     sign = torch.randint(0, 2, (rows.shape[0], 1), generator=generator) * 2 - 1
     return rows * sign
@@ -131,15 +131,15 @@ def test_no_neighbour_is_lost_in_bad_data(spoil, metric, bank_rows, dim, k, seed
 
 
 def on_the_bound(half: int, wins: int, sigma: torch.Tensor, blurred: str):
-    """A query, and a bank in which the filter misjudges rows by just the error it allows for.
+    """A query, and a bank on which the filter errs by almost as much as its bound allows.
 
-    On the first `half` coordinates the rows are parallel to the query or to its opposite, as Cauchy-Schwarz has it
-    for equality, and one side, the blurred one, lies 0.498 of a quantisation step off there, always towards 0; all
-    else lies on steps. The first `wins` rows are the neighbours, by less than one unit; the filter puts the next
-    `wins` above them, by nearly twice the error. The opposites of all rows make the mean 0; the last rows, of zeros,
-    have no error.
+    On the first `half` coordinates, rows are parallel to the query or to its opposite, where Cauchy-Schwarz is an
+    equality. There the `blurred` side is 0.498 of a quantisation step off, always towards 0. Everything else lies on
+    steps. The first `wins` rows are the neighbours, by less than one unit. The filter puts the next `wins` rows above
+    them, by nearly twice the error. The opposites of all rows make the mean 0. The last rows are zeros and have no
+    error.
     """
-    lifts, lose = half // 16, 1 + half // 200  # of a lift: so that the first rows stay ahead
+    lifts, lose = half // 16, 1 + half // 200  # of a lift, so that the first rows stay ahead
     rise, scale = (
         torch.full((lifts,), 56.0),
         torch.full((1,), 127.0),
@@ -156,7 +156,7 @@ def on_the_bound(half: int, wins: int, sigma: torch.Tensor, blurred: str):
     high[half] -= lose
     close = (
         high.clone()
-    )  # next in the filter's order: what it takes for the k-th score is then hardly lower
+    )  # next in the filter's order, so that its estimate of the k-th score is barely lower
     close[half] -= 1
     bank = torch.cat([row.repeat(wins, 1) for row in (low, high, close)])
     return query, torch.cat([bank, -bank, torch.zeros(200, low.shape[0])])
@@ -177,7 +177,7 @@ def test_no_neighbour_on_the_bound_is_lost(half, wins, exponent, blurred, seed):
     exact, rounded = bank @ query, bank.round() @ query.round()
     assert exact[0] > exact[wins], "the first rows are the neighbours"
     assert rounded[0] < rounded[wins], "and in whole steps the next ones would be"
-    # Powers of two change no rounding: the bound has to hold at every size.
+    # Powers of two change no rounding, so the bound must hold at every scale.
     queries = query * 2.0 ** torch.arange(-20, 20).unsqueeze(1)
     bank = bank * 2.0**exponent
     _, indices = knn_topk(queries, bank, wins, metric="dot")
@@ -186,7 +186,7 @@ def test_no_neighbour_on_the_bound_is_lost(half, wins, exponent, blurred, seed):
 
 
 def test_rows_too_small_for_a_scale():
-    """Such rows are 0 in 8 bits, up to an error of their own length: here they are the neighbours."""
+    """Such rows are 0 in 8 bits, with an error of their own length. Here they are the neighbours."""
     queries = torch.ones(40, 40) * 2.0 ** torch.arange(-20, 20).unsqueeze(1)
     small = torch.full((30, 40), 0.9e-30)
     large = 2e-30 * torch.tensor([1.0] * 21 + [-1.0] * 19).expand(30, 40)
@@ -203,7 +203,7 @@ def test_rows_too_small_for_a_scale():
 @pytest.mark.parametrize("k", [1, 32, 256, 257, 1024])
 @pytest.mark.parametrize("order", ["rising", "falling", "random"])
 def test_order_of_the_bank(metric, k, order):
-    """Rows that come by from worst to best raise the threshold all the time."""
+    """Rows sorted from worst to best raise the threshold all the time."""
     generator = torch.Generator().manual_seed(3)
     bank = torch.randn(5_000, 24, generator=generator)
     queries = torch.randn(1, 24, generator=generator) + 0.1 * torch.randn(
@@ -224,7 +224,7 @@ def test_half_precision_rows(metric, dtype):
 
 
 def test_a_class_that_the_filter_gives_up_beside_others():
-    """Blocks that go through canonical tiles, in a call with blocks that do not; every query is answered once."""
+    """One call has blocks that use canonical tiles and blocks that do not. Every query gets one result."""
     generator = torch.Generator().manual_seed(5)
     bank = torch.randn(3, 2_000, 40, generator=generator)
     bank[1] = bank[1, :1]
@@ -243,7 +243,7 @@ def test_a_class_that_the_filter_gives_up_beside_others():
 
 
 def test_more_classes_than_are_prepared_together():
-    """14 MB of 8-bit rows, prepared in two parts, from banks with unused rows."""
+    """14 MB of 8-bit rows are prepared in two parts, from banks with unused rows."""
     generator = torch.Generator().manual_seed(7)
     counts = torch.tensor([4_000, 3_000, 0, 4_000, 63, 4_000, 3_999, 4_000, 4_000])
     bank = torch.randn(9, 4_000, 512, generator=generator)

@@ -1,4 +1,4 @@
-"""knn_topk on views: strided rows, groups, offsets and counts equal contiguous ones."""
+"""knn_topk on views: strided rows, groups, offsets and counts give the same results as contiguous ones."""
 
 import math
 

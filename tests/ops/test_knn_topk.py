@@ -12,7 +12,7 @@ INF, NAN = math.inf, math.nan
 
 
 def check(implementation, queries, bank, k, **options):
-    """Values within tolerance; the same neighbours in the same order."""
+    """Values are within tolerance, and the neighbours are the same, in the same order."""
     values, indices = implementation.knn_topk(queries, bank, k, **options)
     options = {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in options.items()}
     want_values, want_indices = oracles.knn_topk(queries.cpu(), bank.cpu(), k, **options)
@@ -119,7 +119,7 @@ def test_a_nan_query_has_no_neighbours_and_changes_no_other(implementation, devi
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_infinities(implementation, device, metric):
-    """With dot, +inf is the best score; -inf and NaN are no neighbours. With cosine and l2, infinite rows are none."""
+    """With dot, +inf is the best score; -inf and NaN never count. With cosine and l2, infinite rows never count."""
     bank = torch.tensor(
         [[1.0, 1.0], [INF, 1.0], [-INF, 1.0], [INF, -INF], [2.0, -1.0]], device=device
     )
@@ -166,7 +166,7 @@ def test_equal_rows(implementation, device, rows, metric):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_ties_among_few_values(implementation, device, metric, dtype):
-    """Coordinates -2..2: scores are exact (with dot and l2), and dozens of rows share each."""
+    """Coordinates are -2..2, so scores are exact with dot and l2, and dozens of rows share each score."""
     generator = torch.Generator().manual_seed(3)
     bank = torch.randint(-2, 3, (300, 3), generator=generator).to(dtype).to(device)
     queries = torch.randint(-2, 3, (8, 3), generator=generator).to(dtype).to(device)
@@ -186,7 +186,7 @@ def test_both_zeros_are_one_score(implementation, device):
 
 
 def grouped(device, dtype=torch.float32):
-    """Four classes, with queries before the first and after the last. One class has no queries, one no rows."""
+    """Four classes, with queries before the first and after the last. One class has no queries, one has no rows."""
     return {
         "queries": random_rows(25, 7, dtype=dtype, seed=1, device=device),
         "bank": random_rows(4, 18, 7, dtype=dtype, seed=2, device=device),

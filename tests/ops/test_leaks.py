@@ -1,8 +1,8 @@
-"""No call loses memory: what is held after 20,000 small calls of every operator, and after 2,000 steps of the loss.
+"""No call leaks memory. Measured after 20,000 small calls of every operator, and after 2,000 steps of the loss.
 
-leaks.py counts, in a process for each case. glibc's own account of malloc() is exact: where nothing leaks it stays at
-0 bytes, on a busy machine too. Resident memory is coarse. It sees what malloc() does not count: a fragmented heap, and
-pages that were mapped otherwise. Python's small objects have an allocator of their own.
+leaks.py runs a process for each case. glibc's count of malloc() is exact: without a leak it stays at 0 bytes, even on a
+busy machine. Resident memory is coarse, but includes what malloc() does not count: a fragmented heap, and pages mapped
+in other ways. Python's small objects have their own allocator.
 """
 
 import json
@@ -15,13 +15,13 @@ import torch
 
 import dgcl_ops
 
-# Bytes a call. The smallest piece that malloc() hands out takes 32, so that a leak of one a call shows as 32 or more.
-# Seen: 0 with all but three operators, and for a step of the loss; up to 1,200 bytes in all with those.
+# Bytes per call. The smallest block of malloc() takes 32, so one leak per call shows as 32 or more. Observed: 0 for a
+# step of the loss and all but three operators, for which it was up to 1,200 bytes in total.
 ALLOCATED_PER_CALL = 16
-# Bytes in all: stacks, page tables, arenas of Python. Seen: up to 0.5 MB where nothing leaks, 50 to 70 MB where 48 lost
-# bytes a call kept freed memory from being used again.
+# Bytes in total: stacks, page tables, Python's arenas. Observed: up to 0.5 MB without a leak, and 50 to 70 MB when 48
+# leaked bytes per call kept freed memory from being reused.
 RESIDENT = 2 << 20
-# Blocks a call: a leak has at least one. Seen: up to 0.2 in a step of the loss, whose caches still fill.
+# Blocks per call: a leak has at least one. Observed: up to 0.2 in a step of the loss, while caches still fill.
 PYTHON_PER_CALL = 0.5
 
 SERVED = dgcl_ops.backend_info()["devices"]["cpu"]["implementation"]
@@ -37,7 +37,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def grown() -> dict[str, dict]:
-    """What each case has grown by. Two processes share the cases."""
+    """The growth of each case. Two processes share the cases."""
     names = list(leaks.CASES)
     command = [sys.executable, leaks.__file__]
     workers = [
@@ -50,7 +50,7 @@ def grown() -> dict[str, dict]:
 
 
 def faults(growth: dict) -> list[str]:
-    """What has grown by more than it may."""
+    """What has grown by more than is allowed."""
     most = {
         "allocated": ALLOCATED_PER_CALL * growth["calls"],
         "resident": RESIDENT,
@@ -90,6 +90,6 @@ def test_a_planted_leak_is_seen(grown, leak, found):
 
 
 def test_the_planted_leak_is_measured_exactly(grown):
-    """32 bytes and malloc's 16 for itself; the rest is unrest."""
+    """32 bytes, and 16 for malloc's own data. The tolerance is for noise."""
     growth = grown["planted: 32 bytes of malloc"]
     assert growth["allocated"] / growth["calls"] == pytest.approx(48, abs=1)

@@ -1,4 +1,4 @@
-"""Every instruction set gives the same bits, ties included, and asking for one that is not there is an error."""
+"""Every instruction set gives the same bits, including ties. Requesting a missing one is an error."""
 
 import os
 import re
@@ -13,7 +13,9 @@ from dgcl_ops import backend_info
 
 WIDEST = LEVELS.index(backend_info()["cpu_capability"])
 if os.environ.get("DGCL_OPS_CPU_CAPABILITY"):
-    pytest.skip("the tests themselves run under a capped level", allow_module_level=True)
+    pytest.skip(
+        "DGCL_OPS_CPU_CAPABILITY already caps the level of this test run", allow_module_level=True
+    )
 
 DIGEST = """
 import hashlib, torch
@@ -71,7 +73,7 @@ def test_unknown_or_missing_level_is_an_error(level):
 @pytest.mark.long
 @pytest.mark.parametrize("level", LEVELS[:WIDEST])
 def test_no_filter_loses_a_neighbour(level):
-    """test_knn_filter.py on the levels below: their filters are others."""
+    """Runs test_knn_filter.py on the lower levels, which have other filters."""
     env = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
     tests = Path(__file__).with_name("test_knn_filter.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]

@@ -1,4 +1,4 @@
-"""memory_push against a loop that writes one row after the other."""
+"""memory_push against a loop that writes one row at a time."""
 
 import math
 
@@ -37,7 +37,7 @@ def rows(classes=3, number=4, columns=5, projected=2, dtype=torch.float32, devic
 
 
 def push_and_check(implementation, state, new, row_counts, normalize=False):
-    """The rings change in place into the oracle's; unit rows to within rounding, all else to the bit."""
+    """In place, the rings become those of the oracle: unit rows within rounding, everything else bit for bit."""
     on_cpu = {name: tensor.cpu() for name, tensor in state.items()}
     want = oracles.memory_push(
         on_cpu, {n: t.cpu() for n, t in new.items()}, row_counts.cpu(), normalize
@@ -59,7 +59,7 @@ def push_and_check(implementation, state, new, row_counts, normalize=False):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("counts", [[0, 0, 0], [4, 4, 4], [1, 3, 2], [0, 4, 1]])
 def test_push(implementation, device, counts, normalize):
-    """Class 0 is full and wraps, class 1 goes on, class 2 starts."""
+    """Class 0 is full and wraps, class 1 continues, class 2 starts."""
     push_and_check(
         implementation,
         bank(device=device),
@@ -71,7 +71,7 @@ def test_push(implementation, device, counts, normalize):
 
 @pytest.mark.parametrize("number", [7, 8, 9, 16, 17, 30])
 def test_more_rows_than_the_ring_holds(implementation, device, number):
-    """The last `capacity` rows stay, at the slots they would have reached one by one."""
+    """The last `capacity` rows stay, in the slots where single pushes would have put them."""
     counts = integers([number, number - 1, number], device)
     push_and_check(implementation, bank(device=device), rows(number=number, device=device), counts)
 

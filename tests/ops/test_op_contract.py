@@ -87,7 +87,7 @@ OPERATORS = (
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_opcheck(op):
-    """The schema is right about mutation, the fake kernel about shapes and dtypes, and autograd is registered."""
+    """The schema states the mutations, the fake kernel gives the shapes and dtypes, and autograd is registered."""
     overload = getattr(torch.ops.dgcl_ops, op).default
     for arguments in samples(op):
         results = torch.library.opcheck(overload, arguments)
@@ -166,7 +166,7 @@ def test_compiled_class_counts():
 
 
 def all_outputs(implementation, dtype, forward, backward):
-    """Every output and gradient, computed inside the two contexts."""
+    """All outputs and gradients, computed inside the two contexts."""
     queries, bank, offsets, counts = knn_arguments(dtype=dtype)
     rows = contrast_arguments(dtype)
     results = []
@@ -191,7 +191,7 @@ def low_precision():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_autocast_changes_nothing(implementation, dtype):
-    """Not in forward, nor in backward where it is an operator of its own."""
+    """Neither in forward, nor in backward if that is its own operator."""
     plain = all_outputs(implementation, dtype, contextlib.nullcontext, contextlib.nullcontext)
     compiled = implementation is ops
     backward = low_precision if compiled else contextlib.nullcontext
@@ -211,7 +211,7 @@ def test_inference_mode():
 
 
 def test_meta_tensors_have_the_right_shapes():
-    """Shape inference without data, as used by tracing and by models built on the meta device."""
+    """Shape inference without data, as in tracing and in models on the meta device."""
     queries, bank, offsets, counts = (t.detach().to("meta") for t in knn_arguments())
     options = {"query_offsets": offsets, "bank_counts": counts}
     values, indices = ops.knn_topk(queries, bank.double(), 6, **options)
@@ -224,7 +224,7 @@ def test_meta_tensors_have_the_right_shapes():
 
 
 def test_vector_of_gradients_from_autograd_equals_the_backward_operator():
-    """The gradient that autograd delivers is the operator's own, for values that are used twice."""
+    """Autograd gives the operator's own gradient, also for values that are used twice."""
     queries, bank, offsets, counts = knn_arguments(dtype=torch.float64)
     options = {"query_offsets": offsets, "bank_counts": counts}
     values, indices = ops.knn_topk(queries, bank, 2, **options)

@@ -1,6 +1,6 @@
-"""`reference` by itself: its parts, its written-out gradients, its memory.
+"""`reference` itself: its parts, its written-out gradients, its memory.
 
-The tests of each operator compare it with the loop oracles.
+The tests of the operators compare it with the loop oracles.
 """
 
 import math
@@ -52,7 +52,7 @@ def test_unit_rows_differentiate(device):
 
 @pytest.mark.parametrize("scales", [(1,), (8, 16, 32), (5, 2, 2), (300,)])
 def test_scale_weights(scales):
-    """Each row: the published formula, term by term; summing to 1 unless there are no neighbours."""
+    """Each row is the published formula, term by term. It sums to 1 unless there are no neighbours."""
     neighbours = integers([0, 1, 4, 5, 31, 40])
     weights = scale_weights(scales, neighbours, 40)
     assert weights.shape == (6, 40)
@@ -86,7 +86,7 @@ def test_chunks_change_nothing(monkeypatch, metric):
 
 
 def test_scores_are_made_a_chunk_at_a_time(monkeypatch):
-    """No score matrix holds more than CHUNK_ELEMENTS."""
+    """No score matrix has more than CHUNK_ELEMENTS elements."""
     sizes = []
     scores = reference._scores
 

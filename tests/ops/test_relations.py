@@ -1,4 +1,4 @@
-"""Relations that hold bit for bit: what must not change a selection, or change it in a known way."""
+"""Relations that hold bit for bit: changes that must not affect a selection, or must affect it in a known way."""
 
 import oracles
 import pytest
@@ -77,7 +77,7 @@ def test_the_order_of_the_bank_changes_indices_only(p):
     values, _, density = search(p)
     moved_values, moved_indices, moved_density = search(p, bank=p["bank"][order])
     assert same((values, density), (moved_values, moved_density))
-    # Every index of the moved bank stands for the score it comes with, ties by the new index.
+    # Every index of the permuted bank has the score that it is returned with. Ties go to the lower new index.
     every_value, every_index, _ = search(p, k=max(rows, 1))
     for m in range(values.shape[0]):
         score = dict(zip(every_index[m].tolist(), every_value[m].tolist(), strict=True))
@@ -111,14 +111,14 @@ def test_one_grouped_call_equals_a_call_per_class(p):
 
 @given(problems(), st.integers(-40, 40), st.integers(-40, 40))
 def test_powers_of_two(p, query_power, bank_power):
-    """cosine ignores them, dot is scaled by both; l2 by one that both share."""
+    """cosine ignores both factors, dot is scaled by both, and l2 by a common one."""
     if p["metric"] == "l2":
         bank_power = query_power
     values, indices, density = search(p)
     scaled = search(p, p["queries"] * 2.0**query_power, p["bank"] * 2.0**bank_power)
     power = {"cosine": 0, "dot": query_power + bank_power, "l2": query_power}[p["metric"]]
     assert same((values * 2.0**power, indices), scaled[:2])
-    # Sums of several scaled scores may meet denormals only where the scores themselves do: not here.
+    # Sums of scaled scores can be denormal only if the scores are, which does not happen here.
     assert same((density * 2.0**power,), scaled[2:])
 
 
@@ -132,7 +132,7 @@ def test_a_doubled_bank_gives_every_score_twice(p):
         candidates = [
             (-v, j) for v, j in zip(values[m].tolist(), indices[m].tolist(), strict=True) if j >= 0
         ]
-        # Ties at the k-th score may bring in further rows of the same score, so compare above it.
+        # Ties at the k-th score may bring in other rows with that score, so compare only above it.
         last = candidates[-1][0] if candidates else 0
         want = sorted(pair for v, j in candidates for pair in ((v, j), (v, j + rows)) if v < last)
         assert doubled_indices[m].tolist()[: len(want)] == [j for _, j in want]
@@ -183,14 +183,14 @@ def test_exclude_self_is_removing_the_row(p):
         others = torch.cat([bank[:m], bank[m + 1 :]])
         alone_values, alone_indices, alone_density = search(p, queries=bank[m : m + 1], bank=others)
         shifted = alone_indices + (alone_indices >= m)
-        # A NaN query has density NaN as soon as its class has rows: here the bank always has one.
+        # A NaN query has density NaN if its class has rows, and here the bank always has one.
         if bank.shape[0] > 1:
             assert same((density[m : m + 1],), (alone_density,))
         assert same((values[m : m + 1], indices[m : m + 1]), (alone_values, shifted))
 
 
 def every_result():
-    """Forward and backward of every operator, on sizes that several threads share."""
+    """Forward and backward of every operator, on sizes for several threads."""
     rows = oracles.random_rows
     queries = rows(500, 40, seed=1).requires_grad_()
     bank = rows(4, 300, 40, seed=2).requires_grad_()

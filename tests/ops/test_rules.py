@@ -1,4 +1,4 @@
-"""Every rule of rules.py: the compiled kernels, the fallback and the checks of plain PyTorch refuse with one text."""
+"""Every rule of rules.py: compiled kernels, fallback and plain PyTorch's checks raise the same error."""
 
 import os
 import warnings

@@ -18,7 +18,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def sums_and_check(implementation, features, offsets, rows=None):
-    """Equal to the oracle: sums of a few hundred roots of sums of at most 300 squares, none of which cancels."""
+    """Compares with the oracle. A result sums a few hundred roots of sums of at most 300 squares; nothing cancels."""
     options = {} if rows is None else {"rows": rows}
     got = implementation.silhouette_sums(features, offsets, **options)
     assert got.dtype == torch.float64
@@ -38,7 +38,7 @@ def spread_offsets(rows: int, classes: int, device="cpu"):
 )
 def test_equals_a_loop(implementation, device, rows, classes, dim):
     if rows * rows * dim > 2**20:
-        dim = 3  # the loop's time
+        dim = 3  # limits the time of the loop
     features = random_rows(rows, dim, seed=rows + dim, device=device)
     sums_and_check(implementation, features, spread_offsets(rows, classes, device))
 
@@ -63,7 +63,7 @@ def test_rows_of_their_own(implementation, device, number):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("number", "dim"), [(9000, 3), (700, 300)])
 def test_blocks_of_many_rows_and_columns_in_stretches(number, dim, dtype):
-    """Sizes that a loop would be too slow for: some rows, against whole matrices of differences."""
+    """At sizes that are too slow for a loop, compares some rows with whole matrices of differences."""
     from dgcl_ops import ops
 
     features = random_rows(number, dim, dtype=dtype, seed=number)
@@ -85,7 +85,7 @@ def test_the_features_as_rows_change_nothing_but_the_order_of_summation(implemen
 
 
 def test_rows_outside_the_offsets_belong_to_no_class(implementation, device):
-    """They have sums, but no sum includes them."""
+    """Rows outside the offsets have sums, but no sum includes them."""
     features = random_rows(100, 4, seed=4, device=device)
     got = sums_and_check(implementation, features, integers([20, 70, 80], device))
     inside = implementation.silhouette_sums(features[20:80], integers([0, 50, 60], device))
@@ -112,7 +112,7 @@ def test_strided_rows(implementation, device):
 
 
 def test_nothing_cancels(implementation, device):
-    """Close pairs far from the origin, and equal rows: the difference is taken first, and is exact."""
+    """Close pairs far from the origin, and equal rows. The difference comes first, and is exact."""
     features = random_rows(30, 4, dtype=torch.float64, seed=6, device=device)
     grid = (features * 2**20).round() / 2**20
     offsets = integers([0, 12, 30], device)
@@ -144,7 +144,7 @@ def test_rows_that_are_not_finite(implementation, device):
     seed=st.integers(0, 1000),
 )
 def test_relations(implementation, sizes, skipped, dim, seed):
-    """Symmetric in the classes' pairs; the order of a class's rows, a shift and a scale mean nothing."""
+    """Sums are symmetric in pairs of classes. Row order within a class, a shift and a scale do not matter."""
     offsets = integers([skipped, *(skipped + s for s in itertools.accumulate(sizes))])
     rows = int(offsets[-1]) + 3
     features = random_rows(rows, dim, dtype=torch.float64, seed=seed)
@@ -169,7 +169,9 @@ def test_threads_change_no_bit(rows):
 
     features = random_rows(777, 64, seed=8)
     queries = None if rows is None else random_rows(rows, 64, seed=9)
-    offsets = spread_offsets(777, 2)  # few classes: another order of summation shows in most sums
+    offsets = spread_offsets(
+        777, 2
+    )  # few classes, so that another order of summation shows in most sums
     want = ops.silhouette_sums(features, offsets, queries)
     threads = torch.get_num_threads()
     try:

@@ -20,14 +20,14 @@ CALLERS = 4
 
 @pytest.fixture(autouse=True)
 def several_threads():
-    """In each caller's pool too."""
+    """Also in each caller's pool."""
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(1)
 
 
 def at_once(calls: list) -> list:
-    """The results of calls that begin together, each in a thread of its own."""
+    """The results of calls that start together, each in its own thread."""
     barrier = threading.Barrier(len(calls))
 
     def one(call):
@@ -102,7 +102,7 @@ def test_operators_share_what_they_only_read():
 
 
 def failing_arguments(size: int):
-    """Each thread allocates memory for `size` negatives. The tensor stores one."""
+    """Each thread allocates memory for `size` negatives, although the tensor stores only one."""
     rows = random_rows(1, 300, 8, seed=1)
     return rows, rows[:, 0], rows[:, :1].expand(1, size, 8), integers([2])
 
@@ -159,7 +159,7 @@ class Searches(torch.utils.data.Dataset):
 
 
 def fork_after_use() -> None:
-    """In a process of its own: see below."""
+    """Runs in its own process, see below."""
     torch.set_num_threads(3)
     expected = search()
     density, grandchild, refused, failed = in_a_fork(a_child)

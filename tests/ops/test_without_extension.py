@@ -1,4 +1,4 @@
-"""A build without the compiled extension: plain PyTorch serves every device, and says so.
+"""A build without the compiled extension: every device uses plain PyTorch, with a warning.
 
 `.ci/check_pure` builds such a wheel and runs the operators' tests with it. Here a child process hides the extension.
 """
@@ -65,7 +65,7 @@ loss(torch.ones(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
 
 @pytest.mark.parametrize(("code", "line"), [(SEARCH, 2), (LOSS, 4)])
 def test_the_warning_names_the_callers_line(code, line):
-    """Not a line of dgcl_ops or PyTorch, also if the call goes through torch.nn.Module."""
+    """The warning names no line of dgcl_ops or PyTorch, even if the call goes through torch.nn.Module."""
     assert f"<string>:{line}: UserWarning: dgcl_ops: this build" in child(HIDDEN + code)
 
 
@@ -76,7 +76,7 @@ def test_compiled_kernels_can_be_required():
 
 
 def test_another_tree_s_extension_is_not_taken(tmp_path):
-    """As with a pure package in PYTHONPATH before an editable install, whose finder knows an extension."""
+    """As with a pure package in PYTHONPATH before an editable install that has an extension."""
     package = Path(dgcl_ops.__file__).parent
     leave = shutil.ignore_patterns("_C.*", "_build.py", "__pycache__")
     shutil.copytree(package, tmp_path / "dgcl_ops", ignore=leave)
@@ -220,7 +220,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_plain_pytorch_takes_blocks(monkeypatch, name):
-    """60,000 scores in blocks of at most 4,096: nothing is larger, and the results are those of one block."""
+    """60,000 scores in blocks of at most 4,096. Nothing is larger, and results are the same as with one block."""
     with Largest() as whole:
         want = CALLS[name]()
     assert whole.numbers > 28_000

@@ -124,7 +124,7 @@ def _agree(got: str, expected: str) -> bool:
 
 
 def command_problems(page: str, root: Path) -> list[str]:
-    """Files, modules and make targets that shell commands name and that do not exist."""
+    """Files, modules and make targets in shell commands that do not exist."""
     problems = []
     for kind, text, line in parts(page):
         if kind in ("bash", "indented"):
@@ -186,7 +186,7 @@ def anchors(page: str) -> set[str]:
 
 
 def link_problems(path: Path, root: Path) -> list[str]:
-    """Relative links of the page, and their anchors, that lead nowhere."""
+    """The broken relative links of the page, including their anchors."""
     problems, text = [], path.read_text()
     for groups in LINK.findall(prose(text)):
         link = groups[0] or groups[1]

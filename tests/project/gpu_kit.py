@@ -1,4 +1,4 @@
-"""Shared by the tests of the GPU kit: its modules, runs of small steps, its commands as modules."""
+"""Shared by the tests of the GPU kit: imports its modules and commands, and runs small steps."""
 
 import importlib.util
 import os

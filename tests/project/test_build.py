@@ -1,6 +1,6 @@
-"""What setup.py decides: extension or plain Python, flags, tags, errors.
+"""What setup.py decides: extension or pure Python, flags, tags, errors.
 
-A stand-in takes the compiler's place. It records its arguments, and fails where a test asks for that.
+A stand-in replaces the compiler. It records its arguments, and fails on request.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
-    pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs the source tree, which is missing here", allow_module_level=True)
 
 COMPILER = """#!/bin/sh
 echo "$@" >>"$FAKE_LOG"
@@ -52,7 +52,7 @@ class Tree:
         self.compiler = script(folder / "bin" / "g++", COMPILER)
 
     def run(self, hook="build_wheel", before="", **variables) -> subprocess.CompletedProcess:
-        """Calls a hook of the build backend. A variable that is None is not set."""
+        """Calls a hook of the build backend. A variable with value None is not set."""
         fake = {"CXX": str(self.compiler), "FAKE_LOG": str(self.log), "FAKE_VERSION": "g++ 12"}
         given = {k: v for k, v in os.environ.items() if not k.startswith(("DGCL_OPS", "CXX", "CC"))}
         given |= fake | variables
@@ -75,7 +75,7 @@ class Tree:
         return done.stderr.splitlines()[-1]
 
     def calls(self, word: str) -> list[str]:
-        """Command lines of the stand-in that have the word in them."""
+        """Command lines of the stand-in that contain the word."""
         return [line for line in self.log.read_text().splitlines() if word in line]
 
 
@@ -86,7 +86,7 @@ class Wheel:
             self.files = {name: archive.read(name) for name in archive.namelist()}
 
     def why_pure(self) -> str:
-        """The reason kept in a wheel that is checked to be plain Python."""
+        """The reason kept in a wheel that is checked to be pure Python."""
         assert PURE in self.name
         (about,) = (text for name, text in self.files.items() if name.endswith("/WHEEL"))
         assert b"Root-Is-Purelib: true" in about
@@ -176,7 +176,7 @@ def test_not_wanted(tree):
     ],
 )
 def test_a_compile_error(tree, fault, error):
-    """The build ends as plain Python, or as an error if the extension was requested."""
+    """The build falls back to pure Python, or fails if the extension was requested."""
     plant_leftovers(tree)
     variables = {"FAKE_FAULT": fault, "FAKE_ERROR": error}
     assert tree.build(**variables).why_pure() == error
@@ -186,7 +186,7 @@ def test_a_compile_error(tree, fault, error):
 
 
 def test_an_error_that_cannot_be_printed(tree):
-    """A compiler's quotes on a terminal without them."""
+    """A compiler prints quotes that the terminal cannot encode."""
     error = "a.cpp:1: error: \u2018x\u2019 was not declared"
     fault = {"FAKE_FAULT": "rows.cpp", "FAKE_ERROR": error, "PYTHONIOENCODING": "ascii"}
     assert "built without the extension: a.cpp:1: error: " in tree.build(**fault).output
@@ -255,7 +255,7 @@ def test_an_sdist_builds_both_ways(tree, tmp_path):
     assert COMPILED in tree.build(DGCL_OPS_EXTENSION="1").name
 
 
-# ---- what is asked for ------------------------------------------------------------------------------
+# ---- wrong requests ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

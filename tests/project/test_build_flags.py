@@ -1,4 +1,4 @@
-"""The flags for compilers that are not installed here, odd environments, and the CUDA toolkits that are accepted."""
+"""The flags for compilers that are not installed here, unusual environments, and which CUDA toolkits are accepted."""
 
 import os
 import runpy
@@ -13,7 +13,7 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "dgcl_ops").exists():
-    pytest.skip("this needs the source tree, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs the source tree, which is missing here", allow_module_level=True)
 
 from distutils.ccompiler import CCompiler  # setuptools has it  # noqa: E402
 
@@ -22,7 +22,7 @@ from test_build import COMPILED, Tree, plant_leftovers, script  # noqa: E402
 
 
 class Compiler(CCompiler):
-    """Records what setuptools asks of it."""
+    """Records the calls of setuptools."""
 
     executables: ClassVar = {}
 
@@ -92,7 +92,7 @@ def test_apple_s_clang(build, monkeypatch, tmp_path):
     options = compiler.compiled["csrc/cpu/rows.cpp"]
     assert "-ffp-contract=off" in options["flags"]
     assert "-Wno-unknown-pragmas" in options["flags"]
-    # Nothing else: Python's own linker flags allow undefined symbols.
+    # No further flags: Python's own linker flags allow undefined symbols.
     assert compiler.linked["libraries"] == ["torch_cpu"]
     assert not compiler.linked["extra_postargs"]
 
@@ -216,7 +216,7 @@ def test_a_build_with_cuda_kernels(tmp_path):
 
 
 def test_nvcc_that_fails(tmp_path):
-    """The CPU kernels are lost too if nobody requested CUDA kernels. The reason says how to build only those."""
+    """If CUDA kernels were not requested, the CPU kernels are lost, too. The reason says how to build those alone."""
     tree, cuda = Tree(tmp_path), toolkit(tmp_path / "cuda", "12.8")
     torch = "import toolkit; toolkit.is_cuda_build = lambda torch: True\n"
     before = f"import sys; sys.path.insert(0, {str(tree.folder / 'csrc' / 'cuda')!r}); {torch}"

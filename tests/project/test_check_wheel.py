@@ -1,4 +1,4 @@
-"""Which environments .ci/check_wheel tests in which turn, and how it reads pytest's output."""
+"""The environments that .ci/check_wheel tests in each turn, and how it reads pytest's output."""
 
 import re
 from itertools import product
@@ -53,16 +53,19 @@ SKIPPED [2] needs /proc: Linux only
 
 
 def test_the_range_of_releases_is_the_same_everywhere(script):
-    """Compares setup.py (with the stable ABI's version), the metadata, the check at import, the tests and README."""
+    """Compares setup.py (with the stable ABI's version), the metadata, the check at import, the tests and the pages."""
     root = ROOT
     setup = re.search(r"MINIMUM_TORCH = \((\d+), (\d+)\)", (root / "setup.py").read_text())
     assert tuple(map(int, setup.groups())) == _extension.MINIMUM_TORCH
     lowest = ".".join(setup.groups())
     assert f'"torch>={lowest}"' in (root / "pyproject.toml").read_text()
     assert script.TORCHES[0].startswith(f"{lowest}.")
-    readme = (root / "README.md").read_text()
     highest = script.TORCHES[-1].rsplit(".", 1)[0]
-    assert f"PyTorch {lowest} to {highest}" in readme
+    page = (root / "docs" / "compatibility.md").read_text()
+    assert f"PyTorch {lowest} to {highest}" in page
+    for text in (page, (root / "README.md").read_text()):
+        named = re.findall(r"PyTorch (\d+\.\d+)(?: to |-| – |–)(\d+\.\d+)", text)
+        assert set(named) <= {(lowest, highest)}
 
 
 def test_wheels_are_built_with_the_same_headers_everywhere():

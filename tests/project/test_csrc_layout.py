@@ -1,4 +1,4 @@
-"""The includes of csrc/ run one way, down the layers below, and PyTorch's headers stay out of the CUDA kernels."""
+"""Includes in csrc/ go only to lower layers, and PyTorch's headers stay out of the CUDA kernels."""
 
 import re
 import shutil
@@ -8,9 +8,9 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 if not CSRC.exists():
-    pytest.skip("this needs csrc/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("needs csrc/, which is missing here", allow_module_level=True)
 
-# From the lowest up. A file includes files of its own layer and of lower ones. csrc/cpu and csrc/cuda share only BASE.
+# From lowest to highest. A file may include its own layer and lower ones. csrc/cpu and csrc/cuda share only BASE.
 BASE = ("math/*", "common/*", "ops/*")
 CPU = (
     "cpu/simd/*",
@@ -42,7 +42,7 @@ def included(file: Path) -> list[Path]:
     """The files of csrc that `file` includes directly."""
     names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE)
     found = [(file.parent / name).resolve() for name in names]
-    return [path for path in found if path.exists()]  # the emulator's header lies elsewhere
+    return [path for path in found if path.exists()]  # the emulator's header is in another folder
 
 
 def matches(path: Path, csrc: Path, patterns: str) -> bool:

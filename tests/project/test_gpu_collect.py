@@ -1,4 +1,4 @@
-"""Packing for a GPU, and collecting results: sizes, figures, and no figure without a measurement."""
+"""Packing for a GPU and collecting results: sizes, figures, and no figure without a measurement."""
 
 import csv
 import json
@@ -100,7 +100,7 @@ def test_what_came_back_becomes_results(monkeypatch, tmp_path, capsys):
 )
 def test_a_rehearsal_never_becomes_results(monkeypatch, tmp_path, gpu, rehearsal):
     out, results = came_back(tmp_path / "out", gpu, rehearsal), tmp_path / "results"
-    with pytest.raises(SystemExit, match="is from a rehearsal, whose figures mean nothing"):
+    with pytest.raises(SystemExit, match="is from a rehearsal, so its figures are meaningless"):
         collect(monkeypatch, out, "--results", results)
     assert not results.exists()
     assert collect(monkeypatch, out, "--rehearsal") == 0

@@ -34,7 +34,7 @@ from gpu_kit import (  # noqa: F401
 
 
 def check_neighbours(run, status: str, *words: str):
-    """Checks the status of a step between two good ones, and that their results and the summary are complete."""
+    """Runs a step between two good ones. Checks its status, their results, and that the summary is complete."""
     assert statuses(run) == {"before": "passed", "bad": status, "after": "passed"}
     assert run.figure("after", "value") == 7
     lines = [json.loads(t) for t in (run.out / "results.jsonl").read_text().splitlines()]
@@ -75,7 +75,7 @@ time.sleep(600)
 
 @pytest.fixture
 def impatient(run, monkeypatch):
-    """Makes a limit pass as soon as the step has printed a result, so that no test depends on time."""
+    """Lets a limit expire as soon as the step has printed a result, so that no test depends on time."""
 
     def ends_within(process, seconds: float) -> bool:
         end = time.monotonic() + PATIENCE

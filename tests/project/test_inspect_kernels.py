@@ -1,4 +1,4 @@
-"""The inspection of compiled kernels finds what it is there to find: each check fails where it should."""
+"""The inspection of compiled kernels works: each check fails where it should."""
 
 import csv
 import importlib
@@ -18,7 +18,7 @@ SCRIPT = ROOT / ".ci" / "inspect_kernels"
 TABLE = ROOT / "csrc" / "cuda" / "resources.csv"
 if not SCRIPT.exists() or not TABLE.exists():
     pytest.skip(
-        "the inspection needs .ci/ and csrc/, and these tests stand alone", allow_module_level=True
+        "the inspection needs .ci/ and csrc/, which are missing here", allow_module_level=True
     )
 
 PTXAS = """ptxas info    : Compiling entry function '_ZN4dgcl16copy_rows_kernelEv' for 'sm_80'
@@ -144,7 +144,7 @@ def test_integer_atomics_and_constants_pass(rules, opcode):
     ],
 )
 def test_forbidden_instructions_of_the_source_fail(rules, opcode):
-    """In a kernel that may do arithmetic: it is the way that is wrong."""
+    """In a kernel that may do arithmetic: only the instruction is wrong."""
     faults = ptx_faults(rules, opcode, kernel="row_norms_kernel<float>")
     assert len(faults) == 1
     assert "row_norms_kernel<float>, sm_80 (ptx): forbidden " in faults[0]
@@ -192,7 +192,8 @@ def test_the_table_is_in_order(rules):
     assert tuple(rows[0]) == rules.COLUMNS
     assert TABLE.read_text() == rules.as_csv(rows)
     kernels = len({row["kernel"] for row in rows})
-    assert f"{kernels} kernels, 0 faults" in (ROOT / "README.md").read_text()
+    page = ROOT / "docs" / "develop" / "cuda_without_a_gpu.md"
+    assert f"{kernels} kernels, 0 faults" in page.read_text()
     for row in rows:
         assert {other["arch"] for other in rows if other["kernel"] == row["kernel"]} == {
             *("sm_80", "sm_86", "sm_89", "sm_90"),
@@ -203,7 +204,7 @@ def test_the_table_is_in_order(rules):
 
 
 def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
-    """Another nvcc allots other registers: that is said, and is no fault. CI does not accept it (.ci/run)."""
+    """Another nvcc allocates registers differently. That is reported but is no fault, except in CI (.ci/run)."""
     loader = importlib.machinery.SourceFileLoader("inspect_kernels", str(SCRIPT))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
@@ -215,7 +216,7 @@ def test_registers_are_compared_for_the_same_compiler_only(rules, capsys):
     assert "advance_rings_kernel,sm_80,9" in fault
     assert capsys.readouterr().out == ""
     assert module.table_faults(changed, committed, "12.6.20") == []
-    said = f"registers are not compared: the table is of nvcc {version}, this is 12.6.20"
+    said = f"registers are not compared: the table is from nvcc {version}, this is 12.6.20"
     assert said in capsys.readouterr().out
 
 
@@ -228,7 +229,7 @@ def edits(monkeypatch):
 
 
 def test_each_edit_changes_one_place(edits):
-    """Those that `.ci/inspect_kernels --faults` plants."""
+    """Checks the edits that `.ci/inspect_kernels --faults` plants."""
     for edit in edits:
         assert (TABLE.parent / edit.file).read_text().count(edit.old) == 1, edit
         assert edit.old != edit.new
@@ -237,12 +238,12 @@ def test_each_edit_changes_one_place(edits):
 
 
 def test_all_of_nvccs_half_of_compat_is_probed(edits):
-    """A new primitive needs a kernel that shows it and an edit that breaks it."""
+    """A new primitive needs a probe kernel and an edit that breaks it."""
     text = (TABLE.parent / "compat.cuh").read_text()
     half = text[text.index("#if defined(__CUDACC__)") : text.index("\n#else")]
     names = re.findall(r"#define (\w+)\(|__forceinline__ \w+ (\w+)\(", half)
     names = {macro or function for macro, function in names}
-    names.add("pack_bfloat16")  # it has an #if of its own
+    names.add("pack_bfloat16")  # it has its own #if
     assert len(names) == 10
     assert text.count("defined(__CUDACC__)") == 2
     probe = (SCRIPT.parent / "compat_probe.cu").read_text()
@@ -255,7 +256,7 @@ def test_all_of_nvccs_half_of_compat_is_probed(edits):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_it_runs_on_one_file():
-    """The whole way, without SASS, which needs one more package; .ci/inspect_kernels does all files."""
+    """End to end for one file, without SASS, which needs one more package. .ci/inspect_kernels covers all files."""
     code = (
         "import importlib.machinery, importlib.util, sys\n"
         f"loader = importlib.machinery.SourceFileLoader('inspect_kernels', {str(SCRIPT)!r})\n"

@@ -10,7 +10,7 @@ import pytest
 from gpu_kit import CI, command_of
 
 if not CI.exists():
-    pytest.skip("the inspection is in .ci/, and these tests stand alone", allow_module_level=True)
+    pytest.skip("the inspection needs .ci/, which is missing here", allow_module_level=True)
 pytest.importorskip("abi3audit", reason="the inspection needs the dependency group wheel")
 
 TAG = "cp310-abi3-manylinux_2_28_x86_64"

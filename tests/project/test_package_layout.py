@@ -1,4 +1,4 @@
-"""Imports in the package run one way: formulas, operators, bank, step, modules, tools."""
+"""Imports in the package go only to lower layers: formulas, operators, bank, step, modules, tools."""
 
 import ast
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The checks of nvcc's PTX find what they are there to find, on listings with faults planted in them.
+"""The checks of nvcc's PTX work: they find faults planted in listings.
 
-`.ci/inspect_kernels --faults` plants the same in the sources and compiles them, which takes nvcc and a minute.
+`.ci/inspect_kernels --faults` plants the same faults in the sources and compiles them, which takes nvcc and a minute.
 """
 
 import importlib
@@ -13,11 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CI = ROOT / ".ci"
 if not (CI / "compat_probe.py").exists() or not (ROOT / "csrc").exists():
-    pytest.skip(
-        "the checks need .ci/ and csrc/, and these tests stand alone", allow_module_level=True
-    )
+    pytest.skip("the checks need .ci/ and csrc/, which are missing here", allow_module_level=True)
 
-# As nvcc 13.0 makes it of .ci/compat_probe.cu, less registers' declarations and types of parameters.
+# The output of nvcc 13.0 for .ci/compat_probe.cu, without register declarations and parameter types.
 PROBE = """
 .extern .shared .align 16 .b8 _ZN4dgcl17dgcl_dynamic_smemE[];
 .visible .entry probe_mma(
@@ -263,7 +261,7 @@ def test_aligned_arrays_pass(checks):
         ("ld.volatile.shared.f64 	%fd1, [%r7]", 8),
         ("@%p1 st.shared.v2.b32 	[%r7], {%r1, %r2}", 8),
         ("cp.async.ca.shared.global 	[%r7], [%rd1], 16", 16),
-        # by way of other registers, and written further up than the address is made
+        # through other registers, and above the line that computes the address
         (
             "ld.shared.b64 	%rd9, [%r12];\n	add.s32 	%r12, %r11, 8;\n	mov.b32 	%r11, %r7",
             8,
@@ -289,7 +287,7 @@ def test_a_dropped_alignment_is_found(checks):
 
 
 def test_an_address_that_cannot_be_followed_is_found(checks):
-    """A number that was loaded is no address of an array."""
+    """A loaded number is not the address of an array."""
     (fault,) = alignment_faults(
         checks[1], "ld.shared.u32 	%r20, [%r7];\n	ld.shared.u32 	%r21, [%r20];"
     )

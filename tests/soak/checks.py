@@ -13,9 +13,9 @@ from dgcl_ops import DensityContrastLoss, MemoryBank, reference
 DENSITY_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
 # Error of a unit row's length: the rounding of its elements.
 LENGTH_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
-# Growth of malloc()'s bytes after the warm-up, per step and once. The smallest block takes 32 bytes, so one leak per
-# step shows as 32 or more. Without leaks the number is the same to the byte after each round. The one-time slack is for
-# caches.
+# Allowed growth of malloc()'s bytes after the warm-up, per step and once. The smallest block takes 32 bytes, so one
+# leak per step shows as 32 or more. Without leaks the number is the same to the byte after each round. The one-time
+# slack is for caches.
 ALLOCATED_PER_STEP, ALLOCATED_SLACK = 16, 2 << 10
 # Resident bytes include memory outside malloc(), but are coarse: holes in the heap can hide 100 bytes per step.
 RSS_PER_STEP, RSS_SLACK = 200, 2 << 20
@@ -157,7 +157,7 @@ def usage() -> dict[str, int | None]:
 
 
 def check_memory(warm: dict, end: dict, steps: int) -> None:
-    """Checks the growth of memory. No module may be alive at either time.
+    """Checks the growth of memory. No module may be alive at the two measurements.
 
     Args:
         warm: usage after the warm-up.

@@ -1,12 +1,12 @@
 """A long run of the loss under adverse conditions: forward, backward and push on small shapes, checked at each step.
 
-    python -m soak.run                    # from tests/; 20,000 steps, some minutes
+    python -m soak.run                    # from tests/; 20,000 steps; takes minutes
     python -m soak.run --steps 600
 
-Each of several rounds runs every setting. Batches are maps or flat, also empty, in several dtypes, with missing classes
-and with NaN and infinity. From time to time the state is saved. A fresh module loads it, runs in parallel with the old
-one with bitwise equal results, and then replaces it. checks.py lists what is checked. No times are compared. The CSV
-row records what was done and how memory changed.
+There are several rounds, each with every setting. Batches are maps or flat, sometimes empty, in several dtypes, with
+missing classes, NaN and infinity. From time to time the state is saved and loaded into a fresh module. The fresh
+module runs in parallel with the old one, must give bitwise equal results, and then replaces it. checks.py lists what is
+checked. Times are not compared. The CSV row records what was done and how memory changed.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The doctor: right kernels pass, each planted fault is named, and a missing device gets a clear message.
 
-The emulated CUDA kernels stand in for a GPU, and a recorder of operations for CUDA graphs.
+Emulated CUDA kernels stand in for a GPU, and a recorder of operations stands in for CUDA graphs.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ FEW = ("cosine", "l2 grouped", "k 300", "zero, NaN and extreme rows", "ties", "e
 
 @pytest.fixture
 def few_cases(monkeypatch):
-    """A fault in every element needs no more."""
+    """Few cases are enough for a fault in every element."""
     few = {
         op: [c for c in cases if c.name in FEW] or cases[-9:] for op, cases in all_cases().items()
     }
@@ -80,7 +80,7 @@ class Emulated(Target):
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_emulated_cuda_kernels_pass(name, request):
-    if name in OPERATORS:  # kernels/test_emulator.py walks all cases
+    if name in OPERATORS:  # kernels/test_emulator.py runs all cases
         request.getfixturevalue("few_cases")
     text, good = verdict(name, Emulated())
     assert good, text
@@ -112,7 +112,7 @@ def test_both_paths_of_the_search_run_on_cuda(monkeypatch):
 
 
 class Faulty(Target):
-    """The CPU with one operator whose results are spoilt."""
+    """The CPU, with corrupted results of one operator."""
 
     def __init__(self, op: str, spoil):
         super().__init__("cpu")
@@ -137,7 +137,7 @@ class Faulty(Target):
 
 
 def one_ulp(part: int | None = None, element: int = -1):
-    """The next number after the last (or another) of those that are finite."""
+    """Replaces the last (or another) finite number with the next number."""
 
     def spoil(result):
         flat = (result if part is None else result[part]).view(-1)
@@ -157,7 +157,7 @@ def one_more(part: int | None = None):
 
 
 def slightly_larger(part: int | None, share: float):
-    """The largest number, by a share of itself."""
+    """Changes the largest number by a fraction of itself."""
 
     def spoil(result):
         flat = (result if part is None else result[part]).view(-1)
@@ -169,7 +169,7 @@ def slightly_larger(part: int | None, share: float):
 
 
 def every_second_time(spoil):
-    """A result that is not the same each time: additions in no fixed order."""
+    """A result that varies between calls, as with additions in no fixed order."""
     calls = []
 
     def sometimes(result):
@@ -358,7 +358,7 @@ def test_plain_pytorch_is_not_held_to_equal_bits_and_may_wait(monkeypatch):
 
 @pytest.fixture
 def sync_debug(monkeypatch):
-    """torch.cuda's mode without a device, and the modes that the bank was read in."""
+    """torch.cuda's sync debug mode without a device. Records the modes in which the bank was read."""
     state = types.SimpleNamespace(mode=0, seen=[], fault=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: state.mode)
@@ -404,7 +404,7 @@ def test_a_recorded_step_does_what_eager_steps_do(cuda_graphs):
     assert " 0 of " in lines[0]
 
 
-FROZEN = {  # read by the host, and so fixed when the step is recorded
+FROZEN = {  # read by the host, so fixed when the step is recorded
     "a number": lambda bank, ready: ready | (int(bank.num_pushes) > 1),
     "a new tensor": lambda bank, ready: torch.tensor(ready.tolist()),
 }

@@ -1,4 +1,4 @@
-"""The doctor's sentence about CUDA: it appears exactly where driver, PyTorch, extension and device do not fit."""
+"""The doctor's sentence about CUDA appears exactly if driver, PyTorch, extension and device do not fit together."""
 
 import itertools
 
@@ -113,7 +113,7 @@ def test_this_build_is_read():
 
 
 class Driver:
-    """As libcuda, with a version and devices. Arguments come by reference."""
+    """A stand-in for libcuda, with a version and devices. Arguments come by reference."""
 
     def __init__(self, version: int, *devices: tuple[int, int], fails: str = ""):
         self.version, self.devices, self.fails = version, devices, fails

@@ -11,7 +11,7 @@ from dgcl_ops.features import FeatureTap
 
 
 class Segmenter(nn.Module):
-    """Backbone, then a decoder whose last convolution is the classifier."""
+    """A backbone, then a decoder that ends with the classifier."""
 
     def __init__(self, channels=4, classes=3):
         super().__init__()

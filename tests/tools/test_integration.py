@@ -1,4 +1,4 @@
-"""dgcl_ops: the projection head and the rule for DDP's buffers."""
+"""The projection head, and ddp_ignore_bank."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_head_argument_errors():
 
 
 class WithBank(nn.Module):
-    """A trainable model that holds a bank two levels down, and a buffer that is no bank's."""
+    """A trainable model with a bank two levels down, and a buffer outside the bank."""
 
     def __init__(self, placement="replicated"):
         super().__init__()
@@ -111,7 +111,7 @@ def test_ignore_without_a_bank_and_with_a_wrong_root():
 
 
 def _one_forward(rank, placement, ignored):
-    """The bank gets rows of this rank, DDP wraps it and gets a batch; then what is there, and whether a push works."""
+    """Fills the bank with this rank's rows, and runs a batch in DDP. Returns the bank, and whether a push works."""
     root = WithBank(placement)
     names = ddp_ignore_bank(root) if ignored else []
     bank = root.contrast.bank

@@ -17,7 +17,7 @@ INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 class NoHostReads(TorchDispatchMode):
-    """Fails on any op whose result, or whose shape, has to be read from the device."""
+    """Fails on any op that must read a result, or its shape, from the device."""
 
     FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero")
 
@@ -144,7 +144,7 @@ def test_filter_by_hand():
     scale = torch.tensor([8.0, 4.0, 2.0, 1.0])
     logits = torch.stack([torch.zeros(4), scale]).view(1, 2, 2, 2)
     assert L.entropy_filter(logits, 0.5).flatten().tolist() == [1, 1, 255, 255]
-    # With the quantile on a pixel, 1/3 * 3 = 1, that pixel goes too: "at or above".
+    # The quantile is a pixel's entropy (1/3 * 3 = 1), so that pixel is dropped, too: "at or above".
     assert L.entropy_filter(logits, 1 / 3).flatten().tolist() == [1, 255, 255, 255]
 
 
@@ -160,10 +160,10 @@ def test_filter_with_padding_and_nan_equals_the_oracle():
         got = L.entropy_filter(logits, keep, ignore_index=-1, valid_mask=valid)
         assert got[0, 2, 3] == got[1, 0, 0] == -1
         assert (got[0, :2] == -1).all()
-        # What lies under the padding changes nothing.
+        # Values in the padding change nothing.
         assert torch.equal(got, L.entropy_filter(hidden, keep, ignore_index=-1, valid_mask=valid))
         finite = logits.clone()
-        finite[1, :, 0, 0] = math.nan  # the oracle's way to say "no distribution"
+        finite[1, :, 0, 0] = math.nan  # how the oracle says "no distribution"
         assert torch.equal(got, oracle_filter(finite, keep, -1, valid))
 
 
@@ -191,7 +191,7 @@ def test_filter_nothing_usable():
 
 
 def test_filter_single_class_and_ties():
-    # One class: every entropy is 0, all tie with the threshold, all go; keep 1 keeps all.
+    # One class: every entropy is 0 and ties with the threshold, so all are dropped. keep_fraction 1 keeps all.
     flat = torch.zeros(1, 1, 3, 3)
     assert (L.entropy_filter(flat, 0.8) == 255).all()
     assert (L.entropy_filter(flat, 1.0) == 0).all()
@@ -245,7 +245,7 @@ def test_filter_reads_nothing_on_the_host(keep):
     with NoHostReads():
         L.entropy_filter(logits, keep, valid_mask=mask)
         L.resize_labels(torch.zeros(2, 6, 6, dtype=torch.int64), (3, 3))
-    # A FakeTensor has no values: any read, and any shape that depends on one, raises.
+    # A FakeTensor has no values, so reading one, or a shape that depends on one, raises an error.
     with FakeTensorMode() as mode:
         fraction = mode.from_tensor(keep) if isinstance(keep, torch.Tensor) else keep
         L.entropy_filter(mode.from_tensor(logits), fraction, valid_mask=mode.from_tensor(mask))
@@ -295,7 +295,7 @@ def test_quantile_equals_torch_where_torch_works():
 
 def test_quantile_above_two_to_the_24():
     # Consecutive float32 bit patterns are distinct, sorted values, so the answer needs no sort.
-    # The position asked for, 2**24 + 1, is no float32: a float32 position lands on a neighbour.
+    # The position 2**24 + 1 is no float32 number, so a float32 position would land on a neighbour.
     count, position = 2**24 + 3, 2**24 + 1
     bits = torch.arange(count, dtype=torch.int32) + 0x3F000000
     values = bits.view(torch.float32).flip(0)

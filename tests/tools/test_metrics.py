@@ -1,4 +1,4 @@
-"""The scores of `metrics` against scikit-learn, loop oracles and the relations they obey."""
+"""The scores of `metrics` against scikit-learn, loop oracles, and relations that they must obey."""
 
 import math
 
@@ -18,8 +18,8 @@ SCORES = {
 }
 each_score = pytest.mark.parametrize("name", SCORES)
 
-# float64 against float64: only the order of summation differs. float32 and lower inputs are widened
-# exactly on our side, so the oracle is given the widened values and the same bound holds.
+# float64 against float64: only the order of summation differs. We widen float32 and narrower inputs exactly, so the
+# oracle gets the widened values, and the same bound holds.
 TOLERANCE = {"rel": 1e-10, "abs": 1e-12}
 
 
@@ -47,7 +47,7 @@ def test_equals_scikit_learn(name, rows, width, classes):
     assert got.device == features.device
     expected = theirs(features.numpy(), labels.numpy())
     if name == "davies_bouldin_score" and classes == 45:
-        # scikit-learn gives a row that is its own class mean a distance of 1e-8, not 0.
+        # scikit-learn gives a row that equals its class mean a distance of 1e-8, not 0.
         assert got.item() == pytest.approx(expected, rel=1e-8)
     else:
         assert got.item() == pytest.approx(expected, **TOLERANCE)
@@ -174,7 +174,7 @@ def test_a_far_origin_does_not_cost_digits(name):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.floats(0.1, 50))
 def test_relations(name, seed, classes, scale):
-    """Row order, class names, a rotation, a shift and a scale change none of the scores."""
+    """Row order, class names, rotation, shift and scale do not change the scores."""
     features, labels = blobs(40, 3, classes, seed=seed)
     labels[:3] = torch.tensor([0, 1, 0])
     mine = SCORES[name][0]
@@ -188,7 +188,7 @@ def test_relations(name, seed, classes, scale):
     assert mine(features, names[labels]).item() == pytest.approx(expected, **close)
     moved = scale * (features @ rotation) + torch.tensor([3.0, -1.0, 2.0])
     assert mine(moved, labels).item() == pytest.approx(expected, **close)
-    # Each row once more: only the silhouette and C-H, which count rows, may change.
+    # With each row repeated, only the silhouette and C-H may change, because they count rows.
     twice = mine(features.repeat(2, 1), labels.repeat(2)).item()
     if name == "davies_bouldin_score":
         assert twice == pytest.approx(expected, **close)

@@ -1,4 +1,4 @@
-"""The scores of `metrics` a block at a time: any size, bounded memory, no threads for a short block."""
+"""The scores of `metrics` in blocks of any size: bounded memory, no threads for a short block."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from dgcl_ops._clusters import Clusters
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes alive at once among the storages made while the mode is on."""
+    """Tracks the bytes alive at once in storages created while the mode is on."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def test_block_size_does_not_matter(name, block, monkeypatch):
 @each_score
 @pytest.mark.parametrize("megabytes", [64, 5])
 def test_working_memory_stays_below_the_budget(name, megabytes, monkeypatch):
-    """The smaller budget is one that the sums of all rows at once would not fit in."""
+    """The smaller budget is too small for the sums of all rows at once."""
     features, labels = blobs(5000, 64, 21)
     features = features.float()
     monkeypatch.setattr(_clusters, "_BUDGET_DOUBLES", megabytes * 2**20 // 8)
@@ -104,11 +104,11 @@ def started_threads(score: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
 @pytest.mark.parametrize("score", ["calinski_harabasz_score", "davies_bouldin_score"])
 def test_blocks_start_no_threads(score):
-    """A parallel region waits for its slowest thread: with hundreds of them a score is slow on busy cores."""
+    """A parallel region waits for its slowest thread, so hundreds of regions make a score slow on busy cores."""
     assert started_threads(score) == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
 def test_a_sum_over_all_rows_would_start_threads():
-    """So the test above can fail."""
+    """Shows that the test above can fail."""
     assert started_threads("sum") == 2

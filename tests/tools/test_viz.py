@@ -1,4 +1,4 @@
-"""The pictures: each is drawn, arguments must fit, and matplotlib is needed for nothing else."""
+"""Every picture is drawn, arguments must fit, and nothing else needs matplotlib."""
 
 import re
 import subprocess
@@ -172,28 +172,15 @@ def test_maps_and_snapshots_must_fit():
         viz.plot_density_histograms({"now": torch.zeros(4, 9)}, NAMES)
 
 
-def test_readme_block_draws(tmp_path, monkeypatch):
+def test_the_page_draws_three_pictures(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    if not readme.exists():
-        pytest.skip("needs README.md, which an installed copy of the tests lacks")
-    [block] = re.findall(
-        r"```python\n(from dgcl_ops import viz\n.*?)```", readme.read_text(), re.DOTALL
-    )
-    labels = torch.randint(0, C, (2, 8, 10))
-    names = {
-        "contrast": filled(loss_of()),
-        "features": torch.randn(2, D, 4, 5),
-        "small_predictions": labels[:, ::2, ::2],
-        "images": torch.rand(2, 3, 8, 10),
-        **dict.fromkeys(("labels", "before", "after"), labels),
-        "small": labels[:, ::2, ::2],
-        "snapshots": {},
-        "step": 3,
-        "names": NAMES,
-    }
+    page = Path(__file__).resolve().parents[2] / "docs" / "guide" / "pictures.md"
+    if not page.exists():
+        pytest.skip("needs docs/, which an installed copy of the tests lacks")
+    names = {}
     monkeypatch.chdir(tmp_path)
-    exec(block, names)
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(block, names)
     assert {path.name for path in tmp_path.iterdir()} == {
         "panels.png",
         "features.png",

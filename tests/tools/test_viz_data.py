@@ -1,4 +1,4 @@
-"""What the pictures show: densities of features, pixels and banks; anchors and keys."""
+"""The data of the pictures: densities of features, pixels and banks; anchors and keys."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The examples for trainers with the real packages. If one is missing, all these tests are skipped."""
+"""The examples for trainers, with the real packages. If a package is missing, all these tests are skipped."""
 
 import importlib
 import importlib.util

@@ -43,7 +43,7 @@ def test_torchvision_in_float16(example, trains, reached, monkeypatch):
     assert contrast.bank.features.dtype == torch.float32
     assert len(scales) == 3
     assert scales[0] > 1
-    assert len(steps) > 0  # the scaler skips steps whose gradients are not finite
+    assert len(steps) > 0  # the scaler skips steps with non-finite gradients
     assert all(steps)
     assert learned(project)
 

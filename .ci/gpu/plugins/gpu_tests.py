@@ -55,7 +55,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 class Limit:
-    """Ends a process whose test exceeds its time limit or loses the device."""
+    """Ends a process when its test exceeds the time limit or loses the device."""
 
     def __init__(self, seconds: float, alone: bool):
         self.seconds, self.alone, self.lost = seconds, alone, False

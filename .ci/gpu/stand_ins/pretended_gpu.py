@@ -25,7 +25,7 @@ def is_cuda(value: object) -> bool:
 
 
 class OnTheCpu(TorchFunctionMode):
-    """Replaces device "cuda" by "cpu" in the arguments of PyTorch's functions."""
+    """Replaces device "cuda" with "cpu" in the arguments of PyTorch's functions."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.cuda:
@@ -113,7 +113,7 @@ def cuda_functions() -> dict:
 
 
 def emulated() -> contextlib.AbstractContextManager:
-    """Replaces the CPU kernels by the CUDA kernels inside the context."""
+    """Replaces the CPU kernels with the CUDA kernels inside the context."""
     from kernels.emulator import replace
 
     return replace.emulated_kernels("rehearsal")
@@ -123,7 +123,7 @@ def install(kernels: str) -> None:
     """Installs the stand-in for the rest of the process.
 
     Args:
-        kernels: where to emulate kernels: "side" where the library compares, "all" everywhere, "none" nowhere.
+        kernels: where to emulate kernels: "side" (where the library compares), "all" (everywhere) or "none".
     """
     sys.path.insert(0, str(TESTS))
     for name, stand_in in cuda_functions().items():

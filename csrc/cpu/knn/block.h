@@ -249,7 +249,7 @@ class BlockSearch {
     front_[q] = front;
   }
 
-  // Replaces filter scores by canonical ones, for entries [rescored_, to) of each query, and sets rescored_ to `to`.
+  // Replaces filter scores with canonical ones, for entries [rescored_, to) of each query, and sets rescored_ to `to`.
   // Works in windows of bank rows: the pairs of a window are sorted by row, so that one load serves all queries that
   // kept the row. A NaN becomes -infinity, which is never a neighbour.
   void rescore_entries(const int64_t* to) {

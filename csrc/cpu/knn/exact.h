@@ -1,4 +1,4 @@
-// Scores every pair canonically. Used for few queries, and for queries whose neighbours a filter cannot resolve.
+// Scores every pair canonically. Used for few queries, and for queries that a filter cannot resolve.
 #pragma once
 #include "../../math/score.h"
 #include "rows.h"

@@ -2,7 +2,7 @@
 //
 // A work item is a block of queries of one class, searched by one thread (block.h). A filter scores the class's rows
 // tile by tile, in 8-bit integers or floats. The rows that its error bound leaves get canonical scores. All rows get
-// canonical scores, in tiles, if a class has few queries or hardly more rows than k, or if too many rows lie within the
+// canonical scores, in tiles, if a class has few queries or barely more rows than k, or if too many rows lie within the
 // filter's error of a query's neighbours.
 //
 // Memory beyond the outputs, up to some thousand dimensions and neighbours:

@@ -42,7 +42,7 @@ Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   return {scale, error, _mm512_reduce_add_epi32(sums)};
 }
 
-// Not the intrinsic: GCC 12 copies its accumulators back and forth, two moves per product.
+// Not the intrinsic, for which GCC 12 copies accumulators back and forth: two moves per product.
 inline void add_products(__m512i& sum, __m512i queries, __m512i bank) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(queries), "v"(bank));
 }

@@ -72,7 +72,7 @@ struct Vec {
   static Vec fma(Vec a, Vec b, Vec c) {
     return make([&](int i) { return fused(a.v[i], b.v[i], c.v[i]); });
   }
-  // Any rounding, for sums whose error is bounded anyway.
+  // Any rounding, for sums with a bounded error.
   static Vec multiply_add(Vec a, Vec b, Vec c) {
     return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }

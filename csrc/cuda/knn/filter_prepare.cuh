@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSea
   if (threadIdx.x % kWarp != 0) return;
   a.bias[at] = bias;
   if (length != length) return;
-  // The filter cannot take a row whose norm has an exponent (below 2^-45 or above 2^64).
+  // The filter cannot handle a row with an exponent in its norm (below 2^-45 or above 2^64).
   const bool extreme = a.normalize_bank && row.norm.exponent != 0;
   raise_bound(&lengths.row, extreme ? std::numeric_limits<float>::infinity() : length);
   raise_bound(&lengths.residual, residual_length);

@@ -1,5 +1,5 @@
-// The search that knn_topk and knn_density share. It gives sorted lists of neighbours per query; each operator has a
-// kernel for the last step.
+// The search that knn_topk and knn_density share. It gives each query sorted lists of neighbours. Each operator has its
+// own kernel for the last step.
 #pragma once
 #include "../rows.h"
 

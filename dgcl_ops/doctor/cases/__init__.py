@@ -1,8 +1,8 @@
 """Named inputs for every operator.
 
-The doctor, the emulator of the CUDA kernels, the sanitizers of the CPU kernels and the tests of values walk the same
-cases. They reach every branch and edge: sizes one below, at and one above a warp or a tile, odd lengths, empty and
-unequal classes, NaNs, ties, views.
+The doctor, the emulator of the CUDA kernels, the sanitizers of the CPU kernels and the value tests run the same cases.
+They reach every branch and edge: sizes one below, at and one above a warp or a tile, odd lengths, empty and unequal
+classes, NaNs, ties, views.
 """
 
 import functools
@@ -23,15 +23,16 @@ class Case:
         tolerance: allowed difference between devices, relative to the largest number of a result. 0: the same bits.
         changes: number of leading arguments that change in place, and are the results.
         repaired: arguments for an implementation that refuses a value that CUDA clamps or skips.
-        answer: the result, where no implementation but CUDA's accepts the arguments.
+        answer: makes the expected result, if only CUDA accepts the arguments.
         anything: the result is meaningless, and the operator may raise. It must not access memory out of bounds.
         environment: a variable that is set during the call.
         float32_only: a float32 result overflows, or depends on a rounding, where float64 does not.
         vast: needs 8 GiB of address space.
         long: many blocks. The emulator runs it under one schedule only.
-        bulk: as long; the search for planted faults does without it.
-        thread: shows races between threads of a block. ThreadSanitizer takes a hundred times as long.
-        parallel: work for several threads of the CPU.
+        bulk: like `long`, and also skipped in the search for planted faults.
+        thread: shows races between threads of a block. On CUDA kernels, ThreadSanitizer runs only these: it takes a
+            hundred times as long.
+        parallel: has work for several CPU threads.
     """
 
     op: str

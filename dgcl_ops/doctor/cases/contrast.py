@@ -8,8 +8,8 @@ import torch
 from . import Case
 from .tensors import BF16, COLUMNS, F16, F32, F64, FLOATS, NAN, guarded, integers, rows
 
-# Logits are summed over other pairs at a time than on the CPU, in float64; products are float32 sums of up to 130
-# terms in another order, each of 2^-24, in front of an exponential whose slope is at most 1 / temperature.
+# CUDA adds exponentials in another order than the CPU, in float64. Logits are float32 sums of up to 130 terms, also in
+# another order, each rounded to 2^-24. They go through an exponential of slope at most 1 / temperature.
 LOSS = {F64: 1e-12, F32: 2e-5, F16: 2e-5, BF16: 2e-5}
 ROUNDED = {F16: 2e-3, BF16: 1e-2}  # gradients in the inputs' dtype
 
@@ -31,7 +31,7 @@ def losses() -> Iterator[tuple[str, tuple, dict]]:
             yield name, sizes, {"dtype": dtype, "thread": thread}
     for dtype in (torch.float16, torch.bfloat16):
         yield f"{dtype}", (2, 9, 20, 24), {"dtype": dtype}
-    # The last group has some of its anchors and some of its negatives. Without negatives every gradient is 0.
+    # The last group uses only some of its anchors and negatives. Without negatives every gradient is 0.
     counts = {"anchor_counts": integers([0, 5, 18, 7]), "negative_counts": integers([4, 0, 7, 5])}
     yield "unequal groups", (4, 18, 9, 12), counts | {"thread": True}
     # The published 1e-6 is below the tolerance of float32.

@@ -20,8 +20,8 @@ from .tensors import (
     whole_rows,
 )
 
-# Relative to the largest gradient. At most 70 terms are added, in the same order; the CPU fuses a product and a sum
-# only where columns fill a vector, so the last ones may round 70 products. Then the output's own dtype.
+# Relative to the largest gradient. At most 70 terms are added, in the same order. The CPU fuses products and sums only
+# where columns fill a vector, so the remaining columns may round 70 products. The output's dtype rounds once more.
 GRADIENT = {F64: 70 * 2.0**-53, F32: 70 * 2.0**-24, F16: 2.0**-10, BF16: 2.0**-7}
 
 
@@ -33,7 +33,7 @@ def case(
     counts = options.pop("counts", None)
 
     def arguments():
-        # stray: neighbours of all queries, also of those that belong to no class
+        # stray: neighbours for all queries, including those without a class
         search = (bank[0], k, metric, None) if stray else (bank, k, metric, offsets)
         neighbours = torch.ops.dgcl_ops.knn_topk(queries, *search, counts, False, unit)
         values = neighbours[0]
@@ -70,11 +70,11 @@ def cases() -> Iterator[Case]:
     yield case("zero and NaN rows", *zeros, 12)
     equal = rows(8, 4, seed=1)
     yield case("distances of zero", equal, equal.clone(), 3, "l2")
-    # A row's gradient is its unit row's, divided by its length: finite here.
+    # The gradient of a row is that of its unit row divided by its length, which is finite here.
     yield case(
         "subnormal queries", subnormal(rows(9, 5, seed=1)), rows(12, 5, seed=2), 4, scale=2.0**-40
     )
-    # More than kMostGradientWarps queries, and bank rows: some warps take two.
+    # More than kMostGradientWarps queries and bank rows, so some warps take two.
     many = rows(8192 + 9, 2, seed=1), rows(8192 + 9, 2, seed=2)
     yield case("more rows than warps", *many, 1, "l2", long=True)
     yield from everyday_cases()

@@ -43,7 +43,7 @@ def cases() -> Iterator[Case]:
             for new in FLOATS:
                 state = push(2, 6, 4, 37, 3, ring, new, [6, 2], [4, 2], [4, 1])
                 yield case(f"{how} from {new} to {ring}", state, normalize)
-    for columns in (4, 8, 128, 132):  # copied by 16 bytes
+    for columns in (4, 8, 128, 132):  # copied 16 bytes at a time
         state = push(2, 6, 4, columns, 8, F32, F32, [6, 2], [5, 2], [4, 3])
         yield case(f"{columns} columns as they are", state, False, thread=columns == 132)
     for columns, width in (
@@ -94,7 +94,7 @@ def cases() -> Iterator[Case]:
 
 
 def everyday_push(dtype) -> tuple:
-    """Rings of 70 rows, full, begun, empty, nearly full; zero, NaN and huge rows among up to 150 that arrive."""
+    """Rings of 70 rows: full, partly filled, empty, nearly full. Up to 150 rows arrive, some zero, NaN or huge."""
     state = [rows(4, 70, 67, dtype=dtype, seed=1), rows(4, 70, 40, dtype=dtype, seed=2)]
     state += [rows(4, 70, seed=3), integers([70, 20, 0, 68]), integers([66, 20, 0, 68])]
     state += [rows(4, 150, 67, seed=4), rows(4, 150, 40, seed=5), rows(4, 150, seed=6)]

@@ -29,10 +29,10 @@ def class_counts() -> Iterator[Case]:
         yield case(f"{number} labels", labels(number, 21), 21, 255, thread=number == 1000)
     for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
         yield case(f"labels of {dtype}", labels(300, 100, dtype), 100, 255)
-    for classes in (1, 255, 256, 257, 8192, 8193):  # the last do not fit shared memory
+    for classes in (1, 255, 256, 257, 8192, 8193):  # the last do not fit into shared memory
         many = labels(700, classes)
         yield case(f"{classes} classes", many, classes, 3, thread=classes in (257, 8193))
-    # The grid has at most 512 blocks of 256 threads: some threads take a second label.
+    # The grid has at most 512 blocks of 256 threads, so some threads take a second label.
     many = labels(512 * 256 + 300, 5, torch.uint8)
     yield case("more labels than threads", many, 5, 255, long=True)
     yield case("every second label", labels(600, 5)[::2], 5, 255)
@@ -55,7 +55,7 @@ def class_counts() -> Iterator[Case]:
 
 
 def doubled(maps):
-    """Channel last, with every channel twice."""
+    """Channels last, with two copies of every channel."""
     return torch.cat([maps, maps], 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -89,7 +89,7 @@ def gather_rows() -> Iterator[Case]:
                     labels(50, 30).view(5, 10),
                 ),
             )
-    narrow = rows(2, 6, 5, 3)[..., 1:2]  # a step from pixel to pixel is a step from row to row
+    narrow = rows(2, 6, 5, 3)[..., 1:2]  # one column: the pixel stride is the row stride
     yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
 
     def far_apart() -> tuple:
@@ -97,7 +97,7 @@ def gather_rows() -> Iterator[Case]:
         return maps.copy_(rows(2, 4, 1, 2)), labels(9, 4)
 
     yield Case("gather_rows", "maps far apart", far_apart, vast=True)
-    # Words of every size: 40 channels are whole vectors in each dtype, 37 in none, a single one is neither.
+    # Words of every size: 40 channels are whole vectors in each dtype, 37 are not, and 1 is less than a vector.
     for dtype in FLOATS:
         for layout in ("channel first", "channel last"):
             for channels in (1, 37, 40):
@@ -120,7 +120,7 @@ def gather_rows() -> Iterator[Case]:
 
 
 def stray_pixels(name: str, maps) -> Case:
-    """Some pixels are outside of the maps, which are [2, dim, 3, 4]."""
+    """Some pixels lie outside the maps, which are [2, dim, 3, 4]."""
     pixels = integers([3, -1, 24, 23, 2**60, 0])
 
     def answer():
@@ -146,7 +146,7 @@ def silhouette_sums() -> Iterator[Case]:
         others = rows(20, 9, dtype=dtype, seed=1)
         some = (rows(40, 9, dtype=dtype), integers([3, 20, 37]), others)
         yield case(f"rows of {dtype}", some)
-    # With one tile of rows the grid has 1024 blocks: six of them take a second class. Most classes are empty.
+    # With one tile of rows the grid has 1024 blocks, so six of them take a second class. Most classes are empty.
     offsets = torch.arange(1031).sub(1000).clamp(min=0)
     yield case("more classes than blocks", (rows(30, 3), offsets, None), long=True)
     for columns in COLUMNS:

@@ -1,4 +1,4 @@
-"""Cases of the nearest-neighbour operators: edges of tiles, dtypes, numbers out of the ordinary."""
+"""Cases of the nearest-neighbour operators: edges of tiles, dtypes, unusual numbers."""
 
 from collections.abc import Iterator
 
@@ -38,11 +38,11 @@ def searches() -> Iterator[Search]:
         yield f"{metric} NaN, infinite and zero rows", (queries, unusable), 33, {"metric": metric}
     for k in (1, 2, 31, 32, 33, 64, 256, 257, 300, 700):
         yield f"k {k} of 690", (rows(3, 4, seed=1), rows(690, 4, seed=2)), k, {}
-    # Columns beyond what is in shared memory at a time.
+    # More columns than shared memory holds at a time.
     for columns in (255, 256, 257, 300):
         yield f"{columns} columns", (rows(3, columns, seed=1), rows(20, columns, seed=2)), 5, {}
     yield "300 columns, double", (rows(3, 300, dtype=F64, seed=1), rows(20, 300, dtype=F64)), 5, {}
-    # A bank in parts for different blocks, merged at the end.
+    # A bank split over blocks, with results merged at the end.
     parted = rows(7, 5, seed=1), rows(1601, 5, seed=2)
     parted[1][-1] = parted[0][3]  # the last row is a neighbour
     yield "split bank", parted, 9, {"thread": True}
@@ -63,10 +63,10 @@ def searches() -> Iterator[Search]:
         rows(60, 6, seed=2) * 2.0 ** (torch.arange(60) % 5 * 30 - 60)[:, None],
     )
     yield "rows of all lengths", spread, 12, {"thread": True}
-    # Too much alike for the filter before the last tile: it stops while copies are under way.
+    # So similar that the filter gives up before the last tile, while copies are in flight.
     yield "equal rows over many tiles", (rows(3, 6, seed=1), same[:1].expand(512, 6)), 20, {}
-    # Banks in the order of their scores: every later row displaces an earlier one, or none does. With long queries the
-    # filter can tell rows apart that are some places from each other.
+    # Banks sorted by score: every later row displaces an earlier one, or none does. With long queries the filter can
+    # separate rows that are a few places apart.
     line = torch.arange(1.0, 1201.0)[:, None].repeat(1, 2)
     for k in (1, 32, 256):
         for name, bank in (("rising", line), ("falling", line.flip(0))):
@@ -76,8 +76,8 @@ def searches() -> Iterator[Search]:
         mean = rows(1, 32, seed=3)
         tight = mean + spread * rows(9, 32, seed=1), mean + spread * rows(500, 32, seed=2)
         yield f"tight class, {spread}", tight, 32, {}
-    # The same with a far query, where the filter can tell the rows apart: in bfloat16 it must have the right centre at
-    # every column, in each 32 that are multiplied together and in each 256 that are in shared memory.
+    # The same with a far query, for which the filter can separate the rows. To do so in bfloat16, it must subtract the
+    # right centre in every column: in all 32 that are multiplied together, and in all 256 in shared memory.
     for columns in (70, 300):
         mean = 2 * rows(1, columns, seed=3)
         tight = rows(5, columns, seed=1), mean + 4e-3 * rows(200, columns, seed=2)

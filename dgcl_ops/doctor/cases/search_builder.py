@@ -1,4 +1,4 @@
-"""Makes the cases of the operators that search from a description of the search."""
+"""Makes cases of the search operators from descriptions of searches."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -8,8 +8,8 @@ import torch
 from . import Case
 from .tensors import BF16, F16, F32, F64
 
-# Name, (queries, bank) or what makes them, k, and options: the public function's, those of Case, and
-# `backward`: for knn_topk_backward as well.
+# Name, (queries, bank) or a function that makes them, k, and options: those of the public function, those of Case, and
+# `backward`, which adds a case of knn_topk_backward.
 Search = tuple[str, tuple | Callable[[], tuple], int, dict]
 MARKS = ("anything", "environment", "float32_only", "vast", "long", "bulk", "thread", "parallel")
 EXACT = {"environment": ("DGCL_OPS_CUDA_SEARCH", "exact")}

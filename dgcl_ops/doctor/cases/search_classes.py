@@ -28,8 +28,8 @@ def far_apart() -> Iterator[Search]:
 
 
 def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A query, a row A and a row B, [65] each, with equal products. bfloat16 rounds A down and B up, on both sides, all
-    the same way: in the filter B is ahead by as much as its bound allows it to be wrong."""
+    """A query and rows A and B, [65] each, with equal products. bfloat16 rounds down all that the query shares with A,
+    and rounds up all that it shares with B. So the filter puts B ahead by as much as its bound allows."""
     half = 32
     down, up = 1 + 2**-8 * 0.98, 1 + 2**-8 * 1.02  # where bfloat16 has steps of 2^-7
     generator = torch.Generator().manual_seed(seed)
@@ -43,13 +43,13 @@ def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def searches_on_the_bound() -> Iterator[Search]:
-    """40 of A, truly a little ahead of 60 of B. The mean of the averaged rows is 0: centring changes nothing."""
+    """40 rows A, in truth slightly ahead of 60 rows B. The averaged rows have mean 0, so centring changes nothing."""
     query, row_a, row_b = rounded_apart(seed=1)
     near, far = (1 + 2**-16) * row_a, row_b
     for name, size, places in (
-        # All of them when a list is first cut down.
+        # All rows are there when a list is first cut down.
         ("first cut", 256, lambda i: True),
-        # A comes later, against the threshold that B has set. Every third row is not among the 256 that are averaged.
+        # A comes later, against the threshold that B has set. Every third row is left out of the 256 that are averaged.
         ("threshold", 384, lambda i: i % 3 == 2 and i >= 256),
     ):
         bank = torch.zeros(size, len(query))
@@ -85,7 +85,7 @@ def grouped_searches() -> Iterator[Search]:
 
 
 def exact_searches() -> Iterator[Search]:
-    """Without the tensor cores' filter."""
+    """Without the tensor-core filter."""
     for metric in METRICS:
         for queries, bank, columns, k in (
             (1, 1, 1, 1),
@@ -99,12 +99,12 @@ def exact_searches() -> Iterator[Search]:
             pair = rows(queries, columns, seed=1), rows(bank, columns, seed=2)
             yield name, pair, k, options | EXACT
     yield "exact ties", (whole_rows(9, 3), whole_rows(150, 3)), 10, EXACT
-    # The last tile fills the lists up.
+    # The last tile fills the lists.
     full = rows(5, 8, seed=1), rows(128, 8, seed=2)
     yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
-    # Three blocks run at a time: each takes a second class.
+    # Three blocks run at a time, so each takes a second class.
     several = {"offsets": torch.arange(0, 14, 2)}
     yield (
         "exact, more classes than blocks",

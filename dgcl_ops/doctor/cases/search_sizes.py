@@ -1,4 +1,4 @@
-"""Cases of the nearest-neighbour operators: every width, many blocks, guarded rows, sizes of everyday use."""
+"""Cases of the nearest-neighbour operators: every width, many blocks, guarded rows, typical sizes."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ from .tensors import (
 
 
 def searches_of_all_widths() -> Iterator[Search]:
-    """For every operator of the search, its gradient too."""
+    """For every search operator, including the gradient."""
     for n, columns in enumerate(COLUMNS):
         metric, dtype = METRICS[n % 3], (F32, F64, F16, BF16)[n % 4]
         pair = rows(13, columns, seed=1), rows(67, columns, dtype=dtype, seed=2)
@@ -36,7 +36,7 @@ def searches_of_all_widths() -> Iterator[Search]:
             for unit in (False, True):
                 options = {"metric": metric, "unit_bank": unit}
                 yield f"{metric} guarded {dtype}, unit {unit}", pair, 90, options
-        # Blocks for every thread, survivors that overflow their buffers.
+        # A block for every thread, and more survivors than buffers hold.
         pair = rows(900, 5, seed=1), rows(700, 5, dtype=F16, seed=2)
         yield f"{metric} many", pair, 7, {"metric": metric, "parallel": True}
         pair = whole_rows(90, 3, seed=1), whole_rows(700, 3).double()
@@ -71,7 +71,7 @@ def with_holes(t: torch.Tensor) -> torch.Tensor:
 
 
 def four_classes() -> tuple[tuple, dict]:
-    """One class without queries, one without rows; queries before the first and after the last."""
+    """One class has no queries, one has no rows. Some queries are before the first class or after the last."""
     pair = rows(230, 40, seed=1), rows(4, 150, 40, seed=2)
     return pair, {
         "offsets": integers([2, 140, 140, 205, 228]),
@@ -95,7 +95,7 @@ def searches_of_everyday_sizes() -> Iterator[Search]:
         yield f"k {k}", (rows(70, 33, seed=1), rows(600, 33, seed=2)), k, {}
     yield "k beyond the bank", (rows(9, 3, seed=1), rows(20, 3, seed=2)), 32, {}
     yield "parts", (rows(3, 128, seed=1), rows(3000, 128, seed=2)), 16, {}
-    # So near each other that the filter cannot tell them apart.
+    # So close to each other that the filter cannot separate them.
     near = rows(1, 64, seed=1) + 1e-3 * rows(970, 64, seed=2)
     yield "near-equal rows", (near[900:], near[:900]), 32, {}
     unit = torch.nn.functional.normalize(rows(500, 96, dtype=F64, seed=2), dim=1).float()

@@ -14,18 +14,18 @@ METRICS = ("cosine", "dot", "l2")
 COLUMNS = (1, 2, 3, 7, 8, 15, 17, 31, 33, 63, 65, 127, 255, 513, 1023, 2047, 2048)
 EDGE = 32  # bytes on both sides of a guarded row
 
-# A sanitizer sets it. It makes touching (address, size) an error from then on.
+# Set by a sanitizer. poison(address, size) makes any later access to that memory an error.
 poison: Callable[[int, int], None] | None = None
 
 
 def rows(*shape: int, dtype=F32, seed: int = 0) -> Tensor:
-    """Normal numbers, the same each time."""
+    """Normally distributed numbers, the same each time."""
     generator = torch.Generator().manual_seed(seed + zlib.crc32(repr(shape).encode()))
     return torch.randn(*shape, generator=generator, dtype=F64).to(dtype)
 
 
 def whole_rows(*shape: int, dtype=F32, seed: int = 0) -> Tensor:
-    """Few different numbers: many ties."""
+    """Few distinct numbers, so many ties."""
     return rows(*shape, seed=seed).clamp(-1, 1).round().to(dtype)
 
 
@@ -44,7 +44,7 @@ def labels(number: int, classes: int, dtype=torch.int64, seed: int = 0) -> Tenso
 
 
 def spaced(t: Tensor) -> Tensor:
-    """The same values in every second row, behind a column of NaN: no vector load is aligned to them."""
+    """The same values in every second row, after a column of NaN, so that no row is aligned for vector loads."""
     wide = t.new_full((*t.shape[:-2], 2 * t.shape[-2], t.shape[-1] + 3), NAN)
     view = wide[..., ::2, 1:-2]
     view.copy_(t)
@@ -52,7 +52,7 @@ def spaced(t: Tensor) -> Tensor:
 
 
 def guarded(t: Tensor) -> Tensor:
-    """The same values as a view. What lies between its rows must not be touched."""
+    """The same values as a view. Memory between its rows must not be accessed."""
     size, columns = t.element_size(), t.shape[-1]
     edge = EDGE // size
     width = (edge + columns + 2 * edge - 1) // edge * edge

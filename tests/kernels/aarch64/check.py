@@ -1,8 +1,8 @@
-"""The CPU kernels for aarch64: they compile without a warning, and their numeric functions give the same bits.
+"""Checks that the CPU kernels compile for aarch64 without a warning, and that numeric functions give the same bits.
 
 Every file that setup.py compiles is compiled with its flags and -Werror. leaf_bits.cpp calls the numeric functions. It
-is built for x86-64 and for aarch64, where qemu runs it, and the printed lines are compared: all of them with x86-64's
-portable level, and with the other levels those that promise the same bits everywhere. A build that lets the compiler
+is built for x86-64 and for aarch64, where qemu runs it. The printed lines are compared: all of them with x86-64's
+portable level, and with the other levels only those that are the same on every level. A build that lets the compiler
 fuse products and sums must show a difference. The operators are not run: that would need PyTorch for aarch64.
 """
 
@@ -29,7 +29,9 @@ FUSED = "-ffp-contract=fast"
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--install", action="store_true", help="apt-get what is missing; as root")
+    parser.add_argument(
+        "--install", action="store_true", help="install missing packages with apt-get, as root"
+    )
 
 
 def provide_tools(install: bool) -> None:
@@ -44,12 +46,12 @@ def provide_tools(install: bool) -> None:
             f"SKIPPED: aarch64 was NOT CHECKED: no {', '.join(lacking)} on this machine.\n"
             f"    apt-get update && apt-get install --no-install-recommends {' '.join(missing)}"
         )
-        # Without a package server nothing can be installed. Without --install it is a failure.
+        # With --install, a missing package server skips the check. Without --install, a missing package is a failure.
         sys.exit(0 if install else 1)
 
 
 def compile_one(compiler: str, source: Path, output: Path, *more: str) -> str:
-    """The compiler's messages; empty if all is well."""
+    """The compiler's messages. Empty if there are none."""
     flags = [*setup_value("FLAGS"), "-fPIC", *macros(), *headers().split(), *more]
     command = [compiler, *flags, "-c", source, "-o", output]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -57,7 +59,7 @@ def compile_one(compiler: str, source: Path, output: Path, *more: str) -> str:
 
 
 def undefined_names(objects: list[Path], folder: Path) -> list[str]:
-    """Names of this library that no file defines; PyTorch's and Python's are allowed."""
+    """Names of this library that no file defines. PyTorch's and Python's names are not counted."""
     library = folder / "all.so"
     subprocess.run([CROSS, "-shared", *objects, "-o", library], check=True)
     command = [NM, "--dynamic", "--undefined-only", "--demangle", library]
@@ -77,7 +79,7 @@ def check_compiles(folder: Path) -> int:
         failed = [f"not defined for aarch64: {name}" for name in undefined_names(objects, folder)]
     guarded = CSRC / "cpu" / "simd" / "level_avx2.cpp"
     if not compile_one(CROSS, guarded, folder / "x.o", "-D__x86_64__"):
-        failed.append("x86-64's instructions compile for aarch64: this is another compiler")
+        failed.append("x86-64 instructions compile for aarch64, so this is the wrong compiler")
     for text in failed:
         print("FAILED", text)
     version = subprocess.run([CROSS, "-dumpfullversion"], capture_output=True, text=True).stdout
@@ -86,7 +88,7 @@ def check_compiles(folder: Path) -> int:
 
 
 def build_leaves(compiler: str, folder: Path, *more: str) -> Path:
-    """The program that prints bits, of the files that it needs."""
+    """Builds the program that prints bits, with the files that it needs."""
     folder.mkdir()
     sources = [LEAVES, CSRC / "cpu" / "rows.cpp"]
     sources += sorted((CSRC / "cpu" / "simd").glob("*.cpp"))
@@ -106,7 +108,7 @@ def build_leaves(compiler: str, folder: Path, *more: str) -> Path:
 
 
 def lines_of(*command, level: str = "portable") -> list[str] | None:
-    """What the program prints; None where this processor has no such level."""
+    """What the program prints. None if this processor lacks the level."""
     environment = {**os.environ, "DGCL_OPS_CPU_CAPABILITY": level}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=1800
@@ -124,7 +126,7 @@ def differing(a: list[str], b: list[str]) -> list[str]:
 
 
 def promised(lines: list[str]) -> list[str]:
-    """Those that must be the same on every instruction set."""
+    """The lines that must be the same on every instruction set."""
     return [line for line in lines if not line.startswith("level ")]
 
 
@@ -135,7 +137,7 @@ def check_bits(folder: Path) -> int:
     failed = 0
     for level in LEVELS:
         if level != "portable" and lines_of(QEMU, foreign, level=level) is not None:
-            print(f"FAILED: aarch64 takes {level} for a level of its own")
+            print(f"FAILED: aarch64 accepts {level} as one of its levels")
             failed += 1
         there = lines_of(native, level=level)
         if there is None:
@@ -150,7 +152,7 @@ def check_bits(folder: Path) -> int:
     names = ", ".join(sorted({line.split()[line.startswith("level ")] for line in fused}))
     print(f"with {FUSED}: {len(fused)} of {len(here)} lines differ ({names})")
     if not promised(fused) or len(promised(fused)) == len(fused):
-        print(f"FAILED: {FUSED} ought to change both kinds of lines: the comparison is blind")
+        print(f"FAILED: {FUSED} should change both kinds of lines, so the comparison does not work")
         failed += 1
     return failed
 

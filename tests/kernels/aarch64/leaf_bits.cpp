@@ -1,9 +1,9 @@
-// Prints the bits of what the numeric leaf functions make of the same pseudo-random numbers, one line a call: built for
-// two processors, the lines must be equal (.ci/check_aarch64). DGCL_OPS_CPU_CAPABILITY chooses the instruction set.
+// Prints the bits that the numeric leaf functions compute from the same pseudo-random numbers, one line per call. Built
+// for two processors, it must print equal lines (.ci/check_aarch64). DGCL_OPS_CPU_CAPABILITY chooses the instruction set.
 //
-// Lines that begin with "level" are of sums that may be rounded as an instruction set likes; all others must be the same
-// on every one. NaNs are printed alike: the processors' own differ. What calls exp or log is not here, as these are
-// those of the C library.
+// Lines that begin with "level" are sums whose rounding may depend on the instruction set. All others must be the same on
+// every one. All NaNs are printed the same way, because processors make different ones. Functions that call exp or log
+// are left out, because the C library provides those.
 #include <cstdio>
 #include <cstring>
 #include <limits>

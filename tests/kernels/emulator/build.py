@@ -1,6 +1,6 @@
 """The CUDA kernels and the emulator as a Python module, compiled by g++.
 
-Each mode compiles the kernels once. No sanitizer looks at the PyTorch side, so the modes share it.
+Each mode compiles the kernels once. The PyTorch side is built without sanitizers, so the modes share it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ BASE_FLAGS = [
     "-fno-strict-aliasing -Wno-unknown-pragmas",
 ]
 KERNEL_FLAGS = {
-    # Locals without a value get a recognisable one.
+    # Uninitialised locals get a recognisable value.
     "plain": "-O2 -ftrivial-auto-var-init=pattern",
     "address": "-O1 -g1 -fno-omit-frame-pointer",
     "thread": "-O1 -g1 -fno-omit-frame-pointer",
@@ -35,13 +35,13 @@ KERNEL_FLAGS = {
 RUNTIME_FLAGS = {
     "plain": "-O2",
     "address": "-O2 -DCUDA_EMULATOR_ADDRESS",
-    # ThreadSanitizer sees memset and memmove, even where the compiler made them from a loop.
+    # ThreadSanitizer intercepts memset and memmove, even those that the compiler made from a loop.
     "thread": "-O2 -DCUDA_EMULATOR_THREAD -fno-tree-loop-distribute-patterns",
 }
 
 
 def fused_multiply_add() -> str:
-    """The flag that makes fma() one instruction, where the processor has it: the same value, faster."""
+    """The flag that makes fma() one instruction if the processor has it: faster, with the same value."""
     with contextlib.suppress(OSError):
         if " fma " in Path("/proc/cpuinfo").read_text():
             return "-mfma"
@@ -90,20 +90,20 @@ def module(mode: str) -> Module:
 
 
 def concerns(op: str, source: Path) -> bool:
-    """Whether the operator needs this file of csrc/cuda. The searches share theirs."""
+    """Whether the operator needs this file of csrc/cuda. The search operators share files."""
     stem = source.stem.removesuffix("_kernel").removesuffix("_binding")
     return stem == op or (stem == "search" and op in ("knn_topk", "knn_density"))
 
 
 def build(mode: str) -> Path:
-    """Brings the mode's module up to date and returns its file."""
+    """Rebuilds the mode's module if needed, and returns its file."""
     target = module(mode)
     harness.build(CACHE, [module(each) for each in MODES], [target])
     return target.file
 
 
 def load(mode: str = "plain", file: Path | None = None):
-    """Imports the module, after building it unless `file` names one. One mode per process."""
+    """Imports the module `file`, or builds one first. A process can load only one mode."""
     from dgcl_ops.ops import _registry
 
     if MODULE in sys.modules:

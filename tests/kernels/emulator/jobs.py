@@ -29,13 +29,13 @@ class Emulated(Target):
         return no_memory_is_zero()
 
     def expected(self, function, *arguments):
-        """On this thread: ThreadSanitizer knows nothing of the CPU operators' threads."""
+        """On this thread, because ThreadSanitizer does not know the threads of the CPU operators."""
         return function(*arguments)
 
 
 @contextlib.contextmanager
 def no_memory_is_zero():
-    """PyTorch fills new memory with NaNs. A kernel that skips an output, or reads unwritten memory, then shows."""
+    """PyTorch fills new memory with NaNs, which exposes a kernel that skips an output or reads unwritten memory."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -71,11 +71,11 @@ def chosen(
 
 
 def cases(emulator, op: str, schedule: str, thread: bool = False, **choice) -> None:
-    """The named cases, or those for ThreadSanitizer, or all; long ones under one schedule only."""
+    """Runs the named cases, or those for ThreadSanitizer, or all. Long ones run under one schedule only."""
     for case in all_cases()[op]:
         if chosen(case, schedule, thread, **choice):
             emulator.reset()  # forgets what earlier cases allowed the kernels
-            print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
+            print(f"{op} {case.name}", flush=True)  # named in a sanitizer's report
             comparison = Comparison(exact=True)
             check_cases(Emulated(), comparison, [case], float64=False)
             assert comparison.good, f"{op} {comparison.notes[0]}"
@@ -84,7 +84,7 @@ def cases(emulator, op: str, schedule: str, thread: bool = False, **choice) -> N
 
 
 def check_refused_launch(emulator, case: Case) -> None:
-    """A launch that CUDA refuses is the operator's error. If driver and build do not fit, it names the doctor."""
+    """If CUDA refuses a launch, the operator raises. If driver and build do not fit, the error names the doctor."""
     for code, misfit in ((719, False), (35, True), (209, True), (222, True)):
         emulator.configure(refuse_launch=code)
         message = ""

@@ -1,4 +1,4 @@
-// The Python module of the emulated kernels: loading it registers torch.ops.dgcl_emulated, its functions steer the
+// The Python module of the emulated kernels. Loading it registers torch.ops.dgcl_emulated. Its functions control the
 // emulator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,7 +15,7 @@ namespace {
 
 using namespace cuda_emulator;
 
-// As the bindings' device guard.
+// Like the bindings' device guard.
 struct Device {
   Device() { cuda_emulator_enter_device(); }
   ~Device() { cuda_emulator_leave_device(); }
@@ -50,7 +50,7 @@ bool self_test(std::string_view name) {
   throw pybind11::value_error("no self-test has this name");
 }
 
-// 16-bit words and what they stand for.
+// 16-bit words and the numbers they represent.
 std::vector<float> widen(const std::string& type, const std::vector<int>& words) {
   std::vector<float> values;
   for (int word : words) {

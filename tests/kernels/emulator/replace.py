@@ -1,4 +1,4 @@
-"""Puts the emulated CUDA kernels in the place of the CPU's, for as long as a test runs."""
+"""Replaces the CPU kernels with the emulated CUDA kernels while a test runs."""
 
 import contextlib
 import functools
@@ -17,28 +17,30 @@ def operators() -> dict:
     from dgcl_ops.ops import _registry
 
     if not build.CSRC.exists():
-        pytest.skip("the emulator needs csrc/, and these tests stand alone")
+        pytest.skip("the emulator needs csrc/, which is missing here")
     build.load("plain")
     return {op: getattr(getattr(torch.ops, build.NAMESPACE), op) for op in _registry.FALLBACKS}
 
 
 @contextlib.contextmanager
 def emulated_kernels(name: str = ""):
-    """torch.ops.dgcl_ops.* runs the CUDA kernels on CPU tensors, autograd and fake kernels as ever.
+    """torch.ops.dgcl_ops.* runs the CUDA kernels on CPU tensors. Autograd and fake kernels are unchanged.
 
-    `name` chooses the schedule: tests differ in it, and each always has the same.
+    `name` chooses the schedule. It differs between tests, but is always the same for a test.
     """
     replacements = operators()
     seed = zlib.crc32(name.encode())
     schedule = build.SCHEDULES[seed % len(build.SCHEDULES)]
-    print(f"emulator: schedule {schedule}, seed {seed}")  # pytest shows it where a test fails
+    print(f"emulator: schedule {schedule}, seed {seed}")  # pytest shows it if a test fails
     emulator = build.load("plain")
     emulator.reset()
     emulator.configure(schedule, seed)
     library = torch.library.Library("dgcl_ops", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that kernels are replaced is the point
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # PyTorch warns that kernels are replaced, as intended
             for op, kernel in replacements.items():
                 library.impl(op, kernel, "CPU", allow_override=True)
         yield

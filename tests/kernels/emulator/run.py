@@ -1,11 +1,11 @@
-"""The emulated CUDA kernels on all cases."""
+"""Runs the emulated CUDA kernels on all cases."""
 
 from dgcl_ops.doctor.cases import all_cases
 from kernels.harness.run import Bench, Harness
 
 from . import build, faults
 
-# Of the plain mode. The others take the second.
+# For the plain mode. The other modes use the second one.
 SCHEDULES = (("reverse", 1), ("random", 2), ("sequential", 3))
 
 

@@ -7,7 +7,7 @@
 namespace dgcl::self_test {
 namespace {
 
-// Small whole numbers: sums are exact in any order.
+// Small whole numbers, so sums are exact in any order.
 std::vector<float> numbers(int n) {
   std::vector<float> values(n);
   for (int i = 0; i < n; ++i) values[i] = static_cast<float>((i * 37 + 11) % 29 - 9);

@@ -1,4 +1,4 @@
-// The self-tests by name: "transpose" is the kernel as it should be, "transpose/shared_out_of_bounds" one with a fault.
+// The self-tests by name: "transpose" is the correct kernel, "transpose/shared_out_of_bounds" one with a fault.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace dgcl::self_test {
 
 struct SelfTest {
   const char* name;
-  bool (*right)();  // runs the kernel; whether its values were as expected
+  bool (*right)();  // runs the kernel, and returns whether its values are right
 };
 
 std::span<const SelfTest> all();

@@ -1,4 +1,4 @@
-// Small kernels with faults that can be planted in them: the tool's test of itself. Ordinary CUDA C++.
+// Small kernels in ordinary CUDA C++, with faults that can be planted in them. The emulator tests itself on these.
 #pragma once
 #include "../../../csrc/cuda/compat.cuh"
 
@@ -72,7 +72,7 @@ __global__ void reverse_kernel(const float* in, float* out) {
   DGCL_SHARED(float, buffer, [32]);
   buffer[threadIdx.x] = in[threadIdx.x];
   if (fault == Fault::missing_syncwarp)
-    __ballot_sync(kFullWarp, in[threadIdx.x] > 0);  // meets, but orders no memory
+    __ballot_sync(kFullWarp, in[threadIdx.x] > 0);  // synchronises, but orders no memory
   else
     __syncwarp();
   out[threadIdx.x] = buffer[31 - threadIdx.x];

@@ -1,4 +1,4 @@
-"""Hostile arguments for every operator: an error that says what is wrong, or the right answer; never a crash.
+"""Hostile arguments for every operator must give an error that says what is wrong, or the right answer. Never a crash.
 
-A case is made from operator, seed and number, and from nothing else.
+A case depends only on operator, seed and number.
 """

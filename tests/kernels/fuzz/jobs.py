@@ -20,7 +20,7 @@ def load(file: str) -> None:
 
 
 def cases(op: str, seed: int, first: int, count: int, seconds: float, stop: bool = False) -> None:
-    """Until one of the limits, or the first problem with `stop`. The last case printed is the one that crashed."""
+    """Runs until a limit, or the first problem with `stop`. The last case printed is the one that crashed."""
     from . import judge
 
     end, run, refused, problems = time.monotonic() + seconds, 0, 0, []

@@ -1,8 +1,8 @@
 """Runs one case and says what is wrong with its outcome.
 
-A case that may be refused may end in an error of a documented kind that names operator and argument. Otherwise the
-fallback's checks must accept the arguments, and the results must be those of `dgcl_ops.reference`. Only the written
-arguments may change, and nothing may change if there is an error.
+If a case may be refused, it may end in an error of a documented type that names operator and argument. Otherwise the
+fallback's checks must accept the arguments, and the results must equal those of `dgcl_ops.reference`. Only arguments
+that are written may change, and nothing may change if there is an error.
 """
 
 import random
@@ -17,7 +17,7 @@ from dgcl_ops.ops import _checks, _registry
 from . import mutations, samples
 
 KINDS = (RuntimeError, TypeError, ValueError)  # NotImplementedError is a RuntimeError
-# PyTorch's own errors: before it calls the operator, or for a result that no memory can hold.
+# PyTorch's own errors, before it calls the operator, or for a result that does not fit into memory.
 PYTORCH = (
     "DefaultCPUAllocator: can't allocate memory",
     "Overflow when unpacking long",
@@ -38,9 +38,9 @@ class Outcome:
 
 
 def plain(value):
-    """A copy that shares nothing and has no strange strides."""
+    """A copy with its own memory and ordinary strides."""
     if not isinstance(value, Tensor):
-        return int(value) if isinstance(value, bool) else value  # what the dispatcher makes of it
+        return int(value) if isinstance(value, bool) else value  # as the dispatcher does
     if value.layout != torch.strided:
         return value
     return value.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
@@ -71,7 +71,7 @@ class Watched:
         self.before = {name: memory_of(t) for name, t in self.tensors.items()}
 
     def changed(self, allowed: list[str]) -> list[str]:
-        """Arguments whose memory changed outside of the views that may change."""
+        """Arguments with memory that changed outside the views that may change."""
         may = [self.tensors[name] for name in allowed if name in self.tensors]
         names = []
         for name, t in self.tensors.items():
@@ -88,7 +88,7 @@ class Watched:
 
 
 def reference_answer(op: str, given: dict):
-    """The fallback's results, or the tensors that it wrote. Raises what it refuses."""
+    """The fallback's results, or the tensors that it wrote. Raises an error if it refuses the arguments."""
     _checks.check(op, given)
     result = _registry.FALLBACKS[op](**given)
     if op == "memory_push":
@@ -110,7 +110,7 @@ def largest(given: dict) -> float:
 
 
 def check_neighbours(given: dict, values: Tensor, indices: Tensor, magnitude: float) -> None:
-    """Each index belongs to a row with that score. No row occurs twice. An index is missing where its score is."""
+    """Each index belongs to a row with that score. No row occurs twice. Indices and scores are missing together."""
     everything = {**given, "k": max(1, given["bank"].shape[-2])}
     scores, ranked = _registry.FALLBACKS["knn_topk"](**everything)
     by_row = torch.full_like(scores, -torch.inf)
@@ -167,7 +167,7 @@ def error_problem(op: str, given: dict, error: Exception) -> str | None:
 
 
 def gradients(results, given: dict) -> None:
-    """Runs the backward where the results have one."""
+    """Runs the backward if the results have one."""
     learned = [t for t in given.values() if isinstance(t, Tensor) and t.requires_grad]
     reached = [t.sum() for t in results if isinstance(t, Tensor) and t.grad_fn is not None]
     if learned and reached:
@@ -177,7 +177,7 @@ def gradients(results, given: dict) -> None:
 
 
 def make(op: str, seed: int, number: int) -> tuple[dict, list[str], bool]:
-    """Arguments, what was done to them, and whether they may be refused."""
+    """Arguments, how they were mutated, and whether they may be refused."""
     rng = random.Random(f"{op}/{seed}/{number}")
     torch.manual_seed(rng.getrandbits(40))
     torch.set_num_threads(rng.choice((1, 3)))

@@ -1,4 +1,4 @@
-"""Changes of valid arguments. A new layout keeps the values, so the results must stay. Others may be refused."""
+"""Mutations of valid arguments. New layouts keep the values, so results must not change. Others may be refused."""
 
 import random
 
@@ -56,7 +56,7 @@ def transposed(rng: random.Random, t: Tensor) -> Tensor:
 
 
 def moved(rng: random.Random, t: Tensor) -> Tensor:
-    """In the middle of its storage."""
+    """Puts a tensor into the middle of its storage."""
     before = rng.choice((1, 3, 16))
     base = torch.zeros(before + t.numel() + 5, dtype=t.dtype)
     view = base[before : before + t.numel()].view(t.shape)
@@ -65,7 +65,7 @@ def moved(rng: random.Random, t: Tensor) -> Tensor:
 
 
 def fenced(rng: random.Random, t: Tensor) -> Tensor:
-    """Under AddressSanitizer, what lies between the rows must not be touched."""
+    """Under AddressSanitizer, memory between the rows must not be accessed."""
     if t.dim() == 0 or t.numel() == 0:
         return t
     view = guarded(t)
@@ -171,7 +171,7 @@ def shared(rng: random.Random, given: dict, name: str) -> Tensor:
 
 
 def change_argument(rng: random.Random, op: str, given: dict) -> str:
-    """One argument becomes another, which the operator may refuse."""
+    """Replaces one argument with another, which the operator may refuse."""
     name = rng.choice(tuple(given))
     value = given[name]
     if rng.random() < 0.05:
@@ -198,7 +198,7 @@ def change_argument(rng: random.Random, op: str, given: dict) -> str:
         given[name] = rng.choice(("", "l2", "Cosine", "dot\0", "é" * 300))
     elif isinstance(value, list):
         given[name] = rng.choice(([], [rng.choice(INTEGERS)], [*value, 0], [3] * 300))
-    elif value is None:  # optional tensors, all of them int64 vectors but for rows
+    elif value is None:  # optional tensors, all of them int64 vectors except for rows
         number = rng.choice((0, 1, 3))
         given[name] = torch.randint(-1, 4, (number,))
     return f"{name} = {given[name]!r}"[:200]

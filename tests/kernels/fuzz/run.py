@@ -1,6 +1,6 @@
-"""Hostile arguments for every operator. With `--mode address`, sanitizers watch.
+"""Calls every operator with hostile arguments; with `--mode address`, under sanitizers.
 
-It prints each problem with the options that repeat it.
+Prints each problem with the options that reproduce it.
 """
 
 import json
@@ -51,13 +51,13 @@ def library(mode: str) -> Path:
 
 
 def summary(result: Result) -> dict:
-    """What the job prints at its end; nothing ran if it did not get there."""
+    """What the job prints when it ends. If it did not get there, nothing counts as run."""
     lines = re.findall(r'^{"run": .*}$', result.output, re.MULTILINE)
     return json.loads(lines[-1]) if lines else {"run": 0, "refused": 0}
 
 
 def explain(op: str, seed: int, result: Result) -> str:
-    """The problems of a job, each with what repeats it."""
+    """The problems of a job, each with the options that reproduce it."""
     lines = [x for x in result.output.splitlines() if x.startswith("PROBLEM")]
     if not summary(result)["run"]:
         kind = "HANG" if result.code == TIMED_OUT else "CRASH"
@@ -69,7 +69,7 @@ def explain(op: str, seed: int, result: Result) -> str:
 
 
 def fuzz(mode: str, ops: list[str], seed: int, seconds: float, case: int | None = None) -> int:
-    """Jobs of all operators in turn; returns how many had a problem."""
+    """Runs jobs of all operators in turn. Returns how many had a problem."""
     file, cores, began = library(mode), os.cpu_count(), time.monotonic()
     rounds = max(1, round(seconds * cores / (JOB * len(ops))))
     share = seconds * cores / (rounds * len(ops))

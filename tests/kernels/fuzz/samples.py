@@ -10,7 +10,7 @@ from dgcl_ops._precision import compute_dtype
 
 FLOATS = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 METRICS = ("cosine", "dot", "l2")
-# Some are beyond a tile, a block of queries or of rows, so that several threads have work.
+# Some exceed a tile or a block of queries or rows, so that several threads have work.
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 9, 16, 17, 33, 65, 130)
 COLUMNS = (1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 67)
 CLASSES = (0, 1, 2, 3, 5, 22)
@@ -18,7 +18,7 @@ LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def rows(rng: random.Random, *shape: int, dtype=None) -> Tensor:
-    """Normal numbers; sometimes with rows that are equal, zero, or hold NaN or inf."""
+    """Normally distributed numbers, sometimes with rows that are equal, zero, or hold NaN or inf."""
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     out = torch.randn(*shape, generator=generator).to(dtype or rng.choice(FLOATS))
     if out.dim() > 1 and out.numel() and rng.random() < 0.3:

@@ -1,1 +1,1 @@
-"""What the emulator, the sanitizers and the fuzzer share: building, workers, planted faults, the command line."""
+"""Shared by the emulator, the sanitizers and the fuzzer: building, workers, planted faults, the command line."""

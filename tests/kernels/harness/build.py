@@ -67,7 +67,7 @@ class Module:
 
 
 def ninja_file(modules: list[Module]) -> str:
-    """All modes in one file, so that one log knows what is up to date."""
+    """Puts all modes into one ninja file, so that one log records what is up to date."""
     text = [NINJA_RULES]
     for unit in dict.fromkeys(unit for module in modules for unit in module.units):
         text.append(f"build {unit.output}: compile {unit.source}\n")
@@ -87,7 +87,7 @@ def find_ninja() -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """Two builds in one folder would disturb each other."""
+    """A lock, because two builds in one folder would disturb each other."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,7 +95,7 @@ def locked(folder: Path):
 
 
 def build(folder: Path, modules: list[Module], targets: list[Module]) -> None:
-    """Brings the targets up to date. `modules` are all that the folder can hold."""
+    """Rebuilds the targets if needed. `modules` are all modules of the folder."""
     with locked(folder):
         file, text = folder / "build.ninja", ninja_file(modules)
         if not file.exists() or file.read_text() != text:
@@ -117,7 +117,7 @@ def included_files(source: Path, seen: set[Path]) -> set[Path]:
 
 
 def rebuild(module: Module, csrc: Path, changed: Path, concerns: Callable[[Path], bool]) -> Path:
-    """The module with another csrc, of which one file differs. Reuses every object that need not change.
+    """Builds the module with another csrc, where one file differs. Reuses every object that need not change.
 
     `concerns` says which sources belong to the operator under test. Others keep the original file even if they include
     the changed one, which saves minutes.
@@ -134,7 +134,7 @@ def rebuild(module: Module, csrc: Path, changed: Path, concerns: Callable[[Path]
     if not new:
         raise LookupError(f"no source of this operator includes {changed.relative_to(csrc)}")
     file = csrc.parent / module.file.name.replace(".so", f"_{module.mode}.so")
-    # New objects come first: of an inline function in several objects, the linker takes the first.
+    # New objects come first, because the linker takes the first copy of an inline function.
     compile_quietly(f"{module.link} {' '.join(map(str, [*new, *old]))} -ltorch_cpu -o {file}")
     return file
 

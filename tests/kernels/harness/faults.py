@@ -1,8 +1,8 @@
 """Plants faults in copies of the kernels. A tool that reports nothing may simply not work.
 
-A fault changes one text of one file. Only the objects that contain the change are compiled anew. The operator's cases
-run in the mode that should find the fault, then in the harness's other modes, until one does. If none does, a case is
-missing, or the change is no fault. The lists say why a tempting change is not in them.
+A fault is one edit of one file. Only the objects that contain it are recompiled. The operator's cases run in the mode
+that should find the fault, then in the harness's other modes, until one finds it. If none does, a case is missing, or
+the edit is harmless. The lists of faults say why some tempting edits are not in them.
 """
 
 import re
@@ -23,7 +23,7 @@ CONTROL = "control: no fault"
 @dataclass(frozen=True)
 class Fault:
     kind: str
-    op: str  # whose cases must find it
+    op: str  # its cases must find the fault
     file: str  # in csrc
     old: str  # occurs once
     new: str
@@ -37,7 +37,7 @@ class Fault:
 @dataclass(frozen=True)
 class Outcome:
     fault: Fault
-    mode: str | None  # that found it
+    mode: str | None  # the mode that found it
     evidence: str
     seconds: float
 
@@ -67,7 +67,7 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 
 def is_found(fault: Fault, result: Result) -> bool:
-    """Whether the fault shows. Raises if the search itself broke."""
+    """Whether the job found the fault. Raises an error if the search itself failed."""
     broken = r"ImportError|ModuleNotFoundError|MemoryError|Cannot allocate memory"
     if result.code in (TIMED_OUT, -signal.SIGKILL) or re.search(broken, result.output):
         raise RuntimeError(f"{fault}: {result.evidence()}")
@@ -103,10 +103,10 @@ def table(outcomes: list[Outcome], modes: tuple[str, ...]) -> str:
 
 
 def run(harness: Harness, chosen) -> int:
-    """Looks for the chosen faults, and for none in the controls. A part has its part of both.
+    """Looks for the chosen faults, and for none in the controls. A part runs its share of both.
 
     Returns:
-        How many faults were not found, and how many controls failed, added.
+        The number of faults that were not found, plus the number of controls that failed.
     """
     part, parts = chosen.part
     faults = [

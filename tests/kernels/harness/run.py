@@ -15,20 +15,20 @@ from .worker import Result, Worker
 
 @dataclass(frozen=True)
 class Harness:
-    """One use of the machinery: the emulator, the sanitizers or the fuzzer.
+    """The emulator, the sanitizers or the fuzzer.
 
     Attributes:
         name: its package in tests/kernels, which has `jobs.py` for the workers.
-        modes: that can be built.
-        ops: the operators it has inputs for.
-        module: the kernels of a mode.
-        build: brings modes up to date.
-        concerns: whether an operator needs a source.
-        faults: all that it plants.
-        fault_modes: in which a fault may be found.
-        fault_runs: arguments of the jobs that look for a fault in a mode.
-        control: a file in csrc that all kernels include; with it, kernels without a fault go the same way first.
-        seconds: limit of a job.
+        modes: the modes that can be built.
+        ops: the operators that it has inputs for.
+        module: returns the kernels of a mode.
+        build: rebuilds modes if needed.
+        concerns: returns whether an operator needs a source.
+        faults: returns all faults that it plants.
+        fault_modes: returns the modes that may find a fault.
+        fault_runs: returns arguments of the jobs that look for a fault in a mode.
+        control: a file in csrc that all kernels include. If given, kernels without a fault are built and run first.
+        seconds: time limit of a job.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Harness:
 
 
 class Bench:
-    """A thread per core, each with workers of its own."""
+    """Threads, one per core, each with its own workers."""
 
     def __init__(self, harness: Harness):
         self._harness = harness
@@ -61,7 +61,7 @@ class Bench:
         self._stack.close()
 
     def map(self, function: Callable, jobs: Iterable) -> Iterable:
-        """In their order. `function` may call run()."""
+        """Returns the results in order. `function` may call run()."""
         return self._pool.map(function, jobs)
 
     def run(self, mode: str, job: str, file: Path | None = None, **arguments) -> Result:
@@ -83,7 +83,7 @@ def part(text: str) -> int:
 def add_options(parser: argparse.ArgumentParser, harness: Harness) -> None:
     parser.add_argument("--op", choices=harness.ops, action="append", help="by default all")
     parser.add_argument("--mode", choices=harness.modes, action="append", help="by default all")
-    parser.add_argument("--faults", action="store_true", help="plant faults, and look for them")
+    parser.add_argument("--faults", action="store_true", help="plant faults; each must be found")
     parser.add_argument("--kind", help="only faults with this text in their kind")
     parser.add_argument(
         *("--part", "-p"),

@@ -1,8 +1,8 @@
-"""Runs jobs in processes of their own, under a sanitizer where the mode has one.
+"""Runs jobs in separate processes, under a sanitizer if the mode has one.
 
 A worker starts Python once, with PyTorch and the sanitizer's library, and forks for every job. A job may crash, hang,
 or be stopped by its sanitizer. The harness's `jobs.py` holds the jobs: `prepare()` runs before the forks, `run(job,
-file, **arguments)` in each of them. An AssertionError says that a value is wrong.
+file, **arguments)` in each of them. An AssertionError means that a value is wrong.
 
     with Worker("emulator", "thread") as worker:
         result = worker.run("self_test", file, name="sum/race_between_blocks", schedule="reverse", seed=1)
@@ -27,13 +27,13 @@ from kernels.harness.build import COMPILER, ROOT
 
 LIBRARIES = {"plain": [], "address": ["libasan.so"], "thread": ["libtsan.so"]}
 SANITIZER_OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # PyTorch's allocations outlive the process on purpose
+    "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # PyTorch never frees some allocations, on purpose
     "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:atexit_sleep_ms=0",
 }
 WRONG, FAILED = 1, 2  # exit codes: a wrong value; another exception
 TIMED_OUT = -signal.SIGALRM
-# What a line of output contains that says what went wrong, most precise first.
+# Patterns for the line of output that says what went wrong, most precise first.
 EVIDENCE = (
     *("PROBLEM ", "SUMMARY:", "CUDA emulator:", "runtime error:", "Assertion", " differ, first at"),
     *(" x tolerance", "RuntimeError", "ERROR"),
@@ -78,7 +78,7 @@ def environment(mode: str) -> dict[str, str]:
     # The packages of this process. Without an installed dgcl_ops, the source tree's.
     changed["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
     if LIBRARIES[mode]:
-        # libstdc++ too: the sanitizer must find the functions of exceptions before PyTorch brings them.
+        # libstdc++, too: the sanitizer must find its exception functions before PyTorch loads them.
         names = [*LIBRARIES[mode], "libstdc++.so.6"]
         changed["LD_PRELOAD"] = ":".join(library(name) for name in names)
     return changed
@@ -86,7 +86,7 @@ def environment(mode: str) -> dict[str, str]:
 
 @functools.cache
 def prefix(mode: str) -> tuple[str, ...]:
-    """ThreadSanitizer needs addresses that some kernels give to others. Without randomisation they are free."""
+    """ThreadSanitizer needs certain addresses. Some kernels use them for other things, unless randomisation is off."""
     if mode != "thread":
         return ()
     probe = subprocess.run([sys.executable, "-c", ""], env=environment(mode), capture_output=True)
@@ -130,7 +130,7 @@ class Worker:
 
 @functools.cache
 def poison_function():
-    """AddressSanitizer's, which makes touching (address, size) an error from then on; None if it is not loaded."""
+    """AddressSanitizer's function that makes access to (address, size) an error; None if it is not loaded."""
     function = getattr(ctypes.CDLL(None), "__asan_poison_memory_region", None)
     if function:
         function.argtypes = ctypes.c_void_p, ctypes.c_size_t

@@ -1,7 +1,7 @@
-"""The CPU kernels with a sanitizer in them: another dgcl_ops._C.
+"""Builds the CPU kernels with a sanitizer, as another dgcl_ops._C.
 
-The flags are setup.py's, except for optimisation and debugging. No process can load both extensions: the kernels would
-be registered twice.
+The flags are setup.py's, except for optimisation and debugging. A process cannot load both extensions, because the
+kernels would be registered twice.
 """
 
 import sysconfig
@@ -55,7 +55,7 @@ def concerns(op: str, source: Path) -> bool:
 
 
 def build(*modes: str) -> list[Path]:
-    """Brings the modes' modules up to date."""
+    """Rebuilds the modes' modules if needed."""
     targets = [module(mode) for mode in modes or MODES]
     harness.build(CACHE, [module(each) for each in MODES], targets)
     return [target.file for target in targets]

@@ -1,4 +1,4 @@
-"""Faults planted in copies of the CPU kernels, each for one mode, which must report it."""
+"""Faults planted in copies of the CPU kernels. Each is for one mode, which must report it."""
 
 from kernels.harness.faults import Fault
 
@@ -145,7 +145,7 @@ FAULTS = [
         RACE,
         "thread",
     ),
-    # What the annotations of the pool say is needed: without it, work seems to race with its caller.
+    # The annotations of the pool are needed: without them, work seems to race with its caller.
     fault(
         "the pool does not declare its order",
         "memory_push",

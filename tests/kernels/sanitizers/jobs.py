@@ -1,4 +1,4 @@
-"""What the sanitizers' workers do: no report is the result; values are tested elsewhere."""
+"""What the sanitizers' workers do. They must produce no report; values are tested elsewhere."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ THREADS = 4
 
 
 def prepare() -> None:
-    sys.modules["dgcl_ops._C"] = None  # the operators without kernels: each job loads its own
+    sys.modules["dgcl_ops._C"] = None  # no kernels: each job loads its own
     from dgcl_ops.doctor.cases import all_cases, tensors
 
     tensors.poison = poison_function()
@@ -41,16 +41,16 @@ def run(job: str, file: str, level: str | None = None, **arguments) -> None:
 
 
 def chosen(case, thread: bool) -> bool:
-    """Whether a case runs: all do, but under ThreadSanitizer only those with work for several threads."""
+    """Whether a case runs. All do, but under ThreadSanitizer only those with work for several threads."""
     return case.thread or case.parallel or not thread
 
 
 def cases(op: str, thread: bool = False) -> None:
-    """All cases of the operator, or those with work for several threads."""
+    """Runs all cases of the operator, or those with work for several threads."""
     from dgcl_ops.doctor.cases import all_cases
     from dgcl_ops.doctor.compare import Target
 
     for case in all_cases()[op]:
         if chosen(case, thread):
-            print(f"{op} {case.name}", flush=True)  # what runs when a sanitizer stops the process
+            print(f"{op} {case.name}", flush=True)  # named in a sanitizer's report
             Target("cpu").run(case)

@@ -1,4 +1,4 @@
-"""The CPU kernels on all cases under the sanitizers, on every instruction set of this processor."""
+"""Runs all cases of the CPU kernels under the sanitizers, on every instruction set of this processor."""
 
 import time
 
@@ -23,7 +23,7 @@ HARNESS = Harness(
 
 
 def add_options(parser) -> None:
-    """It has none of its own."""
+    """This harness has no options of its own."""
 
 
 def levels(bench: Bench, mode: str) -> list[str]:
@@ -38,7 +38,7 @@ def levels(bench: Bench, mode: str) -> list[str]:
 
 
 def run(chosen) -> int:
-    """Returns the number of jobs in which a sanitizer reported something."""
+    """Returns the number of jobs with a sanitizer report."""
     modes, began, failed = chosen.mode or list(build.MODES), time.monotonic(), 0
     build.build(*modes)
     print(f"built for {' and '.join(modes)} in {time.monotonic() - began:.0f} s", flush=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from kernels.harness.faults import Fault
 
-# Up to WAIT about the execution model, after it about the values.
+# Kinds up to WAIT concern the execution model, later ones the values.
 READ = "missing barrier, read too early"
 WRITE = "missing barrier, written too early"
 BRANCH = "barrier in a branch"

@@ -105,13 +105,13 @@ FAULTS = [
     gather(UNSET, "    if (exists) tile[d]", "    if (exists && d > 0) tile[d]"),
     gather(GLOBAL, "  if (i >= a.num_pixels) return;\n", "", "address"),
     gather(GLOBAL, " && pixel + i < a.num_pixels", "", "address"),
-    # Not here: "p < 0 ||" left out. Such a pixel's offset is negative, which says the same.
+    # Dropping "p < 0 ||" is no fault: the offset of such a pixel is negative as well.
     gather(TAIL, "  if (channel + lane >= a.dim) return;\n", ""),
     gather(TAIL, "p >= a.num_images", "p > a.num_images"),
     gather(PLACE, "image * a.image_stride", "image * a.area"),
     gather(PLACE, "(p - image * a.area) * a.pixel_stride", "(p - image * a.area)"),
     gather(PLACE, "blockIdx.x % channel_tiles * kGatherTile", "0"),
-    # each word size has a direct kernel of its own
+    # each word size has its own direct kernel
     gather_launch(
         PLACE,
         "a.dim == 1) return launch_direct<Word>(a, stream);",

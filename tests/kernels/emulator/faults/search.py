@@ -140,7 +140,7 @@ FAULTS = [
     filter_(UNSET, "        if (!has_nan) start = -start;\n", "        if (has_nan) start = -start;\n"),
     filter_(ALIGNMENT, "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);",
             "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch - 1);"),
-    # overflow[0] = 0 left out is no fault that shows: what was there sends the item to the exact kernel
+    # dropping overflow[0] = 0 cannot show: the old value sends the item to the exact kernel
     filter_(WAIT, "        __pipeline_wait_prior(1);\n", "        __pipeline_wait_prior(2);\n"),
     filter_(WAIT, "        __pipeline_wait_prior(0);\n      }", "      }"),
     filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // 5. Canonical", "    __syncthreads();\n\n    // 5. Canonical"),
@@ -176,7 +176,7 @@ FAULTS = [
     tile(PLACE, "load_pair(mean + column + d", "load_pair(mean + d"),
     tile(PLACE, "a.mean + it.group * a.dim + depth;", "a.mean + it.group * a.dim;"),
     exact(TURN, "item < items; item += gridDim.x", "item < items; item += items"),
-    # ---- what the filter needs to know. A wrong mean is no fault: any centre is valid
+    # ---- preparation of the filter. A wrong mean is no fault: any centre is valid
     prepare(READ, "  part[warp][threadIdx.x % kWarp] = sum;\n  __syncthreads();\n",
             "  part[warp][threadIdx.x % kWarp] = sum;\n", "thread"),
     prepare(BRANCH, "  __syncthreads();\n  if (warp > 0 || d >= a.dim) return;\n",
@@ -202,7 +202,7 @@ FAULTS = [
     items(PLACE, "rows == 0 || it.first_place < 0 ? 0 :", "rows == 0 ? 0 :"),
     items(PLACE, "kItemQueries + c + 1 <= tile", "kItemQueries + c + 1 < tile"),
     items(PLACE, "(tile - (begin / kItemQueries + group))", "(tile - group)"),
-    # ---- one list from those of all parts
+    # ---- merging the lists of all parts
     merge(MERGE, "step = kWarp / 2; step > 0", "step = kWarp / 4; step > 0"),
     merge(MASK, "if (__any_sync(kFullWarp, length < 0)) return -1;", "if (length < 0) return -1;"),
     merge(GLOBAL, "const int length = lane < a.plan.splits ? a.list_length[lane * a.num_queries + query] : 0;",

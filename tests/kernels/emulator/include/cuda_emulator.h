@@ -1,7 +1,7 @@
-// Runs CUDA C++ on the CPU, to test kernels where there is no GPU. csrc/cuda/compat.cuh includes this in place of
-// CUDA's headers when no nvcc is at work. Every thread of a block is a fiber; every collective (barrier, shuffle, vote,
-// matrix product) is a meeting of those who take part. What is not here does not compile: wmma, clusters, fast-math
-// intrinsics. Link with tests/kernels/emulator/runtime/*.cpp; tests/kernels/emulator/build.py does.
+// Runs CUDA C++ on the CPU, to test kernels without a GPU. csrc/cuda/compat.cuh includes this in place of CUDA's headers
+// unless nvcc compiles it. Every thread of a block is a fiber. Every collective (barrier, shuffle, vote, matrix product)
+// is a meeting of its participants. Anything else does not compile: wmma, clusters, fast-math intrinsics. Link with
+// tests/kernels/emulator/runtime/*.cpp, as tests/kernels/emulator/build.py does.
 #pragma once
 #include "cuda_emulator/async_copy.h"
 #include "cuda_emulator/atomics.h"

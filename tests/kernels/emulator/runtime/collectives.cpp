@@ -1,4 +1,4 @@
-// Every collective is a meeting; the last to arrive does the work for all who take part.
+// Every collective is a meeting. The last thread to arrive does the work for all.
 #include <cstring>
 
 #include "state.h"
@@ -6,7 +6,7 @@
 namespace cuda_emulator {
 namespace {
 
-// Arrives at the meeting of `mask`. True for the last one: it closes the meeting, and is to answer all and wake them.
+// Arrives at the meeting of `mask`. True for the last one: it closes the meeting, and must answer and wake all others.
 bool arrive(uint32_t mask, Site site, Meeting& meeting) {
   Thread& me = *current_thread;
   me.mask = mask;

@@ -1,5 +1,5 @@
-// Like the rest of the runtime, compiled without sanitizers in every mode: they must not see its internal state. The
-// mode's macro says which sanitizer must learn of switches.
+// Like the rest of the runtime, this is compiled without sanitizers in every mode, because they must not see its internal
+// state. The mode's macro says which sanitizer must be notified of switches.
 #include "fiber.h"
 
 #include <sys/mman.h>
@@ -25,7 +25,7 @@ namespace cuda_emulator {
 namespace {
 
 #if defined(CUDA_EMULATOR_ADDRESS)
-constexpr size_t kStack = 256 * 1024;  // red zones round every variable
+constexpr size_t kStack = 256 * 1024;  // red zones around every variable
 #else
 constexpr size_t kStack = 64 * 1024;
 #endif
@@ -65,7 +65,7 @@ void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
     mprotect(map, kGuard, PROT_NONE);
     stack_ = static_cast<char*>(map) + kGuard;
   }
-  unpoison(stack_, kStack);  // of a kernel that was given up
+  unpoison(stack_, kStack);  // left by an abandoned kernel
 #if defined(CUDA_EMULATOR_THREAD)
   if (!identity_) identity_ = __tsan_create_fiber(0);
 #endif
@@ -73,7 +73,7 @@ void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
   void** top = reinterpret_cast<void**>(stack_ + kStack - number * 7 % 64 * 64);
   *--top = nullptr;  // keeps the stack aligned as after a call
   *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that swap_stacks takes off
+  for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that swap_stacks pops
   pointer_ = top;
 #else
   getcontext(&context_);

@@ -1,4 +1,4 @@
-// A fiber: a stack of its own and the switch to and from the scheduler that started it.
+// A fiber: its own stack, and the switch to and from the scheduler that started it.
 #pragma once
 #include <cstddef>
 
@@ -13,7 +13,7 @@ class Fiber {
   Fiber() = default;
   Fiber(const Fiber&) = delete;
   ~Fiber();
-  // The next switch_to() calls `entry` on a stack whose old contents do not matter. `entry` must not return.
+  // The next switch_to() calls `entry`; the old contents of the stack do not matter. `entry` must not return.
   // `number` spreads the stacks over the cache's sets.
   void prepare(void (*entry)(), unsigned number);
   // From the scheduler: runs until the fiber calls switch_back(), which also ends it if `finished`.
@@ -29,7 +29,7 @@ class Fiber {
 #else
   ucontext_t context_;
 #endif
-  void* identity_ = nullptr;  // ThreadSanitizer's name of it
+  void* identity_ = nullptr;  // ThreadSanitizer's handle
 };
 
 // Declares an order to ThreadSanitizer: everything before release(token) happens before what follows acquire(token).

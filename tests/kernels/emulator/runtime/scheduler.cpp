@@ -1,4 +1,4 @@
-// Runs blocks: starts a fiber per thread, resumes those that are ready in the schedule's order, reports those that are stuck.
+// Runs blocks: starts a fiber per thread, resumes ready ones in the schedule's order, and reports those that are stuck.
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -196,7 +196,7 @@ uint64_t block_in_order(uint64_t i, uint64_t total, uint64_t start) {
 }  // namespace
 
 void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
-  static std::mutex one_at_a_time;  // autograd launches from a thread of its own
+  static std::mutex one_at_a_time;  // autograd launches from its own thread
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   check_limits(launch);
   if (refuse_launch()) return;
@@ -212,7 +212,7 @@ void run_grid(const Launch& launch, void (*thread)(void*), void* context) {
   b.barriers = 0;
   const uint64_t total = static_cast<uint64_t>(b.grid.x) * b.grid.y * b.grid.z;
   b.random_state = options().seed * 0x9e3779b97f4a7c15ull | 1;
-  for (int i = 0; i < 8; ++i) random_number();  // small seeds start alike
+  for (int i = 0; i < 8; ++i) random_number();  // small seeds start with similar numbers
   const uint64_t start = random_number() % total;
   const unsigned sets = std::min(kMostFibers / b.num_threads, kMostSets);
   release(&b.context);

@@ -7,7 +7,7 @@
 namespace cuda_emulator {
 namespace {
 
-constexpr size_t kRedZone = 128;  // bytes at least round every array
+constexpr size_t kRedZone = 128;  // minimum bytes around every array
 constexpr unsigned kMostArrays = 64;
 constexpr size_t kCapacity = kSharedOptIn + 2 * kRedZone * (kMostArrays + 2);
 static_assert(kCapacity % kRedZone == 0);
@@ -40,7 +40,7 @@ struct Allowed {
 };
 std::vector<Allowed> allowed;
 
-// Places an array behind the red zone, at an address that is a multiple of `alignment` and of nothing more.
+// Places an array after the red zone, at an address that is a multiple of `alignment` but of no higher power of two.
 char* place(size_t bytes, size_t alignment) {
   const size_t shift = alignment < kRedZone ? alignment : 0;
   char* begin = arena + used + shift;

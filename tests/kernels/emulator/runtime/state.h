@@ -1,4 +1,4 @@
-// What the parts of the runtime share: the block that runs and its threads.
+// Shared by the parts of the runtime: the running block and its threads.
 #pragma once
 #include <memory>
 
@@ -7,22 +7,22 @@
 
 namespace cuda_emulator {
 
-// A barrier or warp collective that some have reached and others not yet.
+// A barrier or warp collective that some threads have reached and others have not.
 struct Meeting {
   bool open;
   uint32_t mask;
   Site site;
   unsigned needed, arrived;
-  const void* token;  // orders memory; nullptr: a collective that is no fence
+  const void* token;  // orders memory; nullptr: the collective is no fence
 };
 
-// Which threads can run; each is in it at most once.
+// The threads that can run, each at most once.
 class ReadyQueue {
  public:
   void clear() { head_ = size_ = 0; }
   bool empty() const { return size_ == 0; }
   void push(unsigned thread) { entries_[(head_ + size_++) % kMostThreads] = thread; }
-  // The one that the schedule says.
+  // The one that the schedule chooses.
   unsigned pop();
 
  private:
@@ -35,8 +35,8 @@ struct RunningBlock : Block {
   Fiber all_fibers[kMostFibers];
   Fiber* fibers;                        // of this block's threads
   unsigned set;                         // which part of all fibers they are
-  char ends[2][kMostSets];              // orders what a set's fibers do in one block before what they do in the next
-  const void *earlier_ends, *own_ends;  // two by turns: a thread's end is before no other's begin in the same block
+  char ends[2][kMostSets];              // orders the work of a set's fibers in one block before that in the next
+  const void *earlier_ends, *own_ends;  // two in turns: no thread's end is before another's start in a block
   ReadyQueue ready;
   unsigned num_alive;
   Meeting barrier;
@@ -53,23 +53,23 @@ extern std::unique_ptr<RunningBlock> running;
 // Suspends the calling thread until wake(). In its own words: `state` is set before, and read by reports.
 void wait();
 void wake(Thread& thread);
-// The calling thread meets the other lanes of `mask` (32 threads from `lanes` on); the last to come calls `answer`.
+// The calling thread meets the other lanes of `mask` (32 threads from `lanes` on). The last to arrive calls `answer`.
 using Answer = void (*)(Thread* lanes, uint32_t mask);
 void meet(uint32_t mask, Site site, bool fence, Answer answer);
-// An address that orders memory among those who meet once.
+// An address that orders memory among the participants of one meeting.
 const void* fresh_token();
 // The calling thread's end.
 void leave_collectives(Thread& thread);
 bool same_site(const Site& a, const Site& b);
 const char* file_name(const Site& site);
 
-// Before each block: `set` numbers the memory, filled with ones; room for the dynamic part and static arrays.
+// Before each block: `set` numbers the memory, which is filled with ones and has room for dynamic and static arrays.
 void begin_shared_memory(const Launch& launch, unsigned set);
-// After it: whether the red zones are as they were.
+// After each block: whether the red zones are unchanged.
 void end_shared_memory();
 
 uint64_t next_random(uint64_t& state);
-// Whether the launch is not to run; cudaGetLastError() then says so.
+// Whether the launch is refused; cudaGetLastError() then returns the error.
 bool refuse_launch();
 
 }  // namespace cuda_emulator

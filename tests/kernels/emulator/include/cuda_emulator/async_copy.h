@@ -10,11 +10,11 @@ namespace cuda_emulator {
 // Whether the copy lands now. The kernel must wait for it in any case.
 bool start_copy(void* to, const void* from, size_t bytes, size_t zeros);
 void commit_copies();
-// Takes a copy off those on their way, if one of all but the last `prior` committed groups is left. What was never
-// committed stays.
+// Takes a pending copy of any committed group except for the last `prior` ones, if there is one. Copies that were never
+// committed stay.
 bool next_due(size_t prior, PendingCopy* copy);
 
-// Here and not in the runtime, which is compiled without sanitizers: they are to see these accesses.
+// Not in the runtime, which is compiled without sanitizers, because they must see these accesses.
 inline void land(const PendingCopy& copy) {
   const volatile unsigned char* from = static_cast<const unsigned char*>(copy.from);
   volatile unsigned char* to = static_cast<unsigned char*>(copy.to);

@@ -1,4 +1,4 @@
-// Atomics on shared and global memory: relaxed, as on the GPU; they order nothing. Only the types that CUDA has.
+// Atomics on shared and global memory. They are relaxed, as on the GPU, and order nothing. Only the types that CUDA has.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -71,5 +71,5 @@ inline uint32_t ballot_at(Site site, uint32_t mask, bool vote) { return ballot(m
 #define __any_sync(mask, vote) (::cuda_emulator::ballot_at(CUDA_EMULATOR_SITE("__any_sync"), mask, vote) != 0)
 #define __all_sync(mask, vote) (::cuda_emulator::ballot_at(CUDA_EMULATOR_SITE("__all_sync"), mask, !(vote)) == 0)
 
-// Which lanes happen to run together is no property of the program, so a call is an error.
+// The program does not determine which lanes run together, so a call is an error.
 unsigned __activemask() = delete;

@@ -1,11 +1,11 @@
-// Device functions of one thread. fma, sqrt, exp and their like are those of <math.h>, for float and double.
+// Device functions of one thread. fma, sqrt, exp and the like come from <math.h>, for float and double.
 #pragma once
 #include <math.h>
 
 #include <bit>
 #include <type_traits>
 
-// The C library has functions of these names; on a GPU they are the fast and inexact ones.
+// The C library has functions of these names. On a GPU they are fast and inexact.
 #define __expf CUDA_EMULATOR_HAS_NO_FAST_MATH
 #define __logf CUDA_EMULATOR_HAS_NO_FAST_MATH
 #define __powf CUDA_EMULATOR_HAS_NO_FAST_MATH

@@ -21,13 +21,13 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
-// What stands for PyTorch's device guard and current stream (csrc/cuda/binding.h).
+// Stands in for PyTorch's device guard and current stream (csrc/cuda/binding.h).
 extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
 
 namespace cuda_emulator {
 
-// The stream that is current while a device guard lives; without one, an error.
+// The current stream while a device guard is alive. Without a guard it is an error.
 cudaStream_t current_stream();
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes);

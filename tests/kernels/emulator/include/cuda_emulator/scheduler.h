@@ -1,4 +1,4 @@
-// Threads and blocks as kernels see them, and the schedule that they run under.
+// Threads and blocks as kernels see them, and their schedule.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,21 +12,21 @@ namespace cuda_emulator {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMostThreads = 1024;  // per block
 
-// In which order threads that could run do run, and blocks too. Results must not depend on it.
+// The order in which runnable threads run, and blocks, too. Results must not depend on it.
 enum class Schedule { sequential, reverse, random };
 
 struct Options {
   Schedule schedule = Schedule::sequential;
   uint64_t seed = 1;
-  int multiprocessors = 3;  // of the device that launchers see: small, so that loops over the grid go round
-  int refuse_launch = 0;    // an error: the next kernel does not run, and cudaGetLastError() returns it once
+  int multiprocessors = 3;  // of the device that launchers see; few, so that loops over the grid iterate
+  int refuse_launch = 0;    // an error code: the next kernel does not run, and cudaGetLastError() returns the code once
 };
 Options& options();
 
 // Forgets what cudaFuncSetAttribute allowed, and what was counted.
 void reset();
 
-// Block barriers that each kernel has passed since reset(), by the name it was launched with: how much it had to do.
+// Block barriers that each kernel has passed since reset(), by launch name. Shows how much work it had.
 std::map<std::string, uint64_t>& passed_barriers();
 
 // A place in a kernel where threads meet.
@@ -36,7 +36,7 @@ struct Site {
   int line = 0;
 };
 
-// A cp.async copy on its way.
+// A pending cp.async copy.
 struct PendingCopy {
   void* to;
   const void* from;
@@ -77,7 +77,7 @@ extern Block* current_block;
 // Ends the launch with an error that names block, thread and place. Callable from kernels and from the host.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// The next number of the block's generator: decides whatever hardware leaves open.
+// The next number of the block's generator. It decides what hardware leaves open.
 uint64_t random_number();
 
 }  // namespace cuda_emulator

@@ -1,5 +1,5 @@
-// Shared memory: filled with NaN patterns before every block, red zones round every array, each array aligned as
-// declared and no more.
+// Shared memory. It is filled with NaN patterns before every block. Every array has red zones around it, and exactly the
+// declared alignment.
 #pragma once
 #include <cstddef>
 

@@ -1,4 +1,4 @@
-// Access of several elements at once, refused where the address is not a multiple of the vector's size.
+// Access to several elements at once. An address that is not a multiple of the vector's size is an error.
 #pragma once
 #include <cstdint>
 #include <cstring>
