@@ -1,6 +1,8 @@
-"""Runs quickstart.ipynb and stores its outputs in it: pip install nbclient ipykernel, then run this file.
+"""Runs quickstart.ipynb and stores its outputs in it. Needs the dependency group `docs`, for nbclient.
 
-Keeps the file free of timestamps and version numbers, so that a change of the outputs is a change of the results.
+    python docs/execute_quickstart.py
+
+It writes no timestamps and no version numbers, so a difference in the file is a difference in the results.
 """
 
 import os

@@ -286,24 +286,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
-    add(
-        "--config",
-        type=Path,
-        default=CONFIGS / "folder.yaml",
-        help="YAML file (default: folder.yaml)",
-    )
+    add("--config", type=Path, default=CONFIGS / "folder.yaml", help="default: folder.yaml")
     add("--data", help="same as data=DIR: the folder of the data set")
-    add(
-        "--labelled",
-        help="same as labelled=...: a number or fraction (1/8) of images, or a list file",
-    )
+    add("--labelled", help="same as labelled=...: a number, a fraction (1/8) or a list of images")
     add("--unlabelled", help="same as unlabelled=DIR: more images without labels")
-    add(
-        "--contrast-weight",
-        type=float,
-        nargs="+",
-        help="one run per weight; 0: plain self-training",
-    )
+    add("--contrast-weight", type=float, nargs="+", help="one run each; 0: plain self-training")
     add(
         "--seeds",
         "--seed",
@@ -313,9 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, default=Path("runs"), help="folder for the results (default: runs)")
     add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:1",
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
     )
     add(
         "--resume",

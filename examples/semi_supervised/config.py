@@ -46,7 +46,7 @@ class RunKeys:
 
     dataset: str  # one of DATASETS
     network: str  # one of NETWORKS
-    # Instead of `steps`. An epoch has as many steps as it takes to draw as many unlabelled images as there are.
+    # Instead of `steps`. An epoch draws as many unlabelled images as there are.
     epochs: int | None = None
     warm_up_epochs: int | None = None  # instead of `warm_up`
     report_every: int = 50  # steps

@@ -37,7 +37,7 @@ class PublishedDeepLab(nn.Module):
         atrous_rates: dilations of the pyramid.
         auxiliary: whether a second head reads the backbone's third stage.
         align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
-        zero_init: whether each residual branch starts at 0, by weight 0 in its last batch norm.
+        zero_init: whether each residual branch starts at 0, since its last batch norm has weight 0.
 
     Raises:
         ValueError: If the encoder or stride is unknown, or the file does not fit this backbone.

@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 
 def start(device: str) -> str:
-    """Joins the process group that `torchrun` describes, if there is one.
+    """Joins the process group of `torchrun`, if there is one.
 
     Args:
         device: "cpu", "cuda" or a device with an index.

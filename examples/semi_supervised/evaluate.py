@@ -69,7 +69,7 @@ class Windows(nn.Module):
     """Predicts an image in overlapping windows and averages the logits at each pixel.
 
     The stride is two thirds of the window, rounded up. The last window ends at the image's edge. An image smaller than
-    the window gets a border, whose logits are cut off. The network sees one window at a time. Input: images
+    the window gets a border. Its logits are cut off. The network sees one window at a time. Input: images
     [B, 3, H, W]. Output: logits [B, C, H, W].
 
     Args:

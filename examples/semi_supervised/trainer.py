@@ -70,7 +70,7 @@ class Trainer:
             rank's.
 
     Raises:
-        ValueError: If `settings` and `network` do not fit each other.
+        ValueError: If `settings` and `network` do not match.
     """
 
     def __init__(

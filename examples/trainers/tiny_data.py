@@ -1,4 +1,4 @@
-"""Training data for the examples: squares, discs and bars on a noisy ground, drawn on access."""
+"""Training data for the examples: squares, discs and bars on a noisy background, generated on access."""
 
 import torch
 from torch import Tensor
