@@ -12,6 +12,8 @@ void check_class_counts(const Tensor& labels, int64_t num_classes);
 
 void check_gather_rows(const Tensor& maps, const Tensor& pixels);
 
+void check_gather_rows_backward(const Tensor& dL_drows, const Tensor& pixels, const std::vector<int64_t>& shape);
+
 void check_knn_topk(const Tensor& queries, const Tensor& bank, int64_t k, const std::string& metric,
                     const std::optional<Tensor>& query_offsets, const std::optional<Tensor>& bank_counts);
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 
 #include "checks.h"
@@ -21,6 +22,26 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   if (pixels.scalar_type() != ScalarType::Long)
     fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
   check_same_device(op, "indices", pixels, "maps", maps);
+}
+
+void check_gather_rows_backward(const Tensor& dL_drows, const Tensor& pixels, const std::vector<int64_t>& shape) {
+  const char* op = "gather_rows_backward";
+  check_float(op, "dL_drows", dL_drows);
+  check_given(op, "indices", pixels);
+  if (pixels.scalar_type() != ScalarType::Long)
+    fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
+  check_same_device(op, "indices", pixels, "dL_drows", dL_drows);
+  if (shape.size() != 4) fail(op, "shape must be [B, D, H, W], got ", list_of(shape));
+  for (int64_t size : shape)
+    if (size < 0) fail(op, "shape must not have negative sizes, got ", list_of(shape));
+  if (overflows(shape[2], shape[3]) || overflows(shape[2] * shape[3], shape[0]))
+    fail(op, "shape must have fewer than 2^63 pixels, got ", list_of(shape));
+  // The CUDA kernels keep row numbers in 32 bits.
+  if (pixels.numel() > INT32_MAX) fail(op, "indices must have fewer than 2^31 entries, got ", shape_of(pixels));
+  std::vector<int64_t> rows(pixels.sizes().begin(), pixels.sizes().end());
+  rows.push_back(shape[1]);
+  if (!std::equal(rows.begin(), rows.end(), dL_drows.sizes().begin(), dL_drows.sizes().end()))
+    fail(op, "dL_drows must have the shape of indices and D columns, ", list_of(rows), ", got ", shape_of(dL_drows));
 }
 
 }  // namespace dgcl

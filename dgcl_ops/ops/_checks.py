@@ -6,6 +6,7 @@ written.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -52,6 +53,8 @@ def check_basics(op: str, given: Arguments) -> None:
             raise RuntimeError(f"{op}: {name} must be at least 1, got {given[name]}")
         if name in given and given[name] >= 2**31:
             raise RuntimeError(f"{op}: {name} must be less than 2^31, got {given[name]}")
+    if "shape" in given and len(given["shape"]) != 4:
+        raise RuntimeError(f"{op}: shape must be [B, D, H, W], got {list(given['shape'])}")
 
 
 def check(op: str, given: Arguments) -> None:
@@ -73,6 +76,8 @@ def check(op: str, given: Arguments) -> None:
         if pixels >= 2**63:
             raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(shape)}")
         _check_indices(op, given["indices"], 0, pixels)
+    if op == "gather_rows_backward":
+        _check_gathered(op, **given)
     if op == "knn_topk_backward":
         _check_indices(op, given["indices"], -1, given["bank"].shape[-2])
     if op == "memory_push":
@@ -151,6 +156,24 @@ def _check_indices(op: str, indices: Tensor, least: int, end: int) -> None:
     wrong = indices[(indices < least) | (indices >= end)]
     if wrong.numel():
         raise RuntimeError(f"{op}: indices must lie in [{least}, {end}), got {int(wrong[0])}")
+
+
+def _check_gathered(op: str, dL_drows: Tensor, indices: Tensor, shape: Sequence[int]) -> None:
+    images, dim, height, width = shape
+    if min(shape) < 0:
+        raise RuntimeError(f"{op}: shape must not have negative sizes, got {list(shape)}")
+    if images * height * width >= 2**63:
+        raise RuntimeError(f"{op}: shape must have fewer than 2^63 pixels, got {list(shape)}")
+    if indices.numel() >= 2**31:
+        raise RuntimeError(
+            f"{op}: indices must have fewer than 2^31 entries, got {list(indices.shape)}"
+        )
+    rows = [*indices.shape, dim]
+    if list(dL_drows.shape) != rows:
+        raise RuntimeError(
+            f"{op}: dL_drows must have the shape of indices and D columns, {rows}, got {list(dL_drows.shape)}"
+        )
+    _check_indices(op, indices, 0, images * height * width)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

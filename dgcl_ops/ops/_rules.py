@@ -34,6 +34,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "row_counts": "[C]",
     },
     "gather_rows": {"maps": "[B, D, H, W]"},
+    "gather_rows_backward": {},
     "silhouette_sums": {
         "features": "[N, D]",
         "offsets": "[C + 1]",
@@ -43,7 +44,7 @@ SHAPES: dict[str, dict[str, str]] = {
 }
 FLOATS = {
     *("queries", "bank", "anchors", "keys", "negatives", "features", "projections", "maps"),
-    *("rows", "bank_features", "bank_projections", "bank_density", "density"),
+    *("rows", "bank_features", "bank_projections", "bank_density", "density", "dL_drows"),
 }
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

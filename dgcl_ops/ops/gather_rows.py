@@ -7,19 +7,26 @@ from torch import Tensor
 
 from dgcl_ops import reference
 from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.reference import backward as reference_backward
 
 _OP = "dgcl_ops::gather_rows"
 _registry.define(
     "gather_rows(Tensor maps, Tensor indices) -> Tensor",
     reference.gather_rows,
 )
+# `shape` is that of the maps, [B, D, H, W].
+_registry.define(
+    "gather_rows_backward(Tensor dL_drows, Tensor indices, SymInt[] shape) -> Tensor dL_dmaps",
+    reference_backward.gather_rows_backward,
+)
 
 
 def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
     """Gathers the vectors of chosen pixels, without a permuted or contiguous copy of the map.
 
-    Differentiable in `maps`. Gradients of a pixel that is chosen several times add up, in no fixed order.
-    `torch.func` cannot differentiate it.
+    Differentiable in `maps`, any number of times. The gradients of a pixel that is chosen several times are added in
+    the order of `indices`, in float32 (float64 for float64 maps), and rounded once. So the gradient has the same bits
+    on the CPU and CUDA. `torch.func` cannot differentiate it.
 
     Args:
         maps: [B, D, H, W] feature maps, or [R, D] rows. Channels-last maps are read in place.
@@ -47,43 +54,70 @@ def _fake(maps: Tensor, indices: Tensor) -> Tensor:
     return maps.new_empty((*indices.shape, maps.shape[1]))
 
 
+@_registry.register_fake(f"{_OP}_backward")
+def _backward_fake(dL_drows: Tensor, indices: Tensor, shape: list[int]) -> Tensor:
+    return dL_drows.new_empty(shape)
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     maps, indices = inputs
     ctx.shape = maps.shape
     ctx.save_for_backward(indices)
 
 
-def _without_strays(indices: Tensor, dL_drows: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Indices [N] outside [0, total) become 0, with gradient 0 in dL_drows [N, D]."""
-    stray = (indices < 0) | (indices >= total)
-    return indices.masked_fill(stray, 0), dL_drows.masked_fill(stray[:, None], 0.0)
-
-
 def _backward(ctx: Any, dL_drows: Tensor) -> tuple[Tensor, None]:
     (indices,) = ctx.saved_tensors
-    images, dim, height, width = ctx.shape
-    area = height * width
-    dL_dmaps = dL_drows.new_zeros((images, dim, area))
-    if dL_dmaps.numel() == 0:
-        return dL_dmaps.view(ctx.shape), None
-    indices, dL_drows = indices.reshape(-1), dL_drows.reshape(-1, dim)
-    if not indices.is_cpu:  # the CPU refuses strays in forward
-        indices, dL_drows = _without_strays(indices, dL_drows, images * area)
-    # mT has shape [images, area, dim] and the same memory. The two index tensors are adjacent in it.
-    dL_dmaps.mT.index_put_((indices // area, indices % area), dL_drows, accumulate=True)
-    return dL_dmaps.view(ctx.shape), None
+    return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, ctx.shape), None
+
+
+def _setup_second_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    """The gradient of dL_drows: the backward is linear in it, and its transpose is gather_rows."""
+    (indices,) = ctx.saved_tensors
+    rows = torch.ops.dgcl_ops.gather_rows(gradient, indices)
+    if not indices.is_cpu:  # the CPU refuses strays; elsewhere their rows are NaN
+        pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
+        rows = rows.masked_fill(_strays(indices, pixels).unsqueeze(-1), 0.0)
+    return rows, None, None
+
+
+def _strays(indices: Tensor, pixels: int) -> Tensor:
+    return (indices < 0) | (indices >= pixels)
 
 
 _registry.register_autograd(_OP, _backward, _setup_context)
+_registry.register_autograd(f"{_OP}_backward", _second_backward, _setup_second_context)
+
+
+def _in_all_maps(indices: Tensor, pixels: int) -> Tensor:
+    """Indices [V, ...] into V maps of so many pixels, as indices into the concatenated maps.
+
+    An index outside its own maps stays outside all of them.
+    """
+    first = torch.arange(indices.shape[0], device=indices.device) * pixels
+    first = first.view(-1, *[1] * (indices.dim() - 1))
+    return torch.where(_strays(indices, pixels), -1, indices + first)
 
 
 @torch.library.register_vmap(_OP)
 def _vmap(info: Any, in_dims: tuple, maps: Tensor, indices: Tensor) -> tuple[Tensor, int]:
-    """Concatenates the images of all batches. An index outside its own batch stays outside all of them."""
+    """Concatenates the images of all batches."""
     maps, indices = _registry.leading(info, in_dims, maps, indices)
-    area = maps[0, :, 0].numel()
-    first = torch.arange(info.batch_size, device=indices.device) * area
-    first = first.view(-1, *[1] * (indices.dim() - 1))
-    inside = (indices >= 0) & (indices < area)
-    moved = torch.where(inside, indices + first, -1)
-    return torch.ops.dgcl_ops.gather_rows(maps.flatten(0, 1), moved), 0
+    indices = _in_all_maps(indices, maps[0, :, 0].numel())
+    return torch.ops.dgcl_ops.gather_rows(maps.flatten(0, 1), indices), 0
+
+
+@torch.library.register_vmap(f"{_OP}_backward")
+def _backward_vmap(
+    info: Any, in_dims: tuple, dL_drows: Tensor, indices: Tensor, shape: list[int]
+) -> tuple[Tensor, int]:
+    """Concatenates the images of all batches."""
+    dL_drows, indices = _registry.leading(info, in_dims, dL_drows, indices)
+    images, dim, height, width = shape
+    indices = _in_all_maps(indices, images * height * width)
+    total = [info.batch_size * images, dim, height, width]
+    dL_dmaps = torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, total)
+    return dL_dmaps.view(info.batch_size, *shape), 0

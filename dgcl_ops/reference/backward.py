@@ -5,6 +5,8 @@ formulas that autograd would evaluate. The tests compare them with ordinary auto
 set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -141,3 +143,23 @@ def density_contrast_backward(
             _unit_rows_backward(dL_dp, raw_keys).squeeze(1).to(keys.dtype),
             _unit_rows_backward(dL_dn, raw_negatives).to(negatives.dtype),
         )
+
+
+def gather_rows_backward(dL_drows: Tensor, indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Gradient of the maps [B, D, H, W]: each pixel gets the sum of the rows that chose it.
+
+    The sum starts at 0, is computed in float32 (float64 for float64 rows), and is rounded once. On the CPU, `index_add_`
+    adds the rows in ascending order. So the result equals that of the compiled kernels, except that -0 becomes 0. Other
+    devices may add in any order.
+    """
+    images, dim, height, width = shape
+    area = height * width
+    dL_dmaps = dL_drows.new_empty((images, dim, area))
+    pixels, rows = indices.reshape(-1), dL_drows.reshape(indices.numel(), dim)
+    with no_autocast(dL_drows):
+        step = max(1, reference.CHUNK_ELEMENTS // max(1, images * area))
+        for at in range(0, dim, step):
+            part = rows[:, at : at + step].to(compute_dtype(rows))
+            sums = part.new_zeros((images * area, part.shape[1])).index_add_(0, pixels, part)
+            dL_dmaps[:, at : at + step] = sums.view(images, area, part.shape[1]).mT
+    return dL_dmaps.view(images, dim, height, width)

@@ -41,3 +41,10 @@ T atomicMax(T* address, std::type_identity_t<T> operand) {
                 "atomicMax: CUDA has no such type");
   return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return old > operand ? old : operand; });
 }
+
+template <typename T>
+T atomicMin(T* address, std::type_identity_t<T> operand) {
+  static_assert(::cuda_emulator::is_one_of<T, int, unsigned, ::cuda_emulator::Unsigned64, long long>,
+                "atomicMin: CUDA has no such type");
+  return ::cuda_emulator::read_modify_write(address, [operand](T old) -> T { return old < operand ? old : operand; });
+}
