@@ -157,7 +157,7 @@ ARITHMETIC = (
 )
 COPIES = (
     "class_counts_kernel* gather_rows_* copy_rows_kernel advance_rings_kernel knn_pair_keys_kernel* "
-    "knn_topk_kernel* convert_rows_kernel<*false>"
+    "knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel"
 )
 FLOAT_ATOMIC = "a sum by float atomics depends on their order"
 SEARCH = "knn_exact_kernel* knn_filter_kernel*"
@@ -206,6 +206,13 @@ RULES = (
          "16-byte loads"),
     Rule("copy_rows_kernel gather_rows_direct_kernel<uint4>", "sass", r"STG\.E(\.\w+)*\.128(\.\w+)*", 1,
          "16-byte stores"),
+    Rule("mark_rows_kernel", "sass", r"REDG?\.E\.(MIN|MAX)(\.\w+)*", 2,
+         "the lowest and the highest row of a pixel; nothing waits for the old number"),
+    Rule("scatter_rows_kernel*", "sass", r"(RED|REDG|ATOM|ATOMG|ATOMS)(\..*)?", 0, "one warp owns each pixel"),
+    Rule("scatter_rows_kernel*", "ptx", r"vote\.sync\.ballot\.b32", 1, "32 rows are compared at a time"),
+    Rule("scatter_rows_kernel<[!d]*", "ptx", r"add\.rn\.f32", 8, "8 columns per lane, added in float"),
+    Rule("scatter_rows_kernel<[!d]*", "ptx", r"(add|fma)\.(\w+\.)*(f16|bf16|f64)(x2)?", 0, "sums are rounded once"),
+    Rule("scatter_rows_kernel<double>", "ptx", r"add\.rn\.f64", 8, "8 columns per lane, added in double"),
     Rule("class_counts_kernel*", "sass", r"ATOMS\..*", 1, "a histogram in shared memory"),
     Rule("convert_rows_kernel<*true>", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule("convert_rows_kernel<float*true>", "ptx", r"div\.rn\.f32", 1, "IEEE division"),

@@ -2,8 +2,8 @@
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-Search, push, gather and counts must be bitwise equal. Results that are summed in another order get the doctor's
-tolerance. --quick runs fewer cases, since a sanitizer slows kernels down 10 to 50 times.
+Search, push, gather, its gradient and counts must be bitwise equal. Results that are summed in another order get the
+doctor's tolerance. --quick runs fewer cases, since a sanitizer slows kernels down 10 to 50 times.
 """
 
 import argparse
@@ -217,6 +217,24 @@ def check_gather_rows(target: Target, comparison: Comparison, quick: bool) -> No
                 comparison.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
 
 
+def gathered_gradient(maps: Tensor, pixels: Tensor, dL_drows: Tensor) -> Tensor:
+    return torch.autograd.grad(ops.gather_rows(maps.requires_grad_(), pixels), maps, dL_drows)[0]
+
+
+def check_gather_rows_backward(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for dtype in dtypes[:1] if quick else dtypes:
+        for dim in (DIM,) if quick else (1, DIM, 300):
+            maps = draw.rows(3, dim, 13, 11, dtype=dtype)
+            dL_drows = draw.rows(5, 50, dim, dtype=dtype)
+            some = draw.integers(0, 3 * 13 * 11, (5, 50))
+            for name, pixels in (("some pixels", some), ("one pixel", torch.full_like(some, 428))):
+                ours = target(gathered_gradient, maps, pixels, dL_drows)
+                theirs = target.expected(gathered_gradient, maps.clone(), pixels, dL_drows)
+                comparison.same(f"{dtype}, {dim} channels, {name}", ours, theirs)
+
+
 def check_class_counts(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
@@ -247,6 +265,7 @@ CHECKS = {
     "density_contrast": check_density_contrast,
     "memory_push": check_memory_push,
     "gather_rows": check_gather_rows,
+    "gather_rows_backward": check_gather_rows_backward,
     "class_counts": check_class_counts,
     "silhouette_sums": check_silhouette_sums,
     "knn_topk_backward": check_knn_topk_backward,

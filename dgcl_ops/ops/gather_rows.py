@@ -78,14 +78,19 @@ def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     """The gradient of dL_drows: the backward is linear in it, and its transpose is gather_rows."""
     (indices,) = ctx.saved_tensors
     rows = torch.ops.dgcl_ops.gather_rows(gradient, indices)
-    if not indices.is_cpu:  # the CPU refuses strays; elsewhere their rows are NaN
-        pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
-        rows = rows.masked_fill(_strays(indices, pixels).unsqueeze(-1), 0.0)
+    if not indices.is_cpu:  # the CPU refuses strays
+        images, _, height, width = gradient.shape
+        rows = _without_strays(rows, indices, images * height * width)
     return rows, None, None
 
 
 def _strays(indices: Tensor, pixels: int) -> Tensor:
     return (indices < 0) | (indices >= pixels)
+
+
+def _without_strays(rows: Tensor, indices: Tensor, pixels: int) -> Tensor:
+    """The rows of strays are NaN, and become 0."""
+    return rows.masked_fill(_strays(indices, pixels).unsqueeze(-1), 0.0)
 
 
 _registry.register_autograd(_OP, _backward, _setup_context)

@@ -148,9 +148,9 @@ def density_contrast_backward(
 def gather_rows_backward(dL_drows: Tensor, indices: Tensor, shape: Sequence[int]) -> Tensor:
     """Gradient of the maps [B, D, H, W]: each pixel gets the sum of the rows that chose it.
 
-    The sum starts at 0, is computed in float32 (float64 for float64 rows), and is rounded once. On the CPU, `index_add_`
-    adds the rows in ascending order. So the result equals that of the compiled kernels, except that -0 becomes 0. Other
-    devices may add in any order.
+    The sum starts at 0, is computed in float32 (float64 for float64 rows), and is rounded once. On the CPU,
+    `index_add_` adds the rows in ascending order. So the result equals that of the compiled kernels, except that -0
+    becomes 0. Other devices may add in any order.
     """
     images, dim, height, width = shape
     area = height * width

@@ -129,16 +129,31 @@ def test_pixels_of_maps_without_any(kernels):
     assert bool(got.isnan().all())
 
 
-def test_a_stray_pixel_passes_no_gradient_on():
+@given(st.lists(st.sampled_from([-HUGE, -1, 0, 3, 3, 5, 19, 20, HUGE]), min_size=1, max_size=40))
+def test_a_stray_pixel_passes_no_gradient_on(kernels, pixels):
+    """As if its row were missing, even if it holds NaN."""
+    pixels = integers(pixels)
+    inside = (pixels >= 0) & (pixels < 20)
+    gradient = random_rows(len(pixels), 2).masked_fill(~inside[:, None], math.nan)
+    got = kernels["gather_rows_backward"](gradient, pixels, (1, 2, 4, 5))
+    kept = gradient[inside], pixels[inside]
+    assert torch.equal(got, torch.ops.dgcl_ops.gather_rows_backward(*kept, (1, 2, 4, 5)))
+
+
+def test_a_stray_pixel_has_no_second_derivative():
     """The part of the derivative that the CPU does not have, because it refuses stray pixels."""
     from dgcl_ops.ops.gather_rows import _without_strays
 
-    pixels, gradient = integers([3, -1, 0, 20, 19]), random_rows(5, 2)
-    gradient[1] = math.nan
-    inside, kept = _without_strays(pixels, gradient, 20)
-    assert inside.tolist() == [3, 0, 0, 0, 19]
+    pixels, rows = integers([3, -1, 0, 20, 19]), random_rows(5, 2)
+    rows[[1, 3]] = math.nan
+    kept = _without_strays(rows, pixels, 20)
     assert not kept[[1, 3]].any()
-    assert torch.equal(kept[[0, 2, 4]], gradient[[0, 2, 4]])
+    assert torch.equal(kept[[0, 2, 4]], rows[[0, 2, 4]])
+
+
+def test_the_gradient_of_maps_without_pixels(kernels):
+    got = kernels["gather_rows_backward"](torch.ones(2, 3), integers([0, 7]), (0, 3, 4, 5))
+    assert got.shape == (0, 3, 4, 5)
 
 
 # ---- silhouette_sums ------------------------------------------------------------------------------

@@ -96,7 +96,10 @@ def test_no_step_waits(setting):
             batch_of(seed=5, counts=(0, 0, 0, 0, 0)),  # nothing labelled
         )
     ]
-    for name in ("knn_density", "density_contrast", "density_contrast_backward", "memory_push"):
+    for name in (
+        *("knn_density", "density_contrast", "density_contrast_backward", "memory_push"),
+        *("gather_rows", "gather_rows_backward"),
+    ):
         assert any(f"dgcl_ops.{name}.default" in seen for seen in traces[0]), name
     # The contents of a batch decide nothing on the host, so operations are always the same, in the same order.
     assert all(trace == traces[0] for trace in traces)

@@ -94,6 +94,11 @@ def gather_rows():
     return lambda: RAW.gather_rows(maps, pixels)
 
 
+def gather_rows_backward():
+    rows, pixels = torch.randn(3, 3), integers(3, 39, 3)
+    return lambda: RAW.gather_rows_backward(rows, pixels, (2, 3, 4, 5))
+
+
 def silhouette_sums():
     features, rows = torch.randn(9, 5), torch.randn(4, 5)
     return lambda: RAW.silhouette_sums(features, integers(0, 4, 9), rows)
@@ -101,7 +106,7 @@ def silhouette_sums():
 
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
-    *(memory_push, class_counts, gather_rows, silhouette_sums),
+    *(memory_push, class_counts, gather_rows, gather_rows_backward, silhouette_sums),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

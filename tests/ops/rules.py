@@ -186,6 +186,28 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
         ({"indices": integers([40])}, "indices must lie in [0, 40), got 40"),
         ({"indices": integers([3, -1])}, "indices must lie in [0, 40), got -1"),
     ],
+    "gather_rows_backward": [
+        ({"shape": [2, 3, 20]}, "shape must be [B, D, H, W], got [2, 3, 20]"),
+        ({"shape": [-2, 3, -4, 5]}, "shape must not have negative sizes, got [-2, 3, -4, 5]"),
+        (
+            {"shape": [2**40, 3, 2**20, 2**20]},
+            f"shape must have fewer than 2^63 pixels, got [{2**40}, 3, {2**20}, {2**20}]",
+        ),
+        (
+            {"indices": integers([0]).expand(2**31)},
+            f"indices must have fewer than 2^31 entries, got [{2**31}]",
+        ),
+        (
+            {"dL_drows": torch.zeros(3, 4)},
+            "dL_drows must have the shape of indices and D columns, [3, 3], got [3, 4]",
+        ),
+        (
+            {"indices": integers([[0, 1, 2]])},
+            "dL_drows must have the shape of indices and D columns, [1, 3, 3], got [3, 3]",
+        ),
+        ({"indices": integers([0, 40, 1])}, "indices must lie in [0, 40), got 40"),
+        ({"indices": integers([0, 1, -1])}, "indices must lie in [0, 40), got -1"),
+    ],
     "silhouette_sums": [
         ({"offsets": integers([])}, "offsets must have shape [C + 1], got [0]"),
         ({"offsets": integers([0, 4, 3, 9])}, "offsets must not decrease, got 4 before 3"),

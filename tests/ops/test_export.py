@@ -41,6 +41,10 @@ def counts(labels):
     return ops.class_counts(labels, 3)
 
 
+def scattered(dL_drows, indices):
+    return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, (2, 5, 3, 3))
+
+
 def push(*arguments):
     ops.memory_push(*arguments, normalize=True)
     return arguments[0].clone()
@@ -64,6 +68,7 @@ CASES = {
     "contrast": (contrast, lambda n: (rows(n, 4, 6), rows(n, 6), rows(n, 5, 6)), (0, 0, 0)),
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
+    "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),
     "counts": (counts, lambda n: (torch.arange(10 * n).view(n, 10) % 3,), (0,)),
     "silhouette": (ops.silhouette_sums, lambda n: (rows(n, 5), integers([0, 4, 8])), (0, None)),
     "silhouette of rows": (

@@ -53,6 +53,13 @@ def samples(op: str):
         return [
             (loss, *rows, lse, 0.5, None, None, needs_key_grad) for needs_key_grad in (True, False)
         ]
+    if op == "gather_rows_backward":
+        rows, indices = random_rows(3, 3, seed=1), integers([0, 39, 39])
+        return [
+            (rows, indices, [2, 3, 4, 5]),
+            (rows.bfloat16().requires_grad_(), indices, [2, 3, 4, 5]),
+            (rows[:0], indices[:0], [2, 3, 0, 5]),
+        ]
     cases = []
     for metric in ("cosine", "dot", "l2"):
         grad = op != "knn_topk_backward"
@@ -79,6 +86,7 @@ OPERATORS = (
     "knn_density",
     "density_contrast",
     "density_contrast_backward",
+    "gather_rows_backward",
     "memory_push",
     "class_counts",
     "silhouette_sums",

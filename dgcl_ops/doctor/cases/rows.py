@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from . import Case
 from .tensors import (
@@ -11,6 +12,7 @@ from .tensors import (
     F16,
     F32,
     FLOATS,
+    INF,
     NAN,
     guarded,
     integers,
@@ -130,6 +132,88 @@ def stray_pixels(name: str, maps) -> Case:
     return Case("gather_rows", name, lambda: (maps, pixels), answer=answer)
 
 
+def chosen_pixels(number: int, pixels: int) -> dict[str, Tensor]:
+    """Indices of so many rows: none, some or all pixels are repeated."""
+    generator = torch.Generator().manual_seed(number)
+    some = torch.randperm(pixels, generator=generator)[:number]
+    half = some[: (number + 1) // 2]
+    return {
+        "distinct": some,
+        "at random": labels(len(some), pixels, seed=number),
+        "in adjacent pairs": half.repeat_interleave(2)[: len(some)],
+        "in pairs far apart": torch.cat([half, half])[: len(some)],
+        "all in one pixel": torch.full_like(some, pixels - 1),
+    }
+
+
+def gather_rows_backward() -> Iterator[Case]:
+    op = "gather_rows_backward"
+    sizes = [(1, 1, 1, 1), (2, 7, 5, 9), (1, 32, 8, 8), (3, 256, 4, 6), (1, 257, 6, 11)]
+    for size in sizes:
+        for number in (1, 31, 33, 70):
+            pixels = size[0] * size[2] * size[3]
+            if number > pixels:
+                continue
+            for name, indices in chosen_pixels(number, pixels).items():
+                some = rows(number, size[1]), indices, size
+                title = f"{size}, {number} rows {name}"
+                thread = size[1] == 7 and number == 70
+                yield Case(op, title, lambda some=some: some, thread=thread)
+    for dtype in FLOATS:
+        for dim in (1, 37, 256):
+            for name, indices in chosen_pixels(66, 2 * 5 * 9).items():
+                some = rows(66, dim, dtype=dtype), indices, (2, dim, 5, 9)
+                yield Case(op, f"66 rows {name}, {dim} of {dtype}", lambda some=some: some)
+        yield stray_gradients(f"stray pixels, {dtype}", rows(70, 33, dtype=dtype))
+
+    indices, size = labels(60, 2 * 5 * 9).view(4, 15), (2, 40, 5, 9)
+    layouts = {
+        "expanded": rows(40).expand(4, 15, 40),
+        "one number": rows(1)[0].expand(4, 15, 40),
+        "transposed": rows(15, 40, 4).permute(2, 0, 1),
+        "every second channel": rows(4, 15, 80)[..., ::2],
+        "guarded": guarded(rows(4, 15, 40)),
+    }
+    for name, some in layouts.items():
+        yield Case(op, f"rows {name}", lambda some=some: (some, indices, size))
+    turned = indices.mT.contiguous().mT
+    yield Case(op, "transposed indices", lambda: (rows(4, 15, 40), turned, size))
+    special = torch.tensor([0.0, -0.0, NAN, INF, -INF, 1e-45, 3e38, 3e38, -0.0])
+    special = special[:, None].expand(9, 40)
+    places = integers([3, 3, 1, 5, 5, 7, 9, 9, 0])
+    yield Case(op, "zeros, NaN and infinities", lambda: (special, places, size), float32_only=True)
+    yield Case(op, "an index of no dimension", lambda: (rows(40), torch.tensor(7), size))
+    for number, shape in (
+        (0, (2, 7, 5, 9)),
+        (3, (2, 0, 5, 9)),
+        (0, (0, 7, 5, 9)),
+        (0, (2, 7, 0, 9)),
+    ):
+        none = rows(number, shape[1]), integers([4] * number), shape
+        yield Case(op, f"{number} rows of {shape}", lambda none=none: none)
+    for far in (90, -1, 2**62):
+        some = rows(2, 7), integers([0, far]), (2, 7, 5, 9)
+        yield Case(op, f"pixel {far}", lambda some=some: some, anything=True)
+    # More pixels than a tile of the CPU, and enough for several threads.
+    wide = rows(400, 19), labels(400, 2 * 150 * 230), (2, 19, 150, 230)
+    yield Case(op, "wide maps", lambda: wide, parallel=True)
+
+
+def stray_gradients(name: str, dL_drows: Tensor) -> Case:
+    """Every third pixel lies outside the maps. The others repeat."""
+    number, dim = dL_drows.shape
+    pixels = labels(number, 10)
+    pixels[::3] = integers([-1, 24, 2**60, -(2**62), 2**32])[labels(len(pixels[::3]), 5)]
+
+    def answer():
+        inside = (pixels >= 0) & (pixels < 24)
+        good = dL_drows[inside], pixels[inside], (2, dim, 3, 4)
+        return [torch.ops.dgcl_ops.gather_rows_backward(*good)]
+
+    given = dL_drows, pixels, (2, dim, 3, 4)
+    return Case("gather_rows_backward", name, lambda: given, answer=answer)
+
+
 def silhouette_sums() -> Iterator[Case]:
     def case(name, arguments, **options):
         # The CPU adds the distances in another order, in float64.
@@ -176,5 +260,5 @@ def silhouette_sums() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    for each in (class_counts, gather_rows, silhouette_sums):
+    for each in (class_counts, gather_rows, gather_rows_backward, silhouette_sums):
         yield from each()

@@ -139,6 +139,13 @@ def gather_rows(rng: random.Random) -> dict:
     return {"maps": rows(rng, images, columns, height, width), "indices": pixels}
 
 
+def gather_rows_backward(rng: random.Random) -> dict:
+    given = gather_rows(rng)
+    maps, indices = given["maps"], given["indices"]
+    dL_drows = rows(rng, *indices.shape, maps.shape[1], dtype=maps.dtype)
+    return {"dL_drows": dL_drows, "indices": indices, "shape": list(maps.shape)}
+
+
 def silhouette_sums(rng: random.Random) -> dict:
     number, columns = rng.choice(SIZES), rng.choice(COLUMNS)
     return {
@@ -159,6 +166,7 @@ SAMPLES = {
         memory_push,
         class_counts,
         gather_rows,
+        gather_rows_backward,
         silhouette_sums,
     )
 }
