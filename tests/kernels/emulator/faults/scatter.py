@@ -105,5 +105,10 @@ FAULTS = [
         "dim3(kScatterThreads), 0, stream, a);\n  switch",
         "dim3(kScatterThreads), 0, nullptr, a);\n  switch",
     ),
+    launch(
+        BINDING,
+        "dim3(kScatterThreads), 0, stream, a);\n}",
+        "dim3(kScatterThreads), 0, nullptr, a);\n}",
+    ),
     launch(BINDING, "return static_cast<int>(cudaGetLastError());", "return 0;"),
 ]
