@@ -8,6 +8,7 @@ before it. The functions return problems as texts that begin with the line.
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import traceback
@@ -20,7 +21,7 @@ NOT_RUN = re.compile(r"<!-- not run: *(.*?) *-->")
 # Shown, not run. "" is a drawing; "{...}" is a directive of the site.
 SHOWN = re.compile(r"|bash|bibtex|cpp|yaml|toml|\{.*")
 FRACTION = re.compile(r"-?\d+\.\d+")
-LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
+LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
 FOLDERS = re.compile(r"(\./)?(\.ci|\.github|benchmarks|csrc|dgcl_ops|docs|examples|tests)/")
 PLACEHOLDER = re.compile(r"[<{$…]|\.\.\.|NAME|FILE|DIR")
 
@@ -148,10 +149,12 @@ def _missing(command: str, root: Path) -> Iterator[str]:
             before == "-m" and value.startswith("dgcl_ops") and not importlib.util.find_spec(value)
         ):
             yield f"no module {value}"
-    if words[:1] == ["make"]:
+    if "make" in words:
         targets = re.findall(r"^(\w[\w-]*):", (root / "Makefile").read_text(), re.MULTILINE)
         yield from (
-            f"no target {word}" for word in words[1:] if "=" not in word and word not in targets
+            f"no target {word}"
+            for word in words[words.index("make") + 1 :]
+            if "=" not in word and word not in targets
         )
 
 
@@ -182,14 +185,21 @@ def anchors(page: str) -> set[str]:
             repeated += 1
             number = f"{slug}-{repeated}"
         found.add(number)
-    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    return found
+
+
+def markdown(path: Path) -> str:
+    """A page's text, or the Markdown cells of a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def link_problems(path: Path, root: Path) -> list[str]:
     """The broken relative links of the page, including their anchors."""
-    problems, text = [], path.read_text()
-    for groups in LINK.findall(prose(text)):
-        link = groups[0] or groups[1]
+    problems, text = [], markdown(path)
+    for link in LINK.findall(prose(text)):
         if re.match(r"\w+:", link):
             continue
         name, _, anchor = link.partition("#")
