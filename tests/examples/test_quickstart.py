@@ -71,6 +71,7 @@ def test_the_stored_outputs_are_clean():
     code = cells("code")
     assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
     outputs = [out for cell in code for out in cell["outputs"]]
+    assert {out["output_type"] for out in outputs} == {"stream", "display_data"}
     assert sum("image/png" in out.get("data", {}) for out in outputs) == 2
     assert all(out.get("name") != "stderr" for out in outputs)
     assert all(cell["metadata"] == {} for cell in code)  # timestamps would stand here

@@ -8,6 +8,7 @@ before it. The functions return problems as texts that begin with the line.
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import re
 import shlex
@@ -23,6 +24,7 @@ SHOWN = re.compile(r"|bash|bibtex|cpp|yaml|toml|\{.*")
 FRACTION = re.compile(r"-?\d+\.\d+")
 LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
 FOLDERS = re.compile(r"(\./)?(\.ci|\.github|benchmarks|csrc|dgcl_ops|docs|examples|tests)/")
+END = frozenset("&|;#")  # of a command
 PLACEHOLDER = re.compile(r"[<{$…]|\.\.\.|NAME|FILE|DIR")
 
 
@@ -93,7 +95,10 @@ def code_problems(page: str, names: dict[str, Any]) -> list[str]:
         elif kind == "not run":
             if not (after and after.kind == "py"):
                 problems.append(f"{line}: 'not run' must stand before a py block")
-        elif kind not in ("prose", "indented") and not SHOWN.fullmatch(kind):
+        elif kind in ("prose", "indented"):
+            if re.search(r"~~~|```|<!--(?! not run:)", text):
+                problems.append(f"{line}: a fence or comment that no rule knows")
+        elif not SHOWN.fullmatch(kind):
             problems.append(f"{line}: unknown fence {kind!r}")
     return problems
 
@@ -128,7 +133,10 @@ def command_problems(page: str, root: Path) -> list[str]:
     """Files, modules and make targets in shell commands that do not exist."""
     problems = []
     for kind, text, line in parts(page):
-        if kind in ("bash", "indented"):
+        if kind == "prose":
+            spans = re.findall(r"`([^`\n]+)`", text)
+            problems += [f"{line}: {each}" for span in spans for each in _missing(span, root)]
+        elif kind in ("bash", "indented"):
             for number, command in enumerate(text.replace("\\\n", " ").splitlines(), line):
                 problems += [f"{number}: {each}" for each in _missing(command, root)]
     return problems
@@ -153,8 +161,8 @@ def _missing(command: str, root: Path) -> Iterator[str]:
         targets = re.findall(r"^(\w[\w-]*):", (root / "Makefile").read_text(), re.MULTILINE)
         yield from (
             f"no target {word}"
-            for word in words[words.index("make") + 1 :]
-            if "=" not in word and word not in targets
+            for word in itertools.takewhile(END.isdisjoint, words[words.index("make") + 1 :])
+            if "=" not in word and word not in targets and not word.startswith("-")
         )
 
 

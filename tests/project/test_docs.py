@@ -3,12 +3,18 @@
 The rules for blocks are in doc_pages.py.
 """
 
+import ast
+import contextlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from doc_pages import anchors, code_problems, command_problems, link_problems, markdown
 from recorded import pretend_graphs
+
+import dgcl_ops
 
 pytestmark = pytest.mark.core
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +46,23 @@ def test_commands_and_links_lead_somewhere(page):
     fail_if(command_problems(markdown(page), ROOT) + link_problems(page, ROOT))
 
 
+def test_the_guide_names_the_defaults():
+    """The rows of guide/loss.md whose default is a value."""
+    text = (ROOT / "docs" / "guide" / "loss.md").read_text()
+    signature = inspect.signature(dgcl_ops.DensityContrastLoss).parameters
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", text, re.MULTILINE)
+    checked = []
+    for names, default in rows:
+        names = re.findall(r"\w+", names)
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(default.replace("`", "").replace(",0", "_0"))
+            values = value if len(names) > 1 else (value,)
+            assert values == tuple(signature[name].default for name in names), names
+            checked += names
+        assert set(names) <= signature.keys()
+    assert len(checked) >= 9
+
+
 # ---- the helpers find planted faults ----------------------------------------------------------------
 
 PRINTS = "```python\nprint(1, 0.50)\n```\n\n```text\n1 0.505\n```\n"
@@ -63,6 +86,9 @@ NOT_RUN = "<!-- not run: needs a GPU -->\n```py\nimport no_such_package\n```\n"
         ("<!-- setup\nx = 1\n```python\nassert x == 1\n```\n", "closes"),
         ("```python\nx = 1\n", "closes"),
         ("```pyton\nx = 1\n```\n", "unknown fence 'pyton'"),
+        ("~~~python\nx = 1\n~~~\n", "no rule knows"),
+        ("    ```python\n    x = 1\n    ```\n", "no rule knows"),
+        ("<!--setup\nx = 1\n-->\n", "no rule knows"),
         ("```\na drawing\n```\n```cpp\nint i;\n```\n```{toctree}\n:hidden:\n```\n", None),
         (NOT_RUN, None),
         (NOT_RUN.replace("needs a GPU", ""), "needs <!-- not run"),
@@ -90,13 +116,14 @@ def test_code_that_is_wrong_is_found(page, problem):
         ("python examples/trainers/NAME.py", None),
         ("make clean demo TORCH=torch==2.14.1", None),
         ("make dome", "no target dome"),
+        ("make -j2 test && .ci/run", None),
         ("DGCL_OPS_CUDA=1 make dome", "no target dome"),
         ("python -m dgcl_ops.doctor --device cuda", None),
         ("python -m dgcl_ops.docter", "no module"),
     ],
 )
 def test_commands_that_lead_nowhere_are_found(command, problem):
-    for page in (f"Words.\n\n    {command}\n", f"```bash\n{command}\n```\n"):
+    for page in (f"Words.\n\n    {command}\n", f"```bash\n{command}\n```\n", f"Run `{command}`.\n"):
         found = "\n".join(command_problems(page, ROOT))
         assert problem in found if problem else not found
     assert not command_problems(f"```python\n{command}\n```\n", ROOT)

@@ -27,6 +27,8 @@ def test_citation():
 
 def test_urls_have_one_repository():
     found = urls()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f'{name} = "{url}"' in project for name, url in found.items()), "installed: older"
     assert {"Homepage", "Repository", "Documentation", "Changelog", "Issues"} == found.keys()
     assert all(url.startswith(found["Repository"]) for url in found.values())
     files = [url.split("/blob/main/")[1] for url in found.values() if "/blob/main/" in url]

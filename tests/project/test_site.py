@@ -1,6 +1,7 @@
 """The documentation site: every public name is on one page, and faults in pages are found."""
 
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -68,6 +69,19 @@ def test_every_public_name_is_documented_once():
         for name in importlib.import_module(module).__all__:
             count = entries.count(id(resolve(f"{module}.{name}")))
             assert count == 1, f"{module}.{name} is on {count} API pages"
+
+
+@pytest.mark.parametrize("module", ["labels", "metrics", "schedules"])
+def test_every_function_of_a_public_module_is_documented(module):
+    entries = {id(resolve(name)) for name in documented()}
+    whole = importlib.import_module(f"dgcl_ops.{module}")
+    public = {
+        name: value
+        for name, value in vars(whole).items()
+        if inspect.isfunction(value) and value.__module__ == whole.__name__ and name[0] != "_"
+    }
+    assert public
+    assert [name for name, value in public.items() if id(value) not in entries] == []
 
 
 def test_the_table_lists_what_the_pages_document():
