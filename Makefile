@@ -52,7 +52,7 @@ format: $(VENV)/installed
 	@$(BIN)/clang-format -i $(CPP)
 
 docs: $(VENV)/docs  ## the documentation site, without the network: build/docs/index.html
-	$(BIN)/python -m sphinx -q -W -n --keep-going docs build/docs
+	$(BIN)/python -m sphinx -E -q -W --keep-going docs build/docs
 
 docs-links: $(VENV)/docs  ## checks the site's links to other sites
 	$(BIN)/python -m sphinx -q -b linkcheck docs build/docs-links

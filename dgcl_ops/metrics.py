@@ -158,7 +158,7 @@ def density_statistics(
     CPU. Other devices leave them out, because a check would sync.
 
     Args:
-        density: [...], floating point, the local densities of rows or pixels, as from `dgcl_ops.knn_density`.
+        density: [...], floating point, the local densities of rows or pixels, as from `dgcl_ops.ops.knn_density`.
         labels: [...], integers, the class of each density.
         num_classes: C, the number of classes.
         quantiles: Q quantiles to report, in [0, 1], linearly interpolated.

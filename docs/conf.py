@@ -31,12 +31,11 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "myst_nb",  # includes myst_parser
-    "docstring_names",
     "mathml",
     "repository_links",
+    "return_types",
 ]
-# Folders that start with an underscore, such as _ext, hold no pages.
-exclude_patterns = ["_*", "inventory", "**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
 
 # Markdown: anchors are slugs of headings, as on the repository's page. The notebook is committed with its outputs.
 myst_heading_anchors = 3
@@ -44,7 +43,10 @@ myst_enable_extensions = ["dollarmath"]
 smartquotes_action = "D"  # dashes only: "cosine" is an argument, to be copied
 nb_execution_mode = "off"
 
-# Docstrings: types come from the annotations; single backticks are handled by docstring_names.
+# Docstrings: types come from the annotations. Single backticks link to the entry of a name. Other text in them is code,
+# unless it begins with "dgcl_ops.": then it must be a name.
+default_role = "py:obj"
+nitpick_ignore_regex = [("py:obj", r"(?!dgcl_ops\.).*")]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"

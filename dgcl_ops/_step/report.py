@@ -186,7 +186,8 @@ class Report:
         bank = self.loss.bank
         size = sum(buffer.nbytes for buffer in (bank.features, bank.projections, bank.density))
         lines = [
-            f"Bank: {sum(self.state['rows']):,} rows in {bank.num_classes} rings of {bank.capacity:,}, "
+            f"Bank: {sum(self.state['rows']):,} rows in {bank.num_classes} ring{'s' * (bank.num_classes > 1)} "
+            f"of {bank.capacity:,}, "
             f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.state['num_pushes']:,}."
         ]
         if not self.loss.training:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -31,15 +30,15 @@ def stored_text(cell: dict) -> str:
     )
 
 
-def run(code: list[str]) -> tuple[list[str], dict]:
-    """Runs cells in order, in one namespace. Returns what each prints, and the namespace."""
+def run(code: list[str]) -> list[str]:
+    """Runs cells in order, in one namespace. Returns what each prints."""
     printed, names = [], {}
     for number, source in enumerate(code, start=1):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(compile(source, f"{PAGE.name}, code cell {number}", "exec"), names)
         printed.append(out.getvalue())
-    return printed, names
+    return printed
 
 
 def test_the_notebook_prints_its_stored_outputs(monkeypatch):
@@ -50,7 +49,7 @@ def test_the_notebook_prints_its_stored_outputs(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     plt.close("all")
     with matplotlib.rc_context():
-        printed, names = run(["".join(cell["source"]) for cell in cells("code")])
+        printed = run(["".join(cell["source"]) for cell in cells("code")])
         figures = [plt.figure(number) for number in plt.get_fignums()]
         assert len(figures) == 2
         for figure in figures:
@@ -64,8 +63,6 @@ def test_the_notebook_prints_its_stored_outputs(monkeypatch):
         # Training amplifies the rounding of other processors. Noise of 1e-6 on the initial weights
         # changed these numbers by up to 2.5 %.
         assert numbers[0] == pytest.approx(numbers[1], rel=0.05)
-    assert math.isfinite(names["loss"].item())
-    assert names["density_loss"] > 0
 
 
 def test_the_stored_outputs_are_clean():
@@ -74,11 +71,11 @@ def test_the_stored_outputs_are_clean():
     code = cells("code")
     assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
     outputs = [out for cell in code for out in cell["outputs"]]
+    assert {out["output_type"] for out in outputs} == {"stream", "display_data"}
     assert sum("image/png" in out.get("data", {}) for out in outputs) == 2
     assert all(out.get("name") != "stderr" for out in outputs)
     assert all(cell["metadata"] == {} for cell in code)  # timestamps would stand here
     printed = "".join(map(stored_text, code))
-    assert "Warning" not in printed
     assert "/" not in printed  # no path
 
 

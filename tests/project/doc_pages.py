@@ -8,6 +8,8 @@ before it. The functions return problems as texts that begin with the line.
 import contextlib
 import importlib.util
 import io
+import itertools
+import json
 import re
 import shlex
 import traceback
@@ -20,8 +22,9 @@ NOT_RUN = re.compile(r"<!-- not run: *(.*?) *-->")
 # Shown, not run. "" is a drawing; "{...}" is a directive of the site.
 SHOWN = re.compile(r"|bash|bibtex|cpp|yaml|toml|\{.*")
 FRACTION = re.compile(r"-?\d+\.\d+")
-LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)|(?:src|href)="([^"]+)\"""")
+LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
 FOLDERS = re.compile(r"(\./)?(\.ci|\.github|benchmarks|csrc|dgcl_ops|docs|examples|tests)/")
+END = frozenset("&|;#")  # of a command
 PLACEHOLDER = re.compile(r"[<{$…]|\.\.\.|NAME|FILE|DIR")
 
 
@@ -92,7 +95,10 @@ def code_problems(page: str, names: dict[str, Any]) -> list[str]:
         elif kind == "not run":
             if not (after and after.kind == "py"):
                 problems.append(f"{line}: 'not run' must stand before a py block")
-        elif kind not in ("prose", "indented") and not SHOWN.fullmatch(kind):
+        elif kind in ("prose", "indented"):
+            if re.search(r"~~~|```|<!--(?! not run:)", text):
+                problems.append(f"{line}: a fence or comment that no rule knows")
+        elif not SHOWN.fullmatch(kind):
             problems.append(f"{line}: unknown fence {kind!r}")
     return problems
 
@@ -127,7 +133,10 @@ def command_problems(page: str, root: Path) -> list[str]:
     """Files, modules and make targets in shell commands that do not exist."""
     problems = []
     for kind, text, line in parts(page):
-        if kind in ("bash", "indented"):
+        if kind == "prose":
+            spans = re.findall(r"`([^`\n]+)`", text)
+            problems += [f"{line}: {each}" for span in spans for each in _missing(span, root)]
+        elif kind in ("bash", "indented"):
             for number, command in enumerate(text.replace("\\\n", " ").splitlines(), line):
                 problems += [f"{number}: {each}" for each in _missing(command, root)]
     return problems
@@ -148,10 +157,12 @@ def _missing(command: str, root: Path) -> Iterator[str]:
             before == "-m" and value.startswith("dgcl_ops") and not importlib.util.find_spec(value)
         ):
             yield f"no module {value}"
-    if words[:1] == ["make"]:
+    if "make" in words:
         targets = re.findall(r"^(\w[\w-]*):", (root / "Makefile").read_text(), re.MULTILINE)
         yield from (
-            f"no target {word}" for word in words[1:] if "=" not in word and word not in targets
+            f"no target {word}"
+            for word in itertools.takewhile(END.isdisjoint, words[words.index("make") + 1 :])
+            if "=" not in word and word not in targets and not word.startswith("-")
         )
 
 
@@ -182,14 +193,21 @@ def anchors(page: str) -> set[str]:
             repeated += 1
             number = f"{slug}-{repeated}"
         found.add(number)
-    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    return found
+
+
+def markdown(path: Path) -> str:
+    """A page's text, or the Markdown cells of a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def link_problems(path: Path, root: Path) -> list[str]:
     """The broken relative links of the page, including their anchors."""
-    problems, text = [], path.read_text()
-    for groups in LINK.findall(prose(text)):
-        link = groups[0] or groups[1]
+    problems, text = [], markdown(path)
+    for link in LINK.findall(prose(text)):
         if re.match(r"\w+:", link):
             continue
         name, _, anchor = link.partition("#")

@@ -3,18 +3,23 @@
 The rules for blocks are in doc_pages.py.
 """
 
+import ast
+import contextlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from doc_pages import anchors, code_problems, command_problems, link_problems
+from doc_pages import anchors, code_problems, command_problems, link_problems, markdown
 from recorded import pretend_graphs
+
+import dgcl_ops
 
 pytestmark = pytest.mark.core
 ROOT = Path(__file__).resolve().parents[2]
-# A folder whose name begins with "_" holds the built site.
-DOCS = [ROOT / "README.md"]
-DOCS += sorted(p for p in (ROOT / "docs").glob("**/*.md") if "/_" not in str(p.relative_to(ROOT)))
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+NOTEBOOKS = (ROOT / "docs").glob("*.ipynb")
 FOLDERS = ("benchmarks", "csrc", "examples", "tests")
 OTHERS = {*ROOT.glob("*.md"), *(p for f in FOLDERS for p in (ROOT / f).glob("**/*.md"))}
 
@@ -36,9 +41,26 @@ def test_code_prints_what_the_page_says(page, monkeypatch, tmp_path):
     fail_if(code_problems(page.read_text(), {"__name__": "page"}))
 
 
-@pages(*DOCS, *sorted(OTHERS - set(DOCS)))
+@pages(*DOCS, *NOTEBOOKS, *sorted(OTHERS - set(DOCS)))
 def test_commands_and_links_lead_somewhere(page):
-    fail_if(command_problems(page.read_text(), ROOT) + link_problems(page, ROOT))
+    fail_if(command_problems(markdown(page), ROOT) + link_problems(page, ROOT))
+
+
+def test_the_guide_names_the_defaults():
+    """The rows of guide/loss.md whose default is a value."""
+    text = (ROOT / "docs" / "guide" / "loss.md").read_text()
+    signature = inspect.signature(dgcl_ops.DensityContrastLoss).parameters
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", text, re.MULTILINE)
+    checked = []
+    for names, default in rows:
+        names = re.findall(r"\w+", names)
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(default.replace("`", "").replace(",0", "_0"))
+            values = value if len(names) > 1 else (value,)
+            assert values == tuple(signature[name].default for name in names), names
+            checked += names
+        assert set(names) <= signature.keys()
+    assert len(checked) >= 9
 
 
 # ---- the helpers find planted faults ----------------------------------------------------------------
@@ -64,6 +86,9 @@ NOT_RUN = "<!-- not run: needs a GPU -->\n```py\nimport no_such_package\n```\n"
         ("<!-- setup\nx = 1\n```python\nassert x == 1\n```\n", "closes"),
         ("```python\nx = 1\n", "closes"),
         ("```pyton\nx = 1\n```\n", "unknown fence 'pyton'"),
+        ("~~~python\nx = 1\n~~~\n", "no rule knows"),
+        ("    ```python\n    x = 1\n    ```\n", "no rule knows"),
+        ("<!--setup\nx = 1\n-->\n", "no rule knows"),
         ("```\na drawing\n```\n```cpp\nint i;\n```\n```{toctree}\n:hidden:\n```\n", None),
         (NOT_RUN, None),
         (NOT_RUN.replace("needs a GPU", ""), "needs <!-- not run"),
@@ -91,12 +116,14 @@ def test_code_that_is_wrong_is_found(page, problem):
         ("python examples/trainers/NAME.py", None),
         ("make clean demo TORCH=torch==2.14.1", None),
         ("make dome", "no target dome"),
+        ("make -j2 test && .ci/run", None),
+        ("DGCL_OPS_CUDA=1 make dome", "no target dome"),
         ("python -m dgcl_ops.doctor --device cuda", None),
         ("python -m dgcl_ops.docter", "no module"),
     ],
 )
 def test_commands_that_lead_nowhere_are_found(command, problem):
-    for page in (f"Words.\n\n    {command}\n", f"```bash\n{command}\n```\n"):
+    for page in (f"Words.\n\n    {command}\n", f"```bash\n{command}\n```\n", f"Run `{command}`.\n"):
         found = "\n".join(command_problems(page, ROOT))
         assert problem in found if problem else not found
     assert not command_problems(f"```python\n{command}\n```\n", ROOT)
@@ -112,7 +139,6 @@ def test_commands_that_lead_nowhere_are_found(command, problem):
         ("`[a](none.md)`", None),
         ("[`a`](none.md)", "none.md: no such file"),
         ("[![a](none.png)](sub/other.md)", "none.png"),
-        ('<img src="none.png">', "none.png"),
         ("[a](#none)", "#none: no such heading"),
         ("[a](sub/other.md#hidden)", "no such heading"),
         ("[a](sub/other.md#twice-1)", None),

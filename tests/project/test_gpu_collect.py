@@ -41,6 +41,12 @@ def test_a_pack_without_kernels_is_refused(monkeypatch, tmp_path):
         pack.main()
 
 
+def test_every_phrase_that_a_run_makes_wrong_is_on_a_page():
+    collect = command_of("gpu_collect")
+    found = {line.split(": ", 1)[1] for line in collect.stale(ROOT)}
+    assert found == set(collect.STALE)
+
+
 def came_back(folder: Path, gpu: str, rehearsal: str = "") -> Path:
     """Creates an OUT with two figures."""
     folder.mkdir()
