@@ -98,7 +98,7 @@ class Report:
 
     def headline(self) -> str:
         if not self.total:
-            return "No loss yet: the module has not seen a batch with pixels."
+            return "No loss yet: the module has seen no batch with pixels since it was built."
         if not self.active:
             return f"The last loss was 0: {self.why_zero()}."
         losses = self.state["class_loss"]

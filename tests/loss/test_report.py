@@ -22,7 +22,7 @@ def test_before_the_first_batch():
         **{name: maps[:0] for name, maps in batch_of().items()}
     )  # a batch without pixels leaves no trace
     assert module.report().splitlines() == [
-        "No loss yet: the module has not seen a batch with pixels.",
+        "No loss yet: the module has seen no batch with pixels since it was built.",
         "Not ready: 0 (0 of 4 rows), 1 (0 of 4 rows), 3 (0 of 4 rows), 4 (0 of 4 rows).",
         "Excluded: 2.",
         "Bank: 0 rows in 5 rings of 14, 0.00308 MB; pushes so far: 0.",

@@ -23,7 +23,12 @@ def replaced(op: str, change):
             yield [change(v.detach()) if i == n else v for i, v in enumerate(given)]
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS if op != "class_counts"])
+def has_several_tensors(op: str) -> bool:
+    schema = getattr(torch.ops.dgcl_ops, op).default._schema
+    return sum(str(argument.type) == "Tensor" for argument in schema.arguments) > 1
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if has_several_tensors(op)])
 def test_one_tensor_on_the_meta_device_is_an_error(op):
     # PyTorch then runs the fake kernel, which returns uninitialised memory.
     for arguments in replaced(op, lambda t: t.to("meta")):

@@ -71,12 +71,14 @@ def samples(op: str):
         elif op == "knn_density":
             cases.append((queries, bank, [2, 3], metric, offsets, counts, True, False, False))
             cases.append((queries, plain_bank, [40], metric, None, None, False, True, True))
-        else:
+        elif op == "knn_topk_backward":
             outputs = torch.ops.dgcl_ops.knn_topk(
                 queries, bank, 3, metric, offsets, counts, False, False
             )
             gradient = torch.ones_like(outputs[0])
             cases.append((gradient, queries, bank, *outputs, metric, offsets, False))
+        else:
+            raise KeyError(f"no samples for {op}")
     return cases
 
 
