@@ -25,8 +25,9 @@ def emulated(*arguments):
     return replace.operators()["gather_rows_backward"](*arguments)
 
 
+on_emulator = pytest.param(emulated, marks=pytest.mark.kernels)
 each_implementation = pytest.mark.parametrize(
-    "scatter", [compiled, reference_backward.gather_rows_backward, emulated]
+    "scatter", [compiled, reference_backward.gather_rows_backward, on_emulator]
 )
 
 
@@ -77,7 +78,7 @@ def test_on_each_device(device):
 
 
 @needs_extension
-@pytest.mark.parametrize("scatter", [compiled, emulated])
+@pytest.mark.parametrize("scatter", [compiled, on_emulator])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_single_row_keeps_its_bits(scatter, dtype):
     """All numbers of 16 bits: -0, subnormal numbers, infinities, NaN."""
