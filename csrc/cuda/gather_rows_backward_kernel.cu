@@ -6,8 +6,6 @@
 //      is the only one, and its bits are copied. Else the warp searches the rows in between.
 //
 // The search is quadratic if many rows lie between two rows of one pixel. The loss never repeats a pixel.
-#include <type_traits>
-
 #include "compat.cuh"
 #include "gather_rows_backward_kernel.h"
 #include "rows.cuh"
@@ -32,8 +30,9 @@ __global__ void __launch_bounds__(kScatterThreads) mark_rows_kernel(GatherRowsBa
   atomicMax(a.highest + pixel, static_cast<int32_t>(row));
 }
 
+// float, or double for double.
 template <typename Stored>
-using ScatterSum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+using ScatterSum = decltype(widen(Stored()));
 
 // Rounds to nearest even.
 __device__ __forceinline__ void narrow(double x, double& out) { out = x; }
