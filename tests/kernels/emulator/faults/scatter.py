@@ -16,7 +16,6 @@ from . import (
 
 OP = "gather_rows_backward"
 scatter = planted(OP, "gather_rows_backward_kernel.cu")
-launch = planted(OP, "gather_rows_backward_kernel.cu")
 binding = planted(OP, "gather_rows_backward_binding.cpp")
 
 WALK = (
@@ -97,18 +96,18 @@ FAULTS = [
     scatter(GLOBAL, "start + lane <= highest && ", "", "address"),
     scatter(PLACE, " && a.pixels[start + lane] == pixel;", ";"),
     # ---- launch
-    launch(LAUNCH, "blocks_for(a.num_rows, kScatterThreads), dim3", "dim3(1), dim3"),
-    launch(LAUNCH, "blocks_for(a.num_rows, kScatterWarps)", "dim3(1)"),
-    launch(PLACE, "launch_scatter<__half>(a, stream)", "launch_scatter<__nv_bfloat16>(a, stream)"),
-    launch(
+    scatter(LAUNCH, "blocks_for(a.num_rows, kScatterThreads), dim3", "dim3(1), dim3"),
+    scatter(LAUNCH, "blocks_for(a.num_rows, kScatterWarps)", "dim3(1)"),
+    scatter(PLACE, "launch_scatter<__half>(a, stream)", "launch_scatter<__nv_bfloat16>(a, stream)"),
+    scatter(
         BINDING,
         "dim3(kScatterThreads), 0, stream, a);\n  switch",
         "dim3(kScatterThreads), 0, nullptr, a);\n  switch",
     ),
-    launch(
+    scatter(
         BINDING,
         "dim3(kScatterThreads), 0, stream, a);\n}",
         "dim3(kScatterThreads), 0, nullptr, a);\n}",
     ),
-    launch(BINDING, "return static_cast<int>(cudaGetLastError());", "return 0;"),
+    scatter(BINDING, "return static_cast<int>(cudaGetLastError());", "return 0;"),
 ]

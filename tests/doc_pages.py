@@ -113,17 +113,17 @@ def _run(code: str, line: int, expected: str, names: dict[str, Any]) -> list[str
             print(f"{type(error).__name__}: {error}")
             trace = traceback.format_exc()
     got = out.getvalue()
-    if _agree(got, expected):
+    if agree(got, expected):
         return []
     return [f"{line}: the block prints\n{got}\nand the page says\n{expected}\n{trace}"]
 
 
-def _agree(got: str, expected: str) -> bool:
-    """Another processor rounds differently: fractions may differ by 2 %, all else may not."""
+def agree(got: str, expected: str, tolerance: float = 0.02) -> bool:
+    """Another processor rounds differently: fractions may differ by the tolerance, all else may not."""
     if FRACTION.sub("#", got) != FRACTION.sub("#", expected):
         return False
     pairs = zip(FRACTION.findall(got), FRACTION.findall(expected), strict=True)
-    return all(abs(float(a) - float(b)) <= 0.02 * abs(float(b)) for a, b in pairs)
+    return all(abs(float(a) - float(b)) <= tolerance * abs(float(b)) for a, b in pairs)
 
 
 # ---- commands ---------------------------------------------------------------------------------------
