@@ -135,6 +135,7 @@ class MemoryBank(FixedDtypeModule):
                 f"{op}: overlap_exchange=True is not supported with placement 'sharded': a read that finishes the "
                 "exchange would start further collectives, so all ranks would have to read in the same order"
             )
+        self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
         exchange.check_group(op, process_group)
         self.process_group = process_group
