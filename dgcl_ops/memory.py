@@ -369,24 +369,15 @@ class MemoryBank(FixedDtypeModule):
         if self._overlap is not None:
             self._overlap.start(self, ranks, rows)
         else:
-            self._receive(*exchange.exchange_rows(ranks, self, rows))
+            exchange.receive(self, *exchange.exchange_rows(ranks, self, rows))
 
     def finish_exchange(self) -> None:
         """Waits for the exchange that the last push started, and writes its rows.
 
         A no-op if none is pending. Every use of the bank does this, so there is rarely a need to call it.
         """
-        if self._overlap is not None:
+        if self._overlap is not None and self._overlap.started:
             self._overlap.finish(self)
-
-    def _receive(self, rng_state: Tensor, rows_of_ranks: list[exchange.PushedRows]) -> None:
-        """Writes what an exchange brought."""
-        self.rng_state.copy_(rng_state)
-        # Rows that travelled in the bank's dtype are unit rows already. Rounded to a narrower dtype, they are unit
-        # only to its precision. A search trusts a float32 or float64 bank to hold exact unit rows and skips their
-        # norms, so they are normalised again. All ranks do this with the same bytes, so the bits stay equal.
-        rounded = self.exchange_dtype != self.dtype
-        self._append(rows_of_ranks, normalize=rounded and self.metric == "cosine")
 
     def _append(self, rows_of_ranks: list[exchange.PushedRows], normalize: bool) -> None:
         """Writes rows and recomputes the densities that are due."""

@@ -130,6 +130,18 @@ def exchange_rows(
     return unpacked(all_gather(ranks, mine), fields)
 
 
+def receive(bank: MemoryBank, rng_state: Tensor, rows_of_ranks: list[PushedRows]) -> None:
+    """Writes what an exchange brought.
+
+    Rows that travelled in the bank's dtype are unit rows already. Rounded to a narrower dtype, they are unit only to
+    its precision. A search trusts a float32 or float64 bank to hold exact unit rows and skips their norms, so they are
+    normalised again. All ranks do this with the same bytes, so the bits stay equal.
+    """
+    bank.rng_state.copy_(rng_state)
+    rounded = bank.exchange_dtype != bank.dtype
+    bank._append(rows_of_ranks, normalize=rounded and bank.metric == "cosine")
+
+
 def packed(bank: MemoryBank, rows: PushedRows) -> tuple[Tensor, list[Field]]:
     """What this rank sends: bytes, [B] uint8, and what they hold.
 

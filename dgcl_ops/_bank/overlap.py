@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dgcl_ops._bank.exchange import ALL_GATHER, Field, PushedRows, Ranks, packed, unpacked
+from dgcl_ops._bank.exchange import ALL_GATHER, Field, PushedRows, Ranks, packed, receive, unpacked
 from dgcl_ops._precision import no_autocast
 
 if TYPE_CHECKING:
@@ -27,7 +27,14 @@ NOT_ONE_GRAPH = (
 
 
 class Overlap:
-    """Starts and finishes the exchanges of a bank."""
+    """Starts and finishes the exchanges of a bank.
+
+    Attributes:
+        started: whether there has been an exchange. In one process there is none, so a compiled step stays one graph.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
 
     @torch.compiler.disable(reason=NOT_ONE_GRAPH)
     def start(self, bank: MemoryBank, ranks: Ranks, rows: PushedRows) -> None:
@@ -41,6 +48,7 @@ class Overlap:
         received = mine.new_empty((ranks.world_size, mine.numel()))
         gather = getattr(dist, ALL_GATHER)
         work = gather(received.view(-1), mine, group=ranks.group, async_op=True)
+        self.started = True
         bank.__dict__["_buffers"] = PendingBuffers(bank, work, mine, received, fields)
 
     @torch.compiler.disable(reason=NOT_ONE_GRAPH)
@@ -71,7 +79,7 @@ class PendingBuffers(MutableMapping[str, Tensor | None]):
         self.work.wait()
         self.bank.__dict__["_buffers"] = self.buffers
         with torch.no_grad(), no_autocast(self.received):
-            self.bank._receive(*unpacked(self.received, self.fields))
+            receive(self.bank, *unpacked(self.received, self.fields))
 
     def __getitem__(self, name: str) -> Tensor | None:
         self.finish()
