@@ -149,7 +149,7 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             "partition_keys",
             lambda labels: ops.partition_keys(labels, labels[0] == labels[0], LABELS[0], 3),
             (LABELS,),
-            r"vmap over labels is not supported \(batch size 4\); call it once per batch element",
+            r"vmap over labels, usable is not supported \(batch size 4\); call it once per batch element",
         ),
         (
             "random_bits",
