@@ -15,6 +15,7 @@ namespace dgcl {
 #ifdef DGCL_EMULATED_DEVICE
 extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
+extern "C" int64_t cuda_emulator_red_zone(const void* begin);
 #endif
 
 // The device's current stream. libtorch_cuda has the function, but a CPU build of PyTorch lacks that library, so the

@@ -36,6 +36,7 @@ gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 gradient_launch = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 items = planted("knn_topk", "knn/items.cuh")
 launch = planted("knn_topk", "knn/search.cu")
+density_launch = planted("knn_density", "knn/search.cu")
 order = planted("knn_topk", "../math/score.h")
 merge = planted("knn_topk", "knn/merge.cuh")
 norms = planted("knn_topk", "rows.cuh")
@@ -52,10 +53,28 @@ topk_launch = planted("knn_topk", "knn_topk_kernel.cu")
 
 FAULTS = [
     # ---- bindings and 64-bit offsets
-    search_binding(BINDING, "check_launch(op, launch_knn_search(a_, stream));", "launch_knn_search(a_, stream);"),
+    search_binding(BINDING, "check_launch(op, launch_knn_search(a_, bytes.zeros, stream));",
+                   "launch_knn_search(a_, bytes.zeros, stream);"),
+    launch(BINDING, "cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), static_cast<cudaStream_t>(stream));",
+           "cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), nullptr);"),
     topk_launch(BINDING, "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, stream,", "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, nullptr,"),
-    density_binding(UNSET, "scratch<int32_t>(lists, true)", "scratch<int32_t>(lists)"),
-    search_binding(GLOBAL, "scratch<float>(rows);", "scratch<float>(rows / 2);", "address"),
+    # ---- parts of the scratch tensor
+    density_binding(UNSET, "const int64_t zeros = parts.bytes();", "const int64_t zeros = 0;"),
+    search_binding(UNSET, "  if (plan.filter) parts.cut(a.lengths, a.num_classes, sizeof(BankLengths));\n  const int64_t zeros = parts.bytes();\n",
+                   "  const int64_t zeros = parts.bytes();\n  if (plan.filter) parts.cut(a.lengths, a.num_classes, sizeof(BankLengths));\n"),
+    density_launch(UNSET, "    cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), static_cast<cudaStream_t>(stream));\n", ""),
+    search_binding(GLOBAL, "a.list_length, lists,", "a.list_length, lists - 1,", "address"),
+    search_binding(GLOBAL, "a.lengths, a.num_classes,", "a.lengths, a.num_classes - 1,", "address"),
+    search_binding(GLOBAL, "a.resolved, plan.items,", "a.resolved, plan.items - 1,", "address"),
+    search_binding(GLOBAL, "a.mean, a.num_classes * a.dim,", "a.mean, a.num_classes * a.dim - 1,", "address"),
+    search_binding(GLOBAL, "a.bias, rows,", "a.bias, rows - 1,", "address"),
+    search_binding(GLOBAL, "a.bank_norms, rows,", "a.bank_norms, rows - 1,", "address"),
+    search_binding(GLOBAL, "a.candidate_score, candidates,", "a.candidate_score, candidates / 2,", "address"),
+    search_binding(GLOBAL, "a.candidate_index, candidates,", "a.candidate_index, candidates / 2,", "address"),
+    search_binding(GLOBAL, "a.list_score, lists * a.k,", "a.list_score, lists * a.k - 1,", "address"),
+    search_binding(GLOBAL, "a.list_index, lists * a.k,", "a.list_index, lists * a.k - 1,", "address"),
+    search_binding(PLACE, "    bytes_ += count * element_bytes;\n", ""),
+    search_binding(ALIGNMENT, "kAlignment = 256;", "kAlignment = 4;", "address"),
     rows(OFFSET, "begin(group * rows.group_stride + i * rows.row_stride)", "begin(static_cast<int>(group * rows.group_stride + i * rows.row_stride))"),
     filter_(OFFSET, "index * a.bank.row_stride;", "static_cast<int>(index * a.bank.row_stride);"),
     exact(OFFSET, "(start + first) * a.bank.row_stride + depth + d;", "static_cast<int>((start + first) * a.bank.row_stride) + depth + d;"),
@@ -220,8 +239,10 @@ FAULTS = [
     density(PLACE, "rank + lane + 1)", "rank + lane)"),
     density(PLACE, "[output * a.search.num_queries + query]", "[query]"),
     # ---- launch
-    launch(LAUNCH, "cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));",
-           "cudaError_t error = cudaSuccess;"),
+    launch(LAUNCH, "    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));",
+           "    error = cudaSuccess;"),
+    launch(LAUNCH, "key(device, reinterpret_cast", "key(0, reinterpret_cast"),
+    launch(LAUNCH, "reinterpret_cast<const void*>(kernel));", "nullptr);"),
     launch(LAUNCH, "(knn_exact_kernel<T, false>), grid, block, kExactShared<T>,", "(knn_exact_kernel<T, false>), grid, block, kExactShared<T> - 1024,"),
     launch(LAUNCH, "kFilterShared<Stored>, stream, a, a.plan.items", "kFilterShared<Stored> - 16, stream, a, a.plan.items"),
     launch(LAUNCH, "dim3(kFilterThreads),", "dim3(kFilterThreads / 2),"),
