@@ -80,12 +80,12 @@ int launch_norms(const KnnSearchArguments& a, void* stream) {
 }
 
 int launch_filter(const KnnSearchArguments& a, void* stream) {
-  DGCL_LAUNCH(knn_mean_kernel, blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1), dim3(kMeanThreads), 0,
-              stream, a);
-  DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0,
-              stream, a);
+  const dim3 slices = blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1);
+  const dim3 rows = blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock);
   return with_bank_type(a, [&](auto stored) {
     using Stored = decltype(stored);
+    DGCL_LAUNCH(knn_mean_kernel<Stored>, slices, dim3(kMeanThreads), 0, stream, a);
+    DGCL_LAUNCH(knn_bank_lengths_kernel<Stored>, rows, dim3(kRowThreads), 0, stream, a);
     DGCL_LAUNCH(knn_filter_kernel<Stored>, blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
                 kFilterShared<Stored>, stream, a, a.plan.items, is_aligned(a.bank));
     return static_cast<int>(cudaGetLastError());
