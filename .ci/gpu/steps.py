@@ -58,9 +58,9 @@ REHEARSAL = Sizes(
 )
 SHORT = replace(
     REHEARSAL,
-    small_ops=("--quick", "--op", "gather_rows", "--op", "class_counts"),
-    doctor=("memory_push", "class_counts", "gather_rows"),
-    tests=("tests/ops/test_gather_rows.py", "tests/ops/test_class_counts.py"),
+    small_ops=("--quick", "--op", "gather_rows", "--op", "partition_keys"),
+    doctor=("memory_push", "partition_keys", "gather_rows"),
+    tests=("tests/ops/test_gather_rows.py", "tests/ops/test_partition_keys.py"),
 )
 
 
