@@ -191,10 +191,10 @@ RULES = (
     Rule("knn_exact_kernel<double*", "sass", "DFMA", 32, "8 x 4 pairs per warp, a fused multiply-add each"),
     Rule("knn_exact_kernel<double*", "sass", SHUFFLE[0], 62, "one tree for 32 pairs, of two words each"),
     Rule("knn_filter_kernel*", "sass", SHUFFLE[0], 20, "four candidates' canonical trees"),
-    Rule("row_norms_kernel* knn_bank_lengths_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
-    Rule("knn_bank_lengths_kernel", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
+    Rule("row_norms_kernel* knn_bank_lengths_kernel*", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
+    Rule("knn_bank_lengths_kernel*", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
          "other warps raise these bounds at the same time"),
-    Rule("knn_mean_kernel", "ptx", r"fma\..*", 0, "a plain sum of rows"),
+    Rule("knn_mean_kernel*", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("knn_density_kernel*", "ptx", r"fma\.rn\.f(32|64)", 1, "the weighted sum is fused"),
     Rule("knn_topk_kernel* knn_density_kernel*", "sass", r"SHFL\.\w+", 10, "parts are merged by shuffles"),
     # Gradients of the search.

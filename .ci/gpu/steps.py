@@ -247,7 +247,7 @@ class Plan:
             self.bench(
                 "compact", "10,000 x 10,000, cosine 0.999", 45, "knn_bench.py", *sizes.compact
             ),
-            self.step("ncu", "four kernels under ncu", 75, ncu),
+            self.step("ncu", "six kernels under ncu", 75, ncu),
             self.bench(
                 "compiled",
                 "the steps under torch.compile",
