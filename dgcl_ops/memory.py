@@ -215,7 +215,7 @@ class MemoryBank(FixedDtypeModule):
         return ranks
 
     def _first_stream(self) -> int:
-        """The first of this rank's two streams of random numbers, see `_random.random_bits`."""
+        """The first of this rank's two streams of random numbers, see `ops.random_bits`."""
         return 2 * self._ranks().rank
 
     # ---- reading --------------------------------------------------------------------------------------
