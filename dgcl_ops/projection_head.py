@@ -51,8 +51,8 @@ class ProjectionHead(nn.Module):
 
         Args:
             features: [B, D, H, W], or M rows [M, D], M at least 1.
-            used: [M] bool, with rows only. False marks padding: its statistics do not count, its gradient is 0 and its
-                projection is arbitrary. By default all rows are used.
+            used: [M] bool, with rows only. False marks padding, which must be finite. The batch norm's statistics skip
+                it, and its projection is arbitrary. By default all rows are used.
 
         Returns:
             The projections, [B, E, H, W] or [M, E].
@@ -68,14 +68,13 @@ class ProjectionHead(nn.Module):
                 f"ProjectionHead: features must have shape [M, {self.in_channels}] with M at least 1, or "
                 f"[B, {self.in_channels}, H, W], got {shape}"
             )
-        if used is not None:
-            if not rows or used.shape != features.shape[:1] or used.dtype != torch.bool:
-                raise ValueError(
-                    "ProjectionHead: used must have shape [M] and dtype bool for features [M, "
-                    f"{self.in_channels}], got {used.dtype} {list(used.shape)} for features {shape}"
-                )
-            # Padding may be NaN, and the gradient of a weight multiplies even by unused rows.
-            features = features.masked_fill(~used.unsqueeze(1), 0)
+        if used is not None and (
+            not rows or used.shape != features.shape[:1] or used.dtype != torch.bool
+        ):
+            raise ValueError(
+                f"ProjectionHead: used must have shape [M] and dtype bool for features [M, {self.in_channels}], "
+                f"got {used.dtype} {list(used.shape)} for features {shape}"
+            )
         if not rows:
             projections: Tensor = self.layers(features)
             return projections
@@ -136,9 +135,10 @@ def _update_running(norm: nn.BatchNorm2d, count: Tensor, mean: Tensor, squares: 
         return
     some = count > 0
     batches.add_(some)
-    # Without a momentum, the running statistics are the mean over all batches.
-    momentum = 1 / batches.clamp(min=1) if norm.momentum is None else norm.momentum
-    step = (some * momentum).to(running_mean.dtype)
+    dtype = running_mean.dtype
+    # Without a momentum: the mean over all batches.
+    momentum = 1 / batches.clamp(min=1).to(dtype) if norm.momentum is None else norm.momentum
+    step = some.to(dtype) * momentum
     running_mean.lerp_(mean.to(running_mean.dtype), step)
     variance = squares / (count - 1).clamp(min=1)
     running_var.lerp_(variance.to(running_var.dtype), step)

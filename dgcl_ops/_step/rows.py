@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgcl_ops._precision import compute_dtype, no_autocast
-from dgcl_ops._step.batch import Batch
+from dgcl_ops._step.batch import Batch, finite_rows
 from dgcl_ops._step.keys import average_keys, mean_of_chosen
 from dgcl_ops._step.sampling import Table, used_entries
 from dgcl_ops._step.selection import Choice, Push
@@ -79,8 +79,9 @@ def _projected(
     reached = Table(negatives.index, torch.where(choice.active, negatives.counts, 0))
     used = torch.cat([used_entries(table) for table in (anchors, keys, reached, *pushed)], 1)
     index = torch.cat([table.index for table in tables], 1)
-    rows = head(gather_rows(features, index.flatten()), used.flatten())
-    rows = rows.unflatten(0, index.shape)
+    # Padding may be NaN, and the gradient of a weight would multiply it by 0.
+    chosen = gather_rows(features, index.flatten()).masked_fill_(~used.view(-1, 1), 0)
+    rows = head(chosen, used.flatten()).unflatten(0, index.shape)
     width = anchors.index.shape[1]
     # A copy: the backward keeps the anchors, and a view would keep the other rows with them.
     return rows[:, :width].contiguous(), rows[:, width:].detach()
@@ -91,7 +92,8 @@ def _without_non_finite(choice: Choice, push: Push, projections: Tensor) -> Choi
 
     One such row would spoil the keys until it is overwritten. The pixels count as skipped.
     """
-    spoilt = used_entries(push.pixels) & ~torch.isfinite(projections).all(2)
+    finite = finite_rows(projections.flatten(0, 1)).view(projections.shape[:2])
+    spoilt = used_entries(push.pixels) & ~finite
     number = spoilt.sum(1)
     kept = Table(push.pixels.index, torch.where(number > 0, 0, push.pixels.counts))
     summary = choice.summary._replace(
