@@ -107,8 +107,9 @@ class Report:
             wrong = [c for c in self.active if losses[c] - losses[c] != 0]
             noun = "class" if len(wrong) == 1 else "classes"
             return (
-                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. The projections are finite, but a "
-                f"sum of them overflows, or a row overflows in the bank's dtype {self.loss.bank.dtype}."
+                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. Pixels with an inf or NaN in a "
+                f"map are skipped. So a sum of projections overflows, or a row in the bank's dtype "
+                f"{self.loss.bank.dtype}, or a ProjectionHead on the chosen rows."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:
