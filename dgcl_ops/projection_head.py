@@ -118,9 +118,10 @@ def _norm_of_used(norm: nn.Module, column: Tensor, used: Tensor) -> Tensor:
     squares = centred.square().sum(0)
     if norm.training:
         _update_running(norm, count, mean.detach(), squares.detach())
-    scale = torch.rsqrt(squares / count.clamp(min=1) + norm.eps)
-    scaled = torch.addcmul(norm.bias, centred, scale * norm.weight)
-    return _as_map(scaled.to(column.dtype))
+    scale = torch.rsqrt(squares / count.clamp(min=1) + norm.eps) * norm.weight
+    # The result must not be a view: the backward of an in-place ReLU after a view makes copies.
+    shift, scale = (each.view(1, -1, 1, 1) for each in (norm.bias, scale))
+    return torch.addcmul(shift, _as_map(centred), scale).to(column.dtype)
 
 
 @torch.no_grad()
@@ -139,6 +140,6 @@ def _update_running(norm: nn.BatchNorm2d, count: Tensor, mean: Tensor, squares: 
     # Without a momentum: the mean over all batches.
     momentum = 1 / batches.clamp(min=1).to(dtype) if norm.momentum is None else norm.momentum
     step = some.to(dtype) * momentum
-    running_mean.lerp_(mean.to(running_mean.dtype), step)
+    running_mean.lerp_(mean.to(dtype), step)
     variance = squares / (count - 1).clamp(min=1)
-    running_var.lerp_(variance.to(running_var.dtype), step)
+    running_var.lerp_(variance.to(dtype), step)
