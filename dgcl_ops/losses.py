@@ -254,8 +254,8 @@ class DensityContrastLoss(FixedDtypeModule):
         """The loss of a batch. In training mode, rows of the batch then enter the bank.
 
         With a `ProjectionHead` as projections, the step chooses pixels first and calls the head once, on the rows that
-        reach the loss or the bank. The head runs under the caller's autocast. A chosen pixel whose features are finite
-        but whose projection is not reaches the loss, and its class pushes no rows in this step.
+        reach the loss or the bank. The head runs under the caller's autocast. A projection with an inf or NaN is not
+        skipped: an anchor, key or negative reaches the loss. If a row to push has one, its class pushes nothing.
 
         Args:
             projections: [B, E, H, W] or [M, E]. They receive the gradient. Or a `ProjectionHead`, also wrapped in
