@@ -13,7 +13,7 @@ from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.report import Record, report
 from dgcl_ops._step.rows import chosen_rows
-from dgcl_ops._step.strategy import Strategy, checked_exclusions
+from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
 
@@ -70,6 +70,8 @@ class DensityContrastLoss(FixedDtypeModule):
         backfill: whether a class that becomes ready gets the densities of all its rows.
         bank_dtype: dtype of the bank's rows.
         placement: what several ranks share, see MemoryBank.
+        exchange_dtype: dtype in which rows travel between ranks, see MemoryBank.
+        overlap_exchange: whether the exchange of rows overlaps the rest of the step, see MemoryBank.
         process_group: the ranks that share the bank, see MemoryBank.
         disjoint: if a class has too few pixels, split them between anchors and keys instead of reusing pixels as both.
         normalize_keys: average unit rows. Otherwise long projections weigh more.
@@ -119,6 +121,8 @@ class DensityContrastLoss(FixedDtypeModule):
         backfill: bool = True,
         bank_dtype: torch.dtype = torch.float32,
         placement: Literal["replicated", "sharded", "local"] = "replicated",
+        exchange_dtype: torch.dtype | None = None,
+        overlap_exchange: bool = False,
         process_group: Any = None,
         disjoint: bool = False,
         normalize_keys: bool = False,
@@ -147,7 +151,9 @@ class DensityContrastLoss(FixedDtypeModule):
             normalize_keys=bool(normalize_keys),
             ignore_index=ignore_index,
         )
-        self.exclude_classes = checked_exclusions(exclude_classes, self.num_classes)
+        self.exclude_classes = _arguments.class_tuple(
+            op, "exclude_classes", exclude_classes, self.num_classes
+        )
         self.eps = _arguments.number(op, "eps", eps, positive=False)
         self.grad_scale = _arguments.number(op, "grad_scale", grad_scale, positive=False)
 
@@ -162,6 +168,8 @@ class DensityContrastLoss(FixedDtypeModule):
                 scales=scales,
                 dtype=bank_dtype,
                 placement=placement,
+                exchange_dtype=exchange_dtype,
+                overlap_exchange=overlap_exchange,
                 process_group=process_group,
                 min_rows=min_rows,
                 refresh_every=refresh_every,
@@ -253,9 +261,8 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> Tensor:
         """The loss of a batch. In training mode, rows of the batch then enter the bank.
 
-        With a `ProjectionHead` as projections, the step chooses pixels first and calls the head once, on the rows that
-        reach the loss or the bank. The head runs under the caller's autocast. A projection with an inf or NaN is not
-        skipped: an anchor, key or negative reaches the loss. If a row to push has one, its class pushes nothing.
+        With a `ProjectionHead` as projections, the step calls it once, on the chosen rows, under the caller's autocast.
+        An inf or NaN that it computes reaches the loss. If it is in a row to push, that class pushes nothing.
 
         Args:
             projections: [B, E, H, W] or [M, E]. They receive the gradient. Or a `ProjectionHead`, also wrapped in
@@ -275,6 +282,7 @@ class DensityContrastLoss(FixedDtypeModule):
             ValueError: If a shape or device does not fit.
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
+        self.bank.finish_exchange()
         batch = Batch.checked(
             "DensityContrastLoss",
             self.bank,
@@ -289,10 +297,9 @@ class DensityContrastLoss(FixedDtypeModule):
             # Other ranks may have pixels and wait for this one. A head in DDP needs its gradients.
             batch = batch.one_ignored_pixel(self.strategy.ignore_index)
         changes = self.training and not (empty and self.bank._ranks().world_size == 1)
+        push = update_bank and changes
         with no_autocast(labels):
-            choice = selection.select(
-                self.strategy, self.bank, self.included, batch, update_bank and changes
-            )
+            choice = selection.select(self.strategy, self.bank, self.included, batch, push)
         choice, rows = chosen_rows(self.strategy, self.bank, batch, choice)
         with no_autocast(labels):
             per_class = density_contrast(
@@ -310,13 +317,13 @@ class DensityContrastLoss(FixedDtypeModule):
             with torch.no_grad():
                 if not empty:
                     self._record.update(per_class, choice.summary)
+                if changes:
+                    self.bank.rng_state[1].add_(1)  # before the push, which sends rank 0's state
                 pushed = choice.push
                 if pushed is not None and rows.push is not None:
                     self.bank.push_rows(
                         pushed.features, rows.push, pushed.density, pushed.pixels.counts
                     )
-                if changes:
-                    self.bank.rng_state[1].add_(1)
         return loss
 
     @torch.no_grad()

@@ -105,11 +105,14 @@ class Report:
         value = sum(losses[c] for c in self.active) / len(self.active)
         if value - value != 0:
             wrong = [c for c in self.active if losses[c] - losses[c] != 0]
-            noun = "class" if len(wrong) == 1 else "classes"
+            noun, bank = "class" if len(wrong) == 1 else "classes", self.loss.bank
+            dtypes = f"dtype {bank.dtype}"
+            if bank.exchange_dtype != bank.dtype:
+                dtypes += f" or its exchange_dtype {bank.exchange_dtype}"
             return (
                 f"The last loss was {value}, because of {noun} {self.listed(wrong)}. Pixels with an inf or NaN in a "
-                f"map are skipped. So a sum of projections overflows, or a row in the bank's dtype "
-                f"{self.loss.bank.dtype}, or a ProjectionHead on the chosen rows."
+                f"map are skipped. So a sum of projections overflows, or a row in the bank's {dtypes}, or a "
+                "ProjectionHead on the chosen rows."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:

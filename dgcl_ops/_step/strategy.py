@@ -45,19 +45,3 @@ class Strategy:
     @property
     def by_confidence(self) -> bool:
         return self.anchors == "low_confidence" or self.keys == "high_confidence"
-
-
-def checked_exclusions(exclude_classes: object, num_classes: int) -> tuple[int, ...]:
-    """The excluded classes, each in [0, num_classes)."""
-    op = "DensityContrastLoss"
-    if not isinstance(exclude_classes, (tuple, list)):
-        raise TypeError(
-            f"{op}: exclude_classes must be a tuple or list of classes, got {exclude_classes!r}"
-        )
-    classes = tuple(_arguments.integral(op, "each of exclude_classes", c) for c in exclude_classes)
-    for excluded in classes:
-        if not 0 <= excluded < num_classes:
-            raise ValueError(
-                f"{op}: exclude_classes must lie in [0, {num_classes}), got {excluded}"
-            )
-    return classes

@@ -143,6 +143,11 @@ def test_a_loss_that_is_not_finite():
         "skipped. So a sum of projections overflows, or a row in the bank's dtype torch.float16, or a ProjectionHead "
         "on the chosen rows."
     )
+    module = filled(loss_of(exchange_dtype=torch.float16))
+    module.bank.projections.fill_(torch.inf)  # as after an exchange of large rows
+    assert module(**batch_of(counts=ALL)).isnan()
+    text = "a row overflows in the bank's dtype torch.float32 or its exchange_dtype torch.float16."
+    assert module.report().splitlines()[0].endswith(text)
 
 
 def test_a_loss_lost_in_rounding():
