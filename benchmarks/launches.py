@@ -90,15 +90,26 @@ def torch_launches(function: torch._ops.OpOverload, args: tuple, result: Any) ->
 
 OWN = {  # kernels, clears of memory
     "class_counts": (1, 1),
+    "finite_rows": (1, 0),
     "gather_rows": (1, 0),
     "gather_rows_backward": (2, 2),  # mark, scatter; the gradient, the owners
     "knn_density": (5, 3),  # means, lengths, filter, exact, density; list lengths, lengths, items
     "density_contrast": (3, 0),  # unit rows, logits, mean
     "density_contrast_backward": (4, 0),  # unit rows, anchors, gradient, finish
+    "leading_rows": (1, 0),  # up to 1,024 classes
     "memory_push": (4, 0),  # three rings; counts and heads
 }
 # A binding copies other arguments that are not contiguous.
-READ_STRIDED = {"maps", "features", "projections", "density", "queries", "bank"}
+READ_STRIDED = {
+    "maps",
+    "other_maps",
+    "confidence",
+    "features",
+    "projections",
+    "density",
+    "queries",
+    "bank",
+}
 
 
 def own_launches(op: str, names: list[str], args: tuple) -> int:
@@ -116,7 +127,6 @@ def own_launches(op: str, names: list[str], args: tuple) -> int:
 # The part of an operation is that of the innermost of these functions or files on the stack.
 PARTS = {
     "_random.py": "random",
-    "finite_rows": "finite",
     "report.py": "record",
     "push_rows": "push",
     "_push": "push",

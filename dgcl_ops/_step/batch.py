@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dgcl_ops.ops import finite_rows
+
 if TYPE_CHECKING:
     from dgcl_ops._step.strategy import Strategy
     from dgcl_ops.memory import MemoryBank
@@ -68,13 +70,10 @@ class Batch(NamedTuple):
             raise ValueError(
                 f"{op}: confidence is required with anchors={strategy.anchors!r}, keys={strategy.keys!r}"
             )
-        usable = finite_rows(projections)
-        if features is not projections:
-            usable = usable & finite_rows(features)
         if not needed:
             confidence = None
-        if confidence is not None:
-            usable = usable & torch.isfinite(confidence.reshape(-1))
+        others = None if features is projections else features
+        usable = finite_rows(projections, others, confidence)
         return cls(projections, labels, features, confidence, usable, op)
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:
@@ -123,12 +122,3 @@ def _check_maps(
                 f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
                 "move the module with .to(device)"
             )
-
-
-def finite_rows(maps: Tensor) -> Tensor:
-    """Which pixels have no inf or NaN in any channel. [B, D, H, W] or [M, D] -> [R] bool.
-
-    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-    """
-    finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
-    return finite.reshape(-1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops._random import random_below
-from dgcl_ops.ops import class_counts
+from dgcl_ops.ops import class_counts, leading_rows
 
 
 class Segments(NamedTuple):
@@ -103,12 +103,7 @@ def leading_pixels(segments: Segments, limits: Tensor, size: int) -> LeadingPixe
         limits: [C] int64, at least 0.
         size: M, at least the number of pixels there can be.
     """
-    offsets = _offsets(torch.minimum(segments.counts, limits))
-    entry = torch.arange(size, device=offsets.device)
-    classes = torch.searchsorted(offsets[1:], entry, right=True)
-    at = segments.offsets[classes] + (entry - offsets[classes])
-    last = segments.pixels.shape[0] - 1
-    return LeadingPixels(segments.pixels[at.clamp(max=last)], classes, offsets)
+    return LeadingPixels(*leading_rows(segments.pixels, segments.counts, limits, size))
 
 
 def order_by(values: Tensor, pixels: LeadingPixels) -> Tensor:

@@ -48,6 +48,6 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, rows, scatter, search
+    from . import contrast, rows, scatter, search, step
 
-    return [*rows.FAULTS, *scatter.FAULTS, *search.FAULTS, *contrast.FAULTS]
+    return [*rows.FAULTS, *step.FAULTS, *scatter.FAULTS, *search.FAULTS, *contrast.FAULTS]
