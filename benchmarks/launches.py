@@ -132,7 +132,7 @@ PARTS = {
     "_push": "push",
     "order_by": "sort",
     "_skipped": "record",
-    "_used_mean": "record",
+    "_used_sum": "record",
 }
 
 

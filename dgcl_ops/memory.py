@@ -336,7 +336,7 @@ class MemoryBank(FixedDtypeModule):
         Raises:
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
-        was_ready = self.ready()
+        was_ready = self.ready() if self.backfill else None
         ranks = self._ranks()
         rows = exchange.PushedRows(features, projections, density, row_counts)
         if ranks.world_size == 1:
@@ -352,13 +352,15 @@ class MemoryBank(FixedDtypeModule):
             for rows in rows_of_ranks:
                 self.rings.write(self, rows, normalize=False)
         self.num_pushes.add_(1)
-        if self.backfill or self.refresh_every:
-            due = torch.zeros_like(was_ready)
-            if self.backfill:
-                due = due | ~was_ready
-            if self.refresh_every:
-                due = due | (self.num_pushes % self.refresh_every == 0)
-            self.rings.refresh(self, due & self.ready())
+        if was_ready is not None or self.refresh_every:
+            due = self.ready()
+            if was_ready is None:
+                due = due & (self.num_pushes % self.refresh_every == 0)
+            elif self.refresh_every:
+                due = due & (~was_ready | (self.num_pushes % self.refresh_every == 0))
+            else:
+                due = due & ~was_ready
+            self.rings.refresh(self, due)
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -128,9 +128,9 @@ def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Ta
     return Table(order[at.clamp(min=0)], counts)
 
 
-def used_entries(table: Table) -> Tensor:
-    """[C, width] bool: the entries below the counts."""
-    return torch.arange(table.index.shape[1], device=table.counts.device) < table.counts[:, None]
+def unused_entries(table: Table) -> Tensor:
+    """[C, width] bool: the entries from the counts on."""
+    return torch.arange(table.index.shape[1], device=table.counts.device) >= table.counts[:, None]
 
 
 def draw_negatives(segments: Segments, bits: Tensor) -> Table:
@@ -146,6 +146,6 @@ def draw_negatives(segments: Segments, bits: Tensor) -> Table:
     each_once = torch.arange(limit, device=bits.device)
     number = torch.where(others[:, None] > limit, random_below(bits, others[:, None]), each_once)
     beyond = number >= segments.offsets[:-1, None]
-    number = number + torch.where(beyond, segments.counts[:, None], 0)
+    number = number + beyond * segments.counts[:, None]
     pixels = segments.pixels[number.clamp(max=segments.pixels.shape[0] - 1)]
     return Table(pixels, others.clamp(max=limit))

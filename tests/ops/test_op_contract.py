@@ -35,6 +35,18 @@ def samples(op: str):
     if op == "class_counts":
         labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
         return [(labels, 3, 255), (labels.to(torch.uint8), 4, 255), (labels[:0], 2, 255)]
+    if op == "finite_rows":
+        maps = random_rows(2, 3, 4, 5, seed=1)
+        return [
+            (maps, random_rows(2, 7, 4, 5, seed=2).half(), random_rows(2, 4, 5, seed=3)),
+            (maps[:, :, 0, 0].requires_grad_(), None, None),
+        ]
+    if op == "leading_rows":
+        pixels = integers([4, 1, 0, 3, 2, 5])
+        return [
+            (pixels, integers([2, 0, 3]), integers([9, 9, 2]), 6),
+            (pixels, integers([2, 4]), integers([1, 1]), 2),
+        ]
     if op == "memory_push":
         return [(*push_arguments(), False), (*push_arguments(torch.bfloat16), True)]
     if op == "silhouette_sums":
@@ -91,6 +103,8 @@ OPERATORS = (
     "gather_rows_backward",
     "memory_push",
     "class_counts",
+    "finite_rows",
+    "leading_rows",
     "silhouette_sums",
 )
 

@@ -71,6 +71,10 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
     """A tensor that is added to a schema needs a rule."""
     any_shape = {
         ("class_counts", "labels"),
+        # RELATIONS has the rules
+        ("finite_rows", "maps"),
+        ("finite_rows", "other_maps"),
+        ("finite_rows", "confidence"),
         ("gather_rows", "indices"),
         ("gather_rows_backward", "indices"),
         ("gather_rows_backward", "dL_drows"),  # RELATIONS has the rule
@@ -82,7 +86,7 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
 
 
 def test_no_rule_was_lost():
-    assert len(rules.ALL) == 208
+    assert len(rules.ALL) == 233
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,9 @@ def test_no_rule_was_lost():
         ("INT64", set(), "gather_rows", "indices"),
         ("FLOATS", set(), "gather_rows_backward", "dL_drows"),
         ("FLOATS", set(), "silhouette_sums", "features"),
+        ("FLOATS", set(), "finite_rows", "confidence"),
+        ("INT64", set(), "leading_rows", "limits"),
+        ("LARGEST", {}, "leading_rows", "pixel_counts"),
         ("COUNTS", (), "class_counts", "num_classes"),
         ("WRITTEN", ("bank_features",), "memory_push", "heads"),
     ],

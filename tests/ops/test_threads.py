@@ -82,6 +82,8 @@ def every_op(shared: dict):
         ops.gather_rows(maps, shared["pixels"]),
         torch.ops.dgcl_ops.gather_rows_backward(rows, shared["pixels"][:700] // 9, (2, 16, 30, 31)),
         ops.class_counts(shared["pixels"] % 7, 7),
+        ops.finite_rows(maps, maps.mT.contiguous().mT, maps[:, 0]),
+        *ops.leading_rows(shared["pixels"], integers([900, 800]), integers([70, 900]), 900),
         ops.silhouette_sums(rows, shared["offsets"]),
     ]
 

@@ -96,6 +96,30 @@ FAULTS = [
         "begin(static_cast<size_t>(total), 0), pairs;",
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
     ),
+    fault(
+        "the channel after the last",
+        "finite_rows",
+        "cpu/finite_rows_kernel.cpp",
+        "for (; d + kChannels <= maps.dim; d += kChannels)",
+        "for (; d < maps.dim; d += kChannels)",
+        BEYOND,
+    ),
+    fault(
+        "the marks of a whole tile in less memory",
+        "finite_rows",
+        "cpu/finite_rows_kernel.cpp",
+        "std::array<Word, kTilePixels> found;",
+        "std::array<Word, kTilePixels / 2> found;",
+        BEYOND + "|stack-buffer-overflow",
+    ),
+    fault(
+        "one class more than there are",
+        "leading_rows",
+        "cpu/leading_rows_kernel.cpp",
+        "for (int64_t c = 0; c < classes; ++c) {",
+        "for (int64_t c = 0; c <= classes; ++c) {",
+        BEYOND + "|Assertion '__n < this->size\\(\\)' failed|stack",
+    ),
     # ---- UndefinedBehaviorSanitizer
     fault(
         "signed overflow in a check",
