@@ -118,6 +118,6 @@ FAULTS = [
         TAIL, "c <= a.num_classes; c += kLeadingThreads", "c < a.num_classes; c += kLeadingThreads"
     ),
     leading(MERGE, "int64_t t = 0; t < thread &&", "int64_t t = 1; t < thread &&"),
-    leading(LAUNCH, "(a.num_classes + 1) * sizeof(int64_t)", "a.num_classes * sizeof(int64_t)"),
+    leading(LAUNCH, "(a.num_classes + 1) * sizeof(int64_t)", "(a.num_classes) * sizeof(int64_t)"),
     leading(LAUNCH, "blocks_for(a.size > 0 ? a.size : 1,", "blocks_for(a.size,"),
 ]
