@@ -89,7 +89,8 @@ def torch_launches(function: torch._ops.OpOverload, args: tuple, result: Any) ->
 # ---- our operators, as their bindings launch them ---------------------------------------------------
 
 OWN = {  # kernels, clears of memory
-    "class_counts": (1, 1),
+    "random_bits": (1, 0),
+    "partition_keys": (1, 1),  # the counts
     "finite_rows": (1, 0),
     "gather_rows": (1, 0),
     "gather_rows_backward": (2, 2),  # mark, scatter; the gradient, the owners

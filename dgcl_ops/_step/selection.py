@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops import _random
 from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.keys import average_keys, inverse_norms
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
-from dgcl_ops.ops import gather_rows
+from dgcl_ops.ops import gather_rows, random_bits
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
@@ -46,8 +45,7 @@ class Summary(NamedTuple):
     candidates: Tensor  # [C] int64, 0 if not active
     anchors: Tensor  # [C] int64, 0 if not active
     keys: Tensor  # [C] int64, of the batch
-    # The other pixels, [3] int64: ignored; labelled, with an inf or NaN; with a label outside [0, C).
-    skipped: Tensor
+    skipped: Tensor  # [3] int64, the other pixels, as in `Segments`
     # [C], sum over the anchors, and over the batch's keys; None if nothing is chosen by density
     anchor_density: Tensor | None
     key_density: Tensor | None
@@ -120,8 +118,8 @@ def select(
         active = active & (keys.counts > 0)
         anchors = Table(anchors.index, anchors.counts * active)
 
-    shape = (bank.num_classes, strategy.num_negatives)
-    bits = _random.random_bits(bank.rng_state, bank._first_stream() + 1, shape)
+    words = bank.num_classes * strategy.num_negatives
+    bits = random_bits(bank.rng_state, bank._first_stream() + 1, words)
     push_counts = torch.minimum(segments.counts, push_limits)
     return Choice(
         active=active,
@@ -130,14 +128,14 @@ def select(
         anchors=Table(candidates.pixels[anchors.index], anchors.counts),
         keys=Table(candidates.pixels[keys.index], keys.counts),
         bank_keys=_bank_keys(strategy, bank),
-        negatives=sampling.draw_negatives(segments, bits),
+        negatives=sampling.draw_negatives(segments, bits.view(bank.num_classes, -1)),
         push=_push(queries, push_counts, push_width) if push and queries is not None else None,
         summary=Summary(
             pixels=segments.counts,
             candidates=counts,
             anchors=anchors.counts,
             keys=keys.counts,
-            skipped=_skipped(batch, segments, strategy.ignore_index),
+            skipped=segments.skipped,
             anchor_density=_used_sum(density, anchors),
             key_density=_used_sum(density, keys),
         ),
@@ -162,9 +160,9 @@ def _ready(strategy: Strategy, bank: MemoryBank, included: Tensor) -> Tensor:
 
 
 def _segments(bank: MemoryBank, batch: Batch, ignore_index: int) -> Segments:
-    bits = _random.random_bits(bank.rng_state, bank._first_stream(), (batch.labels.numel(),))
+    bits = random_bits(bank.rng_state, bank._first_stream(), batch.labels.numel())
     return sampling.partition(
-        batch.labels, bank.num_classes, ignore_index, bits, batch.usable, op=batch.op
+        batch.labels, batch.usable, bits, bank.num_classes, ignore_index, op=batch.op
     )
 
 
@@ -182,13 +180,6 @@ def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     entry = sampling.front(queries.pixels, counts, width).index
     pixels = Table(queries.pixels.pixels[entry], counts)
     return Push(pixels, queries.features[entry], queries.density[entry])
-
-
-def _skipped(batch: Batch, segments: Segments, ignore_index: int) -> Tensor:
-    """[3], see Summary. On the CPU no label lies outside: `partition` raises."""
-    labelled = batch.labels.reshape(-1).to(torch.int64) != ignore_index
-    used = (labelled & batch.usable).sum()
-    return torch.stack(((~labelled).sum(), labelled.sum() - used, used - segments.offsets[-1]))
 
 
 def _used_sum(values: Tensor | None, table: Table) -> Tensor | None:

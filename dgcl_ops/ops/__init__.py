@@ -3,7 +3,6 @@
 Each file holds the public function, the operator's fake kernel (shapes for torch.compile) and its derivative.
 """
 
-from dgcl_ops.ops.class_counts import class_counts
 from dgcl_ops.ops.density_contrast import density_contrast
 from dgcl_ops.ops.finite_rows import finite_rows
 from dgcl_ops.ops.gather_rows import gather_rows
@@ -11,10 +10,11 @@ from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
 from dgcl_ops.ops.leading_rows import leading_rows
 from dgcl_ops.ops.memory_push import memory_push
+from dgcl_ops.ops.partition_keys import partition_keys
+from dgcl_ops.ops.random_bits import random_bits
 from dgcl_ops.ops.silhouette_sums import silhouette_sums
 
 __all__ = [
-    "class_counts",
     "density_contrast",
     "finite_rows",
     "gather_rows",
@@ -22,5 +22,7 @@ __all__ = [
     "knn_topk",
     "leading_rows",
     "memory_push",
+    "partition_keys",
+    "random_bits",
     "silhouette_sums",
 ]

@@ -19,6 +19,8 @@ LAYOUTS = {
     "cropped": lambda maps: torch.nn.functional.pad(maps, (1, 2, 3, 1))[..., 3:-1, 1:-2],
     "last and cropped": lambda maps: last(torch.nn.functional.pad(maps, (1, 2)))[..., 1:-2],
     "one channel off": lambda maps: last(torch.cat([maps, maps], 1))[:, 1 : 1 + maps.shape[1]],
+    # aligned pixels that are not a whole number of vectors
+    "first channels": lambda maps: last(torch.cat([maps, maps[:, :1]], 1))[:, : maps.shape[1]],
     "transposed": lambda maps: maps.mT.contiguous().mT,
 }
 SPECIAL = (NAN, INF, -INF)
@@ -145,10 +147,16 @@ def leading_rows() -> Iterator[Case]:
     for name, stray in {
         "counts beyond the pixels": (pixels, integers([200, 2**62, 100]), limits, 300),
         "too many pixels": (pixels, lengths * 2, limits, 300),
-        "size too small": (*good[:3], 90),
         "as many as there are": good,
     }.items():
         yield case(name, *stray, anything=name != "as many as there are")
+
+    def truncated() -> list[Tensor]:
+        taken, classes, offsets = torch.ops.dgcl_ops.leading_rows(*good)
+        return [taken[:90], classes[:90], offsets.clamp(max=90)]
+
+    small = (*good[:3], 90)
+    yield Case("leading_rows", "size too small", lambda: small, answer=truncated)
     many = segments(20_000, 21)
     yield case("many pixels", *many, integers([700] * 21), 14_700, long=True)
 

@@ -58,7 +58,7 @@ FAULTS = [
     finite(PLACE, "  found |= warp_finds_any(a, a.other_maps, first, num_pixels);\n", ""),
     finite(PLACE, "  found |= warp_finds_any(a, a.confidence, first, num_pixels);\n", ""),
     finite(PLACE, "  if (m.element_bytes == 8)", "  if (m.element_bytes == 16)"),
-    finite(TIE, "== static_cast<Word>(exponent);", ">= static_cast<Word>(exponent) / 2 * 2 - 2;"),
+    finite(TIE, "== static_cast<Word>(exponent);", ">= static_cast<Word>(exponent) / 2;"),
     finite(TIE, "parts[i] >> 16)", "parts[i])"),
     finite(TIE, "else if (i % 2)", "else if (i % 2 == 0)"),
     finite(TIE, "int i = 0; i < 4; ++i) {\n    if", "int i = 0; i < 3; ++i) {\n    if"),
