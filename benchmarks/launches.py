@@ -94,7 +94,7 @@ OWN = {  # kernels, clears of memory
     "finite_rows": (1, 0),
     "gather_rows": (1, 0),
     "gather_rows_backward": (2, 2),  # mark, scatter; the gradient, the owners
-    "knn_density": (5, 3),  # means, lengths, filter, exact, density; list lengths, lengths, items
+    "knn_density": (5, 1),  # means, lengths, filter, exact, density
     "density_contrast": (3, 0),  # unit rows, logits, mean
     "density_contrast_backward": (4, 0),  # unit rows, anchors, gradient, finish
     "leading_rows": (1, 0),  # up to 1,024 classes
@@ -127,12 +127,11 @@ def own_launches(op: str, names: list[str], args: tuple) -> int:
 
 # The part of an operation is that of the innermost of these functions or files on the stack.
 PARTS = {
-    "_random.py": "random",
     "report.py": "record",
     "push_rows": "push",
+    "_append": "push",
     "_push": "push",
     "order_by": "sort",
-    "_skipped": "record",
     "_used_sum": "record",
 }
 
