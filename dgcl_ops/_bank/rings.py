@@ -57,7 +57,7 @@ class Rings:
             bank.scales,
             metric=bank.metric,
             query_offsets=query_offsets,
-            bank_counts=torch.where(with_density, bank.counts, 0),
+            bank_counts=bank.counts * with_density,
             exclude_self=exclude_self,
             unit_bank=bank._holds_unit_rows(queries.dtype),
         )
@@ -90,10 +90,9 @@ class Rings:
 
         Counts and heads are read before the push, so the op gets fresh tensors. TorchInductor (2.13) may fuse such a
         read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in place. The
-        `where` stands for a clone, which would be optimised away.
+        `stack` stands for two clones, which would be optimised away.
         """
-        counts = torch.where(rows.row_counts >= 0, bank.counts, 0)
-        heads = torch.where(rows.row_counts >= 0, bank.heads, 0)
+        counts, heads = torch.stack((bank.counts, bank.heads))
         memory_push(bank.features, bank.projections, bank.density, counts, heads, *rows, normalize)
         bank.counts.copy_(counts)
         bank.heads.copy_(heads)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgcl_ops.features import WRAPPERS
+from dgcl_ops.ops import finite_rows
 from dgcl_ops.projection_head import ProjectionHead
 
 if TYPE_CHECKING:
@@ -78,13 +79,12 @@ class Batch(NamedTuple):
             raise ValueError(
                 f"{op}: confidence is required with anchors={strategy.anchors!r}, keys={strategy.keys!r}"
             )
-        usable = finite_rows(features)
-        if isinstance(projections, Tensor) and projections is not features:
-            usable = finite_rows(projections) & usable
         if not needed:
             confidence = None
-        if confidence is not None:
-            usable = usable & torch.isfinite(confidence.reshape(-1))
+        others = None
+        if isinstance(projections, Tensor) and projections is not features:
+            others = projections
+        usable = finite_rows(features, others, confidence)
         return cls(projections, labels, features, confidence, usable, op)
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:
@@ -170,12 +170,3 @@ def _check_maps(op: str, bank: MemoryBank, maps: dict[str, Tensor], labels: Tens
                 f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
                 "move the module with .to(device)"
             )
-
-
-def finite_rows(maps: Tensor) -> Tensor:
-    """Which pixels have no inf or NaN in any channel. [B, D, H, W] or [M, D] -> [R] bool.
-
-    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-    """
-    finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
-    return finite.reshape(-1)

@@ -40,14 +40,14 @@ class Push(NamedTuple):
 class Summary(NamedTuple):
     """What the diagnostics record of a choice."""
 
-    active: Tensor  # [C] bool
     pixels: Tensor  # [C] int64, usable pixels of each class
     candidates: Tensor  # [C] int64, 0 if not active
+    anchors: Tensor  # [C] int64, 0 if not active
+    keys: Tensor  # [C] int64, of the batch
     skipped: Tensor  # [3] int64, the other pixels, as in `Segments`
-    anchor_density: (
-        Tensor | None
-    )  # [C], mean over the anchors; None if nothing is chosen by density
-    key_density: Tensor | None  # [C], mean over the batch's keys; or None
+    # [C], sum over the anchors, and over the batch's keys; None if nothing is chosen by density
+    anchor_density: Tensor | None
+    key_density: Tensor | None
 
 
 class Choice(NamedTuple):
@@ -82,18 +82,17 @@ def select(
     """
     pixel_count = batch.labels.numel()
     segments = _segments(bank, batch, strategy.ignore_index)
-    ready = bank.ready()
-    if strategy.start == "all_full":
-        ready = (bank.ready(bank.capacity) | ~included).all()
-    active = included & ready & (segments.counts > 0)
+    ready = _ready(strategy, bank, included)
 
     # If anything is chosen by density, an active class needs the densities of its candidates, which include the rows to
     # push. Other classes need only the densities of the rows to push.
     width = min(strategy.max_candidates, pixel_count)
     push_width = min(bank.rows_per_rank, pixel_count)
-    candidate_limits = torch.where(active, width, 0)
-    push_limits = torch.where(included, push_width if push else 0, 0)
+    # A product with a mask is one launch on a GPU; torch.where with a number is two.
+    candidate_limits = (included & ready) * width
+    push_limits = included * (push_width if push else 0)
     counts = torch.minimum(segments.counts, candidate_limits)
+    active = counts > 0
     candidate_size = min(pixel_count, bank.num_classes * width)
     queries = density = None
     if strategy.by_density:
@@ -116,7 +115,7 @@ def select(
     if strategy.keys == "high_confidence":
         # With `disjoint`, a class of one pixel has an anchor but no key.
         active = active & (keys.counts > 0)
-    anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
+        anchors = Table(anchors.index, anchors.counts * active)
 
     words = bank.num_classes * strategy.num_negatives
     bits = random_bits(bank.rng_state, bank._first_stream() + 1, words)
@@ -131,12 +130,13 @@ def select(
         negatives=sampling.draw_negatives(segments, bits.view(bank.num_classes, -1)),
         push=_push(queries, push_counts, push_width) if push and queries is not None else None,
         summary=Summary(
-            active=active,
             pixels=segments.counts,
             candidates=counts,
+            anchors=anchors.counts,
+            keys=keys.counts,
             skipped=segments.skipped,
-            anchor_density=_used_mean(density, anchors),
-            key_density=_used_mean(density, keys),
+            anchor_density=_used_sum(density, anchors),
+            key_density=_used_sum(density, keys),
         ),
     )
 
@@ -149,6 +149,13 @@ def rows_to_push(bank: MemoryBank, batch: Batch, ignore_index: int) -> Push:
     size = min(batch.labels.numel(), bank.num_classes * width)
     queries = _queries(bank, batch, segments, limits, size)
     return _push(queries, torch.minimum(segments.counts, limits), width)
+
+
+def _ready(strategy: Strategy, bank: MemoryBank, included: Tensor) -> Tensor:
+    """[C] bool, or [] if the classes start together."""
+    if strategy.start == "all_full":
+        return (bank.counts >= included * bank.capacity).all()
+    return bank.ready()
 
 
 def _segments(bank: MemoryBank, batch: Batch, ignore_index: int) -> Segments:
@@ -174,12 +181,11 @@ def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     return Push(pixels, queries.features[entry], queries.density[entry])
 
 
-def _used_mean(values: Tensor | None, table: Table) -> Tensor | None:
-    """[C]: mean of values[table.index] over the used entries; 0 if there are none."""
+def _used_sum(values: Tensor | None, table: Table) -> Tensor | None:
+    """[C]: sum of values[table.index] over the used entries."""
     if values is None:
         return None
-    total = torch.where(sampling.used_entries(table), values[table.index], 0).sum(1)
-    return total / table.counts.clamp(min=1)
+    return values[table.index].masked_fill_(sampling.unused_entries(table), 0).sum(1)
 
 
 def _anchors_and_keys(
@@ -215,7 +221,7 @@ def _anchors_and_keys(
     if strategy.disjoint:
         # Keys sort last. Unused entries write to a spare slot past the end.
         taken = torch.zeros(size + 1, dtype=torch.bool, device=counts.device)
-        marked = torch.where(sampling.used_entries(keys), keys.index, size)
+        marked = torch.where(sampling.unused_entries(keys), size, keys.index)
         taken = taken.scatter(0, marked.reshape(-1), True)[:size]
         values = (
             taken.new_zeros((), dtype=torch.float32) if anchor_values is None else anchor_values
