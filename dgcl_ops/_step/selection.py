@@ -233,5 +233,4 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:
     """The slots of highest stored density. Ties go to the lower slot."""
     if strategy.keys != "high_density":
         return None
-    width = min(strategy.num_keys, bank.capacity)
-    return Table(bank.rings.topk_density(bank, width), bank.counts.clamp(max=width))
+    return Table(*bank.rings.topk_density(bank, min(strategy.num_keys, bank.capacity)))
