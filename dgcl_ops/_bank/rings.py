@@ -80,10 +80,12 @@ class Rings:
         )[1]
         return slots.clamp(min=0), (slots >= 0).sum(1)
 
-    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
-        """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
-        class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
-        return bank.projections[class_index, slots]
+    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows that include the projections in some slots of each ring.
+
+        slots [C, K] -> rows [C, N, E], and the places of the slots in them, [C, K]. None stands for 0, ..., K - 1.
+        """
+        return bank.projections, slots
 
     def write(self, bank: MemoryBank, rows: PushedRows, normalize: bool) -> None:
         """Appends rows and moves counts and heads.

@@ -42,6 +42,7 @@ SHAPES: dict[str, dict[str, str]] = {
     },
     "finite_rows": {},
     "leading_rows": {"pixels": "[R]", "pixel_counts": "[C]", "limits": "[C]"},
+    "sum_rows": {"rows": "[N, E] or [C, N, E]", "indices": "[C, P]", "row_counts": "[C]"},
     "random_bits": {"rng_state": "[2]"},
     "partition_keys": {
         "labels": "[R]",

@@ -27,6 +27,7 @@ from dgcl_ops._precision import compute_dtype, no_autocast
 from dgcl_ops.reference.pixels import mix as mix
 from dgcl_ops.reference.pixels import partition_keys as partition_keys
 from dgcl_ops.reference.pixels import random_bits as random_bits
+from dgcl_ops.reference.sums import sum_rows as sum_rows
 
 # 64 MiB of int64 indices or float64 scores, the widest numbers in a block.
 CHUNK_ELEMENTS = 1 << 23

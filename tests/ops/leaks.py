@@ -105,6 +105,11 @@ def leading_rows():
     return lambda: RAW.leading_rows(pixels, counts, limits, 5)
 
 
+def sum_rows():
+    rows, counts = torch.randn(2, 5, 3), integers(2, 4)
+    return lambda: RAW.sum_rows(rows, None, counts)
+
+
 def gather_rows():
     maps, pixels = torch.randn(2, 3, 4, 5), integers(3, 39, 0)
     return lambda: RAW.gather_rows(maps, pixels)
@@ -123,7 +128,7 @@ def silhouette_sums():
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
     *(memory_push, gather_rows, gather_rows_backward, silhouette_sums, random_bits, partition_keys),
-    *(finite_rows, leading_rows),
+    *(finite_rows, leading_rows, sum_rows),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

@@ -11,7 +11,7 @@ import torch
 from oracles import integers
 from test_op_contract import OPERATORS, samples
 
-from dgcl_ops.ops import _registry, _rules
+from dgcl_ops.ops import _checks, _registry, _rules
 
 Change = dict[str, object]
 
@@ -39,8 +39,7 @@ def sizes(op: str) -> dict[str, int]:
     letters = {}
     for name, rule in _rules.SHAPES[op].items():
         shape = valid(op)[name].shape
-        rule = "[C, N, D]" if name == "bank" else rule
-        letters |= dict(zip(rule[1 : rule.index("]")].split(", "), shape, strict=True))
+        letters |= dict(zip(_checks.alternatives(rule)[len(shape)], shape, strict=True))
     return letters
 
 
@@ -253,6 +252,11 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
             {"pixel_counts": integers([2, 2, 3])},
             "pixel_counts must sum to at most 6, the number of pixels, got [2, 2, 3]",
         ),
+    ],
+    "sum_rows": [
+        ({"rows": torch.zeros(2, 7, 5)}, "indices must have shape [C, P], got [3, 4]"),
+        ({"indices": integers([[0, 7, 9, 9]] * 3)}, "indices must lie in [0, 7), got 7"),
+        ({"indices": integers([[-1, 0, 0, 0]] * 3)}, "indices must lie in [0, 7), got -1"),
     ],
     "random_bits": [
         ({"rng_state": integers([1, 2, 3])}, "rng_state must have shape [2], got [3]"),

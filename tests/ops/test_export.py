@@ -50,6 +50,10 @@ def leading(pixels, limits):
     return ops.leading_rows(pixels, limits, limits, pixels.shape[0])
 
 
+def sums(rows, indices):
+    return ops.sum_rows(rows, indices, integers([2, 5]))
+
+
 def scattered(dL_drows, indices):
     return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, (2, 5, 3, 3))
 
@@ -77,6 +81,7 @@ CASES = {
     "contrast": (contrast, lambda n: (rows(n, 4, 6), rows(n, 6), rows(n, 5, 6)), (0, 0, 0)),
     "finite": (ops.finite_rows, lambda n: (rows(n, 5, 3, 3), rows(n, 2, 3, 3)), (0, 0)),
     "leading": (leading, lambda n: (torch.arange(n), integers([1, 1])), (0, None)),
+    "sums": (sums, lambda n: (rows(n, 5), torch.arange(2 * n).view(2, n) % 3), (0, 1)),
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
     "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),

@@ -44,6 +44,14 @@ def samples(op: str):
             (pixels, integers([2, 0, 3]), integers([9, 9, 2]), 6),
             (pixels, integers([2, 4]), integers([1, 1]), 2),
         ]
+    if op == "sum_rows":
+        rows, counts = random_rows(3, 7, 5, seed=1), integers([2, 0, 4])
+        places = integers([[6, 0, 3, 3], [1, 1, 1, 1], [5, 4, 2, 0]])
+        return [
+            (rows, places, counts, False),
+            (rows[0].half(), places, counts, True),
+            (rows.double(), None, counts, False),
+        ]
     if op == "random_bits":
         return [(integers([-5, 2**40 + 3]), -7, 9), (integers([1, 2]), 3, 0)]
     if op == "partition_keys":
@@ -113,6 +121,7 @@ OPERATORS = (
     "partition_keys",
     "finite_rows",
     "leading_rows",
+    "sum_rows",
     "silhouette_sums",
 )
 

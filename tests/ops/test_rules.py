@@ -85,7 +85,7 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
 
 
 def test_no_rule_was_lost():
-    assert len(rules.ALL) == 223
+    assert len(rules.ALL) == 261
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,7 @@ def test_no_rule_was_lost():
         ("COUNTS", (), "partition_keys", "num_classes"),
         ("BOOLS", set(), "partition_keys", "usable"),
         ("INT64", set(), "random_bits", "rng_state"),
+        ("LARGEST", {}, "sum_rows", "row_counts"),
         ("WRITTEN", ("bank_features",), "memory_push", "heads"),
     ],
 )

@@ -59,11 +59,22 @@ class Case:
 @functools.cache
 def all_cases() -> dict[str, list[Case]]:
     """Maps each operator to its cases, in the order they run."""
-    from . import contrast, gradient, pixels, push, rows, search, search_classes, search_sizes, step
+    from . import (
+        contrast,
+        gradient,
+        pixels,
+        push,
+        rows,
+        search,
+        search_classes,
+        search_sizes,
+        step,
+        sums,
+    )
 
     result: dict[str, list[Case]] = {}
-    modules = (pixels, rows, step, push, search, search_classes, search_sizes, gradient, contrast)
-    for module in modules:
+    modules = (pixels, rows, step, sums, push, search, search_classes, search_sizes)
+    for module in (*modules, gradient, contrast):
         for case in module.cases():
             result.setdefault(case.op, []).append(case)
     for op, cases in result.items():

@@ -48,7 +48,7 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, step
+    from . import contrast, pixels, rows, scatter, search, step, sums
 
-    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS)
+    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS, *sums.FAULTS)
     return [*row_faults, *search.FAULTS, *contrast.FAULTS]
