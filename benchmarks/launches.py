@@ -94,7 +94,8 @@ OWN = {  # kernels, clears of memory
     "finite_rows": (1, 0),
     "gather_rows": (1, 0),
     "gather_rows_backward": (2, 2),  # mark, scatter; the gradient, the owners
-    "knn_density": (5, 1),  # means, lengths, filter, exact, density
+    "knn_density": (5, 1),  # means, lengths, filter, exact, density; with up to 256 neighbours
+    "knn_topk": (5, 1),  # the same, and the indices in place of densities
     "density_contrast": (3, 0),  # unit rows, logits, mean
     "density_contrast_backward": (4, 0),  # unit rows, anchors, gradient, finish
     "leading_rows": (1, 0),  # up to 1,024 classes
@@ -118,7 +119,8 @@ def own_launches(op: str, names: list[str], args: tuple) -> int:
     for name, value in zip(names, args, strict=False):
         copied = isinstance(value, Tensor) and name not in READ_STRIDED
         launches += copied and not value.is_contiguous()
-    if op == "knn_density" and not dict(zip(names, args, strict=False)).get("unit_bank"):
+    given = dict(zip(names, args, strict=False))
+    if given.get("metric") == "cosine" and not given.get("unit_bank"):
         launches += 1  # norms of the bank's rows
     return launches
 

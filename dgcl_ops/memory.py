@@ -333,6 +333,7 @@ class MemoryBank(FixedDtypeModule):
             batch = batch.one_ignored_pixel(ignore_index)
         with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
+            assert isinstance(batch.projections, Tensor)  # a head is refused
             projections = gather_rows(batch.projections, push.pixels.index)
             self.rng_state[1].add_(1)  # before the push, which sends rank 0's state
             self.push_rows(push.features, projections, push.density, push.pixels.counts)

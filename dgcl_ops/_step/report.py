@@ -112,8 +112,9 @@ class Report:
             if bank.exchange_dtype != bank.dtype:
                 dtypes += f" or its exchange_dtype {bank.exchange_dtype}"
             return (
-                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. The projections are finite, but a "
-                f"sum of them overflows, or a row overflows in the bank's {dtypes}."
+                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. Pixels with an inf or NaN in a "
+                f"map are skipped. So a sum of projections overflows, or a row in the bank's {dtypes}, or a "
+                "ProjectionHead on the chosen rows."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:

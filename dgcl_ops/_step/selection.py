@@ -1,7 +1,7 @@
 """What one step chooses: candidates, anchors, keys, negatives, rows to push.
 
-`select` changes nothing: called twice with the same state it returns the same tables. `select_and_gather` also reads
-the chosen rows from the projections. Shapes are static, see `sampling`.
+`select` changes nothing: called twice with the same state it returns the same tables. `rows` then gets their
+projections. Shapes are static, see `sampling`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
-from dgcl_ops._step.keys import average_keys, inverse_norms
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.ops import gather_rows, random_bits
@@ -31,7 +30,7 @@ class Queries(NamedTuple):
 
 
 class Push(NamedTuple):
-    """The rows of a batch that enter the bank. `select_and_gather` reads their projections."""
+    """The rows of a batch that enter the bank. `rows` gets their projections."""
 
     pixels: Table  # [C, P]
     features: Tensor  # [C, P, D]
@@ -240,60 +239,4 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:
     """The slots of highest stored density. Ties go to the lower slot."""
     if strategy.keys != "high_density":
         return None
-    width = min(strategy.num_keys, bank.capacity)
-    return Table(bank.rings.topk_density(bank, width), bank.counts.clamp(max=width))
-
-
-class ChosenRows(NamedTuple):
-    """Projections of the chosen pixels. The gradient flows only to the anchors."""
-
-    anchors: Tensor  # [C, A, E]
-    keys: Tensor  # [C, E], one of each class
-    negatives: Tensor  # [C, N, E]
-    push: Tensor | None = None  # [C, P, E], in the dtype of the batch
-
-
-def select_and_gather(
-    strategy: Strategy,
-    bank: MemoryBank,
-    included: Tensor,
-    batch: Batch,
-    push: bool,
-    dtype: torch.dtype,
-) -> tuple[Choice, ChosenRows]:
-    """The choice of a step, and the chosen rows of the projections in `dtype`."""
-    choice = select(strategy, bank, included, batch, push)
-    anchors = gather_rows(batch.projections, choice.anchors.index).to(dtype)
-    with torch.no_grad():
-        others = [choice.keys, choice.negatives]
-        if choice.push is not None:
-            others.append(choice.push.pixels)
-        widths = [table.index.shape[1] for table in others]
-        rows = gather_rows(batch.projections, torch.cat([table.index for table in others], 1))
-        keys, negatives, *pushed = rows.split(widths, dim=1)
-        normalize = strategy.normalize_keys
-        if strategy.keys == "average":
-            keys = average_keys(bank, choice, batch.projections, dtype, normalize)
-        else:
-            keys = _mean_of_chosen(bank, choice, keys.to(dtype), normalize)
-        # A copy: the backward keeps the negatives, and a view would keep the pushed rows with them.
-        negatives = negatives.to(dtype).contiguous()
-    return choice, ChosenRows(anchors, keys, negatives, *pushed)
-
-
-def _mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: bool) -> Tensor:
-    """The mean of the key rows of batch and bank. rows [C, K, E] of the batch -> [C, E]."""
-    total = _sum_of_used(rows, choice.keys, normalize)
-    count = choice.keys.counts
-    if choice.bank_keys is not None:
-        stored = bank.rings.projection_rows(bank, choice.bank_keys.index).to(rows.dtype)
-        total = total + _sum_of_used(stored, choice.bank_keys, normalize)
-        count = count + choice.bank_keys.counts
-    return total / count.clamp(min=1).unsqueeze(1)
-
-
-def _sum_of_used(rows: Tensor, table: Table, normalize: bool) -> Tensor:
-    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced, in place, and not multiplied by 0."""
-    if normalize:
-        rows = rows * inverse_norms(rows, 2).unsqueeze(2)
-    return rows.masked_fill_(sampling.unused_entries(table).unsqueeze(2), 0).sum(1)
+    return Table(*bank.rings.topk_density(bank, min(strategy.num_keys, bank.capacity)))
