@@ -81,10 +81,10 @@ class Batch(NamedTuple):
             )
         if not needed:
             confidence = None
+        others = None
         if isinstance(projections, Tensor) and projections is not features:
-            usable = finite_rows(features, projections, confidence)
-        else:
-            usable = finite_rows(features, None, confidence)
+            others = projections
+        usable = finite_rows(features, others, confidence)
         return cls(projections, labels, features, confidence, usable, op)
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:

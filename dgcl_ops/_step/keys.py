@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgcl_ops._step.sampling import Table, used_entries
+from dgcl_ops._step.sampling import Table, unused_entries
 
 if TYPE_CHECKING:
     from dgcl_ops._step.selection import Choice
@@ -26,10 +26,10 @@ def mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: bo
 
 
 def _sum_of_used(rows: Tensor, table: Table, normalize: bool) -> Tensor:
-    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced and not multiplied by 0."""
+    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced, in place, and not multiplied by 0."""
     if normalize:
         rows = rows * inverse_norms(rows, 2).unsqueeze(2)
-    return torch.where(used_entries(table).unsqueeze(2), rows, 0).sum(1)
+    return rows.masked_fill_(unused_entries(table).unsqueeze(2), 0).sum(1)
 
 
 def average_keys(

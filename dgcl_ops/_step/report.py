@@ -113,8 +113,8 @@ class Report:
                 dtypes += f" or its exchange_dtype {bank.exchange_dtype}"
             return (
                 f"The last loss was {value}, because of {noun} {self.listed(wrong)}. Pixels with an inf or NaN in a "
-                f"map are skipped. So a sum of projections overflows, or a row in the bank's {dtypes}, or a "
-                "ProjectionHead on the chosen rows."
+                "map are skipped. So a ProjectionHead on the chosen rows overflows, or a sum of projections, or a row "
+                f"overflows in the bank's {dtypes}."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:

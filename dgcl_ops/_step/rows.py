@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dgcl_ops._precision import compute_dtype, no_autocast
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.keys import average_keys, mean_of_chosen
-from dgcl_ops._step.sampling import Table, used_entries
+from dgcl_ops._step.sampling import Table, unused_entries
 from dgcl_ops._step.selection import Choice, Push
 from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.ops import finite_rows, gather_rows
@@ -77,11 +77,11 @@ def _projected(
     """
     anchors, keys, negatives, *pushed = tables
     reached = Table(negatives.index, torch.where(choice.active, negatives.counts, 0))
-    used = torch.cat([used_entries(table) for table in (anchors, keys, reached, *pushed)], 1)
+    padding = torch.cat([unused_entries(table) for table in (anchors, keys, reached, *pushed)], 1)
     index = torch.cat([table.index for table in tables], 1)
     # Padding may be NaN, and the gradient of a weight would multiply it by 0.
-    chosen = gather_rows(features, index.flatten()).masked_fill_(~used.view(-1, 1), 0)
-    rows = head(chosen, used.flatten()).unflatten(0, index.shape)
+    chosen = gather_rows(features, index.flatten()).masked_fill_(padding.view(-1, 1), 0)
+    rows = head(chosen, ~padding.flatten()).unflatten(0, index.shape)
     width = anchors.index.shape[1]
     # A copy: the backward keeps the anchors, and a view would keep the other rows with them.
     return rows[:, :width].contiguous(), rows[:, width:].detach()
@@ -93,7 +93,7 @@ def _without_non_finite(choice: Choice, push: Push, projections: Tensor) -> Choi
     One such row would spoil the keys until it is overwritten. The pixels count as skipped.
     """
     finite = finite_rows(projections.flatten(0, 1)).view(projections.shape[:2])
-    spoilt = used_entries(push.pixels) & ~finite
+    spoilt = ~(unused_entries(push.pixels) | finite)
     number = spoilt.sum(1)
     kept = Table(push.pixels.index, torch.where(number > 0, 0, push.pixels.counts))
     summary = choice.summary._replace(

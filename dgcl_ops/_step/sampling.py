@@ -138,11 +138,6 @@ def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Ta
     return Table(order[at.clamp(min=0)], counts)
 
 
-def used_entries(table: Table) -> Tensor:
-    """[C, width] bool: the entries below the counts."""
-    return torch.arange(table.index.shape[1], device=table.counts.device) < table.counts[:, None]
-
-
 def unused_entries(table: Table) -> Tensor:
     """[C, width] bool: the entries from the counts on."""
     return torch.arange(table.index.shape[1], device=table.counts.device) >= table.counts[:, None]

@@ -135,5 +135,5 @@ def anchors_and_keys(
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
-        mark[table.index[sampling.used_entries(table)]] = True
+        mark[table.index[~sampling.unused_entries(table)]] = True
     return marks[0], marks[1]

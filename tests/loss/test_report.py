@@ -140,8 +140,8 @@ def test_a_loss_that_is_not_finite():
     assert value.isnan()
     assert module.report().splitlines()[0] == (
         "The last loss was nan, because of classes 0, 1, 2, 3, 4. Pixels with an inf or NaN in a map are "
-        "skipped. So a sum of projections overflows, or a row in the bank's dtype torch.float16, or a ProjectionHead "
-        "on the chosen rows."
+        "skipped. So a ProjectionHead on the chosen rows overflows, or a sum of projections, or a row overflows in "
+        "the bank's dtype torch.float16."
     )
     module = filled(loss_of(exchange_dtype=torch.float16))
     module.bank.projections.fill_(torch.inf)  # as after an exchange of large rows

@@ -140,7 +140,7 @@ def test_leading_rows_and_orders(labels, limits, seed):
     for table in (table_front, table_back):
         assert int(table.index.min()) >= 0
         assert int(table.index.max()) < size
-    assert sampling.used_entries(table_front).sum(1).tolist() == counts.clamp(max=5).tolist()
+    assert (~sampling.unused_entries(table_front)).sum(1).tolist() == counts.clamp(max=5).tolist()
 
 
 @pytest.mark.parametrize("num_classes", [1, 255, 256, 32_767, 32_768])
