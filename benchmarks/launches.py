@@ -94,8 +94,8 @@ OWN = {  # kernels, clears of memory
     "finite_rows": (1, 0),
     "gather_rows": (1, 0),
     "gather_rows_backward": (2, 2),  # mark, scatter; the gradient, the owners
-    "knn_density": (5, 1),  # means, lengths, filter, exact, density; with up to 256 neighbours
-    "knn_topk": (5, 1),  # the same, and the indices in place of densities
+    "knn_topk": (5, 1),  # means, lengths, filter, exact, and the sorted result
+    "knn_density": (5, 1),  # means, lengths, filter, exact, density
     "density_contrast": (3, 0),  # unit rows, logits, mean
     "density_contrast_backward": (4, 0),  # unit rows, anchors, gradient, finish
     "leading_rows": (1, 0),  # up to 1,024 classes
