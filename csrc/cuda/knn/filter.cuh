@@ -12,14 +12,14 @@
 
 namespace dgcl {
 
-// Replaces the filter scores of candidates [first, first + kTogether) by canonical scores. It takes several at a time,
-// because each row comes from global memory.
-constexpr int kTogether = 4;
+// Replaces the filter scores of candidates [first, first + kTogether) by canonical scores. Their rows come from global
+// memory. So each lane loads kTogether x kColumnsTogether elements before it uses the first.
+constexpr int kTogether = 4, kColumnsTogether = 2;
 template <typename Stored>
 __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const KnnItem& it,
                                            const QueryReader<float>& query, const CandidateList<float>& list, int first,
                                            int n) {
-  const int lane = threadIdx.x % kWarp;
+  const int lane = threadIdx.x % kWarp, dim = static_cast<int>(a.dim);
   float sum[kTogether] = {};
   const Stored* rows[kTogether];
   RowNorm<float> norm[kTogether];
@@ -30,15 +30,23 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
     if (a.normalize_bank) norm[i] = BankReader<float>(a, index, it.group).norm;
   }
 #pragma unroll 1
-  for (int64_t d = lane; d < a.dim; d += kWarp) {
-    float y[kTogether];  // all loads first: with a division in between, each would wait for the one before
+  for (int begin = lane; begin < dim; begin += kColumnsTogether * kWarp) {
+    float y[kColumnsTogether][kTogether];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) y[i] = widen(rows[i][d]);
-    const float x = query(d);
+    for (int j = 0; j < kColumnsTogether; ++j)
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const float element = element_of_unit(y[i], norm[i], a.normalize_bank);
-      sum[i] = score_step(a.l2, x, element, sum[i]);
+      for (int i = 0; i < kTogether; ++i) {
+        const int d = begin + j * kWarp;
+        y[j][i] = d < dim ? widen(rows[i][d]) : 0.0f;
+      }
+#pragma unroll
+    for (int j = 0; j < kColumnsTogether; ++j) {
+      const int d = begin + j * kWarp;
+      if (d >= dim) break;
+      const float x = query(d);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        sum[i] = score_step(a.l2, x, element_of_unit(y[j][i], norm[i], a.normalize_bank), sum[i]);
     }
   }
 #pragma unroll
@@ -103,7 +111,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     float scale[kColumnTiles];
     if (steps > 0) stage(0);
     for (int64_t step = 0; step < steps; ++step, now.advance()) {
-      const int start = static_cast<int>(now.start), down = now.chunk, column = down * kFilterStep % kFilterDepth;
+      const int start = now.start, down = now.chunk, column = down * kFilterStep % kFilterDepth;
       // 2. Stage the columns of the queries for this step, and of the bank for the next.
       if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
       if (step + 1 < steps) {

@@ -35,15 +35,16 @@ __device__ __forceinline__ float2 load_pair(const __half* p) {
 // Stages bank rows [start, start + kFilterColumns) and columns [depth, depth + kFilterStep) in their dtype, with zeros
 // beyond either end.
 template <typename Stored>
-__device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int64_t start,
-                                  int64_t depth, Stored* tile) {
+__device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int start, int depth,
+                                  Stored* tile) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(Stored));
   const Stored* bank = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride;
-  const int columns = static_cast<int>(clamped(a.dim - depth, kFilterStep));
+  const int left = static_cast<int>(a.dim) - depth, columns = left < kFilterStep ? left : kFilterStep;
   if (vectors) {
     constexpr int kPerRow = kFilterStep / kVector, kRowsAtOnce = kFilterThreads / kPerRow;
     const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
-    const int real = static_cast<int>(clamped(columns - d, kVector) * sizeof(Stored));
+    const int present = columns - d < kVector ? columns - d : kVector;  // of the vector, or negative
+    const int real = present > 0 ? present * static_cast<int>(sizeof(Stored)) : 0;
     const Stored* from = bank + (start + first) * a.bank.row_stride + depth + d;
 #pragma unroll
     for (int row = first; row < kFilterColumns; row += kRowsAtOnce, from += kRowsAtOnce * a.bank.row_stride) {

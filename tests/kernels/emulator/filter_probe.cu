@@ -29,12 +29,12 @@ __global__ void filter_probe_kernel(KnnSearchArguments a, float* scores, float* 
   for (int start = it.begin_row; start < it.end_row; start += kFilterColumns) {
     float sums[kRowTiles][kColumnTiles][4] = {}, scale[kColumnTiles];
     block.load_row_scales(start, scale);
-    for (int64_t depth = 0; depth < a.dim; depth += kFilterStep) {
+    for (int depth = 0; depth < a.dim; depth += kFilterStep) {
       if (depth % kFilterDepth == 0) block.load_queries(depth);
       stage_filter_bank(a, it, false, start, depth, bank);
       __pipeline_wait_prior(0);
       __syncthreads();
-      block.multiply(sums, scale, bank, static_cast<int>(depth % kFilterDepth));
+      block.multiply(sums, scale, bank, depth % kFilterDepth);
       __syncthreads();
     }
     block.for_each_score(sums, start, [&](int row, int index, float score) {

@@ -124,6 +124,9 @@ FAULTS = [
     filter_(WRITE, "    __syncthreads();\n  }\n}", "  }\n}", "thread"),
     filter_(BRANCH, "      __syncthreads();\n      if (overflow[0]) break;",
             "      if (warp < it.queries) __syncthreads();\n      if (overflow[0]) break;"),
+    filter_(GLOBAL, "d < dim ? widen(rows[i][d]) : 0.0f;", "widen(rows[i][d]);", "address"),
+    filter_(TURN, "begin += kColumnsTogether * kWarp", "begin += kWarp"),
+    filter_(TAIL, "      if (d >= dim) break;\n", ""),
     filter_(MASK, "    sum[i] = warp_reduce_sum(sum[i]);\n", "    if (lane < a.dim) sum[i] = warp_reduce_sum(sum[i]);\n"),
     filter_(MASK, "        if (lane != 0) continue;\n        length[row] = kept;",
             "        length[row] = warp_reduce_max(kept * (lane < 31));\n        if (lane != 0) continue;\n"
