@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       const CandidateList<float> list = list_of(row);
       int n = length[row];
       if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * query[row].bound);
-      const QueryReader<float> reader(a, it.first_query + row, query[row].norm);
+      const QueryReader<float> reader(a, it.first_query + row, query[row].norm());
       for (int i = 0; i < n; i += kTogether) warp_score<Stored>(a, it, reader, list, i, n);
       if (n > 0) warp_sort(list, n);
       if (n > a.k) n = a.k;

@@ -64,10 +64,13 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
 
 // What a block keeps in shared memory about each query.
 struct FilterQuery {
-  RowNorm<float> norm;
+  float norm_value;
+  int norm_exponent;
   float bound;    // |filter score - canonical score|, without the query's constant
   float scale;    // a power of two, for float16
   float unscale;  // takes the scales of query and bank out of a sum
+
+  __device__ RowNorm<float> norm() const { return {norm_value, norm_exponent}; }
 };
 
 // A block's shared memory and its item.
@@ -82,11 +85,13 @@ struct FilterBlock {
 
   // Norm, bound and scales of a query, by one warp. Returns whether the query has a NaN.
   __device__ bool measure_query(int row) const {
-    FilterQuery measured{{1, 0}, 0, 1, 1};
+    FilterQuery measured{1, 0, 0, 1, 1};
     bool has_nan = false;
     if (row < it.queries) {
-      measured.norm = query_norm<float>(a, it.first_query + row);
-      const QueryReader<float> reader(a, it.first_query + row, measured.norm);
+      const RowNorm<float> norm = query_norm<float>(a, it.first_query + row);
+      measured.norm_value = norm.value;
+      measured.norm_exponent = norm.exponent;
+      const QueryReader<float> reader(a, it.first_query + row, norm);
       const float* centre = a.mean + it.group * a.dim;
       const auto residual = [&](int64_t d) { return reader(d) - centre[d]; };
       const BankLengths& lengths = a.lengths[it.group];
@@ -110,7 +115,7 @@ struct FilterBlock {
     for (int d = threadIdx.x; d < kFilterDepth; d += kFilterThreads)
       mean[d] = depth + d < a.dim ? centre[d] * bank_scale[0] : 0.0f;
     for (int row = threadIdx.x / kWarp; row < kItemQueries; row += kFilterWarps) {
-      const QueryReader<float> reader(a, it.first_query + (row < it.queries ? row : 0), query[row].norm);
+      const QueryReader<float> reader(a, it.first_query + (row < it.queries ? row : 0), query[row].norm());
       const float scale = query[row].scale;
 #pragma unroll 1
       for (int d = threadIdx.x % kWarp; d < kFilterDepth; d += kWarp) {
