@@ -156,8 +156,8 @@ ARITHMETIC = (
     r"(add|sub|mul|mad|fma|div|rcp|sqrt|rsqrt|ex2|lg2|min|max)\.(\w+\.)*(f16|bf16|f32|f64)(x2)?"
 )
 COPIES = (
-    "class_counts_kernel* gather_rows_* copy_rows_kernel advance_rings_kernel knn_pair_keys_kernel* "
-    "knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel"
+    "partition_keys_kernel* random_bits_kernel gather_rows_* copy_rows_kernel advance_rings_kernel "
+    "knn_pair_keys_kernel* knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel"
 )
 FLOAT_ATOMIC = "a sum by float atomics depends on their order"
 SEARCH = "knn_exact_kernel* knn_filter_kernel*"
@@ -192,10 +192,10 @@ RULES = (
     Rule("knn_exact_kernel<double*", "sass", "DFMA", 32, "8 x 4 pairs per warp, a fused multiply-add each"),
     Rule("knn_exact_kernel<double*", "sass", SHUFFLE[0], 62, "one tree for 32 pairs, of two words each"),
     Rule("knn_filter_kernel*", "sass", SHUFFLE[0], 20, "four candidates' canonical trees"),
-    Rule("row_norms_kernel* knn_bank_lengths_kernel", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
-    Rule("knn_bank_lengths_kernel", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
+    Rule("row_norms_kernel* knn_bank_lengths_kernel*", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
+    Rule("knn_bank_lengths_kernel*", "ptx", r"ld\.(volatile|relaxed\.\w+)\.global\.f32", 2,
          "other warps raise these bounds at the same time"),
-    Rule("knn_mean_kernel", "ptx", r"fma\..*", 0, "a plain sum of rows"),
+    Rule("knn_mean_kernel*", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("knn_density_kernel*", "ptx", r"fma\.rn\.f(32|64)", 1, "the weighted sum is fused"),
     Rule("knn_topk_kernel* knn_density_kernel*", "sass", r"SHFL\.\w+", 10, "parts are merged by shuffles"),
     # Gradients of the search.
@@ -214,7 +214,7 @@ RULES = (
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"add\.rn\.f32", 8, "8 columns per lane, added in float"),
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"(add|fma)\.(\w+\.)*(f16|bf16|f64)(x2)?", 0, "sums are rounded once"),
     Rule("scatter_rows_kernel<double>", "ptx", r"add\.rn\.f64", 8, "8 columns per lane, added in double"),
-    Rule("class_counts_kernel*", "sass", r"ATOMS\..*", 1, "a histogram in shared memory"),
+    Rule("partition_keys_kernel*", "sass", r"ATOMS\..*", 1, "a histogram in shared memory"),
     Rule("convert_rows_kernel<*true>", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule("convert_rows_kernel<float*true>", "ptx", r"div\.rn\.f32", 1, "IEEE division"),
     # The contrastive loss.

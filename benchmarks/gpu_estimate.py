@@ -1,158 +1,68 @@
-"""Bounds the speed of the search's CUDA kernels on two GPUs: arithmetic, not measurement.
+"""Estimates the time of the search's CUDA kernels on two GPUs: arithmetic, not measurement.
 
-    python benchmarks/gpu_estimate.py [--survivors 60] [--out benchmarks/results]
+    python benchmarks/gpu_estimate.py [--survivors 88] [--out benchmarks/results]
 
-It computes occupancy and a roofline. Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes
-from the sources. Each time is a lower bound for one resource; the largest is the overall bound, and shows where to
-profile first.
+A phase takes as long as the resource that it needs longest. Phases do not overlap, so the estimate of a method is their
+sum. Occupancy comes from the compiled kernels (gpu_occupancy.py).
 """
 
 import argparse
 import csv
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_occupancy import (
+    A100,
+    DYNAMIC,
+    EXACT_COLUMNS,
+    EXACT_QUERIES,
+    EXACT_THREADS,
+    FILTER_COLUMNS,
+    FILTER_QUERIES,
+    FILTER_STEP,
+    FILTER_THREADS,
+    H100,
+    SCHEDULERS,
+    SHARED_WIDTH,
+    WARP,
+    Device,
+    Problem,
+    balance,
+    constant,
+    kernel_occupancy,
+    parts,
+    round_up,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-CUDA = ROOT / "csrc" / "cuda"
 LABEL = "ESTIMATE: nothing here has run on a GPU"
-
-
-@dataclass(frozen=True)
-class Device:
-    """Published peaks of one GPU. L2's bytes_per_clock is from the A100 white paper, and assumed for the H100."""
-
-    name: str
-    arch: str
-    processors: int
-    clock: float  # Hz, the clock of the tensor peak
-    fp32: float  # FLOP/s
-    tf32: float  # dense
-    bf16: float
-    mma_sync: float  # fraction of the tensor peak that mma.sync can reach
-    memory: float  # B/s
-    shared: int  # bytes per multiprocessor
-    shared_block: int  # largest size per block, bytes
-    bytes_per_clock: int = 5120
-
-    @property
-    def cache(self) -> float:
-        """L2 bandwidth, B/s."""
-        return self.bytes_per_clock * self.clock
-
-
-# fmt: off
-A100 = Device("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 19.5e12, 156e12, 312e12, 1.0, 2.039e12, 164 << 10, 163 << 10)
-H100 = Device("H100 SXM", "sm_90", 132, 1.83e9, 66.9e12, 494.7e12, 989.4e12, 0.6, 3.35e12, 228 << 10, 227 << 10)
-# fmt: on
-WARP, SCHEDULERS, REGISTERS, WARPS, BLOCKS = 32, 4, 65536, 64, 32
-SHARED_WIDTH = 128  # bytes of shared memory per clock
-RESERVED, SHARED_UNIT, REGISTER_UNIT = 1024, 128, 256  # shared memory of a block; granularities
-
-
-@dataclass(frozen=True)
-class Problem:
-    """`classes` banks of `bank` rows, with `queries` each."""
-
-    name: str
-    classes: int
-    queries: int
-    bank: int
-    dim: int
-
-
 PIXELS = 8 * 129 * 129
 PROBLEMS = (
     Problem("10,000 x 10,000 x 256", 1, 10000, 10000, 256),
     Problem("VOC step: 21 classes", 21, min(10000, PIXELS // 21), 10000, 256),
     Problem("Cityscapes step: 19 classes", 19, min(10000, PIXELS // 19), 10000, 256),
 )
+# The filter's lists, from a simulation of 10,000 rows in 12 clusters with k = 32, in bfloat16. They depend on the data.
+SURVIVORS, CUTS = 88, 4.9  # per query and part of the bank
+LOADS_TOGETHER = constant("knn/filter.cuh", "kTogether")  # of a lane that scores survivors
+# Guesses of ours. Clocks of a wait for L2, of a cut of a list (half of it hidden), and of a warp's pass over a query.
+LATENCY, CUT_CLOCKS, PASS_CLOCKS = 400, 1500, 700
+SETUP_PASSES = 4  # over the queries of an item: norm, square, two lengths
+ISSUED = 0.85  # share of the issue slots that a kernel fills at best
+LAUNCHES, LAUNCH_SECONDS = 6, 2.3e-6  # one clear and five kernels; a small kernel's time
+# torch.topk on rows of 4,000 and more: its source has counting passes, and one that gathers with two block scans per
+# 256 elements. The instructions of the latter are a guess.
+COUNTING_PASSES, GATHER_INSTRUCTIONS = 4, 6  # instructions of a warp per element
 
-
-def constant(file: str, name: str) -> int:
-    """Reads an integer constant from the sources."""
-    found = re.search(rf"constexpr int .*?\b{name} = (\d+)", (CUDA / file).read_text())
-    if not found:
-        raise LookupError(f"{file} has no {name}")
-    return int(found[1])
-
-
-FILTER_QUERIES = constant("knn/search.h", "kItemQueries")
-LEAST_SPLIT_ROWS = constant("knn/search.h", "kLeastSplitRows")
-MOST_SPLITS = constant("knn/search.h", "kMostSplits")
-FILTER_COLUMNS = constant("knn/filter_tile.cuh", "kFilterColumns")
-FILTER_STEP = constant("knn/filter_tile.cuh", "kFilterStep")
-FILTER_DEPTH = constant("knn/filter_tile.cuh", "kFilterDepth")
-FILTER_THREADS = constant("knn/filter_tile.cuh", "kFilterThreads")
-EXACT_QUERIES = constant("knn/exact.cuh", "kExactRows")
-EXACT_COLUMNS, EXACT_ROW = 16, 1024  # kExactColumns<float>; bytes of kExactDepth columns
-EXACT_THREADS = constant("knn/exact.cuh", "kExactThreads")
-PADDING = 8  # elements, of rows in the filter's shared memory
-
-# kernel -> dynamic shared memory of its launch, in bytes: kFilterShared, kExactShared
-DYNAMIC = {
-    f"knn_filter_kernel<{stored}>": FILTER_QUERIES * (FILTER_DEPTH + PADDING) * 2
-    + 2 * FILTER_COLUMNS * (FILTER_STEP + PADDING) * size
-    + FILTER_DEPTH * 4
-    for stored, size in (("float", 4), ("__nv_bfloat16", 2), ("__half", 2))
-} | {
-    f"knn_exact_kernel<{kind}>": (EXACT_QUERIES + 2 * columns) * EXACT_ROW
-    for kind, columns in (("float, false", EXACT_COLUMNS), ("double, false", EXACT_COLUMNS // 2))
-}
 OTHERS = (
     *("density_contrast_kernel<float>", "contrast_gradient_kernel<float, true>"),
     *("knn_query_gradient_kernel<float>", "knn_topk_kernel<float>", "silhouette_sums_kernel"),
 )
 COLUMNS = (
-    *("kind", "problem", "device", "method", "resource"),
-    *("amount", "unit", "least_ms", "is_bound", "balance"),
+    *("kind", "problem", "device", "method", "phase", "resource"),
+    *("amount", "unit", "ms", "is_bound", "balance"),
 )
-
-
-def round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
-def occupancy(device: Device, registers: int, threads: int, shared: int) -> dict:
-    """Returns blocks and warps per multiprocessor, and what limits them."""
-    warps = -(-threads // WARP)
-    each = round_up(max(registers, 1) * WARP, REGISTER_UNIT)
-    limits = {
-        "threads": WARPS // warps,
-        "blocks": BLOCKS,
-        "registers": REGISTERS // SCHEDULERS // each * SCHEDULERS // warps,
-        "shared memory": device.shared // (round_up(shared, SHARED_UNIT) + RESERVED),
-    }
-    if shared > device.shared_block:
-        limits["shared memory"] = 0
-    blocks = min(limits.values())
-    by = min(limits, key=limits.get)
-    return {"blocks": blocks, "warps": blocks * warps, "limit": by}
-
-
-def resources() -> dict[tuple[str, str], dict]:
-    with (CUDA / "resources.csv").open(newline="") as file:
-        return {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
-
-
-def kernel_occupancy(device: Device, kernel: str) -> dict:
-    row = resources()[kernel, device.arch]
-    shared = int(row["static_shared"]) + DYNAMIC.get(kernel, 0)
-    registers = int(row["registers"])
-    result = occupancy(device, registers, int(row["threads"]), shared)
-    return {"registers": registers, "shared": shared, **result}
-
-
-def balance(device: Device, problem: Problem, kernel: str) -> float:
-    """Returns the mean fraction of resident blocks that have work, as plan_knn_search divides it. 1 is best."""
-    resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
-    tiles = problem.classes * -(-problem.queries // FILTER_QUERIES)
-    places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
-    splits = max(1, min(-(-resident // places), -(-problem.bank // LEAST_SPLIT_ROWS), MOST_SPLITS))
-    items = tiles * splits
-    rounds = -(-items // min(resident, places * splits))
-    return items / (rounds * resident)
 
 
 @dataclass(frozen=True)
@@ -168,8 +78,26 @@ class Need:
         return self.amount / self.rate
 
 
-def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) -> dict[str, Need]:
-    """Returns what knn_filter_kernel needs. Bank elements have `size` bytes.
+@dataclass(frozen=True)
+class Phase:
+    """Its needs by resource, and the share of the device that has work."""
+
+    name: str
+    needs: dict[str, Need]
+    balance: float = 1.0
+
+    @property
+    def bound(self) -> str:
+        """The resource that it needs longest."""
+        return max(self.needs, key=lambda resource: self.needs[resource].seconds)
+
+    @property
+    def seconds(self) -> float:
+        return self.needs[self.bound].seconds / self.balance
+
+
+def filter_needs(device: Device, p: Problem, size: int = 4) -> dict[str, Need]:
+    """Returns what the products and the selection of knn_filter_kernel need. Bank elements have `size` bytes.
 
     A step is 32 columns of a tile. Counted in the code for sm_80, half a step takes each warp 8 mma, 16 LDS.32 of
     queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 other instructions. With
@@ -179,7 +107,6 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
     items = p.classes * -(-p.queries // FILTER_QUERIES)
     tiles = items * -(-p.bank // FILTER_COLUMNS)
     steps = tiles * round_up(p.dim, FILTER_STEP) // 16
-    chosen = p.classes * p.queries * survivors
     clocks = device.processors * device.clock
     # 1 or 2 accesses for a pair per lane; staging writes every element once
     accesses = steps * (
@@ -187,15 +114,13 @@ def filter_needs(device: Device, p: Problem, survivors: float, size: int = 4) ->
     )
     # selection: 4 per score
     issued = steps * warps * 320 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
-    bank_bytes = p.classes * p.bank * p.dim * size
     flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
-    # the bank for bounds and again for scores, and the queries
-    memory = 2 * bank_bytes + p.classes * p.queries * p.dim * 4
+    memory = p.classes * (p.bank * size + p.queries * 4) * p.dim
     return {
         "tensor cores": Need(flops, "FLOP", device.bf16 * device.mma_sync),
         "shared memory": Need(accesses, "accesses", clocks),
-        "instruction issue": Need(issued, "instructions", clocks * SCHEDULERS),
-        "L2": Need((items * p.bank + chosen) * p.dim * size, "B", device.cache),
+        "instruction issue": Need(issued, "instructions", clocks * SCHEDULERS * ISSUED),
+        "L2": Need(items * p.bank * p.dim * size, "B", device.cache),
         "device memory": Need(memory, "B", device.memory),
     }
 
@@ -218,25 +143,74 @@ def exact_needs(device: Device, p: Problem) -> dict[str, Need]:
     }
 
 
-def matrix_needs(device: Device, p: Problem, peak: float) -> dict[str, Need]:
-    """Returns what cuBLAS and torch.topk need: products, and one write and one read of the float32 matrix."""
-    matrix = p.classes * p.queries * p.bank * 4
-    rows = p.classes * (p.bank + p.queries) * p.dim * 4
-    return {
-        "products": Need(p.classes * p.queries * p.bank * p.dim * 2, "FLOP", peak),
-        "device memory": Need(2 * matrix + rows, "B", device.memory),
-    }
+def small_kernels() -> Phase:
+    return Phase("launches", {"launches": Need(LAUNCHES, "", 1 / LAUNCH_SECONDS)})
 
 
-def estimates(survivors: float) -> Iterator[tuple[Problem, Device, str, dict, float | None]]:
-    """Yields problem, device, method, needs by resource, balance or None."""
-    ours, exact = "knn_filter_kernel<float>", "knn_exact_kernel<float, false>"
+def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -> list[Phase]:
+    """Returns the phases of a search with the filter, from the bounds of bank rows to the scores of survivors."""
+    kernel = "knn_filter_kernel<float>"
+    warps = kernel_occupancy(device, kernel)["warps"]
+    lists = p.classes * p.queries * parts(device, p, kernel)
+    warp_clocks = device.processors * device.clock * warps
+    waiting = (
+        warp_clocks * LOADS_TOGETHER * WARP * size / LATENCY
+    )  # B/s with every warp waiting for L2
+    bank_bytes, row_bytes = p.classes * p.bank * p.dim * size, p.dim * size
+    rows = lists * survivors * row_bytes
+    setup, cuts = lists * SETUP_PASSES * PASS_CLOCKS, lists * CUTS * CUT_CLOCKS
+    return [
+        Phase("prepare", {"device memory": Need(bank_bytes, "B", device.memory)}),
+        Phase("set up items", {"latency": Need(setup, "clocks", warp_clocks)}),
+        Phase("products, selection", filter_needs(device, p, size), balance(device, p, kernel)),
+        Phase("cut lists", {"latency": Need(cuts, "clocks", warp_clocks)}),
+        Phase(
+            "score survivors",
+            {"latency": Need(rows, "B", waiting), "L2": Need(rows, "B", device.cache)},
+        ),
+        small_kernels(),
+    ]
+
+
+def exact_phases(device: Device, p: Problem) -> list[Phase]:
+    share = balance(device, p, "knn_exact_kernel<float, false>")
+    return [Phase("products, selection", exact_needs(device, p), share), small_kernels()]
+
+
+def matrix_phases(device: Device, p: Problem, peak: float) -> list[Phase]:
+    """Returns the phases of cuBLAS and torch.topk: products, and passes over the float32 matrix."""
+    elements = p.classes * p.queries * p.bank
+    rows = p.classes * (p.bank + p.queries) * p.dim
+    slots = device.processors * device.clock * SCHEDULERS * ISSUED
+    return [
+        Phase(
+            "products",
+            {
+                "products": Need(elements * p.dim * 2, "FLOP", peak),
+                "device memory": Need((elements + rows) * 4, "B", device.memory),
+            },
+        ),
+        Phase(
+            "topk, counting",
+            {"device memory": Need(COUNTING_PASSES * elements * 4, "B", device.memory)},
+        ),
+        Phase(
+            "topk, gathering",
+            {
+                "device memory": Need(elements * 4, "B", device.memory),
+                "instruction issue": Need(elements * GATHER_INSTRUCTIONS, "instructions", slots),
+            },
+        ),
+    ]
+
+
+def estimates(survivors: float) -> Iterator[tuple[Problem, Device, str, list[Phase]]]:
     for p in PROBLEMS:
         for device in (A100, H100):
-            yield p, device, ours, filter_needs(device, p, survivors), balance(device, p, ours)
-            yield p, device, exact, exact_needs(device, p), balance(device, p, exact)
+            yield p, device, "dgcl_ops, filter", filter_phases(device, p, survivors)
+            yield p, device, "dgcl_ops, exact search", exact_phases(device, p)
             for name, peak in (("fp32", device.fp32), ("TF32", device.tf32)):
-                yield p, device, f"cuBLAS {name} + topk", matrix_needs(device, p, peak), None
+                yield p, device, f"cuBLAS {name} + topk", matrix_phases(device, p, peak)
 
 
 def assumptions(survivors: float) -> list[str]:
@@ -248,14 +222,19 @@ def assumptions(survivors: float) -> list[str]:
     return [
         LABEL,
         f"Peaks as published. {'; '.join(peaks)}.",
-        f"Assumed: shared memory {SHARED_WIDTH} B per clock, no bank conflicts, perfect overlap of everything.",
+        f"Assumed: shared memory {SHARED_WIDTH} B per clock, no bank conflicts, perfect overlap within a phase",
+        f"  and none between phases. Kernels fill {ISSUED:.0%} of the issue slots (a guess).",
         f"Assumed: L2 {A100.bytes_per_clock} B per clock (A100's white paper; a guess for the H100).",
         f"Assumed: mma.sync reaches {H100.mma_sync:.0%} of the H100's tensor peak, which needs wgmma (a guess).",
-        f"Assumed: {survivors:g} rows per query are scored exactly after the filter and come from L2. Selection takes",
-        "  4 instructions per score. Setting up items, sorting and merging lists are not counted.",
+        f"Assumed: {survivors:g} rows per query and part of the bank are scored exactly after the filter, and the",
+        f"  list is cut {CUTS:g} times (simulated for 12 clusters). A wait for L2 takes {LATENCY} clocks, a cut",
+        f"  {CUT_CLOCKS} that nothing hides, a pass over a query {PASS_CLOCKS} (guesses). Selection takes 4",
+        "  instructions per score. Merging is not counted.",
+        f"Assumed: {LAUNCHES} launches of {LAUNCH_SECONDS * 1e6:g} us each in addition (a guess).",
         "Classes share 8 x 129 x 129 pixels equally (both data sets), at most 10,000 each; float32 rows.",
-        "cuBLAS + topk: products, one write and one read of the score matrix, overlapped. TF32 is not exact.",
-        "balance: the mean fraction of the resident blocks that have work; bound / balance is the better guess.",
+        f"torch.topk: {COUNTING_PASSES} counting passes over the score matrix and one that gathers, as in its source,",
+        f"  with {GATHER_INSTRUCTIONS} instructions of a warp per gathered element (a guess). TF32 is not exact.",
+        "balance: the mean fraction of the resident blocks that have work.",
     ]
 
 
@@ -271,7 +250,7 @@ def print_occupancy() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--survivors", type=float, default=60, help="rows per query that are scored exactly"
+        "--survivors", type=float, default=SURVIVORS, help="rows per list that are scored exactly"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
@@ -279,18 +258,22 @@ def main() -> None:
     notes = assumptions(options.survivors)
     print("\n" + "\n".join(notes))
     rows = []
-    for problem, device, method, needs, share in estimates(options.survivors):
-        bound = max(needs, key=lambda resource: needs[resource].seconds)
-        guess = needs[bound].seconds / share * 1e3 if share else 0
-        balanced = f"; balance {share:.2f}: more likely {guess:.3f} ms" if share else ""
-        print(f"\n{problem.name}, {device.name}, {method}")
-        print(f"    at least {needs[bound].seconds * 1e3:.3f} ms, limited by {bound}{balanced}")
-        for resource, need in needs.items():
-            milliseconds = f"{need.seconds * 1e3:.4f}"
-            print(f"    {resource:20}{need.amount:10.3g} {need.unit:14}{milliseconds:>9} ms")
-            row = [LABEL, problem.name, device.name, method, resource]
-            row += [f"{need.amount:.4g}", need.unit, milliseconds, int(resource == bound)]
-            rows.append([*row, f"{share:.3f}" if share else ""])
+    for problem, device, method, phases in estimates(options.survivors):
+        total = sum(phase.seconds for phase in phases) * 1e3
+        print(f"\n{problem.name}, {device.name}, {method}: {total:.2f} ms")
+        for phase in phases:
+            print(
+                f"    {phase.name:22}{phase.seconds * 1e3:8.3f} ms, limited by {phase.bound}, "
+                f"balance {phase.balance:.2f}"
+            )
+            for resource, need in phase.needs.items():
+                milliseconds = f"{need.seconds * 1e3:.4f}"
+                print(
+                    f"        {resource:20}{need.amount:10.3g} {need.unit:14}{milliseconds:>9} ms"
+                )
+                row = [LABEL, problem.name, device.name, method, phase.name, resource]
+                row += [f"{need.amount:.4g}", need.unit, milliseconds]
+                rows.append([*row, int(resource == phase.bound), f"{phase.balance:.3f}"])
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "gpu_estimate.csv").open("w", newline="") as file:
         file.writelines(f"# {note}\n" for note in notes)

@@ -2,6 +2,7 @@
 
     python benchmarks/sharing_bench.py              # PASCAL VOC setting, 1, 2 and 4 processes; 10 GB of memory, minutes
     python benchmarks/sharing_bench.py --small      # seconds
+    python benchmarks/sharing_bench.py --placement replicated
 
 All processes run on this machine, with gloo. Volumes are counted at torch.distributed's collectives and include a
 process's own part. They depend only on shapes, so NCCL sends the same. Times are not reported: the processes share a
@@ -28,13 +29,21 @@ from torch import Tensor, multiprocessing
 from torch import distributed as dist
 
 from dgcl_ops import DensityContrastLoss
+from dgcl_ops.memory import PLACEMENTS
 
 SIZES = ("classes", "dim", "capacity", "rows_per_push", "images", "map")
 COLUMNS = (
-    *(*MACHINE_COLUMNS, "placement", "processes", *SIZES),
+    *(*MACHINE_COLUMNS, "placement", "processes", "exchange_dtype", *SIZES),
     *("bank_mb", "collectives", "sent_mb", "received_mb", "published_sent_mb", "synced"),
 )
-CASES = [("local", 1), ("replicated", 2), ("replicated", 4), ("sharded", 2), ("sharded", 4)]
+CASES = [
+    ("local", 1, torch.float32),
+    ("replicated", 2, torch.float32),
+    ("replicated", 4, torch.float32),
+    ("replicated", 4, torch.bfloat16),
+    ("sharded", 2, torch.float32),
+    ("sharded", 4, torch.float32),
+]
 MEGABYTE = 1e6
 
 
@@ -64,6 +73,7 @@ def loss_of(options: argparse.Namespace, placement: str) -> DensityContrastLoss:
         rows_per_push=options.rows_per_push,
         max_candidates=10_000,
         placement=placement,
+        exchange_dtype=options.exchange_dtype,
         seed=0,
     )
 
@@ -146,8 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
     maps = options.images * options.map**2
     published = maps * (2 * options.dim * 4 + 8) / MEGABYTE
     rows = []
-    for placement, size in CASES:
-        say(f"{placement}, {size} process{'es' if size > 1 else ''}")
+    for placement, size, options.exchange_dtype in CASES:
+        if options.placement not in (None, placement):
+            continue
+        dtype = str(options.exchange_dtype).removeprefix("torch.")
+        say(f"{placement}, {size} process{'es' if size > 1 else ''}, {dtype}")
         volume = on_processes(size, options, placement, volumes)
         rows.append(
             {
@@ -155,6 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "threads": 1,
                 "placement": placement,
                 "processes": size,
+                "exchange_dtype": dtype,
                 **{name: getattr(options, name) for name in SIZES},
                 "bank_mb": round(volume["bank"] / MEGABYTE, 1),
                 "collectives": volume["collectives"],
@@ -171,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     shown = (
         "placement",
         "processes",
+        "exchange_dtype",
         "bank_mb",
         "collectives",
         "sent_mb",
@@ -178,7 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
         "published_sent_mb",
     )
     print_table(shown, [tuple(str(row[name]) for name in shown) for row in rows])
-    if Path("/proc/self/statm").exists():
+    options.exchange_dtype = None
+    if Path("/proc/self/statm").exists() and options.placement is None:
         for placement, size in (("local", 1), ("replicated", 4), ("sharded", 4)):
             result = on_processes(size, options, placement, under_limit)
             verdict = "fits" if result["fits"] else f"does not fit: {result['error'][:90]}"
@@ -197,9 +213,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows-per-push", type=int, default=1_000)
     parser.add_argument("--images", type=int, default=8, help="maps per process")
     parser.add_argument("--map", type=int, default=129, help="height and width of a map")
+    parser.add_argument(
+        "--placement",
+        choices=PLACEMENTS,
+        help="count for this one only, and run nothing under a limit",
+    )
     parser.add_argument("--small", action="store_true", help="small sizes, which take seconds")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
+    options.exchange_dtype = None  # the bank's
     if options.small:
         options.classes, options.dim, options.capacity = 16, 128, 12_000
         options.rows_per_push, options.images, options.map = 100, 1, 24

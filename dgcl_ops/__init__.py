@@ -7,11 +7,12 @@ devices without a kernel and builds without the extension.
 
 __version__ = "0.1.0"
 
+from dgcl_ops._ddp import ddp_ignore_bank
 from dgcl_ops.backend import backend_info
 from dgcl_ops.features import FeatureTap, ProjectionHead
 from dgcl_ops.labels import entropy_filter, resize_labels
 from dgcl_ops.losses import DensityContrastLoss
-from dgcl_ops.memory import MemoryBank, ddp_ignore_bank
+from dgcl_ops.memory import MemoryBank
 from dgcl_ops.metrics import (
     calinski_harabasz_score,
     davies_bouldin_score,

@@ -69,6 +69,8 @@ class DensityContrastLoss(FixedDtypeModule):
         backfill: whether a class that becomes ready gets the densities of all its rows.
         bank_dtype: dtype of the bank's rows.
         placement: what several ranks share, see MemoryBank.
+        exchange_dtype: dtype in which rows travel between ranks, see MemoryBank.
+        overlap_exchange: whether the exchange of rows overlaps the rest of the step, see MemoryBank.
         process_group: the ranks that share the bank, see MemoryBank.
         disjoint: if a class has too few pixels, split them between anchors and keys instead of reusing pixels as both.
         normalize_keys: average unit rows. Otherwise long projections weigh more.
@@ -118,6 +120,8 @@ class DensityContrastLoss(FixedDtypeModule):
         backfill: bool = True,
         bank_dtype: torch.dtype = torch.float32,
         placement: Literal["replicated", "sharded", "local"] = "replicated",
+        exchange_dtype: torch.dtype | None = None,
+        overlap_exchange: bool = False,
         process_group: Any = None,
         disjoint: bool = False,
         normalize_keys: bool = False,
@@ -146,18 +150,9 @@ class DensityContrastLoss(FixedDtypeModule):
             normalize_keys=bool(normalize_keys),
             ignore_index=ignore_index,
         )
-        if not isinstance(exclude_classes, (tuple, list)):
-            raise TypeError(
-                f"{op}: exclude_classes must be a tuple or list of classes, got {exclude_classes!r}"
-            )
-        self.exclude_classes = tuple(
-            _arguments.integral(op, "each of exclude_classes", c) for c in exclude_classes
+        self.exclude_classes = _arguments.class_tuple(
+            op, "exclude_classes", exclude_classes, self.num_classes
         )
-        for excluded in self.exclude_classes:
-            if not 0 <= excluded < self.num_classes:
-                raise ValueError(
-                    f"{op}: exclude_classes must lie in [0, {self.num_classes}), got {excluded}"
-                )
         self.eps = _arguments.number(op, "eps", eps, positive=False)
         self.grad_scale = _arguments.number(op, "grad_scale", grad_scale, positive=False)
 
@@ -172,6 +167,8 @@ class DensityContrastLoss(FixedDtypeModule):
                 scales=scales,
                 dtype=bank_dtype,
                 placement=placement,
+                exchange_dtype=exchange_dtype,
+                overlap_exchange=overlap_exchange,
                 process_group=process_group,
                 min_rows=min_rows,
                 refresh_every=refresh_every,
@@ -280,6 +277,7 @@ class DensityContrastLoss(FixedDtypeModule):
             ValueError: If a shape or device does not fit.
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
+        self.bank.finish_exchange()
         batch = Batch.checked(
             "DensityContrastLoss",
             self.bank,
@@ -317,13 +315,13 @@ class DensityContrastLoss(FixedDtypeModule):
             with torch.no_grad():
                 if zero is None:
                     self._record.update(per_class, choice.summary)
+                if self.training:
+                    self.bank.rng_state[1].add_(1)  # before the push, which sends rank 0's state
                 pushed = choice.push
                 if pushed is not None and rows.push is not None:
                     self.bank.push_rows(
                         pushed.features, rows.push, pushed.density, pushed.pixels.counts
                     )
-                if self.training:
-                    self.bank.rng_state[1].add_(1)
         return loss if zero is None else zero
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgcl_ops import _random
 from dgcl_ops._bank import checkpoint, exchange, sharded_rings
@@ -54,6 +54,11 @@ class MemoryBank(FixedDtypeModule):
         scales: neighbourhood sizes of the density.
         dtype: dtype of the stored rows. Densities are float64 for float64 rows, else float32.
         placement: what several ranks share, see above.
+        exchange_dtype: dtype in which rows travel between ranks, `dtype` or a narrower one; `dtype` by default. All
+            ranks store the rows that travelled. One process sends nothing, so it rounds nothing. The density of a row
+            is computed before the row is rounded, and travels in its own dtype.
+        overlap_exchange: whether a push only starts the exchange. The next use of the bank finishes it, with the same
+            bits. Not supported with "sharded".
         process_group: the ranks that share the bank. None uses the default group if torch.distributed is initialised.
             All ranks must push the same number of times. With "sharded" they must also call `density_of` the same
             number of times.
@@ -100,6 +105,8 @@ class MemoryBank(FixedDtypeModule):
         scales: tuple[int, ...] = (8, 16, 32),
         dtype: torch.dtype = torch.float32,
         placement: Literal["replicated", "sharded", "local"] = "replicated",
+        exchange_dtype: torch.dtype | None = None,
+        overlap_exchange: bool = False,
         process_group: Any = None,
         min_rows: int | None = None,
         refresh_every: int = 0,
@@ -119,6 +126,17 @@ class MemoryBank(FixedDtypeModule):
         self.scales = _arguments.scale_tuple(op, scales)
         self.dtype = _arguments.one_of(op, "dtype", dtype, checkpoint.DTYPES)
         self.placement = _arguments.one_of(op, "placement", placement, PLACEMENTS)
+        narrower = [each for each in checkpoint.DTYPES if each.itemsize < dtype.itemsize]
+        exchange_dtype = dtype if exchange_dtype is None else exchange_dtype
+        _arguments.one_of(op, "exchange_dtype", exchange_dtype, (dtype, *narrower))
+        self.exchange_dtype = exchange_dtype
+        if overlap_exchange and placement == "sharded":
+            raise ValueError(
+                f"{op}: overlap_exchange=True is not supported with placement 'sharded': a read that finishes the "
+                "exchange would start further collectives, so all ranks would have to read in the same order"
+            )
+        self.overlap_exchange = bool(overlap_exchange)
+        self._overlap = exchange.new_overlap() if overlap_exchange else None
         exchange.check_group(op, process_group)
         self.process_group = process_group
         ranks = exchange.SINGLE_PROCESS
@@ -197,7 +215,7 @@ class MemoryBank(FixedDtypeModule):
         return ranks
 
     def _first_stream(self) -> int:
-        """The first of this rank's two streams of random numbers, see `_random.random_bits`."""
+        """The first of this rank's two streams of random numbers, see `ops.random_bits`."""
         return 2 * self._ranks().rank
 
     # ---- reading --------------------------------------------------------------------------------------
@@ -306,6 +324,7 @@ class MemoryBank(FixedDtypeModule):
             ValueError: If a shape or device does not fit.
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
+        self.finish_exchange()
         batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
             if self._ranks().world_size == 1:
@@ -315,8 +334,8 @@ class MemoryBank(FixedDtypeModule):
         with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
             projections = gather_rows(batch.projections, push.pixels.index)
+            self.rng_state[1].add_(1)  # before the push, which sends rank 0's state
             self.push_rows(push.features, projections, push.density, push.pixels.counts)
-            self.rng_state[1].add_(1)
 
     @torch.no_grad()
     def push_rows(
@@ -336,21 +355,35 @@ class MemoryBank(FixedDtypeModule):
         Raises:
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
-        was_ready = self.ready()
+        self.finish_exchange()
         ranks = self._ranks()
         rows = exchange.PushedRows(features, projections, density, row_counts)
         if ranks.world_size == 1:
-            self.rings.write(self, rows, normalize=self.metric == "cosine")
+            self._append([rows], normalize=self.metric == "cosine")
+            return
+        if features.shape[1] > self.rows_per_rank:
+            raise ValueError(
+                f"MemoryBank.push_rows: features must hold at most {self.rows_per_rank} rows of a class "
+                f"(rows_per_push {self.rows_per_push} over {ranks.world_size} ranks), got {features.shape[1]}"
+            )
+        if self._overlap is not None:
+            self._overlap.start(self, ranks, rows)
         else:
-            if features.shape[1] > self.rows_per_rank:
-                raise ValueError(
-                    f"MemoryBank.push_rows: features must hold at most {self.rows_per_rank} rows of a class "
-                    f"(rows_per_push {self.rows_per_push} over {ranks.world_size} ranks), got {features.shape[1]}"
-                )
-            rng_state, rows_of_ranks = exchange.exchange_rows(ranks, self, rows)
-            self.rng_state.copy_(rng_state)
-            for rows in rows_of_ranks:
-                self.rings.write(self, rows, normalize=False)
+            exchange.receive(self, *exchange.exchange_rows(ranks, self, rows))
+
+    def finish_exchange(self) -> None:
+        """Waits for the exchange that the last push started, and writes its rows.
+
+        A no-op if none is pending. Every use of the bank does this, so there is rarely a need to call it.
+        """
+        if self._overlap is not None and self._overlap.started:
+            self._overlap.finish(self)
+
+    def _append(self, rows_of_ranks: list[exchange.PushedRows], normalize: bool) -> None:
+        """Writes rows and recomputes the densities that are due."""
+        was_ready = self.ready()
+        for rows in rows_of_ranks:
+            self.rings.write(self, rows, normalize)
         self.num_pushes.add_(1)
         if self.backfill or self.refresh_every:
             due = torch.zeros_like(was_ready)
@@ -389,42 +422,3 @@ class MemoryBank(FixedDtypeModule):
             super()._load_from_state_dict(
                 fitted, prefix, metadata, strict, missing, unexpected, errors
             )
-
-
-def ddp_ignore_bank(root: nn.Module) -> list[str]:
-    """Keeps DistributedDataParallel from broadcasting rank 0's bank in every step.
-
-    Call it on the module that you will pass to DDP, before wrapping it. It is not needed if the bank lies outside that
-    module or with `broadcast_buffers=False`.
-
-    DDP broadcasts the buffers of the wrapped module from rank 0, at construction and before each forward. For a
-    `MemoryBank` this costs the size of the whole bank per step. A "replicated" bank is the same on all ranks and stays
-    correct. A "sharded" bank loses its shards, and the next step raises an error. A "local" bank loses the other ranks'
-    rows.
-
-    Args:
-        root: the module that DDP will wrap.
-
-    Returns:
-        The names of the buffers of every bank inside `root`. Names ignored before stay ignored.
-
-    Raises:
-        TypeError: If `root` is not a module, or is wrapped already.
-    """
-    if not isinstance(root, nn.Module):
-        raise TypeError(f"ddp_ignore_bank: root must be a Module, got {type(root).__name__}")
-    if isinstance(root, nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            "ddp_ignore_bank: root is already wrapped in DistributedDataParallel, which reads the names at "
-            "construction; call this before wrapping"
-        )
-    names = []
-    for prefix, module in root.named_modules(remove_duplicate=False):
-        if isinstance(module, MemoryBank):
-            for name, buffer in module.named_buffers(prefix):
-                names.append(name)
-                buffer._ddp_ignored = True  # type: ignore[attr-defined]  # read by DDP's mixed precision
-    ignored = list(getattr(root, "_ddp_params_and_buffers_to_ignore", ()))
-    ignored += [name for name in names if name not in ignored]
-    root._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  # read by DDP
-    return names

@@ -199,12 +199,40 @@ def silhouette_sums(features, offsets, rows=None):
     return torch.tensor(sums, dtype=torch.float64).reshape(len(queries), len(bounds) - 1)
 
 
-def class_counts(labels, num_classes: int, ignore_index: int):
-    counts = [0] * num_classes
-    for label in labels.reshape(-1).tolist():
-        if label != ignore_index:
-            counts[label] += 1
-    return integers(counts)
+def mixed(word: int) -> int:
+    word = (word ^ (word >> 14)) * 0x4777BA65 % 2**32
+    word = (word ^ (word >> 16)) * 0x727CB4EF % 2**32
+    return word ^ (word >> 17)
+
+
+def random_word(seed: int, step: int, stream: int, index: int) -> int:
+    low_seed, high_seed, low_step, high_step = (
+        v for word in (seed, step) for v in (word % 2**32, (word >> 32) % 2**32)
+    )
+    first = mixed((low_seed + 0x6D2B79F5 + stream * 0x3C6EF372) % 2**32)
+    first = mixed(first ^ high_seed)
+    first = mixed((first + low_step) % 2**32)
+    second = mixed((first + 0x3C6EF372) % 2**32 ^ high_step)
+    return mixed((mixed(index ^ first) + second) % 2**32)
+
+
+def chi_square(buckets: torch.Tensor, count: int) -> float:
+    """By how many standard deviations the bucket counts differ from an even spread."""
+    observed = torch.bincount(buckets, minlength=count).double()
+    expected = buckets.numel() / count
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    return (statistic - (count - 1)) / (2 * (count - 1)) ** 0.5
+
+
+def partition_keys(labels, usable, bits, num_classes: int, ignore_index: int):
+    """Keys [R] and counts [C + 3], one pixel at a time."""
+    keys, counts = [], [0] * (num_classes + 3)
+    for label, use, word in zip(labels.tolist(), usable.tolist(), bits.tolist(), strict=True):
+        skipped = 0 if label == ignore_index else 1 if not use else 2
+        used = skipped == 2 and label in range(num_classes)
+        counts[label if used else num_classes + skipped] += 1
+        keys.append((label if used else num_classes) * 2**32 + word % 2**32)
+    return integers(keys), integers(counts)
 
 
 def contrast_case(dtype=torch.float64, device="cpu"):

@@ -11,6 +11,7 @@ from loss_oracle import batch_of, loss_of, run
 from torch import distributed as dist
 
 from dgcl_ops._bank import sharded_rings
+from dgcl_ops.ops import memory_push
 
 STEPS = 6
 SETTINGS = {
@@ -23,6 +24,23 @@ SETTINGS = {
     "published": {"start": "all_full", "backfill": False, "min_rows": 5, "bank_capacity": 10},
     "small ring": {"bank_capacity": 13, "rows_per_push": 45, "max_candidates": 45},
     "average": {"anchors": "random", "keys": "average"},
+    "bfloat16 exchange": {"exchange_dtype": torch.bfloat16},
+    "float16 exchange, l2": {
+        "metric": "l2",
+        "exchange_dtype": torch.float16,
+        "refresh_every": 2,
+    },
+    "float64, float32 exchange": {
+        "bank_dtype": torch.float64,
+        "exchange_dtype": torch.float32,
+        "bank_capacity": 13,
+    },
+}
+# How the ranks share the bank.
+SHARED = {
+    "replicated": {"placement": "replicated"},
+    "overlapped": {"placement": "replicated", "overlap_exchange": True},
+    "sharded": {"placement": "sharded"},
 }
 REPLICATED_ALONE = ("average",)  # a sharded bank refuses it
 COUNTS = ((20, 12, 9, 4, 0), (3, 0, 25, 6, 30), (0, 0, 0, 0, 0), (10, 11, 12, 13, 14))
@@ -48,24 +66,30 @@ def note(module, value, gradient) -> dict:
     }
 
 
-def train(rank: int, folder, names, placement: str) -> dict:
+def train(rank: int, folder, names, shared: str) -> dict:
     """For each setting, the results of every step on this rank, and the bank at the end."""
     if (
         dist.get_world_size() == 2
     ):  # the queries of a step are sent in several pieces, as in large steps
         sharded_rings.CHUNK = 20
-    return {name: _train(rank, SETTINGS[name], placement) for name in names}
+    return {name: _train(rank, SETTINGS[name], shared) for name in names}
 
 
-def _train(rank: int, setting: dict, placement: str) -> dict:
-    module = loss_of(placement=placement, **{**setting, "seed": 1 + 10 * rank})
+def _train(rank: int, setting: dict, shared: str) -> dict:
+    module = loss_of(**{**setting, **SHARED[shared], "seed": 1 + 10 * rank})
     # The first push gives all ranks rank 0's random state. Until then each rank draws with its own.
     module.bank.rng_state[0] = 1
     steps = []
     for step in range(STEPS):
         value, gradient = run(module, batch_for(rank, step, setting))
+        if shared == "overlapped" and (rank + step) % 3:
+            # Nothing reads the bank, and other ranks do. The next step finishes the exchange.
+            steps.append({"value": value.clone(), "gradient": gradient.clone()})
+            continue
         steps.append({**note(module, value, gradient), "checksum": module.bank.checksum()})
-        module.bank.assert_synced()
+        if shared != "overlapped":
+            module.bank.assert_synced()
+    module.bank.assert_synced()
     state = {name: t.clone() for name, t in module.bank.named_buffers() if name[0] != "_"}
     return {"steps": steps, "bank": state}
 
@@ -84,12 +108,25 @@ def train_in_one_process(size: int, setting: dict) -> dict:
             module.bank.push_rows = lambda *rows, pushed=pushed: pushed.append(rows)
             value, gradient = run(module, batch_for(rank, step, setting))
             results.append(note(module, value, gradient))
+        if size > 1 and bank.exchange_dtype != bank.dtype:
+            pushed = [_travelled(bank, *rows) for rows in pushed]
         bank.push_rows(*_concatenated(pushed))
         bank.rng_state[1] += 1
         for of_rank in results:
             of_rank.update(rows=bank.counts.clone(), ready=bank.ready(), checksum=bank.checksum())
         steps.append(results)
     return {"steps": steps, "bank": {name: tensor.clone() for name, tensor in bank.named_buffers()}}
+
+
+def _travelled(bank, features, projections, density, counts):
+    """The rows as the other ranks receive them: unit rows with "cosine", rounded to the exchange dtype."""
+    if bank.metric == "cosine":
+        unit = [torch.zeros_like(t, dtype=bank.dtype) for t in (features, projections, density)]
+        heads = torch.zeros_like(counts), torch.zeros_like(counts)
+        memory_push(*unit, *heads, features, projections, density, counts, True)
+        features = unit[0]
+    dtype = bank.exchange_dtype
+    return features.to(dtype).to(bank.dtype), projections.to(dtype).to(bank.dtype), density, counts
 
 
 def _concatenated(pushed):

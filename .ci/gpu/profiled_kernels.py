@@ -21,16 +21,17 @@ def main() -> int:
         return torch.randn(*shape, generator=generator).to("cuda")
 
     queries, bank = draw(rows, dim), draw(rows, dim)
-    for path in ("auto", "exact"):  # knn_filter, knn_exact
+    for path in ("auto", "exact"):  # knn_bank_lengths, knn_filter, knn_exact
         with environment(SEARCH, path):
             ops.knn_density(queries, bank, scales=(2, 5) if tiny else (8, 16, 32))
     parts = [draw(classes, anchors, dim), draw(classes, dim), draw(classes, negatives, dim)]
     for part in parts:
         part.requires_grad_()
     ops.density_contrast(*parts, 0.5).sum().backward()  # contrast_gradient
-    maps = draw(1 if tiny else 8, dim, side, side)
+    maps = draw(1 if tiny else 8, dim, side, side).requires_grad_()
     pixels = torch.randperm(maps.numel() // dim, generator=generator).to("cuda")
-    ops.gather_rows(maps, pixels)  # gather_rows_transposed
+    picked = ops.gather_rows(maps, pixels)  # gather_rows_transposed
+    picked.backward(torch.ones_like(picked))  # scatter_rows
     torch.cuda.synchronize()
     print("launched")
     return 0

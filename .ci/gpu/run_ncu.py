@@ -1,4 +1,4 @@
-"""Step 6: profiles four kernels with Nsight Compute, one launch each. Writes the report file and its details as text.
+"""Step 6: profiles six kernels with Nsight Compute, one launch each. Writes the report file and its details as text.
 
     python run_ncu.py OUT/kernels.ncu-rep -- python profiled_kernels.py
 
@@ -18,8 +18,10 @@ from environment import is_gvisor
 WANTED = (
     "knn_filter_kernel",
     "knn_exact_kernel",
+    "knn_bank_lengths_kernel",
     "contrast_gradient_kernel",
     "gather_rows_transposed_kernel",
+    "scatter_rows_kernel",
 )
 OPTIONS = ["--clock-control", "none", "--set", "full", "--launch-count", "12", "--force-overwrite"]
 FIGURES = (

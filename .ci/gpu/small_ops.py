@@ -2,8 +2,8 @@
 
     python small_ops.py [--device cuda] [--quick] [--op knn_topk]
 
-Search, push, gather, its gradient and counts must be bitwise equal. Results that are summed in another order get the
-doctor's tolerance. --quick runs fewer cases, since a sanitizer slows kernels down 10 to 50 times.
+Results that are summed in another order get the doctor's tolerance. All others must be bitwise equal. --quick runs
+fewer cases, since a sanitizer slows kernels down 10 to 50 times.
 """
 
 import argparse
@@ -175,6 +175,12 @@ def check_density_contrast_backward(target: Target, comparison: Comparison, quic
 # ---- rows and labels --------------------------------------------------------------------------------
 
 
+def equal(
+    target: Target, comparison: Comparison, name: str, function: Callable, *arguments: object
+) -> None:
+    comparison.same(name, target(function, *arguments), target.expected(function, *arguments))
+
+
 def pushed(state: list[Tensor], arriving: list[Tensor], normalize: bool) -> list[Tensor]:
     state = [part.clone() for part in state]
     ops.memory_push(*state, *arriving, normalize=normalize)
@@ -193,12 +199,8 @@ def check_memory_push(target: Target, comparison: Comparison, quick: bool) -> No
         arriving = [draw.rows(4, 150, DIM), draw.rows(4, 150, 40), draw.rows(4, 150)]
         arriving.append(torch.tensor([30, 150, 0, 1]))
         for normalize in (False, True):
-            ours = target(pushed, state, arriving, normalize)
-            comparison.same(
-                f"{dtype}, normalize {normalize}",
-                ours,
-                target.expected(pushed, state, arriving, normalize),
-            )
+            name = f"{dtype}, normalize {normalize}"
+            equal(target, comparison, name, pushed, state, arriving, normalize)
 
 
 def check_gather_rows(target: Target, comparison: Comparison, quick: bool) -> None:
@@ -210,11 +212,8 @@ def check_gather_rows(target: Target, comparison: Comparison, quick: bool) -> No
             pixels = draw.integers(0, 3 * 13 * 11, (5, 50))
             for layout in (torch.contiguous_format, torch.channels_last):
                 laid = maps.contiguous(memory_format=layout)
-                ours, theirs = (
-                    target(ops.gather_rows, laid, pixels),
-                    target.expected(ops.gather_rows, laid, pixels),
-                )
-                comparison.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
+                name = f"{dtype}, {dim} channels, {layout}"
+                equal(target, comparison, name, ops.gather_rows, laid, pixels)
 
 
 def gathered_gradient(maps: Tensor, pixels: Tensor, dL_drows: Tensor) -> Tensor:
@@ -235,18 +234,22 @@ def check_gather_rows_backward(target: Target, comparison: Comparison, quick: bo
                 comparison.same(f"{dtype}, {dim} channels, {name}", ours, theirs)
 
 
-def check_class_counts(target: Target, comparison: Comparison, quick: bool) -> None:
+def check_random_bits(target: Target, comparison: Comparison, quick: bool) -> None:
+    for seed, step, stream in ((7, 3, 1), (-(2**63), 2**40, -(2**63))):
+        for count in (257,) if quick else (0, 257, 133_128):
+            arguments = torch.tensor([seed, step]), stream, count
+            equal(target, comparison, f"{count} words", ops.random_bits, *arguments)
+
+
+def check_partition_keys(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     kinds = ((torch.uint8, 21, 255), (torch.int64, 21, 3), (torch.int32, 10_000, -1))
     for dtype, classes, ignored in kinds[:1] if quick else kinds:
-        labels = draw.integers(0, classes, (3, 150, 170), dtype)
-        labels[0, :7] = ignored
-        arguments = labels, classes, ignored
-        comparison.same(
-            f"{dtype}",
-            target(ops.class_counts, *arguments),
-            target.expected(ops.class_counts, *arguments),
-        )
+        labels = draw.integers(0, classes, (3 * 150 * 170,), dtype)
+        labels[:1190] = ignored
+        bits = draw.integers(0, 2**32, labels.shape)
+        arguments = labels, bits % 11 != 0, bits, classes, ignored
+        equal(target, comparison, f"{dtype}", ops.partition_keys, *arguments)
 
 
 def check_silhouette_sums(target: Target, comparison: Comparison, quick: bool) -> None:
@@ -266,7 +269,8 @@ CHECKS = {
     "memory_push": check_memory_push,
     "gather_rows": check_gather_rows,
     "gather_rows_backward": check_gather_rows_backward,
-    "class_counts": check_class_counts,
+    "random_bits": check_random_bits,
+    "partition_keys": check_partition_keys,
     "silhouette_sums": check_silhouette_sums,
     "knn_topk_backward": check_knn_topk_backward,
     "density_contrast_backward": check_density_contrast_backward,

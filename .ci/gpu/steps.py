@@ -58,9 +58,9 @@ REHEARSAL = Sizes(
 )
 SHORT = replace(
     REHEARSAL,
-    small_ops=("--quick", "--op", "gather_rows", "--op", "class_counts"),
-    doctor=("memory_push", "class_counts", "gather_rows"),
-    tests=("tests/ops/test_gather_rows.py", "tests/ops/test_class_counts.py"),
+    small_ops=("--quick", "--op", "gather_rows", "--op", "partition_keys"),
+    doctor=("memory_push", "partition_keys", "gather_rows"),
+    tests=("tests/ops/test_gather_rows.py", "tests/ops/test_partition_keys.py"),
 )
 
 
@@ -247,7 +247,7 @@ class Plan:
             self.bench(
                 "compact", "10,000 x 10,000, cosine 0.999", 45, "knn_bench.py", *sizes.compact
             ),
-            self.step("ncu", "four kernels under ncu", 75, ncu),
+            self.step("ncu", "six kernels under ncu", 75, ncu),
             self.bench(
                 "compiled",
                 "the steps under torch.compile",

@@ -15,6 +15,7 @@ namespace dgcl {
 #ifdef DGCL_EMULATED_DEVICE
 extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
+extern "C" int64_t cuda_emulator_red_zone(const void* begin);
 #endif
 
 // The device's current stream. libtorch_cuda has the function, but a CPU build of PyTorch lacks that library, so the
@@ -59,9 +60,12 @@ class OnDeviceOf {
 // there is no code for the device, or the driver does not know the PTX.
 constexpr bool is_incompatible(int error) { return error == 35 || error == 209 || error == 222; }
 
+// A launch reports the last error of this thread, which earlier work may have left behind.
 inline void check_launch(const char* op, int error) {
   if (error == 0) return;
-  const char* advice = is_incompatible(error) ? "; run `python -m dgcl_ops.doctor` to see what does not fit" : "";
+  const char* advice = is_incompatible(error)
+                           ? "; run `python -m dgcl_ops.doctor` to see what does not fit"
+                           : "; an earlier CUDA call may have caused it, CUDA_LAUNCH_BLOCKING=1 shows which one";
   fail(op, "CUDA launch failed: ", cuda_error_text(error), " (error ", error, ")", advice);
 }
 

@@ -1,5 +1,7 @@
 // Turns the checked tensors of the contrastive loss into what its kernels read.
 #pragma once
+#include <cmath>
+
 #include "binding.h"
 #include "density_contrast_kernel.h"
 
@@ -10,6 +12,12 @@ struct ContrastTensors {
   // They own the memory that the problem points to.
   Tensor anchors, keys, negatives, anchor_counts, negative_counts, unit_rows;
 };
+
+// 1 / x if that is exact, which it is for powers of two. Else 0.
+inline double exact_inverse(double x) {
+  int exponent = 0;
+  return std::frexp(x, &exponent) == 0.5 && std::isfinite(1 / x) ? 1 / x : 0;
+}
 
 inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, const Tensor& keys,
                                         const Tensor& negatives, double temperature,
@@ -28,6 +36,7 @@ inline ContrastTensors contrast_tensors(const char* op, const Tensor& anchors, c
   p.num_negatives = negatives.size(1);
   p.dim = anchors.size(2);
   p.temperature = temperature;
+  p.inverse_temperature = exact_inverse(temperature);
   p.is_double = compute_type(anchors, keys, negatives) == ScalarType::Double;
   if (p.dim > kMostContrastColumns)
     fail(op, "anchors must have at most ", kMostContrastColumns, " columns on CUDA, got ", p.dim);

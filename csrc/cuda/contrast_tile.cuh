@@ -4,6 +4,7 @@
 // aligned 16-byte cp.async, whatever the inputs' dtypes, strides and lengths. The CPU multiplies unit rows of the same
 // bits.
 #pragma once
+#include "../math/contrast.h"
 #include "density_contrast_kernel.h"
 #include "rows.cuh"
 
@@ -175,7 +176,7 @@ template <typename T>
 __device__ __forceinline__ double key_logit(const ContrastProblem& p, int64_t group, int64_t anchor) {
   const T *a = unit_row_of<T>(p, group, anchor), *k = unit_row_of<T>(p, group, p.slots() - 1);
   const T cosine = warp_dot<T>([&](int64_t d) { return a[d]; }, [&](int64_t d) { return k[d]; }, p.dim);
-  return static_cast<double>(cosine) / p.temperature;
+  return contrast_logit(cosine, p.temperature, p.inverse_temperature);
 }
 
 }  // namespace dgcl

@@ -5,7 +5,6 @@
 //   dL/dk   = sum_i at_key_i a_i                       at_key_i = scale (p_i0 - 1)
 //
 // One block sums each row, in one order. A warp per row then turns the sum into the gradient of the raw row.
-#include "../math/contrast.h"
 #include "contrast_tile.cuh"
 #include "density_contrast_backward_kernel.h"
 
@@ -77,7 +76,7 @@ struct GradientSide {
   __device__ T weight(int64_t own, int64_t other, T product) const {
     const int64_t anchor = group * a.problem.num_anchors + (kOwnAnchors ? own : other);
     if (is_key(own)) return static_cast<T>(a.at_keys[anchor]);
-    const double logit = static_cast<double>(product) / a.problem.temperature;
+    const double logit = contrast_logit(product, a.problem.temperature, a.problem.inverse_temperature);
     return static_cast<T>(scale * contrast_probability(logit, static_cast<const T*>(a.lse)[anchor]));
   }
 };

@@ -1,6 +1,5 @@
 // The contrastive loss. Logits are computed tile by tile and go straight into the log-sum-exp of their anchor. None is
 // stored.
-#include "../math/contrast.h"
 #include "contrast_tile.cuh"
 
 namespace dgcl {
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(kContrastThreads, kContrastBlocks)
     for (int j = lane; j < negatives.count(); j += kWarp)
 #pragma unroll
       for (int r = 0; r < Tile::kOwnPerWarp; ++r)
-        total[r].add(static_cast<double>(products[r * Tile::kOthers + j]) / p.temperature);
+        total[r].add(contrast_logit(products[r * Tile::kOthers + j], p.temperature, p.inverse_temperature));
   }
 #pragma unroll
   for (int r = 0; r < Tile::kOwnPerWarp; ++r) {

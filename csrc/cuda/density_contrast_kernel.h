@@ -14,10 +14,10 @@ struct ContrastProblem {
   const int64_t* anchor_counts;    // [G], clamped to [0, A]; nullptr: all
   const int64_t* negative_counts;  // [G], clamped to [0, N]; nullptr: all
   int64_t groups, num_anchors, num_negatives, dim;
-  double temperature;
-  bool is_double;   // compute in double, else in float
-  void* unit_rows;  // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
-  int unit_pitch;   // contrast_unit_pitch(dim)
+  double temperature, inverse_temperature;  // contrast_logit (math/contrast.h)
+  bool is_double;                           // compute in double, else in float
+  void* unit_rows;                          // scratch [G, A + N + 1, unit_pitch], float or double, 16-byte aligned
+  int unit_pitch;                           // contrast_unit_pitch(dim)
 
   constexpr int64_t slots() const { return num_anchors + num_negatives + 1; }
 };

@@ -7,7 +7,9 @@
 // gradient, and so does this formula: the p_j sum to 1 - eps / (sum + eps). With eps = 0 this is the log-softmax.
 //
 // z_j = <a, b_j> / temperature with unit rows a, b_j. unit_row_backward (unit_row.h) takes gradients back to raw rows.
-// Everything is in double, because a float's rounding error in lse would show in every p_j.
+// Everything is in double, because a float's rounding error in lse would show in every p_j. A compensated sum of float
+// exponentials would change the loss's bits: each exponential is off by about 2^-24, by another amount in every math
+// library. So GPUs with slow float64 pay for one exponential per logit in each direction.
 #pragma once
 #include <cmath>
 #include <limits>
@@ -36,6 +38,12 @@ struct LogSumExp {
   DGCL_HOST_DEVICE void merge(const LogSumExp& other) { add(other.maximum, other.sum); }
   DGCL_HOST_DEVICE double value(double eps) const { return maximum + std::log(sum + eps); }
 };
+
+// z of a product <a, b>. `inverse` is 1 / temperature if that is exact, else 0: then quotient and product round the same
+// number, and the product is cheaper.
+DGCL_HOST_DEVICE inline double contrast_logit(double product, double temperature, double inverse) {
+  return inverse != 0 ? product * inverse : product / temperature;
+}
 
 DGCL_HOST_DEVICE inline double contrast_loss(double key_logit, double lse) { return lse - key_logit; }
 

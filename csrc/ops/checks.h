@@ -8,7 +8,9 @@
 
 namespace dgcl {
 
-void check_class_counts(const Tensor& labels, int64_t num_classes);
+void check_random_bits(const Tensor& rng_state, int64_t count);
+
+void check_partition_keys(const Tensor& labels, const Tensor& usable, const Tensor& bits, int64_t num_classes);
 
 void check_gather_rows(const Tensor& maps, const Tensor& pixels);
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dgcl_ops import _random
+from dgcl_ops import reference
 from dgcl_ops._bank import exchange
 from dgcl_ops.ops import _arguments, memory_push
 
@@ -47,7 +47,7 @@ def checksum(bank: MemoryBank) -> Tensor:
                 place = torch.arange(first, first + part.numel(), device=part.device)
                 word = part.to(torch.int64) & 0xFFFFFFFF
                 # 32-bit hashes: the sum holds 2^31 of them without overflow.
-                total = total + _random.mix(word ^ _random.mix(place & 0xFFFFFFFF)).sum()
+                total = total + reference.mix(word ^ reference.mix(place & 0xFFFFFFFF)).sum()
                 first += part.numel()
         at += bank.num_classes * of_class
     return exchange.all_gather(bank.rings.ranks, total).sum(0)

@@ -31,6 +31,7 @@ from torch import distributed as dist
 from dgcl_ops.ops import memory_push
 
 if TYPE_CHECKING:
+    from dgcl_ops._bank.overlap import Overlap
     from dgcl_ops.memory import MemoryBank
 
 
@@ -76,6 +77,13 @@ def all_gather(ranks: Ranks, tensor: Tensor) -> Tensor:
     return received.view(tensor.dtype).view(ranks.world_size, *tensor.shape)
 
 
+def new_overlap() -> Overlap:
+    """Imports its module only for banks that overlap: it imports torch._dynamo, which doubles the import time."""
+    from dgcl_ops._bank.overlap import Overlap
+
+    return Overlap()
+
+
 def assert_equal(op: str, ranks: Ranks, state: dict[str, Tensor]) -> None:
     """Raises a RuntimeError if a rank's state differs from rank 0's."""
     for name, values in state.items():
@@ -100,38 +108,74 @@ class PushedRows(NamedTuple):
     row_counts: Tensor  # [C] int64
 
 
+class Field(NamedTuple):
+    """A tensor in the bytes that travel."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    nbytes: int
+
+
 def exchange_rows(
     ranks: Ranks, bank: MemoryBank, rows: PushedRows
 ) -> tuple[Tensor, list[PushedRows]]:
-    """The random state of rank 0, and the rows of all ranks in rank order, as the bank stores them.
-
-    Everything travels as the bytes of one buffer. Its size depends only on the bank and the number of ranks:
-    2 + C words of 8 bytes, then C * rows_per_rank densities, features and projections.
+    """The random state of rank 0, and the rows of all ranks in rank order.
 
     Args:
         ranks: the ranks that share the bank.
         bank: the bank.
         rows: of this rank; any float dtype, P <= rows_per_rank.
     """
-    shape = (bank.num_classes, bank.rows_per_rank)
+    mine, fields = packed(bank, rows)
+    return unpacked(all_gather(ranks, mine), fields)
+
+
+def receive(bank: MemoryBank, rng_state: Tensor, rows_of_ranks: list[PushedRows]) -> None:
+    """Writes what an exchange brought.
+
+    Rows that travelled in the bank's dtype are unit rows already. Rounded to a narrower dtype, they are unit only to
+    its precision. A search trusts a float32 or float64 bank to hold exact unit rows and skips their norms, so they are
+    normalised again. All ranks do this with the same bytes, so the bits stay equal.
+    """
+    bank.rng_state.copy_(rng_state)
+    rounded = bank.exchange_dtype != bank.dtype
+    bank._append(rows_of_ranks, normalize=rounded and bank.metric == "cosine")
+
+
+def packed(bank: MemoryBank, rows: PushedRows) -> tuple[Tensor, list[Field]]:
+    """What this rank sends: bytes, [B] uint8, and what they hold.
+
+    B depends only on the bank and the number of ranks. The bytes are 2 + C words of 8 bytes, then C * rows_per_rank
+    densities, features and projections. Features and projections have the exchange dtype.
+    """
+    shape, dtype = (bank.num_classes, bank.rows_per_rank), bank.exchange_dtype
     wire = (
-        bank.features.new_zeros((*shape, bank.feature_dim)),
-        bank.projections.new_zeros((*shape, bank.projection_dim)),
+        bank.features.new_zeros((*shape, bank.feature_dim), dtype=dtype),
+        bank.projections.new_zeros((*shape, bank.projection_dim), dtype=dtype),
         bank.density.new_zeros(shape),
     )
     row_counts = rows.row_counts
     scratch = (torch.zeros_like(row_counts), torch.zeros_like(row_counts))
-    # The op that writes into the bank also converts here, so the bits are those of a single process.
+    # The op that writes into the bank also converts here. So rows that travel in the bank's dtype have the bits of a
+    # single process, and unit rows do not overflow in float16.
     memory_push(*wire, *scratch, *rows, bank.metric == "cosine")
     parts = (bank.rng_state, row_counts, wire[2], wire[0], wire[1])  # by falling element size
-    sizes = [part.nbytes for part in parts]
-    padding = row_counts.new_zeros(-sum(sizes) % 8, dtype=torch.uint8)  # aligns the next rank
+    fields = [Field(part.dtype, part.shape, part.nbytes) for part in parts]
+    size = sum(field.nbytes for field in fields)
+    padding = row_counts.new_zeros(-size % 8, dtype=torch.uint8)  # aligns the next rank
     mine = torch.cat([*(part.contiguous().view(-1).view(torch.uint8) for part in parts), padding])
+    return mine, fields
+
+
+def unpacked(received: Tensor, fields: list[Field]) -> tuple[Tensor, list[PushedRows]]:
+    """The random state of rank 0 and the rows of each rank, from the bytes of all ranks, [W, B] uint8."""
+    sizes = [field.nbytes for field in fields]
     states, rows_of_ranks = [], []
-    for received in all_gather(ranks, mine).unbind():
-        pieces = zip(parts, received[: sum(sizes)].split(sizes), strict=True)
-        fields = [piece.view(part.dtype).view(part.shape) for part, piece in pieces]
-        state, counts, density, features, projections = fields
+    for of_rank in received.unbind():
+        pieces = zip(fields, of_rank[: sum(sizes)].split(sizes), strict=True)
+        state, counts, density, features, projections = (
+            piece.view(field.dtype).view(field.shape) for field, piece in pieces
+        )
         states.append(state)
         rows_of_ranks.append(PushedRows(features, projections, density, counts))
     return states[0], rows_of_ranks

@@ -60,7 +60,7 @@ class ShardedRings:
         """Writes the rows whose slots lie in this shard, and moves the rings' counts and heads.
 
         The slots of a class's rows are one run, or two if they wrap around the ring. The part of each run that lies in
-        the shard is written. `normalize` is always False: `exchange_rows` has normalised the rows already.
+        the shard is written.
         """
         capacity, head = bank.capacity, bank.heads
         arriving = rows.row_counts
@@ -85,6 +85,7 @@ class ShardedRings:
                 rows.projections[class_index, index],
                 rows.density[class_index, index],
                 (last - first).clamp(0, width),
+                normalize,
             )
         bank.counts.copy_((bank.counts + arriving).clamp(max=capacity))
         bank.heads.copy_((head + arriving) % capacity)

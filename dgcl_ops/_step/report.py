@@ -105,10 +105,13 @@ class Report:
         value = sum(losses[c] for c in self.active) / len(self.active)
         if value - value != 0:
             wrong = [c for c in self.active if losses[c] - losses[c] != 0]
-            noun = "class" if len(wrong) == 1 else "classes"
+            noun, bank = "class" if len(wrong) == 1 else "classes", self.loss.bank
+            dtypes = f"dtype {bank.dtype}"
+            if bank.exchange_dtype != bank.dtype:
+                dtypes += f" or its exchange_dtype {bank.exchange_dtype}"
             return (
                 f"The last loss was {value}, because of {noun} {self.listed(wrong)}. The projections are finite, but a "
-                f"sum of them overflows, or a row overflows in the bank's dtype {self.loss.bank.dtype}."
+                f"sum of them overflows, or a row overflows in the bank's {dtypes}."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:

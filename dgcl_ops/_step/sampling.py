@@ -9,7 +9,7 @@ the host, and one compiled graph or CUDA graph works for every batch:
    are read from the front of a segment, keys from its back.
 4. A negative of class c is drawn by its position among the valid pixels outside the segment of c.
 
-Random numbers are described in `_random`.
+Random numbers are described in `ops.random_bits`.
 
 Pixels are numbered r = b * H * W + y * W + x. Flat inputs [M, D] are numbered by row.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops._random import random_below
-from dgcl_ops.ops import class_counts
+from dgcl_ops.ops import partition_keys
 
 
 class Segments(NamedTuple):
@@ -29,6 +29,8 @@ class Segments(NamedTuple):
     pixels: Tensor  # [R] int64, a permutation
     counts: Tensor  # [C] int64, pixels of each class
     offsets: Tensor  # [C + 1] int64, class c is pixels[offsets[c] : offsets[c + 1]]
+    # [3] int64, the unused pixels: ignored; labelled, but not usable; with a label outside [0, C).
+    skipped: Tensor
 
 
 class LeadingPixels(NamedTuple):
@@ -51,20 +53,20 @@ class Table(NamedTuple):
 
 def partition(
     labels: Tensor,
+    usable: Tensor,
+    bits: Tensor,
     num_classes: int,
     ignore_index: int,
-    bits: Tensor,
-    usable: Tensor | None = None,
     op: str = "partition",
 ) -> Segments:
     """Sorts the pixels by (class, random number). Ignored and unusable pixels come last.
 
     Args:
         labels: R elements in any shape and integer dtype.
+        usable: [R] bool, False for further unused pixels.
+        bits: [R], a random word for each pixel.
         num_classes: C.
         ignore_index: label of unused pixels, inside or outside [0, C).
-        bits: [R], a random word for each pixel.
-        usable: [R] bool, False for further unused pixels.
         op: name for the error.
 
     Returns:
@@ -74,20 +76,21 @@ def partition(
         RuntimeError: If, on the CPU, a usable pixel's label is neither in [0, C) nor `ignore_index`. Other devices
             cannot check without a sync; there such a pixel is unused.
     """
-    flat = labels.reshape(-1).to(torch.int64)
-    if usable is not None:
-        flat = torch.where(usable, flat, ignore_index)
+    flat = labels.reshape(-1)
+    if flat.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        flat = flat.to(torch.int64)
     try:
-        counts = class_counts(flat, num_classes, ignore_index)
+        keys, counts = partition_keys(flat, usable, bits, num_classes, ignore_index)
     except RuntimeError as error:
         name, _, problem = str(error).partition(": labels must ")
-        if name != "class_counts":
+        if name != "partition_keys":
             raise
         raise RuntimeError(f"{op}: labels must {problem}") from None
-    used = (flat >= 0) & (flat < num_classes) & (flat != ignore_index)
-    key = (torch.where(used, flat, num_classes) << 32) | bits
-    pixels = torch.sort(key, stable=True).indices
-    return Segments(pixels, counts, _offsets(counts))
+    pixels = torch.sort(
+        keys, stable=True
+    ).indices  # 37 bits of a key for 21 classes: no narrower dtype
+    counts, skipped = counts.split((num_classes, 3))
+    return Segments(pixels, counts, _offsets(counts), skipped)
 
 
 def _offsets(counts: Tensor) -> Tensor:
@@ -111,13 +114,20 @@ def leading_pixels(segments: Segments, limits: Tensor, size: int) -> LeadingPixe
     return LeadingPixels(segments.pixels[at.clamp(max=last)], classes, offsets)
 
 
+def _narrow_classes(pixels: LeadingPixels) -> Tensor:
+    """The classes in the narrowest dtype: a radix sort takes a pass for each byte."""
+    largest = pixels.offsets.shape[0] - 1
+    dtypes = (torch.uint8, torch.int16, torch.int32)
+    return pixels.classes.to(next(d for d in dtypes if largest <= torch.iinfo(d).max))
+
+
 def order_by(values: Tensor, pixels: LeadingPixels) -> Tensor:
     """Entries of `pixels` sorted by class, then by ascending value. Equal values keep their order.
 
     values [M] -> [M] int64; class c is at offsets[c] : offsets[c + 1], as in `pixels`.
     """
     by_value = torch.argsort(values, stable=True)
-    return by_value[torch.argsort(pixels.classes[by_value], stable=True)]
+    return by_value[torch.argsort(_narrow_classes(pixels)[by_value], stable=True)]
 
 
 def front(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor | None = None) -> Table:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops import _random
 from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.keys import average_keys, inverse_norms
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
-from dgcl_ops.ops import gather_rows
+from dgcl_ops.ops import gather_rows, random_bits
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
@@ -45,8 +44,7 @@ class Summary(NamedTuple):
     active: Tensor  # [C] bool
     pixels: Tensor  # [C] int64, usable pixels of each class
     candidates: Tensor  # [C] int64, 0 if not active
-    # The other pixels, [3] int64: ignored; labelled, with an inf or NaN; with a label outside [0, C).
-    skipped: Tensor
+    skipped: Tensor  # [3] int64, the other pixels, as in `Segments`
     anchor_density: (
         Tensor | None
     )  # [C], mean over the anchors; None if nothing is chosen by density
@@ -121,8 +119,8 @@ def select(
         active = active & (keys.counts > 0)
     anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
 
-    shape = (bank.num_classes, strategy.num_negatives)
-    bits = _random.random_bits(bank.rng_state, bank._first_stream() + 1, shape)
+    words = bank.num_classes * strategy.num_negatives
+    bits = random_bits(bank.rng_state, bank._first_stream() + 1, words)
     push_counts = torch.minimum(segments.counts, push_limits)
     return Choice(
         active=active,
@@ -131,13 +129,13 @@ def select(
         anchors=Table(candidates.pixels[anchors.index], anchors.counts),
         keys=Table(candidates.pixels[keys.index], keys.counts),
         bank_keys=_bank_keys(strategy, bank),
-        negatives=sampling.draw_negatives(segments, bits),
+        negatives=sampling.draw_negatives(segments, bits.view(bank.num_classes, -1)),
         push=_push(queries, push_counts, push_width) if push and queries is not None else None,
         summary=Summary(
             active=active,
             pixels=segments.counts,
             candidates=counts,
-            skipped=_skipped(batch, segments, strategy.ignore_index),
+            skipped=segments.skipped,
             anchor_density=_used_mean(density, anchors),
             key_density=_used_mean(density, keys),
         ),
@@ -155,9 +153,9 @@ def rows_to_push(bank: MemoryBank, batch: Batch, ignore_index: int) -> Push:
 
 
 def _segments(bank: MemoryBank, batch: Batch, ignore_index: int) -> Segments:
-    bits = _random.random_bits(bank.rng_state, bank._first_stream(), (batch.labels.numel(),))
+    bits = random_bits(bank.rng_state, bank._first_stream(), batch.labels.numel())
     return sampling.partition(
-        batch.labels, bank.num_classes, ignore_index, bits, batch.usable, op=batch.op
+        batch.labels, batch.usable, bits, bank.num_classes, ignore_index, op=batch.op
     )
 
 
@@ -175,13 +173,6 @@ def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     entry = sampling.front(queries.pixels, counts, width).index
     pixels = Table(queries.pixels.pixels[entry], counts)
     return Push(pixels, queries.features[entry], queries.density[entry])
-
-
-def _skipped(batch: Batch, segments: Segments, ignore_index: int) -> Tensor:
-    """[3], see Summary. On the CPU no label lies outside: `partition` raises."""
-    labelled = batch.labels.reshape(-1).to(torch.int64) != ignore_index
-    used = (labelled & batch.usable).sum()
-    return torch.stack(((~labelled).sum(), labelled.sum() - used, used - segments.offsets[-1]))
 
 
 def _used_mean(values: Tensor | None, table: Table) -> Tensor | None:

@@ -3,20 +3,22 @@
 Each file holds the public function, the operator's fake kernel (shapes for torch.compile) and its derivative.
 """
 
-from dgcl_ops.ops.class_counts import class_counts
 from dgcl_ops.ops.density_contrast import density_contrast
 from dgcl_ops.ops.gather_rows import gather_rows
 from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
 from dgcl_ops.ops.memory_push import memory_push
+from dgcl_ops.ops.partition_keys import partition_keys
+from dgcl_ops.ops.random_bits import random_bits
 from dgcl_ops.ops.silhouette_sums import silhouette_sums
 
 __all__ = [
-    "class_counts",
     "density_contrast",
     "gather_rows",
     "knn_density",
     "knn_topk",
     "memory_push",
+    "partition_keys",
+    "random_bits",
     "silhouette_sums",
 ]

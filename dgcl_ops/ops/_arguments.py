@@ -55,6 +55,16 @@ def scale_tuple(op: str, scales: object) -> tuple[int, ...]:
     return integers
 
 
+def class_tuple(op: str, name: str, classes: object, num_classes: int) -> tuple[int, ...]:
+    if not isinstance(classes, (tuple, list)):
+        raise TypeError(f"{op}: {name} must be a tuple or list of classes, got {classes!r}")
+    integers = tuple(integral(op, f"each of {name}", c) for c in classes)
+    for c in integers:
+        if not 0 <= c < num_classes:
+            raise ValueError(f"{op}: {name} must lie in [0, {num_classes}), got {c}")
+    return integers
+
+
 def metric_name(op: str, metric: object) -> Metric:
     if not isinstance(metric, str):
         raise TypeError(f"{op}: metric must be a string, got {metric!r}")

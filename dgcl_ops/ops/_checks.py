@@ -53,8 +53,20 @@ def check_basics(op: str, given: Arguments) -> None:
             raise RuntimeError(f"{op}: {name} must be at least 1, got {given[name]}")
         if name in given and given[name] >= 2**31:
             raise RuntimeError(f"{op}: {name} must be less than 2^31, got {given[name]}")
+    if "count" in given:
+        _check_count(op, given["count"])
     if "shape" in given and len(given["shape"]) != 4:
         raise RuntimeError(f"{op}: shape must be [B, D, H, W], got {list(given['shape'])}")
+
+
+def _check_count(op: str, count: int | torch.SymInt) -> None:
+    """A symbolic count is checked when it is known: a comparison here would narrow an exported program."""
+    if isinstance(count, torch.SymInt):
+        return
+    if count < 0:
+        raise RuntimeError(f"{op}: count must be at least 0, got {count}")
+    if count >= 2**32:
+        raise RuntimeError(f"{op}: count must be less than 2^32, got {count}")
 
 
 def check(op: str, given: Arguments) -> None:
@@ -126,6 +138,7 @@ def _check_dtypes(op: str, given: Arguments) -> None:
     computed = "float64" if double else "float32"
     for name, tensor in tensors.items():
         want = "int64" if name in _rules.INT64 else None
+        want = "bool" if name in _rules.BOOLS else want
         want = computed if name in _rules.COMPUTED else want
         if name in _rules.FLOATS and tensor.dtype not in _rules.FLOAT_DTYPES:
             want = _rules.FLOAT_NAMES
@@ -146,7 +159,8 @@ def _check_shapes(op: str, given: Arguments) -> dict[str, int]:
         fits = tensor.dim() == len(letters)
         for letter, size in zip(letters, tensor.shape, strict=False):
             letter, size = ("C", size - 1) if letter == "C + 1" else (letter, size)
-            fits = fits and size >= 0 and sizes.setdefault(letter, size) == size
+            want = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
+            fits = fits and size == want >= 0
         if not fits:
             raise RuntimeError(f"{op}: {name} must have shape {rule}, got {list(tensor.shape)}")
     return sizes

@@ -40,7 +40,12 @@ SHAPES: dict[str, dict[str, str]] = {
         "offsets": "[C + 1]",
         "rows": "[M, D] with the features' D",
     },
-    "class_counts": {},
+    "random_bits": {"rng_state": "[2]"},
+    "partition_keys": {
+        "labels": "[R]",
+        "usable": "[R] with the labels' R",
+        "bits": "[R] with the labels' R",
+    },
 }
 FLOATS = {
     *("queries", "bank", "anchors", "keys", "negatives", "features", "projections", "maps"),
@@ -63,7 +68,8 @@ LARGEST = {
     "counts": "capacity",
     "heads": "capacity",
 }
-INT64 = {"indices", *LARGEST}
+INT64 = {"indices", "rng_state", "bits", *LARGEST}
+BOOLS = {"usable"}
 # At least 1 and less than 2^31.
 COUNTS = ("k", "num_classes")
 WRITTEN = ("bank_features", "bank_projections", "bank_density", "counts", "heads")

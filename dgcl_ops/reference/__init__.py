@@ -24,6 +24,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dgcl_ops._precision import compute_dtype, no_autocast
+from dgcl_ops.reference.pixels import mix as mix
+from dgcl_ops.reference.pixels import partition_keys as partition_keys
+from dgcl_ops.reference.pixels import random_bits as random_bits
 
 # 64 MiB of int64 indices or float64 scores, the widest numbers in a block.
 CHUNK_ELEMENTS = 1 << 23
@@ -262,20 +265,6 @@ def memory_push(
             target[c].index_copy_(0, slot, source[c][kept].to(target.dtype))
     counts.copy_((counts + row_counts).clamp(max=capacity))
     heads.copy_((heads + row_counts) % capacity)
-
-
-def class_counts(labels: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Counts of each class: see `dgcl_ops.ops.class_counts`. On the CPU, a stray label is an error."""
-    flat = labels.reshape(-1).to(torch.int64)
-    valid = (flat >= 0) & (flat < num_classes)
-    stray = flat[~valid & (flat != ignore_index)] if flat.device.type == "cpu" else flat[:0]
-    if stray.numel():
-        raise RuntimeError(
-            f"class_counts: labels must lie in [0, {num_classes}) or equal ignore_index "
-            f"{ignore_index}, got {int(stray[0])}"
-        )
-    valid &= flat != ignore_index
-    return torch.bincount(flat[valid], minlength=num_classes)
 
 
 def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:

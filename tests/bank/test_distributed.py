@@ -25,12 +25,12 @@ if not dist.is_available() or not dist.is_gloo_available():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The results of `shared_bank.train` on each rank, for a number of ranks and a placement."""
+    """The results of `shared_bank.train` on each rank, for a number of ranks and a way to share the bank."""
 
     @functools.cache
-    def get(size, placement):
-        folder = tmp_path_factory.mktemp(f"{placement}{size}")
-        return on_ranks(size, folder, shared_bank.train, names_for(placement), placement)
+    def get(size, shared):
+        folder = tmp_path_factory.mktemp(f"{shared}{size}")
+        return on_ranks(size, folder, shared_bank.train, names_for(shared), shared)
 
     return get
 
@@ -42,26 +42,26 @@ def in_one_process():
     )
 
 
-def names_for(placement):
-    return [n for n in SETTINGS if placement == "replicated" or n not in REPLICATED_ALONE]
+def names_for(shared):
+    return [n for n in SETTINGS if shared != "sharded" or n not in REPLICATED_ALONE]
 
 
-def cases(*sizes_of_placements):
+def cases(*sizes_of_ways):
     return [
-        pytest.param(size, placement, name, marks=[] if size == 2 else pytest.mark.long)
-        for placement, sizes in sizes_of_placements
+        pytest.param(size, shared, name, marks=[] if size == 2 else pytest.mark.long)
+        for shared, sizes in sizes_of_ways
         for size in sizes
-        for name in names_for(placement)
+        for name in names_for(shared)
     ]
 
 
 @pytest.mark.parametrize(
-    ("size", "placement", "name"),
-    cases(("replicated", (2, 3)), ("sharded", (1, 2, 3, 4))),
+    ("size", "shared", "name"),
+    cases(("replicated", (2, 3)), ("overlapped", (2, 3)), ("sharded", (1, 2, 3, 4))),
     ids=lambda value: str(value).replace(" ", "-"),
 )
-def test_ranks_train_as_one_process_does(trained, in_one_process, size, placement, name):
-    of_ranks, expected = trained(size, placement), in_one_process(size, name)
+def test_ranks_train_as_one_process_does(trained, in_one_process, size, shared, name):
+    of_ranks, expected = trained(size, shared), in_one_process(size, name)
     for rank, result in enumerate(of_ranks):
         for step in range(STEPS):
             for what, value in result[name]["steps"][step].items():
@@ -75,7 +75,7 @@ def test_ranks_train_as_one_process_does(trained, in_one_process, size, placemen
     whole = expected["bank"]
     for what in ("features", "projections", "density"):
         rows = [result[name]["bank"][what] for result in of_ranks]
-        if placement == "replicated":
+        if shared != "sharded":
             assert all(torch.equal(each, whole[what]) for each in rows)
         else:
             assert torch.equal(torch.cat(rows, 1), whole[what])

@@ -29,9 +29,14 @@ def estimate(monkeypatch):
         (32, 128, 164 * 1024, 0, "shared memory"),  # more than a block may have
     ],
 )
-def test_occupancy(estimate, registers, threads, shared, blocks, limit):
-    occupancy = estimate.occupancy(estimate.A100, registers, threads, shared)
-    assert occupancy == {"blocks": blocks, "warps": blocks * threads // 32, "limit": limit}
+def test_occupancy(monkeypatch, registers, threads, shared, blocks, limit):
+    with importable(monkeypatch):
+        from gpu_occupancy import A100, occupancy
+    assert occupancy(A100, registers, threads, shared) == {
+        "blocks": blocks,
+        "warps": blocks * threads // 32,
+        "limit": limit,
+    }
 
 
 def test_every_kernel_of_the_table_of_occupancy_exists(estimate):
@@ -42,11 +47,16 @@ def test_every_kernel_of_the_table_of_occupancy_exists(estimate):
 
 def test_the_least_that_a_matrix_costs(estimate):
     problem = estimate.Problem("", 1, 10_000, 10_000, 256)
-    needs = estimate.matrix_needs(estimate.A100, problem, estimate.A100.fp32)
-    assert needs["products"].amount == 2 * 10_000 * 10_000 * 256
-    assert needs["products"].seconds == needs["products"].amount / 19.5e12
-    # the matrix twice, both inputs once
-    assert needs["device memory"].amount == 4 * (2 * 10_000 * 10_000 + 2 * 10_000 * 256)
+    products, counting, gathering = estimate.matrix_phases(
+        estimate.A100, problem, estimate.A100.fp32
+    )
+    assert products.needs["products"].amount == 2 * 10_000 * 10_000 * 256
+    assert products.needs["products"].seconds == products.needs["products"].amount / 19.5e12
+    # the matrix is written once and read five times, both inputs are read once
+    assert products.needs["device memory"].amount == 4 * (10_000 * 10_000 + 2 * 10_000 * 256)
+    assert counting.needs["device memory"].amount == 4 * 4 * 10_000 * 10_000
+    assert gathering.needs["device memory"].amount == 4 * 10_000 * 10_000
+    assert gathering.bound == "instruction issue"
 
 
 def test_our_kernels_do_the_same_products(estimate):
@@ -54,10 +64,32 @@ def test_our_kernels_do_the_same_products(estimate):
     for problem in estimate.PROBLEMS:
         least = 2 * problem.classes * problem.queries * problem.bank * problem.dim
         for need in (
-            estimate.filter_needs(estimate.H100, problem, 60)["tensor cores"],
+            estimate.filter_needs(estimate.H100, problem)["tensor cores"],
             estimate.exact_needs(estimate.H100, problem)["FMA"],
         ):
             assert least <= need.amount <= 1.05 * least
+
+
+def test_the_phases_of_a_search(estimate):
+    """A phase takes as long as its slowest resource, and longer if not every block has work."""
+    needs = {"a": estimate.Need(6, "B", 2), "b": estimate.Need(8, "B", 4)}
+    assert estimate.Phase("", needs).bound == "a"
+    assert estimate.Phase("", needs).seconds == 3
+    assert estimate.Phase("", needs, 0.5).seconds == 6
+    problem = estimate.PROBLEMS[0]
+    few, many = (
+        {phase.name: phase for phase in estimate.filter_phases(estimate.H100, problem, survivors)}
+        for survivors in (30, 60)
+    )
+    grown = {name for name in few if few[name] != many[name]}
+    assert grown == {"score survivors"}
+    name = grown.pop()
+    assert many[name].seconds == pytest.approx(2 * few[name].seconds)
+    # 16 warps wait for 4 loads of 128 bytes each
+    rate = few[name].needs["latency"].rate / (132 * 1.83e9)
+    assert rate == pytest.approx(16 * 4 * 128 / 400)
+    # two parts of the bank, 30 rows of 1 KB each
+    assert few[name].needs["latency"].amount == 2 * 10_000 * 30 * 1024
 
 
 def test_sizes_are_those_of_the_kernels(estimate):
@@ -78,9 +110,11 @@ def test_what_it_writes_says_that_it_is_an_estimate(tmp_path):
     assert lines[0] == "# ESTIMATE: nothing here has run on a GPU"
     assert {row["kind"] for row in rows} == {"ESTIMATE: nothing here has run on a GPU"}
     for row in rows:
-        assert math.isfinite(float(row["least_ms"]))
-        assert float(row["least_ms"]) > 0
+        assert math.isfinite(float(row["ms"]))
+        assert float(row["ms"]) > 0
     methods = {(row["problem"], row["device"], row["method"]) for row in rows}
-    assert sum(int(row["is_bound"]) for row in rows) == len(methods) == 3 * 2 * 4
+    phases = {(row["problem"], row["device"], row["method"], row["phase"]) for row in rows}
+    assert len(methods) == 3 * 2 * 4
+    assert sum(int(row["is_bound"]) for row in rows) == len(phases)
     committed = (BENCHMARKS / "results" / "gpu_estimate.csv").read_text()
     assert committed == written, "the kernels have changed: run benchmarks/gpu_estimate.py"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark_runs import BENCHMARKS, importable, read
 from torch import distributed as dist
 
@@ -30,6 +31,10 @@ def test_one_collective_has_the_size_that_follows_from_the_shapes(bench):
         "received": 2 * (size + -size % 8),
         "bank": 4 * 5 * 40 * (1 + 8 + 8),
     }
+    options.exchange_dtype = torch.bfloat16
+    half = bench.on_processes(2, options, "replicated", bench.volumes)
+    assert volume["sent"] - half["sent"] == 2 * 5 * per_rank * (8 + 8)
+    assert half["received"] == 2 * half["sent"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
@@ -51,7 +56,7 @@ def test_committed_volumes():
         for row in rows
         if (row["classes"], row["dim"], row["capacity"]) == ("21", "256", "10000")
     ]
-    last = {(row["placement"], row["processes"]): row for row in voc}
+    last = {(r["placement"], r["processes"]): r for r in voc if r["exchange_dtype"] == "float32"}
     whole = float(last["local", "1"]["bank_mb"])
     for size in (2, 4):
         replicated, sharded = (last[p, str(size)] for p in ("replicated", "sharded"))
@@ -59,3 +64,10 @@ def test_committed_volumes():
         assert replicated["collectives"] == "1"
         assert float(replicated["bank_mb"]) == whole
         assert float(sharded["bank_mb"]) == pytest.approx(whole / size, rel=1e-3)
+    half = next(row for row in voc if row["exchange_dtype"] == "bfloat16")
+    # The formula of docs/guide/distributed.md, for four processes.
+    for row, bytes_of_element in ((last["replicated", "4"], 4), (half, 2)):
+        sent = 16 + 8 * 21 + 21 * 250 * (4 + bytes_of_element * (256 + 256))
+        assert row["processes"] == "4"
+        assert float(row["sent_mb"]) == pytest.approx(sent / 1e6, abs=0.01)
+        assert float(row["received_mb"]) == pytest.approx(4 * sent / 1e6, abs=0.01)

@@ -121,7 +121,7 @@ def test_a_change_that_does_not_fit_is_an_error(tmp_path):
 
 
 def test_a_change_outside_the_operator_s_sources_is_an_error(tmp_path):
-    stray = kinds.planted("class_counts", "../math/density.h")(kinds.READ, "#pragma once", "")
+    stray = kinds.planted("partition_keys", "../math/density.h")(kinds.READ, "#pragma once", "")
     module = EMULATOR.module("plain")
     csrc = faults.plant(stray, tmp_path)
     with pytest.raises(LookupError, match=r"no source of this operator includes math/density\.h"):
@@ -129,7 +129,7 @@ def test_a_change_outside_the_operator_s_sources_is_an_error(tmp_path):
 
 
 def test_another_report_is_not_the_fault_found():
-    race = kinds.planted("class_counts", "class_counts_kernel.cu")(kinds.RACE, "", "")
+    race = kinds.planted("partition_keys", "partition_keys_kernel.cu")(kinds.RACE, "", "")
     cpu_race = next(fault for fault in cpu_faults.FAULTS if fault.mode == "thread")
     for fault in (race, cpu_race):
         report = "WARNING: ThreadSanitizer: data race (pid=1)"
@@ -140,7 +140,7 @@ def test_another_report_is_not_the_fault_found():
 
 
 def test_a_search_that_breaks_is_an_error():
-    race = kinds.planted("class_counts", "class_counts_kernel.cu")(kinds.RACE, "", "")
+    race = kinds.planted("partition_keys", "partition_keys_kernel.cu")(kinds.RACE, "", "")
     for broken in (
         Result(FAILED, "ImportError: undefined symbol: dgcl", 0.1),
         Result(TIMED_OUT, "", 60.0),

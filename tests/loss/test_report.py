@@ -142,6 +142,11 @@ def test_a_loss_that_is_not_finite():
         "The last loss was nan, because of classes 0, 1, 2, 3, 4. The projections are finite, but a sum of them "
         "overflows, or a row overflows in the bank's dtype torch.float16."
     )
+    module = filled(loss_of(exchange_dtype=torch.float16))
+    module.bank.projections.fill_(torch.inf)  # as after an exchange of large rows
+    assert module(**batch_of(counts=ALL)).isnan()
+    text = "a row overflows in the bank's dtype torch.float32 or its exchange_dtype torch.float16."
+    assert module.report().splitlines()[0].endswith(text)
 
 
 def test_a_loss_lost_in_rounding():

@@ -1,10 +1,10 @@
-"""Random words, class segments and tables, against Python integers and loops."""
+"""Numbers below a bound, class segments and tables, against loops."""
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from oracles import integers
+from oracles import chi_square, integers, random_word
 
 from dgcl_ops import _random, ops
 from dgcl_ops._step import sampling
@@ -12,93 +12,22 @@ from dgcl_ops._step.batch import finite_rows
 
 # Five standard deviations. Seeds are fixed, so nothing here depends on luck, and a fault is far outside.
 SIGMAS = 5.0
+INTEGER_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 def state(seed: int, step: int = 0) -> torch.Tensor:
     return integers([seed, step])
 
 
-def python_mix(word: int) -> int:
-    word = (word ^ (word >> 14)) * 0x4777BA65 % 2**32
-    word = (word ^ (word >> 16)) * 0x727CB4EF % 2**32
-    return word ^ (word >> 17)
-
-
-def python_bits(seed: int, step: int, stream: int, index: int) -> int:
-    low_seed, high_seed, low_step, high_step = (
-        v for word in (seed, step) for v in (word % 2**32, (word >> 32) % 2**32)
-    )
-    first = python_mix((low_seed + 0x6D2B79F5 + stream * 0x3C6EF372) % 2**32)
-    first = python_mix(first ^ high_seed)
-    first = python_mix((first + low_step) % 2**32)
-    second = python_mix((first + 0x3C6EF372) % 2**32 ^ high_step)
-    return python_mix((python_mix(index ^ first) + second) % 2**32)
-
-
 # ---- random numbers ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", [0, 1, -1, 2**62 - 1, -(2**63)])
-@pytest.mark.parametrize("step", [0, 1, 2**40 + 7])
-def test_bits_are_those_of_unbounded_integers(seed, step):
-    # Nothing overflows, and a checkpoint draws the same numbers after an update.
-    got = _random.random_bits(state(seed, step), 3, (2, 20))
-    want = [[python_bits(seed, step, 3, 20 * i + j) for j in range(20)] for i in range(2)]
-    assert got.tolist() == want
-
-
-def test_mix_is_a_bijection_on_a_sample():
-    words = torch.arange(1 << 16) * 65537 % (1 << 32)
-    mixed = _random.mix(words)
-    assert mixed.unique().numel() == words.unique().numel()
-    assert int(mixed.min()) >= 0
-    assert int(mixed.max()) < 1 << 32
-
-
-def chi_square(buckets: torch.Tensor, count: int) -> float:
-    """By how many standard deviations the bucket counts differ from an even spread."""
-    observed = torch.bincount(buckets, minlength=count).double()
-    expected = buckets.numel() / count
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    return (statistic - (count - 1)) / (2 * (count - 1)) ** 0.5
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**61])
-@pytest.mark.parametrize("stream", [0, 1])
-@pytest.mark.parametrize("shift", [0, 12, 24])
-def test_each_byte_is_even(seed, stream, shift):
-    bits = _random.random_bits(state(seed), stream, (1 << 18,))
-    assert abs(chi_square((bits >> shift) & 255, 256)) < SIGMAS
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        (0, 1, 0),
-        (0, 2, 0),
-        (0, 1000, 0),
-        (0, 2**32, 0),
-        (1, 0, 0),
-        (-1, 0, 0),
-        (2**32, 0, 0),
-        (0, 0, 1),
-    ],
-)
-def test_draws_are_independent(other):
-    # Joint distribution of the top and of the bottom four bits: 256 buckets of pairs.
-    size = 1 << 17
-    ours = _random.random_bits(state(0), 0, (size,))
-    theirs = _random.random_bits(state(*other[:2]), other[2], (size,))
-    assert abs(chi_square((ours >> 28) * 16 + (theirs >> 28), 256)) < SIGMAS
-    assert abs(chi_square((ours & 15) * 16 + (theirs & 15), 256)) < SIGMAS
-    assert abs(chi_square((ours[1:] >> 28) * 16 + (ours[:-1] >> 28), 256)) < SIGMAS
-    correlation = float(torch.corrcoef(torch.stack([ours.double(), theirs.double()]))[0, 1])
-    assert abs(correlation) * size**0.5 < SIGMAS
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 2**31 - 1])
 def test_ranks_lie_in_range_and_are_even(size):
-    bits = _random.random_bits(state(5), 0, (1 << 16,))
+    bits = ops.random_bits(state(5), 0, 1 << 16)
     ranks = _random.random_below(bits, integers(size))
     assert int(ranks.min()) >= 0
     assert int(ranks.max()) < max(size, 1)
@@ -125,8 +54,10 @@ def test_seed_comes_from_the_global_generator_if_none_is_given():
 
 
 def segments_of(labels, num_classes, ignore_index=255, usable=None, seed=0, step=0):
-    bits = _random.random_bits(state(seed, step), 0, (labels.numel(),))
-    return sampling.partition(labels, num_classes, ignore_index, bits, usable)
+    bits = ops.random_bits(state(seed, step), 0, labels.numel())
+    if usable is None:
+        usable = torch.ones(labels.numel(), dtype=torch.bool)
+    return sampling.partition(labels, usable, bits, num_classes, ignore_index)
 
 
 @given(
@@ -139,16 +70,19 @@ def test_partition(labels, ignore_index, seed):
     usable = [(seed >> (i % 9)) % 2 == 0 or i % 3 == 0 for i in range(len(labels))]
     segments = segments_of(integers(labels), 4, ignore_index, torch.tensor(usable), seed)
     assert sorted(segments.pixels.tolist()) == list(range(len(labels)))
+    ignored = labels.count(ignore_index)
+    unusable = sum(not use and c != ignore_index for c, use in zip(labels, usable, strict=True))
+    assert segments.skipped.tolist() == [ignored, unusable, 0]
     for c in range(4):
         begin, end = segments.offsets[c : c + 2].tolist()
         own = [i for i, label in enumerate(labels) if label == c != ignore_index and usable[i]]
         assert sorted(segments.pixels[begin:end].tolist()) == own
         assert segments.counts[c] == len(own)
-        drawn = [python_bits(seed, 0, 0, i) for i in segments.pixels[begin:end].tolist()]
+        drawn = [random_word(seed, 0, 0, i) for i in segments.pixels[begin:end].tolist()]
         assert drawn == sorted(drawn)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
 def test_partition_takes_any_integer_type(dtype):
     labels = torch.tensor([[2, 0], [1, 2]], dtype=dtype)
     segments = segments_of(labels, 3, ignore_index=-1)
@@ -162,6 +96,7 @@ def test_a_stray_label_is_an_error_that_names_the_users_ignore_index():
     # An unusable pixel is not checked.
     segments = segments_of(integers([0, 7]), 3, 9, torch.tensor([True, False]))
     assert segments.counts.tolist() == [1, 0, 0]
+    assert segments.skipped.tolist() == [0, 1, 0]
 
 
 def test_order_inside_a_class_is_random():
@@ -183,7 +118,7 @@ def test_leading_rows_and_orders(labels, limits, seed):
     segments = segments_of(integers(labels), 4, seed=seed)
     size = min(len(labels), sum(limits)) or 1
     rows = sampling.leading_pixels(segments, integers(limits), size)
-    values = (_random.random_bits(state(seed), 9, (size,)) % 3).float()  # many equal ones
+    values = (ops.random_bits(state(seed), 9, size) % 3).float()  # many equal ones
     order = sampling.order_by(values, rows)
     assert sorted(order.tolist()) == list(range(size))
     counts = rows.offsets.diff()
@@ -209,12 +144,24 @@ def test_leading_rows_and_orders(labels, limits, seed):
     assert sampling.used_entries(table_front).sum(1).tolist() == counts.clamp(max=5).tolist()
 
 
+@pytest.mark.parametrize("num_classes", [1, 255, 256, 32_767, 32_768])
+def test_orders_of_many_classes(num_classes):
+    """The classes are sorted in the narrowest dtype, which must hold the one of unused entries, too."""
+    labels = ops.random_bits(state(3), 2, 700) % num_classes
+    limits = torch.arange(num_classes) % 3
+    rows = sampling.leading_pixels(segments_of(labels, num_classes, -1), limits, 700)
+    values = ops.random_bits(state(3), 4, 700) % 5
+    by_value = torch.argsort(values, stable=True)
+    expected = by_value[torch.argsort(rows.classes[by_value], stable=True)]
+    assert torch.equal(sampling.order_by(values, rows), expected)
+
+
 def test_every_pixel_of_another_class_is_a_negative_just_as_often():
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
     segments = segments_of(labels, 4)
     tables = [
         sampling.draw_negatives(segments, bits)  # 7 of at least 8 others
-        for bits in _random.random_bits(state(0), 1, (4, 3000, 7)).unbind(1)
+        for bits in ops.random_bits(state(0), 1, 4 * 3000 * 7).view(4, 3000, 7).unbind(1)
     ]
     assert all(table.counts.tolist() == [7] * 4 for table in tables)
     drawn = torch.cat([table.index for table in tables], dim=1)
@@ -228,7 +175,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 12, 14, 40])
 def test_few_pixels_of_other_classes_are_negatives_once_each(limit):
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
-    bits = _random.random_bits(state(1), 1, (4, limit))
+    bits = ops.random_bits(state(1), 1, 4 * limit).view(4, limit)
     table = sampling.draw_negatives(segments_of(labels, 4), bits)
     for c in range(4):
         others = [i for i, label in enumerate(labels.tolist()) if label not in (c, 255)]

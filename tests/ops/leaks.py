@@ -84,9 +84,15 @@ def memory_push():
     return lambda: RAW.memory_push(*ring, *counts, *arriving, integers(4, 1), True)
 
 
-def class_counts():
-    labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
-    return lambda: RAW.class_counts(labels, 3, 255)
+def random_bits():
+    state = integers(1, 2)
+    return lambda: RAW.random_bits(state, 3, 40)
+
+
+def partition_keys():
+    labels, bits = integers(0, 2, 255, 1), integers(9, 8, 7, 6)
+    usable = labels < 2
+    return lambda: RAW.partition_keys(labels, usable, bits, 3, 255)
 
 
 def gather_rows():
@@ -106,7 +112,7 @@ def silhouette_sums():
 
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
-    *(memory_push, class_counts, gather_rows, gather_rows_backward, silhouette_sums),
+    *(memory_push, gather_rows, gather_rows_backward, silhouette_sums, random_bits, partition_keys),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

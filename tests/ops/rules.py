@@ -60,6 +60,9 @@ def broken_dtypes(op: str) -> Iterator[tuple[Change, str]]:
             wrong, rule = torch.float16, "float32"
         elif name == "labels":
             rule = _rules.LABEL_NAMES
+        elif name in _rules.BOOLS:
+            yield {name: value.to(torch.uint8)}, f"{name} must be bool, got uint8"
+            rule = "bool"
         else:
             assert name in _rules.INT64, f"{op}: no rule for the dtype of {name}"
             yield {name: value.int()}, f"{name} must be int64, got int32"
@@ -216,7 +219,18 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
             "rows must have shape [M, D] with the features' D, got [2, 4]",
         ),
     ],
-    "class_counts": [],
+    "random_bits": [
+        ({"rng_state": integers([1, 2, 3])}, "rng_state must have shape [2], got [3]"),
+        ({"count": -1}, "count must be at least 0, got -1"),
+        ({"count": 2**32}, f"count must be less than 2^32, got {2**32}"),
+    ],
+    "partition_keys": [
+        (
+            {"usable": torch.ones(5, dtype=torch.bool)},
+            "usable must have shape [R] with the labels' R, got [5]",
+        ),
+        ({"bits": integers([1])}, "bits must have shape [R] with the labels' R, got [1]"),
+    ],
 }
 
 

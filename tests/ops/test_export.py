@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from dgcl_ops import ops
 
 N = Dim("N", min=2)
+STATE = integers([5, 2**40])
 GROUPS = {"query_offsets": integers([1, 4, 4, 8]), "bank_counts": integers([11, 7, 0])}
 
 
@@ -37,8 +38,12 @@ def contrast(anchors, keys, negatives):
     return ops.density_contrast(anchors, keys, negatives, 0.3, eps=1e-6)
 
 
-def counts(labels):
-    return ops.class_counts(labels, 3)
+def words(labels):
+    return ops.random_bits(STATE, -3, labels.shape[0])
+
+
+def keys(labels):
+    return ops.partition_keys(labels, labels < 2, labels, 3)
 
 
 def scattered(dL_drows, indices):
@@ -69,7 +74,8 @@ CASES = {
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
     "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),
-    "counts": (counts, lambda n: (torch.arange(10 * n).view(n, 10) % 3,), (0,)),
+    "random words": (words, lambda n: (torch.arange(n),), (0,)),
+    "keys": (keys, lambda n: (torch.arange(n) % 3,), (0,)),
     "silhouette": (ops.silhouette_sums, lambda n: (rows(n, 5), integers([0, 4, 8])), (0, None)),
     "silhouette of rows": (
         ops.silhouette_sums,

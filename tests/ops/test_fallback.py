@@ -79,16 +79,16 @@ def test_the_fallback_really_is_the_reference(unwarned, monkeypatch):
 
 
 def test_the_fallback_warns_once_per_device_type(unwarned):
-    (arguments, *_) = samples("class_counts")
+    (arguments, *_) = samples("partition_keys")
     with pytest.warns(UserWarning, match="no compiled kernel") as caught:
-        call_as("XPU", "class_counts", arguments)
+        call_as("XPU", "partition_keys", arguments)
     (warning,) = caught
     text = str(warning.message)
-    assert text.startswith("dgcl_ops: class_counts has no compiled kernel for device type 'cpu'")
+    assert text.startswith("dgcl_ops: partition_keys has no compiled kernel for device type 'cpu'")
     assert "DGCL_OPS_REQUIRE_COMPILED=1" in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        call_as("XPU", "class_counts", arguments)
+        call_as("XPU", "partition_keys", arguments)
         call_as("XPU", "memory_push", samples("memory_push")[0])
     _registry._warned_devices.clear()
     with pytest.warns(UserWarning, match="memory_push has no compiled kernel"):
@@ -121,8 +121,8 @@ def test_require_compiled_turns_the_fallback_into_an_error(unwarned, monkeypatch
 @pytest.mark.parametrize("value", ["", "0"])
 def test_require_compiled_can_be_switched_off(unwarned, monkeypatch, value):
     monkeypatch.setenv("DGCL_OPS_REQUIRE_COMPILED", value)
-    with pytest.warns(UserWarning, match="class_counts has no compiled kernel"):
-        call_as("XPU", "class_counts", samples("class_counts")[0])
+    with pytest.warns(UserWarning, match="partition_keys has no compiled kernel"):
+        call_as("XPU", "partition_keys", samples("partition_keys")[0])
 
 
 # ---- backend_info ---------------------------------------------------------------------------------

@@ -146,10 +146,16 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             r"vmap over bank_features, .* \(batch size 4\); stack the classes .* and push once",
         ),
         (
-            "class_counts",
-            lambda labels: ops.class_counts(labels, 3),
+            "partition_keys",
+            lambda labels: ops.partition_keys(labels, labels[0] == labels[0], LABELS[0], 3),
             (LABELS,),
-            r"vmap over labels is not supported \(batch size 4\); call it once per batch element",
+            r"vmap over labels, usable is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
+            "random_bits",
+            lambda rng_state: ops.random_bits(rng_state, 0, 3),
+            (LABELS[:, :2],),
+            r"vmap over rng_state is not supported \(batch size 4\); call it once per batch element",
         ),
         (
             "silhouette_sums",

@@ -84,13 +84,14 @@ def test_tensors_of_other_dimensions_are_an_error_on_the_meta_device(op):
 @pytest.mark.parametrize("k", HUGE)
 def test_huge_numbers_are_refused_before_memory_is_allocated(k):
     rows, labels = random_rows(3, 4), integers([0, 1])
+    usable = labels == labels
     with pytest.raises(RuntimeError, match=rf"knn_topk: k must be less than 2\^31, got {k}"):
         ops.knn_topk(rows, rows, k)
     with pytest.raises(RuntimeError, match=rf"num_classes must be less than 2\^31, got {k}"):
-        ops.class_counts(labels, k)
+        ops.partition_keys(labels, usable, labels, k)
     for op, given in (
         ("knn_topk", {"queries": rows, "k": k}),
-        ("class_counts", {"num_classes": k}),
+        ("partition_keys", {"num_classes": k}),
     ):
         given = {"labels": labels, **given}
         with pytest.raises(RuntimeError, match=rf"{op}: \w+ must be less than 2\^31, got {k}"):

@@ -32,9 +32,16 @@ def push_arguments(dtype=torch.float32):
 
 def samples(op: str):
     """Positional arguments of the raw operators."""
-    if op == "class_counts":
-        labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
-        return [(labels, 3, 255), (labels.to(torch.uint8), 4, 255), (labels[:0], 2, 255)]
+    if op == "random_bits":
+        return [(integers([-5, 2**40 + 3]), -7, 9), (integers([1, 2]), 3, 0)]
+    if op == "partition_keys":
+        labels, usable = integers([0, 2, 255, 1, 1, 2]), torch.arange(6) != 4
+        bits = torch.arange(6) * 2**29
+        return [
+            (labels, usable, bits, 3, 255),
+            (labels.to(torch.uint8), usable, bits, 4, 255),
+            (labels[:0], usable[:0], bits[:0], 2, 255),
+        ]
     if op == "memory_push":
         return [(*push_arguments(), False), (*push_arguments(torch.bfloat16), True)]
     if op == "silhouette_sums":
@@ -90,7 +97,8 @@ OPERATORS = (
     "density_contrast_backward",
     "gather_rows_backward",
     "memory_push",
-    "class_counts",
+    "random_bits",
+    "partition_keys",
     "silhouette_sums",
 )
 
@@ -163,13 +171,22 @@ def test_a_compiled_push_changes_the_bank(dynamic):
     assert bool(compiled_arguments[0].any())
 
 
-def test_compiled_class_counts():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_partition(dynamic):
+    """Two sizes of a batch, and one graph for both if sizes are dynamic."""
     torch._dynamo.reset()
-    labels = torch.tensor([[0, 2, 255], [1, 1, 2]])
-    compiled = torch.compile(
-        lambda t: ops.class_counts(t, 3).cumsum(0), fullgraph=True, backend="aot_eager"
-    )
-    assert compiled(labels).tolist() == [1, 3, 5]
+
+    def step(labels, state):
+        bits = ops.random_bits(state, -3, labels.numel())
+        return ops.partition_keys(labels.view(-1), labels.view(-1) != 1, bits, 3)
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=dynamic)
+    for size in (6, 10):
+        labels, state = torch.arange(2 * size).view(2, size) % 3, integers([size, 5])
+        for mine, theirs in zip(compiled(labels, state), step(labels, state), strict=True):
+            assert torch.equal(mine, theirs)
+    assert counter.frame_count == 1 + (not dynamic)
 
 
 # ---- autocast -------------------------------------------------------------------------------------

@@ -205,8 +205,9 @@ def every_result():
     contrast = [t.requires_grad_() for t in contrast]
     loss = ops.density_contrast(*contrast)
     results += [loss, *torch.autograd.grad(loss.sum(), contrast)]
-    labels = torch.randint(0, 9, (5, 300, 301), generator=torch.Generator().manual_seed(0))
-    return [*results, ops.class_counts(labels, 9)]
+    bits = ops.random_bits(integers([3, 4]), 5, 451_500)
+    keys, counts = ops.partition_keys(bits % 9, bits % 11 != 0, bits, 9)
+    return [*results, bits, keys, counts]
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -15,7 +15,7 @@ LAYERS = (
     ("_bank",),
     ("_step",),
     ("memory", "metrics", "pseudo_label_loss"),
-    ("losses",),
+    ("losses", "_ddp"),
     ("viz", "doctor"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -8,11 +8,27 @@ namespace dgcl {
 constexpr int kMeanThreads = 256;
 // Evenly spaced rows averaged for the centre; any centre is valid, but a close one gives tighter bounds.
 constexpr int kMeanRows = 256;
+constexpr int kLoadsTogether = 8;  // of a thread, before it uses the first
 
-// An upper bound of |x|, also valid if the sum of squares leaves the normal range. By one warp.
+// A bank row as a function of the column. Its dtype is known when the kernel is compiled.
+template <typename Stored>
+struct StoredRow {
+  const Stored* data;
+  RowNorm<float> norm{1, 0};
+  bool normalize;
+
+  __device__ StoredRow(const KnnSearchArguments& a, int64_t i, int64_t group)
+      : data(static_cast<const Stored*>(a.bank.data) + group * a.bank.group_stride + i * a.bank.row_stride),
+        normalize(a.normalize_bank) {
+    if (normalize) norm = static_cast<const RowNorm<float>*>(a.bank_norms)[group * a.bank_rows + i];
+  }
+  __device__ float unit(float x) const { return element_of_unit(x, norm, normalize); }
+  __device__ float operator()(int64_t d) const { return unit(widen(data[d])); }
+};
+
+// An upper bound of |x|, given <x, x>. Also valid if the sum of squares leaves the normal range. By one warp.
 template <typename Row>
-__device__ float warp_length_bound(const Row& x, int64_t dim) {
-  const float square = warp_dot<float>(x, x, dim);
+__device__ float warp_length_bound(float square, const Row& x, int64_t dim) {
   if (is_safe_square(square)) return length_bound(square);
   float largest = 0;
   bool has_nan = false;
@@ -25,7 +41,13 @@ __device__ float warp_length_bound(const Row& x, int64_t dim) {
   return length_bound_of_largest(warp_reduce_max(largest), dim);
 }
 
+template <typename Row>
+__device__ float warp_length_bound(const Row& x, int64_t dim) {
+  return warp_length_bound(warp_dot<float>(x, x, dim), x, dim);
+}
+
 // Writes mean [classes][dim]: a block per 32 columns of a class, a warp per eighth of the rows.
+template <typename Stored>
 __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArguments a) {
   constexpr int kWarps = kMeanThreads / kWarp;
   DGCL_SHARED(float, part, [kWarps][kWarp]);
@@ -34,10 +56,16 @@ __global__ void __launch_bounds__(kMeanThreads, 4) knn_mean_kernel(KnnSearchArgu
   const int warp = threadIdx.x / kWarp;
   const int64_t rows = class_rows(a, group), taken = rows < kMeanRows ? rows : kMeanRows;
   float sum = 0;
-  for (int64_t i = warp; i < taken; i += kWarps) {
-    const BankReader<float> row(a, i * rows / taken, group);
-    const float x = d < a.dim ? row(d) : 0.0f;
-    if (fabs(x) <= std::numeric_limits<float>::max()) sum += x;
+  for (int64_t first = warp; first < taken; first += kLoadsTogether * kWarps) {
+    float x[kLoadsTogether];
+#pragma unroll
+    for (int n = 0; n < kLoadsTogether; ++n) {
+      const int64_t i = first + n * kWarps;
+      x[n] = i < taken && d < a.dim ? StoredRow<Stored>(a, i * rows / taken, group)(d) : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < kLoadsTogether; ++n)
+      if (fabs(x[n]) <= std::numeric_limits<float>::max()) sum += x[n];
   }
   part[warp][threadIdx.x % kWarp] = sum;
   __syncthreads();
@@ -55,20 +83,40 @@ __device__ __forceinline__ void raise_bound(float* bound, float value) {
   atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));
 }
 
-// Writes bias and lengths, a warp per row. A row with a NaN has no bounds. It passes no threshold, and it cannot be a
-// neighbour.
+// Writes bias and lengths, a warp per row, in one pass over the row. A row with a NaN has no bounds. It passes no
+// threshold, and it cannot be a neighbour. The sums are canonical: a lane takes every 32nd column, so a warp's loads are
+// contiguous, and wider loads would add in another order.
+template <typename Stored>
 __global__ void __launch_bounds__(kRowThreads, 4) knn_bank_lengths_kernel(KnnSearchArguments a) {
   const int64_t at = own_warp<kRowsPerBlock>();
   if (at >= a.num_classes * a.bank_rows) return;
   const int64_t group = at / a.bank_rows, i = at % a.bank_rows;
   if (i >= class_rows(a, group)) return;
-  const BankReader<float> row(a, i, group);
+  const StoredRow<Stored> row(a, i, group);
   const float* mean = a.mean + group * a.dim;
   const auto centre = [&](int64_t d) { return mean[d]; };
   const auto residual = [&](int64_t d) { return row(d) - mean[d]; };
-  const float bias =
-      a.l2 ? -0.5f * warp_dot<float>(residual, residual, a.dim) : warp_dot<float>(centre, residual, a.dim);
-  const float length = warp_length_bound(row, a.dim), residual_length = warp_length_bound(residual, a.dim);
+  float row_row = 0, residual_residual = 0, mean_residual = 0;  // inner products
+  for (int64_t first = threadIdx.x % kWarp; first < a.dim; first += kLoadsTogether * kWarp) {
+    float x[kLoadsTogether], m[kLoadsTogether];
+#pragma unroll
+    for (int n = 0; n < kLoadsTogether; ++n) {
+      const int64_t d = first + n * kWarp;
+      x[n] = d < a.dim ? widen(row.data[d]) : 0.0f;
+      m[n] = d < a.dim ? mean[d] : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < kLoadsTogether; ++n) {
+      const float element = row.unit(x[n]), difference = element - m[n];
+      row_row = fma(element, element, row_row);
+      residual_residual = fma(difference, difference, residual_residual);
+      mean_residual = fma(m[n], difference, mean_residual);
+    }
+  }
+  residual_residual = warp_reduce_sum(residual_residual);
+  const float bias = a.l2 ? -0.5f * residual_residual : warp_reduce_sum(mean_residual);
+  const float length = warp_length_bound(warp_reduce_sum(row_row), row, a.dim);
+  const float residual_length = warp_length_bound(residual_residual, residual, a.dim);
   BankLengths& lengths = a.lengths[group];
   if (i == 0) {
     const float mean_length = warp_length_bound(centre, a.dim);

@@ -98,7 +98,7 @@ struct FilterBlock {
       const float square = warp_dot<float>(reader, reader, a.dim), length = warp_length_bound(residual, a.dim);
       has_nan = square != square;
       measured.bound = half_filter_bound(
-          a.l2, a.dim, {warp_length_bound(reader, a.dim), lengths.row, lengths.mean, length, lengths.residual});
+          a.l2, a.dim, {warp_length_bound(square, reader, a.dim), lengths.row, lengths.mean, length, lengths.residual});
       const int bank_exponent = bank_half_exponent(lengths.row, lengths.residual);
       const int exponent = half_exponent(length);
       measured.scale = std::scalbn(1.0f, exponent);

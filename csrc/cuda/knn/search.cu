@@ -1,19 +1,41 @@
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "exact.cuh"
 #include "filter.cuh"
 
 namespace dgcl {
 namespace {
 
-// The number of blocks of `kernel` that the current device runs at a time. Also opts in to the dynamic shared memory.
+// The number of blocks that a device runs at a time, by device and kernel.
+struct KnownBlocks {
+  std::mutex mutex;
+  std::map<std::pair<int, const void*>, int64_t> blocks;
+};
+
+// The number of blocks of `kernel` that the current device runs at a time. The first call on a device asks it, and opts
+// in to the dynamic shared memory there.
 template <typename Kernel>
 int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
+  static KnownBlocks& known = *new KnownBlocks;  // never destroyed, since a thread may search while the process exits
   int device = 0, processors = 0, each = 0;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  cudaError_t error = cudaGetDevice(&device);
+  const std::pair<int, const void*> key(device, reinterpret_cast<const void*>(kernel));
+  const std::lock_guard<std::mutex> lock(known.mutex);
+  if (const auto found = known.blocks.find(key); error == cudaSuccess && found != known.blocks.end()) {
+    *blocks = found->second;
+    return 0;
+  }
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
-  if (error != cudaSuccess) cudaGetLastError();  // reported here, so the next launch must not see it
   *blocks = static_cast<int64_t>(processors) * each;
+  if (error == cudaSuccess)
+    known.blocks[key] = *blocks;
+  else
+    cudaGetLastError();  // reported here, so the next launch must not see it
   return static_cast<int>(error);
 }
 
@@ -58,12 +80,12 @@ int launch_norms(const KnnSearchArguments& a, void* stream) {
 }
 
 int launch_filter(const KnnSearchArguments& a, void* stream) {
-  DGCL_LAUNCH(knn_mean_kernel, blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1), dim3(kMeanThreads), 0,
-              stream, a);
-  DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock), dim3(kRowThreads), 0,
-              stream, a);
+  const dim3 slices = blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1);
+  const dim3 rows = blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock);
   return with_bank_type(a, [&](auto stored) {
     using Stored = decltype(stored);
+    DGCL_LAUNCH(knn_mean_kernel<Stored>, slices, dim3(kMeanThreads), 0, stream, a);
+    DGCL_LAUNCH(knn_bank_lengths_kernel<Stored>, rows, dim3(kRowThreads), 0, stream, a);
     DGCL_LAUNCH(knn_filter_kernel<Stored>, blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
                 kFilterShared<Stored>, stream, a, a.plan.items, is_aligned(a.bank));
     return static_cast<int>(cudaGetLastError());
@@ -112,8 +134,13 @@ int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
   return 0;
 }
 
-int launch_knn_search(const KnnSearchArguments& a, void* stream) {
+int launch_knn_search(const KnnSearchArguments& a, int64_t zeros, void* stream) {
   int error = 0;
+  if (zeros > 0) {
+    cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), static_cast<cudaStream_t>(stream));
+    error = static_cast<int>(cudaGetLastError());
+  }
+  if (error != 0 || a.plan.items == 0) return error;
   if (a.normalize_bank) error = a.is_double ? launch_norms<double>(a, stream) : launch_norms<float>(a, stream);
   if (error == 0 && a.plan.filter) error = launch_filter(a, stream);
   if (error != 0) return error;

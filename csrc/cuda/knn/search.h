@@ -35,21 +35,22 @@ struct KnnSearchArguments {
   bool is_double;  // compute in double, else in float
   KnnSearchPlan plan;
 
-  // Scratch memory.
+  // Scratch memory, cut from one tensor. The first two parts start as zeros.
+  int32_t* list_length = nullptr;   // [splits][num_queries]; -1 for a query with a NaN
+  BankLengths* lengths = nullptr;   // [classes]
+  int32_t* resolved = nullptr;      // [items], whether the filter has resolved the item
+  float* mean = nullptr;            // [classes][dim], the mean of the class's bank rows
+  float* bias = nullptr;            // [classes][bank_rows]
   void* bank_norms = nullptr;       // [classes][bank_rows] RowNorm<T>, if normalize_bank
   void* candidate_score = nullptr;  // [candidate_lists][capacity] T
   int32_t* candidate_index = nullptr;
   void* list_score = nullptr;  // [splits][num_queries][k] T, sorted
   int32_t* list_index = nullptr;
-  int32_t* list_length = nullptr;  // [splits][num_queries], zeros; -1 for a query with a NaN
-  float* mean = nullptr;           // [classes][dim], the mean of the class's bank rows
-  float* bias = nullptr;           // [classes][bank_rows]
-  BankLengths* lengths = nullptr;  // [classes], zeros
-  int32_t* resolved = nullptr;     // [items], zeros
 };
 
-// Fills arguments.plan.
+// Fills arguments.plan, which stays empty if there is nothing to search.
 int plan_knn_search(KnnSearchArguments& arguments, bool allow_filter);
-int launch_knn_search(const KnnSearchArguments& arguments, void* stream);
+// Clears `zeros` bytes from list_length on, and launches the search.
+int launch_knn_search(const KnnSearchArguments& arguments, int64_t zeros, void* stream);
 
 }  // namespace dgcl

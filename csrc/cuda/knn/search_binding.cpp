@@ -6,7 +6,8 @@
 namespace dgcl {
 namespace {
 
-// DGCL_OPS_CUDA_SEARCH=exact disables tensor cores, for comparison and to isolate differences.
+// DGCL_OPS_CUDA_SEARCH=exact disables tensor cores, for comparison and to isolate differences. Read by every call, so
+// that a program can change it; the other facts of a plan are kept per device.
 bool filter_allowed(const char* op) {
   const char* set = std::getenv("DGCL_OPS_CUDA_SEARCH");
   const std::string setting = set ? set : "auto";
@@ -14,21 +15,63 @@ bool filter_allowed(const char* op) {
   return setting == "auto";
 }
 
-}  // namespace
+// Cuts memory into parts that start at multiples of 256 bytes, as memory from the allocator does. Without memory it
+// only counts.
+class Cutter {
+ public:
+  explicit Cutter(void* memory) : memory_(static_cast<char*>(memory)) {}
 
-template <typename U>
-U* KnnSearchOnDevice::scratch(int64_t count, bool zeros) {
-  const int64_t bytes = count * static_cast<int64_t>(sizeof(U));
-  scratch_.push_back(zeros ? torch::stable::new_zeros(like_, {bytes}, ScalarType::Byte)
-                           : torch::stable::new_empty(like_, {bytes}, ScalarType::Byte));
-  return static_cast<U*>(scratch_.back().mutable_data_ptr());
+  template <typename U>
+  void cut(U*& part, int64_t count, int64_t element_bytes) {
+    if (memory_) part = static_cast<U*>(static_cast<void*>(memory_ + bytes_));
+    bytes_ += count * element_bytes;
+#ifdef DGCL_EMULATED_DEVICE
+    bytes_ += cuda_emulator_red_zone(memory_ ? memory_ + bytes_ : nullptr);  // shows AddressSanitizer where parts end
+#endif
+    bytes_ = (bytes_ + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+struct ScratchBytes {
+  int64_t zeros, all;  // the zeros come first
+};
+
+// Sets the pointers to the parts of `memory`. Without memory it only returns the sizes.
+ScratchBytes cut_scratch(KnnSearchArguments& a, void* memory) {
+  const KnnSearchPlan& plan = a.plan;
+  const int64_t size = a.is_double ? sizeof(double) : sizeof(float);
+  const int64_t rows = a.num_classes * a.bank_rows, lists = plan.splits * a.num_queries;
+  const int64_t candidates = plan.candidate_lists * plan.capacity;
+  Cutter parts(memory);
+  parts.cut(a.list_length, lists, sizeof(int32_t));
+  if (plan.filter) parts.cut(a.lengths, a.num_classes, sizeof(BankLengths));
+  const int64_t zeros = parts.bytes();
+  if (plan.items == 0) return {zeros, zeros};
+  if (plan.filter) {
+    parts.cut(a.resolved, plan.items, sizeof(int32_t));
+    parts.cut(a.mean, a.num_classes * a.dim, sizeof(float));
+    parts.cut(a.bias, rows, sizeof(float));
+  }
+  if (a.normalize_bank) parts.cut(a.bank_norms, rows, row_norm_bytes(a.is_double));
+  parts.cut(a.candidate_score, candidates, size);
+  parts.cut(a.candidate_index, candidates, sizeof(int32_t));
+  parts.cut(a.list_score, lists * a.k, size);
+  parts.cut(a.list_index, lists * a.k, sizeof(int32_t));
+  return {zeros, parts.bytes()};
 }
+
+}  // namespace
 
 KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, const Tensor& bank, int64_t k,
                                      const std::string& metric, const std::optional<Tensor>& query_offsets,
                                      const std::optional<Tensor>& bank_counts, bool exclude_self, bool unit_bank,
-                                     void* stream)
-    : like_(queries) {
+                                     void* stream) {
   const Metric kind = parse_metric(op, metric);
   a_.queries = row_view(queries, queries_);
   a_.bank = row_view(bank, bank_);
@@ -56,24 +99,10 @@ KnnSearchOnDevice::KnnSearchOnDevice(const char* op, const Tensor& queries, cons
 
   const bool is_empty = a_.num_queries == 0 || a_.bank_rows == 0 || a_.num_classes == 0;
   if (!is_empty) check_launch(op, plan_knn_search(a_, filter_allowed(op)));
-  const KnnSearchPlan& plan = a_.plan;
-  const int64_t size = a_.is_double ? sizeof(double) : sizeof(float);
-  const int64_t rows = a_.num_classes * a_.bank_rows, lists = plan.splits * a_.num_queries;
-  a_.list_length = scratch<int32_t>(lists, true);
-  if (is_empty) return;
-  const int64_t candidates = plan.candidate_lists * plan.capacity;
-  a_.candidate_score = scratch<char>(candidates * size);
-  a_.candidate_index = scratch<int32_t>(candidates);
-  a_.list_score = scratch<char>(lists * a_.k * size);
-  a_.list_index = scratch<int32_t>(lists * a_.k);
-  if (a_.normalize_bank) a_.bank_norms = scratch<char>(rows * row_norm_bytes(a_.is_double));
-  if (plan.filter) {
-    a_.mean = scratch<float>(a_.num_classes * a_.dim);
-    a_.bias = scratch<float>(rows);
-    a_.lengths = scratch<BankLengths>(a_.num_classes, true);
-    a_.resolved = scratch<int32_t>(plan.items, true);
-  }
-  check_launch(op, launch_knn_search(a_, stream));
+  const ScratchBytes bytes = cut_scratch(a_, nullptr);
+  scratch_ = torch::stable::new_empty(queries, {bytes.all}, ScalarType::Byte);
+  cut_scratch(a_, scratch_.mutable_data_ptr());
+  check_launch(op, launch_knn_search(a_, bytes.zeros, stream));
 }
 
 }  // namespace dgcl

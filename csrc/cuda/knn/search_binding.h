@@ -1,7 +1,5 @@
 // Turns checked tensors into a search on the device: arguments, scratch memory, launches.
 #pragma once
-#include <vector>
-
 #include "../../common/metric.h"
 #include "../binding.h"
 #include "search.h"
@@ -18,13 +16,9 @@ class KnnSearchOnDevice {
   const KnnSearchArguments& arguments() const { return a_; }
 
  private:
-  // `count` elements of type U that live as long as this object. PyTorch's allocator reuses memory in stream order.
-  template <typename U>
-  U* scratch(int64_t count, bool zeros = false);
-
   KnnSearchArguments a_;
-  Tensor like_, queries_, bank_, offsets_, counts_;
-  std::vector<Tensor> scratch_;
+  Tensor queries_, bank_, offsets_, counts_;
+  Tensor scratch_;  // as long as this object; PyTorch's allocator reuses memory in stream order
 };
 
 }  // namespace dgcl

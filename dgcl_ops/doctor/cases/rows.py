@@ -1,4 +1,4 @@
-"""Cases of the operators that count labels, gather rows and add distances."""
+"""Cases of the operators that gather rows and add distances."""
 
 from collections.abc import Iterator
 
@@ -20,40 +20,6 @@ from .tensors import (
     rows,
     vast_memory,
 )
-
-
-def class_counts() -> Iterator[Case]:
-    def case(name, *arguments, repaired=None, **options):
-        other = None if repaired is None else lambda: repaired
-        return Case("class_counts", name, lambda: arguments, repaired=other, **options)
-
-    for number in (0, 1, 31, 255, 256, 257, 1000):
-        yield case(f"{number} labels", labels(number, 21), 21, 255, thread=number == 1000)
-    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
-        yield case(f"labels of {dtype}", labels(300, 100, dtype), 100, 255)
-    for classes in (1, 255, 256, 257, 8192, 8193):  # the last do not fit into shared memory
-        many = labels(700, classes)
-        yield case(f"{classes} classes", many, classes, 3, thread=classes in (257, 8193))
-    # The grid has at most 512 blocks of 256 threads, so some threads take a second label.
-    many = labels(512 * 256 + 300, 5, torch.uint8)
-    yield case("more labels than threads", many, 5, 255, long=True)
-    yield case("every second label", labels(600, 5)[::2], 5, 255)
-    few = integers([0, 0, 1, 2])
-    yield case("ignored inside the range", few, 3, 0)
-    stray = torch.cat([labels(300, 7), integers([-1, 7, 2**40, -(2**40), 2**32])])
-    yield case("stray labels", stray, 7, 255, repaired=(labels(300, 7), 7, 255))
-    for far in (-(2**63), 2**63 - 1, 7, -1):
-        yield case(f"label {far} of 7", integers([0, 1, 6, far]), 7, 255, anything=True)
-    yield case("no classes", integers([]), 0, 255, anything=True)
-    for dtype, classes, ignored in (
-        (torch.uint8, 21, 255),
-        (torch.int64, 21, 3),
-        (torch.int32, 10_000, -1),
-    ):
-        image = labels(3 * 150 * 170, classes, seed=1)
-        image[rows(len(image)) > 1.3] = ignored  # a tenth
-        image = image.to(dtype).view(3, 150, 170)
-        yield case(f"an image of {dtype}, {classes} classes", image, classes, ignored, long=True)
 
 
 def doubled(maps):
@@ -260,5 +226,5 @@ def silhouette_sums() -> Iterator[Case]:
 
 
 def cases() -> Iterator[Case]:
-    for each in (class_counts, gather_rows, gather_rows_backward, silhouette_sums):
+    for each in (gather_rows, gather_rows_backward, silhouette_sums):
         yield from each()

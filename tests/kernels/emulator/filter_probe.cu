@@ -76,8 +76,8 @@ FilterScores filter_scores(const std::vector<float>& queries, const std::vector<
   if (unit)
     DGCL_LAUNCH(row_norms_kernel<float>, per_row, dim3(kRowThreads), 0, stream, a.bank, 1, a.bank_rows, nullptr, dim,
                 norms.data());
-  DGCL_LAUNCH(knn_mean_kernel, blocks_for(dim, kWarp), dim3(kMeanThreads), 0, stream, a);
-  DGCL_LAUNCH(knn_bank_lengths_kernel, per_row, dim3(kRowThreads), 0, stream, a);
+  DGCL_LAUNCH(knn_mean_kernel<float>, blocks_for(dim, kWarp), dim3(kMeanThreads), 0, stream, a);
+  DGCL_LAUNCH(knn_bank_lengths_kernel<float>, per_row, dim3(kRowThreads), 0, stream, a);
   cudaFuncSetAttribute(filter_probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(kFilterShared<float>));
   DGCL_LAUNCH(filter_probe_kernel, blocks_for(a.num_queries / kItemQueries + 1, 1), dim3(kFilterThreads),

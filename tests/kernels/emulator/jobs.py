@@ -95,3 +95,4 @@ def check_refused_launch(emulator, case: Case) -> None:
         named = re.search(rf"CUDA launch failed: .+ \(error {code}\)", message)
         assert named, f"{case.op}: a refused launch gave: {message!r}"
         assert ("python -m dgcl_ops.doctor" in message) == misfit, f"{case.op}: {message}"
+        assert ("an earlier CUDA call may" in message) != misfit, f"{case.op}: {message}"

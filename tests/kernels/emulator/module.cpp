@@ -37,6 +37,7 @@ void configure(const std::string& schedule, uint64_t seed, int multiprocessors, 
   chosen.seed = seed;
   chosen.multiprocessors = multiprocessors;
   chosen.refuse_launch = refuse_launch;
+  if (chosen.multiprocessors != options().multiprocessors) next_device();
   options() = chosen;
 }
 
@@ -77,10 +78,11 @@ PYBIND11_MODULE(_emulated, m) {
   using pybind11::arg;
   m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3,
         arg("refuse_launch") = 0);
-  m.def("reset", &reset, "Forget what cudaFuncSetAttribute allowed.");
+  m.def("reset", &reset, "Moves to another device, and forgets what was counted.");
   m.def("self_tests", &self_test_names);
   m.def("self_test", &self_test, arg("name"), pybind11::call_guard<Device>());
   m.def("passed_barriers", [] { return passed_barriers(); });
+  m.def("runtime_calls", [] { return runtime_calls(); });
   m.def("widen", &widen);
   m.def("narrow", &narrow);
   m.def("matrix_product", &dgcl::self_test::matrix_product, pybind11::call_guard<Device>());

@@ -191,7 +191,8 @@ def change_argument(rng: random.Random, op: str, given: dict) -> str:
     if isinstance(value, bool):
         given[name] = not value
     elif isinstance(value, int):
-        given[name] = rng.choice(INTEGERS)
+        # 2^31 random words are allowed as well.
+        given[name] = rng.choice([n for n in INTEGERS if (name, n) != ("count", 2**31)])
     elif isinstance(value, float):
         given[name] = rng.choice(NUMBERS)
     elif isinstance(value, str):

@@ -123,13 +123,27 @@ def memory_push(rng: random.Random) -> dict:
     }
 
 
-def class_counts(rng: random.Random) -> dict:
+def random_bits(rng: random.Random) -> dict:
+    state = [rng.choice((0, 1, -1, rng.getrandbits(62), -(2**63))) for _ in range(2)]
+    return {
+        "rng_state": torch.tensor(state),
+        "stream": rng.choice((0, 1, -1, 2**32, rng.getrandbits(62), -(2**63))),
+        "count": rng.choice((*SIZES, 2**15 + 3, 10**5)),
+    }
+
+
+def partition_keys(rng: random.Random) -> dict:
     classes = rng.choice((1, 2, 5, 21))
-    ignore = rng.choice((255, -1, 0, 2**40))
-    dtype = rng.choice(LABELS)
-    shape = [rng.choice((0, 1, 2, 5, 9)) for _ in range(rng.randint(0, 3))]
-    labels = counts(rng, torch.Size(shape).numel(), classes - 1).view(shape).to(dtype)
-    return {"labels": labels, "num_classes": classes, "ignore_index": ignore}
+    number = rng.choice((*SIZES, 70_000))
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    labels = torch.randint(classes, (number,), generator=generator)
+    return {
+        "labels": labels.to(rng.choice(LABELS)),
+        "usable": torch.rand(number, generator=generator) < rng.choice((0.0, 0.5, 1.0)),
+        "bits": torch.randint(-(2**63), 2**63 - 1, (number,), generator=generator),
+        "num_classes": classes,
+        "ignore_index": rng.choice((255, -1, 0, 2**40)),
+    }
 
 
 def gather_rows(rng: random.Random) -> dict:
@@ -164,7 +178,8 @@ SAMPLES = {
         density_contrast,
         density_contrast_backward,
         memory_push,
-        class_counts,
+        random_bits,
+        partition_keys,
         gather_rows,
         gather_rows_backward,
         silhouette_sums,

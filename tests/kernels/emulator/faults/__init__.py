@@ -48,6 +48,6 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, rows, scatter, search
+    from . import contrast, pixels, rows, scatter, search
 
-    return [*rows.FAULTS, *scatter.FAULTS, *search.FAULTS, *contrast.FAULTS]
+    return [*pixels.FAULTS, *rows.FAULTS, *scatter.FAULTS, *search.FAULTS, *contrast.FAULTS]

@@ -19,6 +19,8 @@ from . import (
 )
 
 loss = planted("density_contrast", "density_contrast_kernel.cu")
+loss_formula = planted("density_contrast", "../math/contrast.h")
+gradient_formula = planted("density_contrast_backward", "../math/contrast.h")
 loss_launch = planted("density_contrast", "density_contrast_kernel.cu")
 loss_tile = planted("density_contrast", "contrast_tile.cuh")
 gradient = planted("density_contrast_backward", "density_contrast_backward_kernel.cu")
@@ -67,6 +69,9 @@ FAULTS = [
     loss(MERGE, "    total[r].add(at_key);\n", ""),
     loss(MERGE, "total[r].value(a.eps);", "total[r].value(0);"),
     loss(PLACE, "warp * Tile::kOwnPerWarp * Tile::kOthers;", "warp * Tile::kOthers;"),
+    loss_formula(PLACE, "product * inverse :", "product :"),
+    loss_formula(PLACE, "inverse != 0 ?", "true ?"),
+    gradient_formula(PLACE, "inverse != 0 ?", "true ?"),
     loss_launch(LAUNCH, "(p.num_anchors + own - 1) / own", "p.num_anchors / own"),
     loss_launch(LAUNCH, "p.groups * p.slots();", "p.groups * (p.slots() - 1);"),
     loss_launch(LAUNCH, "dim3(kContrastThreads), 0, stream, a);\n  }", "dim3(kContrastThreads / 2), 0, stream, a);\n  }"),

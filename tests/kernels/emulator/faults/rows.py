@@ -1,10 +1,8 @@
-"""Faults for the kernels that count, copy and add distances."""
+"""Faults for the kernels that copy rows and add distances."""
 
 from . import (
-    BINDING,
     BRANCH,
     GLOBAL,
-    LAUNCH,
     MASK,
     MERGE,
     OFFSET,
@@ -22,8 +20,6 @@ from . import (
     planted,
 )
 
-counts = planted("class_counts", "class_counts_kernel.cu")
-counts_launch = planted("class_counts", "class_counts_kernel.cu")
 gather = planted("gather_rows", "gather_rows_kernel.cu")
 gather_launch = planted("gather_rows", "gather_rows_kernel.cu")
 push = planted("memory_push", "memory_push_kernel.cu")
@@ -32,62 +28,7 @@ rows = planted("memory_push", "rows.cuh")
 unit = planted("memory_push", "../math/unit_row.h")
 sums = planted("silhouette_sums", "silhouette_sums_kernel.cu")
 
-counts_binding = planted("class_counts", "class_counts_binding.cpp")
-push_binding = planted("memory_push", "memory_push_binding.cpp")
-
 FAULTS = [
-    # ---- bindings
-    counts_binding(BINDING, "device.stream()", "nullptr"),
-    counts_binding(
-        BINDING,
-        "const OnDeviceOf device(labels);",
-        "struct { void* stream() const { return nullptr; } } device;",
-    ),
-    counts_binding(
-        BINDING,
-        'check_launch("class_counts", launch_class_counts(a, device.stream()));',
-        "launch_class_counts(a, device.stream());",
-    ),
-    counts_launch(BINDING, "smem, stream, a);", "smem, nullptr, a);"),
-    counts_launch(BINDING, "static_cast<int>(cudaGetLastError())", "0"),
-    # ---- class_counts
-    counts(READ, "    __syncthreads();\n  }\n", "  }\n"),
-    counts(READ, "  if (!shared) return;\n  __syncthreads();\n", "  if (!shared) return;\n"),
-    counts(
-        BRANCH,
-        "  if (!shared) return;\n  __syncthreads();\n",
-        "  if (!shared) return;\n  if (threadIdx.x < a.num_classes) __syncthreads();\n",
-    ),
-    counts(
-        SHARED,
-        "c < a.num_classes; c += blockDim.x) block_counts[c] = 0;",
-        "c <= a.num_classes; c += blockDim.x) block_counts[c] = 0;",
-    ),
-    counts(
-        UNSET,
-        "(int64_t c = threadIdx.x; c < a.num_classes; c += blockDim.x) block_counts[c] = 0;",
-        "(int64_t c = threadIdx.x + 1; c < a.num_classes; c += blockDim.x) block_counts[c] = 0;",
-    ),
-    counts(RACE, "atomicAdd(&block_counts[c], 1u);", "block_counts[c] += 1u;", "thread"),
-    counts(RACE, "atomicAdd(&counts[c], 1ull);", "counts[c] += 1ull;", "thread"),
-    counts(
-        RACE,
-        "atomicAdd(&counts[c], static_cast<unsigned long long>(block_counts[c]));",
-        "counts[c] += block_counts[c];",
-        "thread",
-    ),
-    counts(GLOBAL, "i < a.num_labels; i += step", "i <= a.num_labels; i += step", "address"),
-    counts(TAIL, "c >= a.num_classes || ", ""),
-    counts(TAIL, "c < 0 || ", ""),
-    counts(PLACE, " || c == a.ignore_index", ""),
-    counts(PLACE, "static_cast<int64_t>(gridDim.x) * blockDim.x", "int64_t(blockDim.x)"),
-    counts(TURN, "i < a.num_labels; i += step)", "i < a.num_labels && i < step; i += step)"),
-    counts_launch(
-        LAUNCH,
-        "? a.num_classes * sizeof(unsigned)",
-        "? (a.num_classes - 1) * sizeof(unsigned)",
-    ),
-    counts_launch(LAUNCH, "(a.num_labels + kCountThreads - 1)", "a.num_labels"),
     # ---- gather_rows
     gather(READ, "  __syncthreads();\n", ""),
     gather(BRANCH, "  __syncthreads();\n", "  if (exists) __syncthreads();\n"),

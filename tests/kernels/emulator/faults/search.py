@@ -36,6 +36,7 @@ gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 gradient_launch = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 items = planted("knn_topk", "knn/items.cuh")
 launch = planted("knn_topk", "knn/search.cu")
+density_launch = planted("knn_density", "knn/search.cu")
 order = planted("knn_topk", "../math/score.h")
 merge = planted("knn_topk", "knn/merge.cuh")
 norms = planted("knn_topk", "rows.cuh")
@@ -52,10 +53,27 @@ topk_launch = planted("knn_topk", "knn_topk_kernel.cu")
 
 FAULTS = [
     # ---- bindings and 64-bit offsets
-    search_binding(BINDING, "check_launch(op, launch_knn_search(a_, stream));", "launch_knn_search(a_, stream);"),
+    search_binding(BINDING, "check_launch(op, launch_knn_search(a_, bytes.zeros, stream));",
+                   "launch_knn_search(a_, bytes.zeros, stream);"),
+    launch(BINDING, "cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), static_cast<cudaStream_t>(stream));",
+           "cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), nullptr);"),
     topk_launch(BINDING, "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, stream,", "knn_topk_kernel<float>, grid, dim3(kRowThreads), 0, nullptr,"),
-    density_binding(UNSET, "scratch<int32_t>(lists, true)", "scratch<int32_t>(lists)"),
-    search_binding(GLOBAL, "scratch<float>(rows);", "scratch<float>(rows / 2);", "address"),
+    # ---- parts of the scratch tensor
+    density_binding(UNSET, "const int64_t zeros = parts.bytes();", "const int64_t zeros = 0;"),
+    # lengths that are not cleared cannot show: NaN bounds send every item to the exact kernel
+    density_launch(UNSET, "    cudaMemsetAsync(a.list_length, 0, static_cast<size_t>(zeros), static_cast<cudaStream_t>(stream));\n", ""),
+    search_binding(GLOBAL, "a.list_length, lists,", "a.list_length, lists - 1,", "address"),
+    search_binding(GLOBAL, "a.lengths, a.num_classes,", "a.lengths, a.num_classes - 1,", "address"),
+    search_binding(GLOBAL, "a.resolved, plan.items,", "a.resolved, plan.items - 1,", "address"),
+    search_binding(GLOBAL, "a.mean, a.num_classes * a.dim,", "a.mean, a.num_classes * a.dim - 1,", "address"),
+    search_binding(GLOBAL, "a.bias, rows,", "a.bias, rows - 1,", "address"),
+    search_binding(GLOBAL, "a.bank_norms, rows,", "a.bank_norms, rows - 1,", "address"),
+    search_binding(GLOBAL, "a.candidate_score, candidates,", "a.candidate_score, candidates / 2,", "address"),
+    search_binding(GLOBAL, "a.candidate_index, candidates,", "a.candidate_index, candidates / 2,", "address"),
+    search_binding(GLOBAL, "a.list_score, lists * a.k,", "a.list_score, lists * a.k - 1,", "address"),
+    search_binding(GLOBAL, "a.list_index, lists * a.k,", "a.list_index, lists * a.k - 1,", "address"),
+    search_binding(PLACE, "    bytes_ += count * element_bytes;\n", ""),
+    search_binding(ALIGNMENT, "kAlignment = 256;", "kAlignment = 4;", "address"),
     rows(OFFSET, "begin(group * rows.group_stride + i * rows.row_stride)", "begin(static_cast<int>(group * rows.group_stride + i * rows.row_stride))"),
     filter_(OFFSET, "index * a.bank.row_stride;", "static_cast<int>(index * a.bank.row_stride);"),
     exact(OFFSET, "(start + first) * a.bank.row_stride + depth + d;", "static_cast<int>((start + first) * a.bank.row_stride) + depth + d;"),
@@ -189,6 +207,14 @@ FAULTS = [
             "*bound = value > *bound ? value : *bound;", "thread"),
     prepare(SHARED, "DGCL_SHARED(float, part, [kWarps][kWarp]);", "DGCL_SHARED(float, part, [kWarps - 1][kWarp]);"),
     prepare(GLOBAL, "  if (at >= a.num_classes * a.bank_rows) return;\n", "", "address"),
+    prepare(GLOBAL, "i < taken && d < a.dim ?", "i < taken ?", "address"),
+    prepare(GLOBAL, "d < a.dim ? widen(row.data[d]) : 0.0f;", "widen(row.data[d]);", "address"),
+    prepare(GLOBAL, "d < a.dim ? mean[d] : 0.0f;", "mean[d];", "address"),
+    prepare(OFFSET, "group * a.bank.group_stride + i * a.bank.row_stride)",
+            "static_cast<int>(group * a.bank.group_stride + i * a.bank.row_stride))"),
+    prepare(MERGE, "  residual_residual = warp_reduce_sum(residual_residual);\n", ""),
+    prepare(MERGE, "warp_reduce_sum(mean_residual);", "mean_residual;"),
+    prepare(BOUND, "      residual_residual = fma(difference, difference, residual_residual);\n", ""),
     prepare(PLACE, "  a.bias[at] = bias;\n", "  a.bias[i] = bias;\n"),
     prepare(BOUND, "  raise_bound(&lengths.residual, residual_length);\n", ""),
     bound(BOUND, "const float lane = (d / 32 + 16) * 0x1p-23f;", "const float lane = 0;"),
@@ -234,8 +260,10 @@ FAULTS = [
     density(PLACE, "rank + lane + 1)", "rank + lane)"),
     density(PLACE, "[output * a.search.num_queries + query]", "[query]"),
     # ---- launch
-    launch(LAUNCH, "cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));",
-           "cudaError_t error = cudaSuccess;"),
+    launch(LAUNCH, "    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));",
+           "    error = cudaSuccess;"),
+    launch(LAUNCH, "key(device, reinterpret_cast", "key(0, reinterpret_cast"),
+    launch(LAUNCH, "reinterpret_cast<const void*>(kernel));", "nullptr);"),
     launch(LAUNCH, "(knn_exact_kernel<T, false>), grid, block, kExactShared<T>,", "(knn_exact_kernel<T, false>), grid, block, kExactShared<T> - 1024,"),
     launch(LAUNCH, "kFilterShared<Stored>, stream, a, a.plan.items", "kFilterShared<Stored> - 16, stream, a, a.plan.items"),
     launch(LAUNCH, "dim3(kFilterThreads),", "dim3(kFilterThreads / 2),"),
@@ -244,8 +272,7 @@ FAULTS = [
     launch(GLOBAL, "2 * a.k + kFilterColumns + kFilterColumns / 2", "a.k"),
     launch(PLACE, "DGCL_LAUNCH(row_norms_kernel<T>, blocks_for(a.num_classes * a.bank_rows,",
            "DGCL_LAUNCH(row_norms_kernel<T>, blocks_for(a.bank_rows,"),
-    launch(PLACE, "DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.num_classes * a.bank_rows,",
-           "DGCL_LAUNCH(knn_bank_lengths_kernel, blocks_for(a.bank_rows,"),
+    launch(PLACE, "rows = blocks_for(a.num_classes * a.bank_rows,", "rows = blocks_for(a.bank_rows,"),
     launch(PLACE, "plan.split_rows = (a.bank_rows + splits - 1) / splits;", "plan.split_rows = a.bank_rows / splits;"),
     launch(PLACE, "plan.items = tiles * splits;", "plan.items = tiles;"),
     # ---- gradient

@@ -16,13 +16,28 @@ const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
+namespace {
+
+int current_device = 0;
+
+}  // namespace
+
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStream_t stream) {
+  cuda_emulator::count_call("cudaMemsetAsync");
+  if (stream != cuda_emulator::current_stream()) cuda_emulator::fail("cudaMemsetAsync: not in the current stream");
+  for (size_t i = 0; i < bytes; ++i)  // not memset, which would stop at a red zone
+    static_cast<volatile unsigned char*>(begin)[i] = static_cast<unsigned char>(value);
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0 || attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
+  cuda_emulator::count_call("cudaDeviceGetAttribute");
+  if (device != current_device || attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
   *value = cuda_emulator::options().multiprocessors;
   return cudaSuccess;
 }
@@ -43,7 +58,31 @@ void* cuda_emulator_enter_device() {
 }
 void cuda_emulator_leave_device() { --guards; }
 
+int64_t cuda_emulator_red_zone(const void* begin) {
+  constexpr int64_t kBytes = 128;
+  if (begin) cuda_emulator::poison(begin, kBytes);
+  return kBytes;
+}
+
 namespace cuda_emulator {
+
+std::map<std::string, uint64_t>& runtime_calls() {
+  static std::map<std::string, uint64_t> calls;
+  return calls;
+}
+
+void count_call(const char* function) { ++runtime_calls()[function]; }
+
+void next_device() {
+  ++current_device;
+  forget_allowed();
+}
+
+void reset() {
+  next_device();
+  passed_barriers().clear();
+  runtime_calls().clear();
+}
 
 cudaStream_t current_stream() {
   if (guards == 0) fail("there is no device guard");

@@ -88,16 +88,14 @@ bool is_shared(const void* begin, size_t bytes) {
 }
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
+  count_call("cudaFuncSetAttribute");
   if (bytes < 0 || static_cast<size_t>(bytes) > kSharedOptIn) return cudaErrorInvalidValue;
   std::erase_if(allowed, [kernel](const Allowed& a) { return a.kernel == kernel; });
   allowed.push_back({kernel, static_cast<size_t>(bytes)});
   return cudaSuccess;
 }
 
-void reset() {
-  allowed.clear();
-  passed_barriers().clear();
-}
+void forget_allowed() { allowed.clear(); }
 
 void begin_shared_memory(const Launch& launch, unsigned set) {
   Arena& chosen = arenas[set];

@@ -68,6 +68,9 @@ void begin_shared_memory(const Launch& launch, unsigned set);
 // After each block: whether the red zones are unchanged.
 void end_shared_memory();
 
+// Forgets what cudaFuncSetAttribute allowed.
+void forget_allowed();
+
 uint64_t next_random(uint64_t& state);
 // Whether the launch is refused; cudaGetLastError() then returns the error.
 bool refuse_launch();

@@ -1,6 +1,7 @@
 // The part of the CUDA runtime that launchers use.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 #include "shared_memory.h"
 
@@ -19,16 +20,23 @@ enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDevice(int* device);
+// Runs at once, as launches do.
+cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 // Stands in for PyTorch's device guard and current stream (csrc/cuda/binding.h).
 extern "C" void* cuda_emulator_enter_device();
 extern "C" void cuda_emulator_leave_device();
+// The bytes of a red zone between two parts of one allocation. It begins at `begin`, unless that is null.
+extern "C" int64_t cuda_emulator_red_zone(const void* begin);
 
 namespace cuda_emulator {
 
 // The current stream while a device guard is alive. Without a guard it is an error.
 cudaStream_t current_stream();
+
+// Counts a call of the runtime (runtime_calls() in scheduler.h).
+void count_call(const char* function);
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes);
 int blocks_per_multiprocessor(int threads, size_t dynamic_bytes);
@@ -44,6 +52,7 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 template <typename... Parameters>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int threads,
                                                           size_t dynamic_bytes) {
+  ::cuda_emulator::count_call("cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   *blocks = ::cuda_emulator::blocks_per_multiprocessor(threads, dynamic_bytes);
   return cudaSuccess;
 }

@@ -23,8 +23,14 @@ struct Options {
 };
 Options& options();
 
-// Forgets what cudaFuncSetAttribute allowed, and what was counted.
+// Moves to another device. cudaFuncSetAttribute has allowed nothing there.
+void next_device();
+
+// next_device(), and forgets what was counted.
 void reset();
+
+// Calls of the runtime since reset(), by function.
+std::map<std::string, uint64_t>& runtime_calls();
 
 // Block barriers that each kernel has passed since reset(), by launch name. Shows how much work it had.
 std::map<std::string, uint64_t>& passed_barriers();

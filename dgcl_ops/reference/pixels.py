@@ -1,0 +1,46 @@
+"""The operators that choose pixels, in plain PyTorch. All of them compute in int64."""
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF  # random words have 32 bits, held in int64
+_MULTIPLIERS = (0x4777BA65, 0x727CB4EF)  # below 2^31: a product with a word fits into int64
+_OFFSETS = (0x6D2B79F5, 0x3C6EF372)
+
+
+def mix(word: Tensor) -> Tensor:
+    """A bijection of [0, 2^32): see csrc/math/random_bits.h."""
+    word = ((word ^ (word >> 14)) * _MULTIPLIERS[0]) & _WORD
+    word = ((word ^ (word >> 16)) * _MULTIPLIERS[1]) & _WORD
+    return word ^ (word >> 17)
+
+
+def random_bits(rng_state: Tensor, stream: int, count: int) -> Tensor:
+    """Hashes of (seed, step, stream, index): see `dgcl_ops.ops.random_bits`."""
+    low, high = rng_state & _WORD, (rng_state >> 32) & _WORD  # [2]: of seed and step
+    first = mix((low[0] + (_OFFSETS[0] + stream * _OFFSETS[1]) % (_WORD + 1)) & _WORD)
+    first = mix(first ^ high[0])
+    first = mix((first + low[1]) & _WORD)
+    second = mix(((first + _OFFSETS[1]) & _WORD) ^ high[1])
+    index = torch.arange(count, device=rng_state.device)
+    return mix((mix(index ^ first) + second) & _WORD)
+
+
+def partition_keys(
+    labels: Tensor, usable: Tensor, bits: Tensor, num_classes: int, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """Keys [R] and counts [C + 3]: see `dgcl_ops.ops.partition_keys`. On the CPU, a stray label is an error."""
+    wide = labels.to(torch.int64)
+    labelled = wide != ignore_index
+    outside = labelled & usable & ((wide < 0) | (wide >= num_classes))
+    stray = wide[outside] if wide.device.type == "cpu" else wide[:0]
+    if stray.numel():
+        raise RuntimeError(
+            f"partition_keys: labels must lie in [0, {num_classes}) or equal ignore_index "
+            f"{ignore_index}, got {int(stray[0])}"
+        )
+    place = torch.where(outside, num_classes + 2, wide)
+    place = torch.where(usable, place, num_classes + 1)
+    place = torch.where(labelled, place, num_classes)
+    counts = torch.bincount(place, minlength=num_classes + 3)
+    return (place.clamp(max=num_classes) << 32) | (bits & _WORD), counts
