@@ -157,7 +157,8 @@ ARITHMETIC = (
 )
 COPIES = (
     "partition_keys_kernel* random_bits_kernel gather_rows_* copy_rows_kernel advance_rings_kernel "
-    "knn_pair_keys_kernel* knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel"
+    "knn_pair_keys_kernel* knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel finite_rows_kernel "
+    "leading_rows_kernel* leading_offsets_kernel"
 )
 FLOAT_ATOMIC = "a sum by float atomics depends on their order"
 SEARCH = "knn_exact_kernel* knn_filter_kernel*"
@@ -214,6 +215,9 @@ RULES = (
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"add\.rn\.f32", 8, "8 columns per lane, added in float"),
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"(add|fma)\.(\w+\.)*(f16|bf16|f64)(x2)?", 0, "sums are rounded once"),
     Rule("scatter_rows_kernel<double>", "ptx", r"add\.rn\.f64", 8, "8 columns per lane, added in double"),
+    Rule("finite_rows_kernel", "ptx", r"vote\.sync\.ballot\.b32", 1, "a bit for each of 32 pixels"),
+    Rule("finite_rows_kernel", "sass", r"LDG\.E(\.\w+)*\.128(\.\w+)*", 2, "16-byte loads of contiguous channels"),
+    Rule("finite_rows_kernel", "sass", r"LDG\.E(\.\w+)*", 48, "8 channels are loaded before the first is compared"),
     Rule("partition_keys_kernel*", "sass", r"ATOMS\..*", 1, "a histogram in shared memory"),
     Rule("convert_rows_kernel<*true>", "sass", SHUFFLE[0], 5, SHUFFLE[1]),
     Rule("convert_rows_kernel<float*true>", "ptx", r"div\.rn\.f32", 1, "IEEE division"),

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 from dgcl_ops._ddp import ddp_ignore_bank
 from dgcl_ops.backend import backend_info
-from dgcl_ops.features import FeatureTap, ProjectionHead
+from dgcl_ops.features import FeatureTap
 from dgcl_ops.labels import entropy_filter, resize_labels
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
@@ -20,6 +20,7 @@ from dgcl_ops.metrics import (
     silhouette_score,
 )
 from dgcl_ops.ops import density_contrast, knn_density, knn_topk
+from dgcl_ops.projection_head import ProjectionHead
 from dgcl_ops.pseudo_label_loss import PseudoLabelLoss
 
 __all__ = [

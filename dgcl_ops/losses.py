@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.report import Record, report
+from dgcl_ops._step.rows import chosen_rows
 from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import _arguments, density_contrast
@@ -251,7 +252,7 @@ class DensityContrastLoss(FixedDtypeModule):
 
     def forward(
         self,
-        projections: Tensor,
+        projections: Tensor | nn.Module,
         labels: Tensor,
         features: Tensor | None = None,
         confidence: Tensor | None = None,
@@ -260,17 +261,21 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> Tensor:
         """The loss of a batch. In training mode, rows of the batch then enter the bank.
 
+        With a `ProjectionHead` as projections, the step calls it once, on the chosen rows, under the caller's autocast.
+        An inf or NaN that it computes reaches the loss. If it is in a row to push, that class pushes nothing.
+
         Args:
-            projections: [B, E, H, W] or [M, E]. They receive the gradient.
+            projections: [B, E, H, W] or [M, E]. They receive the gradient. Or a `ProjectionHead`, also wrapped in
+                DistributedDataParallel or compiled, except with keys "average".
             labels: [B, H, W] or [M], class of each pixel in any integer dtype, or `ignore_index`.
             features: [B, D, H, W] or [M, D]. Densities are computed from these; by default from the projections. They
-                receive no gradient.
+                receive no gradient from the densities. With a head they are required, and receive its gradient.
             confidence: [B, H, W] or [M], of each pixel's label. Needed by "low_confidence" and "high_confidence".
             update_bank: False leaves the bank's rows as they are.
 
         Returns:
             The mean over the classes that take part, a scalar, float64 for float64 projections, else float32. It is
-            0, still connected to `projections`, if no class takes part.
+            0, still connected to `projections` or the head, if no class takes part.
 
         Raises:
             TypeError: If a dtype does not fit.
@@ -287,19 +292,16 @@ class DensityContrastLoss(FixedDtypeModule):
             confidence,
             self.strategy,
         )
-        push = update_bank and self.training
-        wide = torch.float64 if projections.dtype == torch.float64 else torch.float32
+        empty = labels.numel() == 0
+        if empty:
+            # Other ranks may have pixels and wait for this one. A head in DDP needs its gradients.
+            batch = batch.one_ignored_pixel(self.strategy.ignore_index)
+        changes = self.training and not (empty and self.bank._ranks().world_size == 1)
+        push = update_bank and changes
         with no_autocast(labels):
-            zero = None
-            if labels.numel() == 0:
-                zero = projections.to(wide).sum()
-                if self.bank._ranks().world_size == 1:
-                    return zero
-                # The other ranks have pixels and wait for this one.
-                batch = batch.one_ignored_pixel(self.strategy.ignore_index)
-            choice, rows = selection.select_and_gather(
-                self.strategy, self.bank, self.included, batch, push, wide
-            )
+            choice = selection.select(self.strategy, self.bank, self.included, batch, push)
+        choice, rows = chosen_rows(self.strategy, self.bank, batch, choice)
+        with no_autocast(labels):
             per_class = density_contrast(
                 rows.anchors,
                 rows.keys,
@@ -313,16 +315,16 @@ class DensityContrastLoss(FixedDtypeModule):
             if self.grad_scale != 1:
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
-                if zero is None:
+                if not empty:
                     self._record.update(per_class, choice.summary)
-                if self.training:
+                if changes:
                     self.bank.rng_state[1].add_(1)  # before the push, which sends rank 0's state
                 pushed = choice.push
                 if pushed is not None and rows.push is not None:
                     self.bank.push_rows(
                         pushed.features, rows.push, pushed.density, pushed.pixels.counts
                     )
-        return loss if zero is None else zero
+        return loss
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, Tensor]:

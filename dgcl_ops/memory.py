@@ -333,6 +333,7 @@ class MemoryBank(FixedDtypeModule):
             batch = batch.one_ignored_pixel(ignore_index)
         with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
+            assert isinstance(batch.projections, Tensor)  # a head is refused
             projections = gather_rows(batch.projections, push.pixels.index)
             self.rng_state[1].add_(1)  # before the push, which sends rank 0's state
             self.push_rows(push.features, projections, push.density, push.pixels.counts)
@@ -381,17 +382,19 @@ class MemoryBank(FixedDtypeModule):
 
     def _append(self, rows_of_ranks: list[exchange.PushedRows], normalize: bool) -> None:
         """Writes rows and recomputes the densities that are due."""
-        was_ready = self.ready()
+        was_ready = self.ready() if self.backfill else None
         for rows in rows_of_ranks:
             self.rings.write(self, rows, normalize)
         self.num_pushes.add_(1)
-        if self.backfill or self.refresh_every:
-            due = torch.zeros_like(was_ready)
-            if self.backfill:
-                due = due | ~was_ready
-            if self.refresh_every:
-                due = due | (self.num_pushes % self.refresh_every == 0)
-            self.rings.refresh(self, due & self.ready())
+        if was_ready is not None or self.refresh_every:
+            due = self.ready()
+            if was_ready is None:
+                due = due & (self.num_pushes % self.refresh_every == 0)
+            elif self.refresh_every:
+                due = due & (~was_ready | (self.num_pushes % self.refresh_every == 0))
+            else:
+                due = due & ~was_ready
+            self.rings.refresh(self, due)
 
     @torch.no_grad()
     def reset(self) -> None:

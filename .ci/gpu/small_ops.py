@@ -252,6 +252,31 @@ def check_partition_keys(target: Target, comparison: Comparison, quick: bool) ->
         equal(target, comparison, f"{dtype}", ops.partition_keys, *arguments)
 
 
+def check_finite_rows(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for dtype in dtypes[:1] if quick else dtypes:
+        for dim in (DIM, 40):  # 40: whole 16-byte words
+            maps, other = (draw.rows(3, dim, 13, 11, dtype=dtype) for _ in range(2))
+            for part, value in ((maps, torch.nan), (other, torch.inf)):
+                part.view(-1)[draw.integers(0, part.numel(), (40,))] = value
+            for layout in (torch.contiguous_format, torch.channels_last):
+                arguments = maps, other.contiguous(memory_format=layout), maps[:, 0].double()
+                ours = target(ops.finite_rows, *arguments)
+                theirs = target.expected(ops.finite_rows, *arguments)
+                comparison.same(f"{dtype}, {dim} channels, {layout}", ours, theirs)
+
+
+def check_leading_rows(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    for classes in (21, 3000):  # the sums of 3,000 classes take a launch of their own
+        counts, limits = (draw.integers(0, high, (classes,)) for high in (9, 5))
+        pixels = draw.integers(0, 2**40, (10 * classes,))
+        arguments = pixels, counts, limits, 10 * classes
+        ours = target(ops.leading_rows, *arguments)
+        comparison.same(f"{classes} classes", ours, target.expected(ops.leading_rows, *arguments))
+
+
 def check_silhouette_sums(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
@@ -269,6 +294,8 @@ CHECKS = {
     "memory_push": check_memory_push,
     "gather_rows": check_gather_rows,
     "gather_rows_backward": check_gather_rows_backward,
+    "finite_rows": check_finite_rows,
+    "leading_rows": check_leading_rows,
     "random_bits": check_random_bits,
     "partition_keys": check_partition_keys,
     "silhouette_sums": check_silhouette_sums,

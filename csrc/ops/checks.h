@@ -12,6 +12,9 @@ void check_random_bits(const Tensor& rng_state, int64_t count);
 
 void check_partition_keys(const Tensor& labels, const Tensor& usable, const Tensor& bits, int64_t num_classes);
 
+void check_finite_rows(const Tensor& maps, const std::optional<Tensor>& other_maps,
+                       const std::optional<Tensor>& confidence);
+
 void check_gather_rows(const Tensor& maps, const Tensor& pixels);
 
 void check_gather_rows_backward(const Tensor& dL_drows, const Tensor& pixels, const std::vector<int64_t>& shape);
@@ -35,6 +38,8 @@ void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& ancho
                                      const Tensor& negatives, const Tensor& lse, double temperature,
                                      const std::optional<Tensor>& anchor_counts,
                                      const std::optional<Tensor>& negative_counts);
+
+void check_leading_rows(const Tensor& pixels, const Tensor& pixel_counts, const Tensor& limits, int64_t size);
 
 void check_memory_push(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density,
                        const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops._bank.exchange import SINGLE_PROCESS, PushedRows
-from dgcl_ops.ops import knn_density, memory_push
+from dgcl_ops.ops import knn_density, knn_topk, memory_push
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
@@ -57,18 +57,28 @@ class Rings:
             bank.scales,
             metric=bank.metric,
             query_offsets=query_offsets,
-            bank_counts=torch.where(with_density, bank.counts, 0),
+            bank_counts=bank.counts * with_density,
             exclude_self=exclude_self,
             unit_bank=bank._holds_unit_rows(queries.dtype),
         )
 
-    def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
-        """[C, k], k <= capacity: the slots of highest stored density. Ties go to the lower slot.
+    def topk_density(self, bank: MemoryBank, k: int) -> tuple[Tensor, Tensor]:
+        """The slots of highest stored density. Ties go to the lower slot; NaN and -inf are left out.
 
-        Entries from `counts[c]` on are valid indices of empty slots.
+        This is a search with the query 1 in each class. 1 * density is exact, so the scores are the densities.
+
+        Returns:
+            [C, k], k <= capacity, and [C], how many there are. Later entries are valid indices.
         """
-        density = torch.where(bank.valid_slots(), bank.density, -torch.inf)
-        return torch.sort(density, dim=1, descending=True, stable=True).indices[:, :k]
+        slots = knn_topk(
+            bank.density.new_ones((bank.num_classes, 1)),
+            bank.density.unsqueeze(2),
+            k,
+            metric="dot",
+            query_offsets=torch.arange(bank.num_classes + 1, device=bank.density.device),
+            bank_counts=bank.counts,
+        )[1]
+        return slots.clamp(min=0), (slots >= 0).sum(1)
 
     def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
         """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
@@ -80,10 +90,9 @@ class Rings:
 
         Counts and heads are read before the push, so the op gets fresh tensors. TorchInductor (2.13) may fuse such a
         read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in place. The
-        `where` stands for a clone, which would be optimised away.
+        `stack` stands for two clones, which would be optimised away.
         """
-        counts = torch.where(rows.row_counts >= 0, bank.counts, 0)
-        heads = torch.where(rows.row_counts >= 0, bank.heads, 0)
+        counts, heads = torch.stack((bank.counts, bank.heads))
         memory_push(bank.features, bank.projections, bank.density, counts, heads, *rows, normalize)
         bank.counts.copy_(counts)
         bank.heads.copy_(heads)

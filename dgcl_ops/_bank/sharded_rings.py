@@ -149,11 +149,12 @@ class ShardedRings:
         valid = torch.arange(self.length, device=density.device) < self.counts(bank.counts)[c]
         return torch.where(valid, density, 0)
 
-    def topk_density(self, bank: MemoryBank, k: int) -> Tensor:
+    def topk_density(self, bank: MemoryBank, k: int) -> tuple[Tensor, Tensor]:
         """See `Rings.topk_density`."""
         classes = bank.num_classes
         width = min(k, self.width)
-        density = torch.where(bank.valid_slots(), bank.density, -torch.inf)
+        usable = bank.valid_slots() & ~bank.density.isnan()
+        density = torch.where(usable, bank.density, -torch.inf)
         density, slots = torch.sort(density, dim=1, descending=True, stable=True)
         density, slots = density[:, :width], slots[:, :width] + self.start
         if density.shape[1] < width:  # the last shard may be smaller
@@ -163,8 +164,8 @@ class ShardedRings:
         # Concatenated in rank order, equal densities are in the order of their slots.
         density = all_gather(self.ranks, density).transpose(0, 1).reshape(classes, -1)
         slots = all_gather(self.ranks, slots).transpose(0, 1).reshape(classes, -1)
-        order = torch.sort(density, dim=1, descending=True, stable=True).indices
-        return slots.gather(1, order[:, :k])
+        density, order = torch.sort(density, dim=1, descending=True, stable=True)
+        return slots.gather(1, order[:, :k]), (density[:, :k] > -torch.inf).sum(1)
 
     def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
         """The projections in slots of all shards. [C, K], the same on all ranks -> [C, K, E]."""

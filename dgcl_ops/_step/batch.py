@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dgcl_ops.features import WRAPPERS
+from dgcl_ops.ops import finite_rows
+from dgcl_ops.projection_head import ProjectionHead
 
 if TYPE_CHECKING:
     from dgcl_ops._step.strategy import Strategy
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """Maps and labels that fit each other and the bank. R is the number of pixels."""
 
-    projections: Tensor  # [B, E, H, W] or [M, E]
+    projections: Tensor | nn.Module  # [B, E, H, W] or [M, E]; or the head that computes them
     labels: Tensor  # [B, H, W] or [M]
     features: Tensor  # [B, D, H, W] or [M, D]
     confidence: Tensor | None  # [B, H, W] or [M]; None if the strategy does not use it
@@ -28,7 +32,7 @@ class Batch(NamedTuple):
         cls,
         op: str,
         bank: MemoryBank,
-        projections: Tensor,
+        projections: Tensor | nn.Module,
         labels: Tensor,
         features: Tensor | None,
         confidence: Tensor | None = None,
@@ -39,24 +43,31 @@ class Batch(NamedTuple):
         Args:
             op: name for the errors.
             bank: the memory bank.
-            projections: [B, E, H, W] or [M, E].
+            projections: [B, E, H, W] or [M, E], or a ProjectionHead.
             labels: [B, H, W] or [M].
             features: [B, D, H, W] or [M, D]; None uses the projections.
             confidence: the labels' shape.
-            strategy: decides whether confidence is needed. None never needs it.
+            strategy: decides whether confidence is needed. None never needs it, and refuses a head.
 
         Raises:
             TypeError: If a dtype does not fit.
             ValueError: If a shape or device does not fit.
         """
-        if features is None:
-            if bank.feature_dim != bank.projection_dim:
-                raise ValueError(
-                    f"{op}: features is required because feature_dim {bank.feature_dim} differs from projection_dim "
-                    f"{bank.projection_dim}"
-                )
-            features = projections
-        _check_maps(op, bank, projections, labels, features)
+        if not isinstance(projections, Tensor):
+            _check_head(op, bank, projections, strategy)
+            if features is None:
+                raise ValueError(f"{op}: features is required with a ProjectionHead")
+            maps = {"features": features}
+        else:
+            if features is None:
+                if bank.feature_dim != bank.projection_dim:
+                    raise ValueError(
+                        f"{op}: features is required because feature_dim {bank.feature_dim} differs from "
+                        f"projection_dim {bank.projection_dim}"
+                    )
+                features = projections
+            maps = {"projections": projections, "features": features}
+        _check_maps(op, bank, maps, labels)
         needed = strategy is not None and strategy.by_confidence
         if confidence is not None:
             if confidence.shape != labels.shape or not confidence.is_floating_point():
@@ -68,34 +79,69 @@ class Batch(NamedTuple):
             raise ValueError(
                 f"{op}: confidence is required with anchors={strategy.anchors!r}, keys={strategy.keys!r}"
             )
-        usable = finite_rows(projections)
-        if features is not projections:
-            usable = usable & finite_rows(features)
         if not needed:
             confidence = None
-        if confidence is not None:
-            usable = usable & torch.isfinite(confidence.reshape(-1))
+        others = None
+        if isinstance(projections, Tensor) and projections is not features:
+            others = projections
+        usable = finite_rows(features, others, confidence)
         return cls(projections, labels, features, confidence, usable, op)
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:
-        """Replaces a batch without pixels when other ranks wait for this one. The pixel changes nothing."""
-        projections, features = (
-            maps.new_zeros((1, maps.shape[1])) for maps in (self.projections, self.features)
-        )
-        label = torch.full((1,), ignore_index, dtype=torch.int64, device=projections.device)
+        """Replaces a batch without pixels, which stays connected to it. The pixel changes nothing."""
+        features = _zero_row(self.features)
+        projections = self.projections
+        if isinstance(projections, Tensor):
+            projections = _zero_row(projections)
+        label = torch.full((1,), ignore_index, dtype=torch.int64, device=features.device)
         confidence = None if self.confidence is None else self.confidence.new_zeros(1)
         usable = self.usable.new_ones(1)
         return Batch(projections, label, features, confidence, usable, self.op)
 
 
-def _check_maps(
-    op: str, bank: MemoryBank, projections: Tensor, labels: Tensor, features: Tensor
-) -> None:
+def _zero_row(maps: Tensor) -> Tensor:
+    """[1, D] zeros, with a gradient to maps without pixels."""
+    return maps.new_zeros((1, maps.shape[1])) + maps.sum()
+
+
+def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strategy | None) -> None:
+    """Raises unless `projections` is a head that fits the bank and the strategy."""
+    head = projections
+    # DistributedDataParallel and compiled modules have one child. Of DataParallel, each replica would see other rows.
+    while isinstance(head, nn.Module) and not isinstance(head, nn.DataParallel):
+        if list(head._modules) not in WRAPPERS:
+            break
+        (head,) = head._modules.values()
+    if not isinstance(head, ProjectionHead):
+        allowed = "a tensor" if strategy is None else "a tensor or a ProjectionHead"
+        raise TypeError(f"{op}: projections must be {allowed}, got {type(head).__name__}")
+    if strategy is None:
+        raise TypeError(
+            f"{op}: projections must be a tensor, got a ProjectionHead; pass head(features)"
+        )
+    if strategy.keys == "average":
+        raise ValueError(
+            f"{op}: keys='average' is not supported with a ProjectionHead as projections, since that mean needs the "
+            "projections of all candidates; pass head(features)"
+        )
+    theirs, ours = (head.in_channels, head.out_channels), (bank.feature_dim, bank.projection_dim)
+    if theirs != ours:
+        raise ValueError(
+            f"{op}: projections must be a ProjectionHead from {ours[0]} to {ours[1]} channels, got one from "
+            f"{theirs[0]} to {theirs[1]}"
+        )
+    device = next(head.parameters()).device
+    if device != bank.counts.device:
+        raise ValueError(
+            f"{op}: the ProjectionHead must be on the bank's device {bank.counts.device}, got {device}; "
+            "move the module with .to(device)"
+        )
+
+
+def _check_maps(op: str, bank: MemoryBank, maps: dict[str, Tensor], labels: Tensor) -> None:
     """Raises unless maps and labels fit each other and the bank."""
-    for name, tensor, channels in (
-        ("projections", projections, bank.projection_dim),
-        ("features", features, bank.feature_dim),
-    ):
+    for name, tensor in maps.items():
+        channels = bank.projection_dim if name == "projections" else bank.feature_dim
         if not tensor.is_floating_point():
             raise TypeError(f"{op}: {name} must have a float dtype, got {tensor.dtype}")
         if tensor.dim() not in (2, 4) or tensor.shape[1] != channels:
@@ -105,11 +151,12 @@ def _check_maps(
             )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
-    size = [*projections.shape[:1], *projections.shape[2:]]
-    if list(features.shape[:1] + features.shape[2:]) != size:
+    first, *others = maps.values()
+    size = [*first.shape[:1], *first.shape[2:]]
+    if any(list(other.shape[:1] + other.shape[2:]) != size for other in others):
         raise ValueError(
-            f"{op}: features must have the height and width of the projections {list(projections.shape)}, "
-            f"got {list(features.shape)}"
+            f"{op}: features must have the height and width of the projections {list(first.shape)}, "
+            f"got {list(maps['features'].shape)}"
         )
     if list(labels.shape) != size:
         raise ValueError(
@@ -117,18 +164,9 @@ def _check_maps(
             f"{list(labels.shape)}; use dgcl_ops.resize_labels to resize a label map"
         )
     device = bank.counts.device
-    for name, tensor in (("projections", projections), ("features", features), ("labels", labels)):
+    for name, tensor in (*maps.items(), ("labels", labels)):
         if tensor.device != device:
             raise ValueError(
                 f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
                 "move the module with .to(device)"
             )
-
-
-def finite_rows(maps: Tensor) -> Tensor:
-    """Which pixels have no inf or NaN in any channel. [B, D, H, W] or [M, D] -> [R] bool.
-
-    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-    """
-    finite = torch.isfinite(maps.amax(1)) & torch.isfinite(maps.amin(1))
-    return finite.reshape(-1)

@@ -1,4 +1,4 @@
-"""The key of a class with keys "average": the mean of all candidates of the batch and all rows of the bank."""
+"""The key of a class: the mean of its chosen rows, or of all candidates of the batch and all rows of the bank."""
 
 from __future__ import annotations
 
@@ -7,9 +7,29 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgcl_ops._step.sampling import Table, unused_entries
+
 if TYPE_CHECKING:
     from dgcl_ops._step.selection import Choice
     from dgcl_ops.memory import MemoryBank
+
+
+def mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: bool) -> Tensor:
+    """The mean of the key rows of batch and bank. rows [C, K, E] of the batch -> [C, E]."""
+    total = _sum_of_used(rows, choice.keys, normalize)
+    count = choice.keys.counts
+    if choice.bank_keys is not None:
+        stored = bank.rings.projection_rows(bank, choice.bank_keys.index).to(rows.dtype)
+        total = total + _sum_of_used(stored, choice.bank_keys, normalize)
+        count = count + choice.bank_keys.counts
+    return total / count.clamp(min=1).unsqueeze(1)
+
+
+def _sum_of_used(rows: Tensor, table: Table, normalize: bool) -> Tensor:
+    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced, in place, and not multiplied by 0."""
+    if normalize:
+        rows = rows * inverse_norms(rows, 2).unsqueeze(2)
+    return rows.masked_fill_(unused_entries(table).unsqueeze(2), 0).sum(1)
 
 
 def average_keys(

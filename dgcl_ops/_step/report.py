@@ -16,27 +16,20 @@ _LISTED = 12  # most classes that a line names
 
 
 class Record(nn.Module):
-    """What the last step did, in buffers outside the state_dict. An update does not sync."""
+    """What the last step did, in buffers outside the state_dict. An update does not sync.
 
-    class_loss: Tensor  # [C]
-    active: Tensor  # [C] bool
-    pixels: Tensor  # [C] int64
-    candidates: Tensor  # [C] int64
-    anchor_density: Tensor  # [C]
-    key_density: Tensor  # [C]
-    skipped: Tensor  # [3] int64, see Summary
+    Each buffer is written by one launch. `snapshot` takes the rest of the work.
+    """
+
+    floats: Tensor  # [3, C]: loss, sum of the anchors' densities, sum of the keys' densities
+    counts: Tensor  # [4 C + 3] int64: pixels, candidates, anchors and keys of each class; skipped pixels, see Summary
     non_finite_rows: Tensor  # [] int64, since construction
 
     def __init__(self, num_classes: int, device: torch.device):
         super().__init__()
         for name, dtype, shape in (
-            ("class_loss", torch.float32, (num_classes,)),
-            ("active", torch.bool, (num_classes,)),
-            ("pixels", torch.int64, (num_classes,)),
-            ("candidates", torch.int64, (num_classes,)),
-            ("anchor_density", torch.float32, (num_classes,)),
-            ("key_density", torch.float32, (num_classes,)),
-            ("skipped", torch.int64, (3,)),
+            ("floats", torch.float32, (3, num_classes)),
+            ("counts", torch.int64, (4 * num_classes + 3,)),
             ("non_finite_rows", torch.int64, ()),
         ):
             buffer = torch.zeros(shape, dtype=dtype, device=device)
@@ -44,18 +37,27 @@ class Record(nn.Module):
 
     def update(self, class_loss: Tensor, summary: Summary) -> None:
         """Records a step. class_loss [C]."""
-        self.class_loss.copy_(class_loss)
+        floats = [class_loss]
+        if summary.anchor_density is not None and summary.key_density is not None:
+            floats += [summary.anchor_density, summary.key_density]
+        self.floats[: len(floats)].copy_(torch.stack(floats))
+        counts = (summary.pixels, summary.candidates, summary.anchors, summary.keys)
+        self.counts.copy_(torch.cat((*counts, summary.skipped)))
         self.non_finite_rows.add_(summary.skipped[1])
-        for name, value in summary._asdict().items():
-            if value is not None:
-                getattr(self, name).copy_(value)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy, with the names of DensityContrastLoss.diagnostics."""
-        ignored, non_finite, unknown = self.skipped.clone()
-        names = ("active", "pixels", "candidates", "class_loss", "anchor_density", "key_density")
+        class_loss, anchor_density, key_density = self.floats.clone()
+        of_classes, skipped = self.counts.clone().split((len(self.counts) - 3, 3))
+        pixels, candidates, anchors, keys = of_classes.view(4, -1)
+        ignored, non_finite, unknown = skipped
         return {
-            **{name: getattr(self, name).clone() for name in names},
+            "active": anchors > 0,
+            "pixels": pixels,
+            "candidates": candidates,
+            "class_loss": class_loss,
+            "anchor_density": anchor_density / anchors.clamp(min=1),
+            "key_density": key_density / keys.clamp(min=1),
             "ignored_pixels": ignored,
             "non_finite_pixels": non_finite,
             "unknown_labels": unknown,
@@ -110,8 +112,9 @@ class Report:
             if bank.exchange_dtype != bank.dtype:
                 dtypes += f" or its exchange_dtype {bank.exchange_dtype}"
             return (
-                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. The projections are finite, but a "
-                f"sum of them overflows, or a row overflows in the bank's {dtypes}."
+                f"The last loss was {value}, because of {noun} {self.listed(wrong)}. Pixels with an inf or NaN in a "
+                "map are skipped. So a ProjectionHead on the chosen rows overflows, or a sum of projections, or a row "
+                f"overflows in the bank's {dtypes}."
             )
         number = f"The last loss was {value:.4g}"
         if len(self.present) == 1:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops._random import random_below
-from dgcl_ops.ops import partition_keys
+from dgcl_ops.ops import leading_rows, partition_keys
 
 
 class Segments(NamedTuple):
@@ -106,12 +106,7 @@ def leading_pixels(segments: Segments, limits: Tensor, size: int) -> LeadingPixe
         limits: [C] int64, at least 0.
         size: M, at least the number of pixels there can be.
     """
-    offsets = _offsets(torch.minimum(segments.counts, limits))
-    entry = torch.arange(size, device=offsets.device)
-    classes = torch.searchsorted(offsets[1:], entry, right=True)
-    at = segments.offsets[classes] + (entry - offsets[classes])
-    last = segments.pixels.shape[0] - 1
-    return LeadingPixels(segments.pixels[at.clamp(max=last)], classes, offsets)
+    return LeadingPixels(*leading_rows(segments.pixels, segments.counts, limits, size))
 
 
 def _narrow_classes(pixels: LeadingPixels) -> Tensor:
@@ -143,9 +138,9 @@ def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Ta
     return Table(order[at.clamp(min=0)], counts)
 
 
-def used_entries(table: Table) -> Tensor:
-    """[C, width] bool: the entries below the counts."""
-    return torch.arange(table.index.shape[1], device=table.counts.device) < table.counts[:, None]
+def unused_entries(table: Table) -> Tensor:
+    """[C, width] bool: the entries from the counts on."""
+    return torch.arange(table.index.shape[1], device=table.counts.device) >= table.counts[:, None]
 
 
 def draw_negatives(segments: Segments, bits: Tensor) -> Table:
@@ -161,6 +156,6 @@ def draw_negatives(segments: Segments, bits: Tensor) -> Table:
     each_once = torch.arange(limit, device=bits.device)
     number = torch.where(others[:, None] > limit, random_below(bits, others[:, None]), each_once)
     beyond = number >= segments.offsets[:-1, None]
-    number = number + torch.where(beyond, segments.counts[:, None], 0)
+    number = number + beyond * segments.counts[:, None]
     pixels = segments.pixels[number.clamp(max=segments.pixels.shape[0] - 1)]
     return Table(pixels, others.clamp(max=limit))

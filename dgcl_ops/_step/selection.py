@@ -1,7 +1,7 @@
 """What one step chooses: candidates, anchors, keys, negatives, rows to push.
 
-`select` changes nothing: called twice with the same state it returns the same tables. `select_and_gather` also reads
-the chosen rows from the projections. Shapes are static, see `sampling`.
+`select` changes nothing: called twice with the same state it returns the same tables. `rows` then gets their
+projections. Shapes are static, see `sampling`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
-from dgcl_ops._step.keys import average_keys, inverse_norms
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
 from dgcl_ops.ops import gather_rows, random_bits
@@ -31,7 +30,7 @@ class Queries(NamedTuple):
 
 
 class Push(NamedTuple):
-    """The rows of a batch that enter the bank. `select_and_gather` reads their projections."""
+    """The rows of a batch that enter the bank. `rows` gets their projections."""
 
     pixels: Table  # [C, P]
     features: Tensor  # [C, P, D]
@@ -41,14 +40,14 @@ class Push(NamedTuple):
 class Summary(NamedTuple):
     """What the diagnostics record of a choice."""
 
-    active: Tensor  # [C] bool
     pixels: Tensor  # [C] int64, usable pixels of each class
     candidates: Tensor  # [C] int64, 0 if not active
+    anchors: Tensor  # [C] int64, 0 if not active
+    keys: Tensor  # [C] int64, of the batch
     skipped: Tensor  # [3] int64, the other pixels, as in `Segments`
-    anchor_density: (
-        Tensor | None
-    )  # [C], mean over the anchors; None if nothing is chosen by density
-    key_density: Tensor | None  # [C], mean over the batch's keys; or None
+    # [C], sum over the anchors, and over the batch's keys; None if nothing is chosen by density
+    anchor_density: Tensor | None
+    key_density: Tensor | None
 
 
 class Choice(NamedTuple):
@@ -83,18 +82,17 @@ def select(
     """
     pixel_count = batch.labels.numel()
     segments = _segments(bank, batch, strategy.ignore_index)
-    ready = bank.ready()
-    if strategy.start == "all_full":
-        ready = (bank.ready(bank.capacity) | ~included).all()
-    active = included & ready & (segments.counts > 0)
+    ready = _ready(strategy, bank, included)
 
     # If anything is chosen by density, an active class needs the densities of its candidates, which include the rows to
     # push. Other classes need only the densities of the rows to push.
     width = min(strategy.max_candidates, pixel_count)
     push_width = min(bank.rows_per_rank, pixel_count)
-    candidate_limits = torch.where(active, width, 0)
-    push_limits = torch.where(included, push_width if push else 0, 0)
+    # A product with a mask is one launch on a GPU; torch.where with a number is two.
+    candidate_limits = (included & ready) * width
+    push_limits = included * (push_width if push else 0)
     counts = torch.minimum(segments.counts, candidate_limits)
+    active = counts > 0
     candidate_size = min(pixel_count, bank.num_classes * width)
     queries = density = None
     if strategy.by_density:
@@ -117,7 +115,7 @@ def select(
     if strategy.keys == "high_confidence":
         # With `disjoint`, a class of one pixel has an anchor but no key.
         active = active & (keys.counts > 0)
-    anchors = Table(anchors.index, torch.where(active, anchors.counts, 0))
+        anchors = Table(anchors.index, anchors.counts * active)
 
     words = bank.num_classes * strategy.num_negatives
     bits = random_bits(bank.rng_state, bank._first_stream() + 1, words)
@@ -132,12 +130,13 @@ def select(
         negatives=sampling.draw_negatives(segments, bits.view(bank.num_classes, -1)),
         push=_push(queries, push_counts, push_width) if push and queries is not None else None,
         summary=Summary(
-            active=active,
             pixels=segments.counts,
             candidates=counts,
+            anchors=anchors.counts,
+            keys=keys.counts,
             skipped=segments.skipped,
-            anchor_density=_used_mean(density, anchors),
-            key_density=_used_mean(density, keys),
+            anchor_density=_used_sum(density, anchors),
+            key_density=_used_sum(density, keys),
         ),
     )
 
@@ -150,6 +149,13 @@ def rows_to_push(bank: MemoryBank, batch: Batch, ignore_index: int) -> Push:
     size = min(batch.labels.numel(), bank.num_classes * width)
     queries = _queries(bank, batch, segments, limits, size)
     return _push(queries, torch.minimum(segments.counts, limits), width)
+
+
+def _ready(strategy: Strategy, bank: MemoryBank, included: Tensor) -> Tensor:
+    """[C] bool, or [] if the classes start together."""
+    if strategy.start == "all_full":
+        return (bank.counts >= included * bank.capacity).all()
+    return bank.ready()
 
 
 def _segments(bank: MemoryBank, batch: Batch, ignore_index: int) -> Segments:
@@ -175,12 +181,11 @@ def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     return Push(pixels, queries.features[entry], queries.density[entry])
 
 
-def _used_mean(values: Tensor | None, table: Table) -> Tensor | None:
-    """[C]: mean of values[table.index] over the used entries; 0 if there are none."""
+def _used_sum(values: Tensor | None, table: Table) -> Tensor | None:
+    """[C]: sum of values[table.index] over the used entries."""
     if values is None:
         return None
-    total = torch.where(sampling.used_entries(table), values[table.index], 0).sum(1)
-    return total / table.counts.clamp(min=1)
+    return values[table.index].masked_fill_(sampling.unused_entries(table), 0).sum(1)
 
 
 def _anchors_and_keys(
@@ -216,7 +221,7 @@ def _anchors_and_keys(
     if strategy.disjoint:
         # Keys sort last. Unused entries write to a spare slot past the end.
         taken = torch.zeros(size + 1, dtype=torch.bool, device=counts.device)
-        marked = torch.where(sampling.used_entries(keys), keys.index, size)
+        marked = torch.where(sampling.unused_entries(keys), size, keys.index)
         taken = taken.scatter(0, marked.reshape(-1), True)[:size]
         values = (
             taken.new_zeros((), dtype=torch.float32) if anchor_values is None else anchor_values
@@ -234,60 +239,4 @@ def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:
     """The slots of highest stored density. Ties go to the lower slot."""
     if strategy.keys != "high_density":
         return None
-    width = min(strategy.num_keys, bank.capacity)
-    return Table(bank.rings.topk_density(bank, width), bank.counts.clamp(max=width))
-
-
-class ChosenRows(NamedTuple):
-    """Projections of the chosen pixels. The gradient flows only to the anchors."""
-
-    anchors: Tensor  # [C, A, E]
-    keys: Tensor  # [C, E], one of each class
-    negatives: Tensor  # [C, N, E]
-    push: Tensor | None = None  # [C, P, E], in the dtype of the batch
-
-
-def select_and_gather(
-    strategy: Strategy,
-    bank: MemoryBank,
-    included: Tensor,
-    batch: Batch,
-    push: bool,
-    dtype: torch.dtype,
-) -> tuple[Choice, ChosenRows]:
-    """The choice of a step, and the chosen rows of the projections in `dtype`."""
-    choice = select(strategy, bank, included, batch, push)
-    anchors = gather_rows(batch.projections, choice.anchors.index).to(dtype)
-    with torch.no_grad():
-        others = [choice.keys, choice.negatives]
-        if choice.push is not None:
-            others.append(choice.push.pixels)
-        widths = [table.index.shape[1] for table in others]
-        rows = gather_rows(batch.projections, torch.cat([table.index for table in others], 1))
-        keys, negatives, *pushed = rows.split(widths, dim=1)
-        normalize = strategy.normalize_keys
-        if strategy.keys == "average":
-            keys = average_keys(bank, choice, batch.projections, dtype, normalize)
-        else:
-            keys = _mean_of_chosen(bank, choice, keys.to(dtype), normalize)
-        # A copy: the backward keeps the negatives, and a view would keep the pushed rows with them.
-        negatives = negatives.to(dtype).contiguous()
-    return choice, ChosenRows(anchors, keys, negatives, *pushed)
-
-
-def _mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: bool) -> Tensor:
-    """The mean of the key rows of batch and bank. rows [C, K, E] of the batch -> [C, E]."""
-    total = _sum_of_used(rows, choice.keys, normalize)
-    count = choice.keys.counts
-    if choice.bank_keys is not None:
-        stored = bank.rings.projection_rows(bank, choice.bank_keys.index).to(rows.dtype)
-        total = total + _sum_of_used(stored, choice.bank_keys, normalize)
-        count = count + choice.bank_keys.counts
-    return total / count.clamp(min=1).unsqueeze(1)
-
-
-def _sum_of_used(rows: Tensor, table: Table, normalize: bool) -> Tensor:
-    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced and not multiplied by 0."""
-    if normalize:
-        rows = rows * inverse_norms(rows, 2).unsqueeze(2)
-    return torch.where(sampling.used_entries(table).unsqueeze(2), rows, 0).sum(1)
+    return Table(*bank.rings.topk_density(bank, min(strategy.num_keys, bank.capacity)))

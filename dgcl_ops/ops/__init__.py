@@ -4,9 +4,11 @@ Each file holds the public function, the operator's fake kernel (shapes for torc
 """
 
 from dgcl_ops.ops.density_contrast import density_contrast
+from dgcl_ops.ops.finite_rows import finite_rows
 from dgcl_ops.ops.gather_rows import gather_rows
 from dgcl_ops.ops.knn_density import knn_density
 from dgcl_ops.ops.knn_topk import knn_topk
+from dgcl_ops.ops.leading_rows import leading_rows
 from dgcl_ops.ops.memory_push import memory_push
 from dgcl_ops.ops.partition_keys import partition_keys
 from dgcl_ops.ops.random_bits import random_bits
@@ -14,9 +16,11 @@ from dgcl_ops.ops.silhouette_sums import silhouette_sums
 
 __all__ = [
     "density_contrast",
+    "finite_rows",
     "gather_rows",
     "knn_density",
     "knn_topk",
+    "leading_rows",
     "memory_push",
     "partition_keys",
     "random_bits",

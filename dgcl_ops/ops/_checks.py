@@ -53,6 +53,9 @@ def check_basics(op: str, given: Arguments) -> None:
             raise RuntimeError(f"{op}: {name} must be at least 1, got {given[name]}")
         if name in given and given[name] >= 2**31:
             raise RuntimeError(f"{op}: {name} must be less than 2^31, got {given[name]}")
+    if op == "finite_rows" and given["maps"].dim() not in (2, 4):
+        shape = list(given["maps"].shape)
+        raise RuntimeError(f"{op}: maps must have shape [B, D, H, W] or [M, D], got {shape}")
     if "count" in given:
         _check_count(op, given["count"])
     if "shape" in given and len(given["shape"]) != 4:
@@ -88,13 +91,21 @@ def check(op: str, given: Arguments) -> None:
         if pixels >= 2**63:
             raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(shape)}")
         _check_indices(op, given["indices"], 0, pixels)
+    if op == "leading_rows" and not 0 <= given["size"] <= given["pixels"].shape[0]:
+        raise RuntimeError(
+            f"{op}: size must lie in [0, {given['pixels'].shape[0]}], the number of pixels, got {given['size']}"
+        )
     if op == "gather_rows_backward":
         _check_gathered(op, **given)
     if op == "knn_topk_backward":
         _check_indices(op, given["indices"], -1, given["bank"].shape[-2])
     if op == "memory_push":
         _check_rings(op, given)
+    if op == "finite_rows":
+        _check_maps(op, **given)
     _check_ranges(op, given, sizes)
+    if op == "leading_rows":
+        _check_leading(op, **given)
 
 
 def _check_search(op: str, given: Arguments) -> None:
@@ -188,6 +199,42 @@ def _check_gathered(op: str, dL_drows: Tensor, indices: Tensor, shape: Sequence[
             f"{op}: dL_drows must have the shape of indices and D columns, {rows}, got {list(dL_drows.shape)}"
         )
     _check_indices(op, indices, 0, images * height * width)
+
+
+def _check_maps(
+    op: str, maps: Tensor, other_maps: Tensor | None, confidence: Tensor | None
+) -> None:
+    shape = list(maps.shape)
+    pixels = shape[:1] + shape[2:]
+    if math.prod(pixels) >= 2**63:
+        raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {shape}")
+    if other_maps is not None:
+        other = list(other_maps.shape)
+        if len(other) != len(shape) or other[:1] + other[2:] != pixels:
+            raise RuntimeError(
+                f"{op}: other_maps must have the shape of maps, {shape}, except for the channels, got {other}"
+            )
+    if confidence is not None and list(confidence.shape) != pixels:
+        raise RuntimeError(
+            f"{op}: confidence must have shape {pixels}, a number for each pixel of maps, got "
+            f"{list(confidence.shape)}"
+        )
+
+
+def _check_leading(
+    op: str, pixels: Tensor, pixel_counts: Tensor, limits: Tensor, size: int
+) -> None:
+    total, counts = pixels.shape[0], pixel_counts.tolist()
+    for limit in limits.tolist():
+        if limit < 0:
+            raise RuntimeError(f"{op}: limits must lie in [0, {2**63 - 1}], got {limit}")
+    if sum(counts) > total:
+        raise RuntimeError(
+            f"{op}: pixel_counts must sum to at most {total}, the number of pixels, got {counts}"
+        )
+    rows = sum(map(min, counts, limits.tolist()))
+    if rows > size:
+        raise RuntimeError(f"{op}: size must be at least the number of rows, {rows}, got {size}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

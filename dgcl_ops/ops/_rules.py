@@ -40,6 +40,8 @@ SHAPES: dict[str, dict[str, str]] = {
         "offsets": "[C + 1]",
         "rows": "[M, D] with the features' D",
     },
+    "finite_rows": {},
+    "leading_rows": {"pixels": "[R]", "pixel_counts": "[C]", "limits": "[C]"},
     "random_bits": {"rng_state": "[2]"},
     "partition_keys": {
         "labels": "[R]",
@@ -50,6 +52,7 @@ SHAPES: dict[str, dict[str, str]] = {
 FLOATS = {
     *("queries", "bank", "anchors", "keys", "negatives", "features", "projections", "maps"),
     *("rows", "bank_features", "bank_projections", "bank_density", "density", "dL_drows"),
+    *("other_maps", "confidence"),
 }
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -57,7 +60,7 @@ FLOAT_NAMES = "float64, float32, float16 or bfloat16"
 LABEL_NAMES = "int64, int32, int16, int8 or uint8"
 # The dtype that the operator computes in.
 COMPUTED = {"values", "dL_dvalues", "dL_dloss", "lse"}
-# Entries lie in [0, this size]; heads below it. They are int64, and so is `indices`.
+# Entries lie in [0, this size]; heads below it. They are int64, and so are indices, pixels and limits.
 LARGEST = {
     "query_offsets": "M",
     "offsets": "N",
@@ -65,10 +68,11 @@ LARGEST = {
     "anchor_counts": "A",
     "negative_counts": "N",
     "row_counts": "P",
+    "pixel_counts": "R",
     "counts": "capacity",
     "heads": "capacity",
 }
-INT64 = {"indices", "rng_state", "bits", *LARGEST}
+INT64 = {"indices", "rng_state", "bits", "pixels", "limits", *LARGEST}
 BOOLS = {"usable"}
 # At least 1 and less than 2^31.
 COUNTS = ("k", "num_classes")

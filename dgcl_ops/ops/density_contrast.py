@@ -110,6 +110,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     anchors, keys, negatives, ctx.temperature, anchor_counts, negative_counts, _ = inputs
     lse = output[1]
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)  # lse has none
     ctx.save_for_backward(anchors, keys, negatives, lse, anchor_counts, negative_counts)
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgcl_ops._step import sampling, selection
-from dgcl_ops._step.batch import Batch, finite_rows
+from dgcl_ops._step.batch import Batch
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
+from dgcl_ops.ops import finite_rows
 
 
 def check_shape(function: str, name: str, values: Any, shape: list[int]) -> None:
@@ -124,17 +125,15 @@ def anchors_and_keys(
     numbers = {"num_anchors": num_anchors, "num_keys": num_keys}
     given: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     strategy = replace(loss.strategy, **given)
-    usable = finite_rows(features)
-    if strategy.by_confidence:
-        if confidence is None:
-            raise ValueError(
-                f"viz.anchors_and_keys: confidence is required with anchors {strategy.anchors!r} and keys "
-                f"{strategy.keys!r}, got None"
-            )
-        usable = usable & torch.isfinite(confidence)
+    if strategy.by_confidence and confidence is None:
+        raise ValueError(
+            f"viz.anchors_and_keys: confidence is required with anchors {strategy.anchors!r} and keys "
+            f"{strategy.keys!r}, got None"
+        )
+    usable = finite_rows(features, None, confidence if strategy.by_confidence else None)
     batch = Batch(features, labels, features, confidence, usable, "viz.anchors_and_keys")
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
-        mark[table.index[sampling.used_entries(table)]] = True
+        mark[table.index[~sampling.unused_entries(table)]] = True
     return marks[0], marks[1]

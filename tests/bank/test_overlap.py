@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import time
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from oracles import integers, random_rows
 from processes import on_ranks
 from shared_bank import STEPS, batch_for
 from torch import distributed as dist
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from dgcl_ops._bank.overlap import PendingBuffers
@@ -264,69 +262,3 @@ def test_ddp_reduces_gradients_while_the_exchange_is_pending(tmp_path, broadcast
             assert torch.equal(plain[1], overlapped[1])
             assert torch.equal(plain[3], overlapped[3])
         assert any(step[1] > 0 for step in steps)
-
-
-# ---- the end of a process ---------------------------------------------------------------------------
-
-kept = []  # until the interpreter ends
-
-
-def _process(rank, folder, end):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    loss = loss_of(overlap_exchange=True)
-    kept.append(loss)
-    run(loss, batch_for(rank, 0, {}))
-    assert pending(loss)
-    if end == "read without a group":
-        dist.barrier()
-        dist.destroy_process_group()
-        assert int(loss.bank.num_pushes) == 1
-        assert not pending(loss)
-    elif end == "destroyed":
-        dist.destroy_process_group()
-    elif end == "rank 1 stops":
-        if rank == 0:
-            run(loss, batch_for(rank, 1, {}))
-            for _ in range(2):  # the second read does not return the unfinished bank either
-                with pytest.raises(RuntimeError):
-                    loss.bank.counts.sum()
-            assert pending(loss)
-            assert raw_pushes(loss) == 1
-        else:
-            loss.bank.finish_exchange()
-    (folder / f"ended.{rank}").touch()
-
-
-@pytest.mark.parametrize("end", ["pending", "destroyed", "read without a group", "rank 1 stops"])
-def test_a_process_ends_with_a_pending_exchange(tmp_path, end):
-    context = multiprocessing.spawn(_process, args=(tmp_path, end), nprocs=2, join=False)
-    patience = time.monotonic() + 120
-    while not context.join(timeout=5):
-        if time.monotonic() > patience:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("a process hangs")
-    assert len(list(tmp_path.glob("ended.*"))) == 2
-
-
-def capturing(rank, folder) -> list:
-    """The error of a push while CUDA captures a graph, with a stand-in for the stream."""
-    loss = loss_of(overlap_exchange=True)
-
-    class OnDevice:
-        is_cuda = True
-
-    torch.cuda.is_current_stream_capturing = lambda: True
-    rows = type("Rows", (), {"row_counts": OnDevice()})()
-    try:
-        loss.bank._overlap.start(loss.bank, loss.bank._ranks(), rows)
-    except RuntimeError as error:
-        return [str(error), pending(loss)]
-    return ["captured", pending(loss)]
-
-
-def test_a_cuda_graph_is_refused(tmp_path):
-    for text, is_pending in on_ranks(2, tmp_path, capturing):
-        assert "overlap_exchange=True is not supported in a CUDA graph" in text
-        assert not is_pending

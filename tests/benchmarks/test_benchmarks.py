@@ -170,6 +170,35 @@ def test_a_loss_that_differs_is_not_timed(tmp_path, benchmarks, monkeypatch, cap
     assert not (tmp_path / "loss_bench.csv").exists()
 
 
+HEAD = ("--tiny", "--threads", "1", "--repeats", "1")
+
+
+def test_head_bench_writes_both_ways(tmp_path):
+    result = run("head_bench.py", *HEAD, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {row["contender"]: row for row in read(tmp_path / "head_bench.csv")}
+    assert set(rows) == {"head on maps", "head on chosen rows"}
+    assert float(rows["head on chosen rows"]["time_over_rows"]) == 1
+    for name, row in rows.items():
+        assert float(row["median_ms"]) > 0
+        assert row["memory_method"]
+        assert name in result.stdout
+
+
+def test_heads_that_disagree_are_not_timed(tmp_path, benchmarks, monkeypatch, capsys):
+    import head_bench
+
+    right = head_bench.ProjectionHead.forward
+    monkeypatch.setattr(
+        head_bench.ProjectionHead,
+        "forward",
+        lambda head, features, used=None: right(head, features, used) + (used is not None),
+    )
+    assert head_bench.main([*HEAD, "--out", str(tmp_path)]) == 1
+    assert "DISAGREEMENT" in capsys.readouterr().err
+    assert not (tmp_path / "head_bench.csv").exists()
+
+
 METRICS = ("--sizes", "200x16", "--classes", "4", "--threads", "1", "--repeats", "2")
 
 

@@ -15,7 +15,7 @@ def test_the_maps_make_few_stays(channels, most):
 
 def test_the_count_sees_a_detour(monkeypatch):
     """A detour through `batch.py` for each map that rows are read from."""
-    from dgcl_ops._step.batch import finite_rows
+    from dgcl_ops.ops import finite_rows
 
     before, gather_rows = hops.of_a_step(hops.PROJECTIONS), selection.gather_rows
     detour = compile(

@@ -234,7 +234,7 @@ def test_padding_entries_are_harmless():
     assert value.isfinite()
     assert gradient.isfinite().all()
     assert gradient.any()
-    used = sampling.used_entries(draw_of(module, batch).anchors)
+    used = ~sampling.unused_entries(draw_of(module, batch).anchors)
     assert used.sum(1).tolist() == [2, 1, 0, 0, 0]
 
 

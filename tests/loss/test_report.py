@@ -139,8 +139,9 @@ def test_a_loss_that_is_not_finite():
         value = module(**batch)
     assert value.isnan()
     assert module.report().splitlines()[0] == (
-        "The last loss was nan, because of classes 0, 1, 2, 3, 4. The projections are finite, but a sum of them "
-        "overflows, or a row overflows in the bank's dtype torch.float16."
+        "The last loss was nan, because of classes 0, 1, 2, 3, 4. Pixels with an inf or NaN in a map are "
+        "skipped. So a ProjectionHead on the chosen rows overflows, or a sum of projections, or a row overflows in "
+        "the bank's dtype torch.float16."
     )
     module = filled(loss_of(exchange_dtype=torch.float16))
     module.bank.projections.fill_(torch.inf)  # as after an exchange of large rows

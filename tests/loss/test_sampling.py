@@ -8,7 +8,6 @@ from oracles import chi_square, integers, random_word
 
 from dgcl_ops import _random, ops
 from dgcl_ops._step import sampling
-from dgcl_ops._step.batch import finite_rows
 
 # Five standard deviations. Seeds are fixed, so nothing here depends on luck, and a fault is far outside.
 SIGMAS = 5.0
@@ -141,7 +140,7 @@ def test_leading_rows_and_orders(labels, limits, seed):
     for table in (table_front, table_back):
         assert int(table.index.min()) >= 0
         assert int(table.index.max()) < size
-    assert sampling.used_entries(table_front).sum(1).tolist() == counts.clamp(max=5).tolist()
+    assert (~sampling.unused_entries(table_front)).sum(1).tolist() == counts.clamp(max=5).tolist()
 
 
 @pytest.mark.parametrize("num_classes", [1, 255, 256, 32_767, 32_768])
@@ -219,6 +218,6 @@ def test_finite_rows():
     maps = torch.zeros(1, 3, 1, 5)
     maps[0, 0, 0, 1], maps[0, 2, 0, 2], maps[0, 1, 0, 3] = torch.nan, torch.inf, -torch.inf
     maps[0, :, 0, 4] = torch.finfo(torch.float32).max
-    assert finite_rows(maps).tolist() == [True, False, False, False, True]
-    assert finite_rows(maps[0, :, 0].t()).tolist() == [True, False, False, False, True]
-    assert finite_rows(maps.half())[4] == torch.isfinite(maps.half()[0, 0, 0, 4])
+    assert ops.finite_rows(maps).tolist() == [True, False, False, False, True]
+    assert ops.finite_rows(maps[0, :, 0].t()).tolist() == [True, False, False, False, True]
+    assert ops.finite_rows(maps.half())[4] == torch.isfinite(maps.half()[0, 0, 0, 4])

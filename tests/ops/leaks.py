@@ -95,6 +95,16 @@ def partition_keys():
     return lambda: RAW.partition_keys(labels, usable, bits, 3, 255)
 
 
+def finite_rows():
+    maps, other = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
+    return lambda: RAW.finite_rows(maps, other, maps[:, 0])
+
+
+def leading_rows():
+    pixels, counts, limits = integers(4, 0, 3, 1, 2), integers(2, 3), integers(1, 9)
+    return lambda: RAW.leading_rows(pixels, counts, limits, 5)
+
+
 def gather_rows():
     maps, pixels = torch.randn(2, 3, 4, 5), integers(3, 39, 0)
     return lambda: RAW.gather_rows(maps, pixels)
@@ -113,6 +123,7 @@ def silhouette_sums():
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
     *(memory_push, gather_rows, gather_rows_backward, silhouette_sums, random_bits, partition_keys),
+    *(finite_rows, leading_rows),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

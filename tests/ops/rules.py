@@ -23,6 +23,8 @@ def valid(op: str) -> dict:
     given = dict(zip(_registry.argument_names(op), samples(op)[0], strict=True))
     if op.startswith("density_contrast"):
         given |= {"anchor_counts": integers([4, 0, 2]), "negative_counts": integers([5, 2, 0])}
+    if op == "finite_rows":
+        given["confidence"] = torch.zeros(2, 4, 5)
     if op == "silhouette_sums":
         given["rows"] = torch.zeros(4, 5)
     return {n: v.detach().clone() if isinstance(v, torch.Tensor) else v for n, v in given.items()}
@@ -217,6 +219,39 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
         (
             {"rows": torch.zeros(2, 4)},
             "rows must have shape [M, D] with the features' D, got [2, 4]",
+        ),
+    ],
+    "finite_rows": [
+        (
+            {"maps": torch.zeros(2, 3, 4)},
+            "maps must have shape [B, D, H, W] or [M, D], got [2, 3, 4]",
+        ),
+        (
+            {"maps": torch.zeros(1, 0, 1, 1).expand(2**32, 0, 2**16, 2**16)},
+            f"maps must have fewer than 2^63 pixels, got [{2**32}, 0, {2**16}, {2**16}]",
+        ),
+        (
+            {"other_maps": torch.zeros(2, 7, 5, 4)},
+            "other_maps must have the shape of maps, [2, 3, 4, 5], except for the channels, got [2, 7, 5, 4]",
+        ),
+        (
+            {"other_maps": torch.zeros(40, 7)},
+            "other_maps must have the shape of maps, [2, 3, 4, 5], except for the channels, got [40, 7]",
+        ),
+        (
+            {"confidence": torch.zeros(40)},
+            "confidence must have shape [2, 4, 5], a number for each pixel of maps, got [40]",
+        ),
+    ],
+    "leading_rows": [
+        ({"size": -1}, "size must lie in [0, 6], the number of pixels, got -1"),
+        ({"size": 7}, "size must lie in [0, 6], the number of pixels, got 7"),
+        ({"size": 3}, "size must be at least the number of rows, 4, got 3"),
+        ({"limits": integers([9, 9])}, "limits must have shape [C], got [2]"),
+        ({"limits": integers([9, 9, -2])}, f"limits must lie in [0, {2**63 - 1}], got -2"),
+        (
+            {"pixel_counts": integers([2, 2, 3])},
+            "pixel_counts must sum to at most 6, the number of pixels, got [2, 2, 3]",
         ),
     ],
     "random_bits": [

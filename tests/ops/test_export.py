@@ -46,6 +46,10 @@ def keys(labels):
     return ops.partition_keys(labels, labels < 2, labels, 3)
 
 
+def leading(pixels, limits):
+    return ops.leading_rows(pixels, limits, limits, pixels.shape[0])
+
+
 def scattered(dL_drows, indices):
     return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, (2, 5, 3, 3))
 
@@ -71,6 +75,8 @@ CASES = {
     ),
     "topk": (topk, lambda n: (rows(n, 5), rows(11, 5)), (0, None)),
     "contrast": (contrast, lambda n: (rows(n, 4, 6), rows(n, 6), rows(n, 5, 6)), (0, 0, 0)),
+    "finite": (ops.finite_rows, lambda n: (rows(n, 5, 3, 3), rows(n, 2, 3, 3)), (0, 0)),
+    "leading": (leading, lambda n: (torch.arange(n), integers([1, 1])), (0, None)),
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
     "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),

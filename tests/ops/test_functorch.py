@@ -158,6 +158,18 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             r"vmap over rng_state is not supported \(batch size 4\); call it once per batch element",
         ),
         (
+            "finite_rows",
+            ops.finite_rows,
+            (QUERIES,),
+            r"vmap over maps is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
+            "leading_rows",
+            lambda pixels: ops.leading_rows(pixels, integers([4]), integers([2]), 9),
+            (LABELS,),
+            r"vmap over pixels is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
             "silhouette_sums",
             lambda features: ops.silhouette_sums(features, OFFSETS),
             (QUERIES,),

@@ -32,6 +32,18 @@ def push_arguments(dtype=torch.float32):
 
 def samples(op: str):
     """Positional arguments of the raw operators."""
+    if op == "finite_rows":
+        maps = random_rows(2, 3, 4, 5, seed=1)
+        return [
+            (maps, random_rows(2, 7, 4, 5, seed=2).half(), random_rows(2, 4, 5, seed=3)),
+            (maps[:, :, 0, 0].requires_grad_(), None, None),
+        ]
+    if op == "leading_rows":
+        pixels = integers([4, 1, 0, 3, 2, 5])
+        return [
+            (pixels, integers([2, 0, 3]), integers([9, 9, 2]), 6),
+            (pixels, integers([2, 4]), integers([1, 1]), 2),
+        ]
     if op == "random_bits":
         return [(integers([-5, 2**40 + 3]), -7, 9), (integers([1, 2]), 3, 0)]
     if op == "partition_keys":
@@ -99,6 +111,8 @@ OPERATORS = (
     "memory_push",
     "random_bits",
     "partition_keys",
+    "finite_rows",
+    "leading_rows",
     "silhouette_sums",
 )
 

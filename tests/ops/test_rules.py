@@ -70,6 +70,10 @@ def test_valid_arguments_are_accepted(side, op):
 def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
     """A tensor that is added to a schema needs a rule."""
     any_shape = {
+        # RELATIONS has the rules
+        ("finite_rows", "maps"),
+        ("finite_rows", "other_maps"),
+        ("finite_rows", "confidence"),
         ("gather_rows", "indices"),
         ("gather_rows_backward", "indices"),
         ("gather_rows_backward", "dL_drows"),  # RELATIONS has the rule
@@ -92,6 +96,9 @@ def test_no_rule_was_lost():
         ("INT64", set(), "gather_rows", "indices"),
         ("FLOATS", set(), "gather_rows_backward", "dL_drows"),
         ("FLOATS", set(), "silhouette_sums", "features"),
+        ("FLOATS", set(), "finite_rows", "confidence"),
+        ("INT64", set(), "leading_rows", "limits"),
+        ("LARGEST", {}, "leading_rows", "pixel_counts"),
         ("COUNTS", (), "partition_keys", "num_classes"),
         ("BOOLS", set(), "partition_keys", "usable"),
         ("INT64", set(), "random_bits", "rng_state"),

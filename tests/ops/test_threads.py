@@ -81,6 +81,8 @@ def every_op(shared: dict):
         *(density, values, indices, *gradients, *ring, *state, *contrast),
         ops.gather_rows(maps, shared["pixels"]),
         torch.ops.dgcl_ops.gather_rows_backward(rows, shared["pixels"][:700] // 9, (2, 16, 30, 31)),
+        ops.finite_rows(maps, maps.mT.contiguous().mT, maps[:, 0]),
+        *ops.leading_rows(shared["pixels"], integers([900, 800]), integers([70, 900]), 900),
         *ops.partition_keys(shared["labels"], shared["labels"] != 3, shared["labels"], 7),
         ops.random_bits(shared["offsets"][1:3], 5, 70_000),
         ops.silhouette_sums(rows, shared["offsets"]),

@@ -11,7 +11,7 @@ LAYERS = (
     ("_extension", "_precision", "_random", "_scales"),
     ("reference",),
     ("ops",),
-    ("backend", "schedules", "labels", "features", "_clusters"),
+    ("backend", "schedules", "labels", "features", "projection_head", "_clusters"),
     ("_bank",),
     ("_step",),
     ("memory", "metrics", "pseudo_label_loss"),

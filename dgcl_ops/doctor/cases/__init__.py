@@ -59,10 +59,11 @@ class Case:
 @functools.cache
 def all_cases() -> dict[str, list[Case]]:
     """Maps each operator to its cases, in the order they run."""
-    from . import contrast, gradient, pixels, push, rows, search, search_classes, search_sizes
+    from . import contrast, gradient, pixels, push, rows, search, search_classes, search_sizes, step
 
     result: dict[str, list[Case]] = {}
-    for module in (pixels, rows, push, search, search_classes, search_sizes, gradient, contrast):
+    modules = (pixels, rows, step, push, search, search_classes, search_sizes, gradient, contrast)
+    for module in modules:
         for case in module.cases():
             result.setdefault(case.op, []).append(case)
     for op, cases in result.items():

@@ -199,7 +199,9 @@ def change_argument(rng: random.Random, op: str, given: dict) -> str:
         given[name] = rng.choice(("", "l2", "Cosine", "dot\0", "é" * 300))
     elif isinstance(value, list):
         given[name] = rng.choice(([], [rng.choice(INTEGERS)], [*value, 0], [3] * 300))
-    elif value is None:  # optional tensors, all of them int64 vectors except for rows
+    elif (
+        value is None
+    ):  # optional tensors, int64 vectors except for rows, other_maps and confidence
         number = rng.choice((0, 1, 3))
         given[name] = torch.randint(-1, 4, (number,))
     return f"{name} = {given[name]!r}"[:200]

@@ -146,6 +146,29 @@ def partition_keys(rng: random.Random) -> dict:
     }
 
 
+def finite_rows(rng: random.Random) -> dict:
+    shape = [rng.choice((0, 1, 2, 3, 8, 17)) for _ in range(rng.choice((1, 3)))]
+    maps, other = (rows(rng, shape[0], rng.choice(COLUMNS), *shape[1:]) for _ in range(2))
+    return {
+        "maps": maps,
+        "other_maps": other if rng.random() < 0.7 else None,
+        "confidence": rows(rng, *shape) if rng.random() < 0.7 else None,
+    }
+
+
+def leading_rows(rng: random.Random) -> dict:
+    number, classes = rng.choice(SIZES), rng.choice(CLASSES)
+    pixel_counts = offsets(rng, classes, number).diff()
+    limits = counts(rng, classes, number)
+    taken = int(torch.minimum(pixel_counts, limits).sum())
+    return {
+        "pixels": counts(rng, number, 10**9),
+        "pixel_counts": pixel_counts,
+        "limits": limits,
+        "size": rng.randint(taken, number),
+    }
+
+
 def gather_rows(rng: random.Random) -> dict:
     images, columns, height, width = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(4))
     shape = [rng.choice((0, 1, 3, 70)) for _ in range(rng.randint(0, 2))]
@@ -180,6 +203,8 @@ SAMPLES = {
         memory_push,
         random_bits,
         partition_keys,
+        finite_rows,
+        leading_rows,
         gather_rows,
         gather_rows_backward,
         silhouette_sums,

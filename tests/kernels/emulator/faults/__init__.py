@@ -48,6 +48,7 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search
+    from . import contrast, pixels, rows, scatter, search, step
 
-    return [*pixels.FAULTS, *rows.FAULTS, *scatter.FAULTS, *search.FAULTS, *contrast.FAULTS]
+    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS)
+    return [*row_faults, *search.FAULTS, *contrast.FAULTS]
