@@ -176,10 +176,11 @@ RULES = (
     Rule("*", "ptx", r"(ld|st)\.local.*", 0, "everything is in registers"),
     Rule("*", "sass", r"(LDL|STL)(\..*)?", 0, "everything is in registers"),
     # Tensor cores: only in the filter.
-    Rule("knn_filter_kernel*", "ptx", r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32", 8,
+    Rule("knn_filter_kernel*", "ptx", r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32", 8,
          "4 x 2 products of 16 x 8 per warp"),
-    Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32\.BF16", 8, "4 x 2 products of 16 x 8 per warp"),
-    Rule("knn_filter_kernel*", "sass", r"F2FP\.BF16(\.\w+)*", 4, "bank rows are rounded two elements at a time"),
+    Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32", 8, "4 x 2 products of 16 x 8 per warp"),
+    Rule("knn_filter_kernel*", "sass", r"F2FP(\.F16\.F32)?\.PACK_AB", 4,
+         "bank rows are rounded two elements at a time"),
     Rule("knn_filter_kernel<float>", "sass", r"LDS\.64", 4, "bank rows are read two elements at a time"),
     *(Rule(f"{stem}*", "sass", r"(HMMA|DMMA|IMMA|HGMMA)\..*", 0, "tensor cores cannot compute exact sums")
       for stem in ("knn_[!f]", "contrast_", "density_contrast_", "silhouette_", "convert_rows_")),

@@ -121,7 +121,8 @@ def own_launches(op: str, names: list[str], args: tuple) -> int:
     for name, value in zip(names, args, strict=False):
         copied = isinstance(value, Tensor) and name not in READ_STRIDED
         launches += copied and not value.is_contiguous()
-    if op == "knn_density" and not dict(zip(names, args, strict=False)).get("unit_bank"):
+    given = dict(zip(names, args, strict=False))
+    if given.get("metric") == "cosine" and not given.get("unit_bank"):
         launches += 1  # norms of the bank's rows
     return launches
 
