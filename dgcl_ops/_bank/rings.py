@@ -90,14 +90,18 @@ class Rings:
     def write(self, bank: MemoryBank, rows: PushedRows, normalize: bool) -> None:
         """Appends rows and moves counts and heads.
 
-        Counts and heads are read before the push, so the op gets fresh tensors. TorchInductor (2.13) may fuse such a
-        read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in place. The
-        `stack` stands for two clones, which would be optimised away.
+        A compiled step reads counts and heads before the push, so there the op gets fresh tensors. TorchInductor (2.13)
+        may fuse such a read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in
+        place. The `stack` stands for two clones, which would be optimised away.
         """
-        counts, heads = torch.stack((bank.counts, bank.heads))
+        compiling = torch.compiler.is_compiling()
+        counts, heads = bank.counts, bank.heads
+        if compiling:
+            counts, heads = torch.stack((counts, heads))
         memory_push(bank.features, bank.projections, bank.density, counts, heads, *rows, normalize)
-        bank.counts.copy_(counts)
-        bank.heads.copy_(heads)
+        if compiling:
+            bank.counts.copy_(counts)
+            bank.heads.copy_(heads)
 
     def refresh(self, bank: MemoryBank, classes: Tensor) -> None:
         """Recomputes the densities of all rows of some classes, [C] bool. A row is not its own neighbour.

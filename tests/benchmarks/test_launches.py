@@ -8,7 +8,7 @@ from benchmark_runs import importable, run
 
 from dgcl_ops._step.report import Record
 
-MOST = {"paper": 175, "default": 188}
+MOST = {"paper": 155, "default": 168}
 
 
 @pytest.fixture
