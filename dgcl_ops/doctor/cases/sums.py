@@ -92,12 +92,9 @@ def cases() -> Iterator[Case]:
     )
 
     def far_apart() -> tuple:
-        given = vast_memory().as_strided((2, 2, 3), (2**31, 2**30, 1), 128)
-        return (
-            given.copy_(rows(2, 2, 3, dtype=BF16)),
-            integers([[1, 0, 1]] * 2),
-            integers([3, 2]),
-            False,
-        )
+        # The second class and the third row are each beyond 2^31 elements.
+        given = vast_memory().as_strided((2, 3, 3), (2**31 + 16, 2**30, 1))
+        given.copy_(rows(2, 3, 3, dtype=BF16))
+        return given, integers([[1, 0, 2]] * 2), integers([3, 2]), False
 
     yield Case("sum_rows", "rows far apart", far_apart, vast=True)
