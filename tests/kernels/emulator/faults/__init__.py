@@ -48,7 +48,8 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, step
+    from . import contrast, pixels, rows, scatter, search, segments, step
 
-    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS)
-    return [*row_faults, *search.FAULTS, *contrast.FAULTS]
+    step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
+    row_faults = (*rows.FAULTS, *scatter.FAULTS)
+    return [*step_faults, *row_faults, *search.FAULTS, *contrast.FAULTS]
