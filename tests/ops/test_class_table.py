@@ -1,5 +1,7 @@
 """class_table against a loop."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -12,11 +14,9 @@ from dgcl_ops import ops
 def loop(pixels, offsets, order, width, last):
     """Entries and pixels as lists."""
     entries, end = [], len(pixels) - 1
-    for first, beyond in zip(offsets, offsets[1:], strict=False):
-        if last:
-            places = [max(beyond - 1 - i, 0) for i in range(width)]
-        else:
-            places = [min(first + i, end) for i in range(width)]
+    for first, beyond in pairwise(offsets):
+        backwards = [max(beyond - 1 - i, 0) for i in range(width)]
+        places = backwards if last else [min(first + i, end) for i in range(width)]
         entries.append(places if order is None else [order[place] for place in places])
     return [entries, [[pixels[entry] for entry in row] for row in entries]]
 

@@ -121,7 +121,11 @@ FAULTS = [
     negatives(TIE, "segment.others > limit", "segment.others >= limit"),
     negatives(TIE, "number < segment.start", "number <= segment.start"),
     negatives(PLACE, "number + segment.count", "number"),
-    negatives(OFFSET, "static_cast<uint64_t>(word) * static_cast<uint64_t>(size)", "word * size"),
+    negatives(
+        OFFSET,
+        "static_cast<uint64_t>(word) * static_cast<uint64_t>(size)",
+        "static_cast<uint64_t>(word * static_cast<uint32_t>(size))",
+    ),
     # ---- class_table
     table_binding(BINDING, "device.stream()", "nullptr"),
     table_binding(
