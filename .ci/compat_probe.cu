@@ -12,11 +12,11 @@ extern "C" __global__ void probe_mma(float* d, const uint32_t* a, const uint32_t
   float sum[4];
   const uint32_t left[4] = {a[0], a[1], a[2], a[3]}, right[2] = {b[0], b[1]};
   const float start[4] = {c[0], c[1], c[2], c[3]};
-  mma_bf16_16x8x16(sum, left, right, start);
+  mma_f16_16x8x16(sum, left, right, start);
   for (int i = 0; i < 4; ++i) d[i] = sum[i];
 }
 
-extern "C" __global__ void probe_pack(uint32_t* pair, float low, float high) { *pair = pack_bfloat16(low, high); }
+extern "C" __global__ void probe_pack(uint32_t* pair, float low, float high) { *pair = pack_half(low, high); }
 
 // Two loads stay two.
 extern "C" __global__ void probe_relaxed(float* values, const float* p) {

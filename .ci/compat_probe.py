@@ -12,7 +12,7 @@ from ptx_reader import UnreadablePtx, array_alignments, effects, functions, plai
 
 PROBE = Path(__file__).with_suffix(".cu")
 ARCHS = ("80", "90")
-MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.32"
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.32"
 
 # For each kernel the reason, and its effects on memory (ptx_reader.effects).
 EXPECTED = {
@@ -28,7 +28,7 @@ EXPECTED = {
     ),
     "probe_pack": (
         "cvt puts its first operand, the second number, into the upper half",
-        ["st.global.32 [p0], cvt.rn.bf16x2.f32(p2, p1)"],
+        ["st.global.32 [p0], cvt.rn.f16x2.f32(p2, p1)"],
     ),
     "probe_relaxed": (
         "each load_relaxed() is a separate load that may race with an atomic",

@@ -101,6 +101,7 @@ OWN = {  # kernels, clears of memory
     "leading_rows": (1, 0),  # up to 1,024 classes
     "class_table": (1, 0),
     "draw_negatives": (1, 0),
+    "sum_rows": (1, 0),
     "memory_push": (4, 0),  # three rings; counts and heads
 }
 # A binding copies other arguments that are not contiguous.
@@ -111,6 +112,7 @@ READ_STRIDED = {
     "features",
     "projections",
     "density",
+    "rows",
     "queries",
     "bank",
 }
@@ -121,7 +123,8 @@ def own_launches(op: str, names: list[str], args: tuple) -> int:
     for name, value in zip(names, args, strict=False):
         copied = isinstance(value, Tensor) and name not in READ_STRIDED
         launches += copied and not value.is_contiguous()
-    if op == "knn_density" and not dict(zip(names, args, strict=False)).get("unit_bank"):
+    given = dict(zip(names, args, strict=False))
+    if given.get("metric") == "cosine" and not given.get("unit_bank"):
         launches += 1  # norms of the bank's rows
     return launches
 

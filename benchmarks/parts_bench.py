@@ -31,8 +31,7 @@ from common import (
 from peak_memory import MEGABYTE, memory_method, peak_beyond_inputs
 from torch import Tensor
 
-from dgcl_ops._step.batch import finite_rows
-from dgcl_ops.ops import gather_rows
+from dgcl_ops.ops import finite_rows, gather_rows
 
 COLUMNS = (
     *MACHINE_COLUMNS,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
-from dgcl_ops._step.batch import Batch
+from dgcl_ops._step.batch import Batch, zero_row
 from dgcl_ops._step.report import Record, report
 from dgcl_ops._step.rows import chosen_rows
 from dgcl_ops._step.strategy import Strategy
@@ -296,11 +296,13 @@ class DensityContrastLoss(FixedDtypeModule):
         if empty:
             # Other ranks may have pixels and wait for this one. A head in DDP needs its gradients.
             batch = batch.one_ignored_pixel(self.strategy.ignore_index)
+            if isinstance(projections, Tensor):
+                projections = zero_row(projections)
         changes = self.training and not (empty and self.bank._ranks().world_size == 1)
         push = update_bank and changes
         with no_autocast(labels):
             choice = selection.select(self.strategy, self.bank, self.included, batch, push)
-        choice, rows = chosen_rows(self.strategy, self.bank, batch, choice)
+        choice, rows = chosen_rows(self.strategy, self.bank, projections, batch.features, choice)
         with no_autocast(labels):
             per_class = density_contrast(
                 rows.anchors,

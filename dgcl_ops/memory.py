@@ -17,7 +17,7 @@ from dgcl_ops._bank import checkpoint, exchange, sharded_rings
 from dgcl_ops._bank.rings import Rings
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
-from dgcl_ops._step.batch import Batch
+from dgcl_ops._step.batch import Batch, zero_row
 from dgcl_ops.ops import _arguments, gather_rows
 
 PLACEMENTS = ("replicated", "sharded", "local")
@@ -330,11 +330,10 @@ class MemoryBank(FixedDtypeModule):
             if self._ranks().world_size == 1:
                 return
             # The other ranks have rows and wait for this one.
-            batch = batch.one_ignored_pixel(ignore_index)
+            batch, projections = batch.one_ignored_pixel(ignore_index), zero_row(projections)
         with no_autocast(labels):
             push = selection.rows_to_push(self, batch, ignore_index)
-            assert isinstance(batch.projections, Tensor)  # a head is refused
-            projections = gather_rows(batch.projections, push.pixels.index)
+            projections = gather_rows(projections, push.pixels.index)
             self.rng_state[1].add_(1)  # before the push, which sends rank 0's state
             self.push_rows(push.features, projections, push.density, push.pixels.counts)
 

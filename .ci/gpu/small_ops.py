@@ -297,6 +297,18 @@ def check_class_table(target: Target, comparison: Comparison, quick: bool) -> No
         comparison.same(f"last {last}", ours, target.expected(ops.class_table, *arguments))
 
 
+def check_sum_rows(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        rows, places = draw.rows(21, 300, DIM, dtype=dtype), draw.integers(0, 300, (21, 50))
+        counts = draw.integers(0, 51, (21,))
+        for title, indices in (("a table", places), ("in order", None)):
+            equal(target, comparison, f"{dtype}, {title}", ops.sum_rows, rows, indices, counts)
+        equal(
+            target, comparison, f"{dtype}, one column", ops.sum_rows, rows[0, :, :1], places, counts
+        )
+
+
 def check_silhouette_sums(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
@@ -318,6 +330,7 @@ CHECKS = {
     "leading_rows": check_leading_rows,
     "draw_negatives": check_draw_negatives,
     "class_table": check_class_table,
+    "sum_rows": check_sum_rows,
     "random_bits": check_random_bits,
     "partition_keys": check_partition_keys,
     "silhouette_sums": check_silhouette_sums,

@@ -23,11 +23,11 @@
 
 namespace dgcl {
 
-// d = a b + c on tensor cores. a [16][16] and b [16][8] are bfloat16, c and d [16][8] are float. Registers as in the
+// d = a b + c on tensor cores. a [16][16] and b [16][8] are float16, c and d [16][8] are float. Registers as in the
 // PTX manual.
-__device__ __forceinline__ void mma_bf16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
+__device__ __forceinline__ void mma_f16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};\n"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
@@ -85,12 +85,12 @@ __device__ __forceinline__ int64_t own_warp() {
 // A one-dimensional grid for `work` items, `each` items per block.
 inline dim3 blocks_for(int64_t work, int64_t each) { return dim3(static_cast<unsigned>((work + each - 1) / each)); }
 
-// Two floats, rounded to bfloat16 and packed into a register.
-__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
+// Two floats, rounded to float16 and packed into a register.
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
 #if defined(__CUDACC__)
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  const __half2 pair = __floats2half2_rn(low, high);
 #else
-  const __nv_bfloat16 pair[2] = {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
+  const __half pair[2] = {__float2half_rn(low), __float2half_rn(high)};
 #endif
   uint32_t bits;
   memcpy(&bits, &pair, sizeof(bits));

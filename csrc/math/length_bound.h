@@ -16,10 +16,6 @@ constexpr int64_t kMostBoundedColumns = 1 << 19;
 template <typename T>
 constexpr T kLengthMargin = T(1.001);
 
-// The filter on tensor cores rounds to bfloat16, which takes numbers near the largest float to infinity. This margin
-// does the same to their bound.
-constexpr float kBfloat16LengthMargin = 1.01f;
-
 // From <x, x>, where it is a safe square (unit_row.h). NaN stays NaN.
 template <typename T>
 DGCL_HOST_DEVICE T length_bound(T square) {
@@ -28,8 +24,8 @@ DGCL_HOST_DEVICE T length_bound(T square) {
 
 // From the largest |x_d|, for all other rows.
 template <typename T>
-DGCL_HOST_DEVICE T length_bound_of_largest(T largest, int64_t dim, T margin) {
-  return largest * std::sqrt(static_cast<T>(dim)) * margin;
+DGCL_HOST_DEVICE T length_bound_of_largest(T largest, int64_t dim) {
+  return largest * std::sqrt(static_cast<T>(dim)) * kLengthMargin<T>;
 }
 
 }  // namespace dgcl

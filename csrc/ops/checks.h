@@ -49,6 +49,8 @@ void check_memory_push(const Tensor& bank_features, const Tensor& bank_projectio
                        const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,
                        const Tensor& density, const Tensor& row_counts);
 
+void check_sum_rows(const Tensor& rows, const std::optional<Tensor>& indices, const Tensor& row_counts);
+
 void check_silhouette_sums(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows);
 
 }  // namespace dgcl

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Maps and labels that fit each other and the bank. R is the number of pixels."""
+    """What a step chooses from: maps and labels that fit each other and the bank. R is the number of pixels."""
 
-    projections: Tensor | nn.Module  # [B, E, H, W] or [M, E]; or the head that computes them
     labels: Tensor  # [B, H, W] or [M]
     features: Tensor  # [B, D, H, W] or [M, D]
     confidence: Tensor | None  # [B, H, W] or [M]; None if the strategy does not use it
@@ -38,7 +37,7 @@ class Batch(NamedTuple):
         confidence: Tensor | None = None,
         strategy: Strategy | None = None,
     ) -> Batch:
-        """The batch, if it fits the bank.
+        """The batch, if it and its projections fit the bank.
 
         Args:
             op: name for the errors.
@@ -85,21 +84,18 @@ class Batch(NamedTuple):
         if isinstance(projections, Tensor) and projections is not features:
             others = projections
         usable = finite_rows(features, others, confidence)
-        return cls(projections, labels, features, confidence, usable, op)
+        return cls(labels, features, confidence, usable, op)
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:
         """Replaces a batch without pixels, which stays connected to it. The pixel changes nothing."""
-        features = _zero_row(self.features)
-        projections = self.projections
-        if isinstance(projections, Tensor):
-            projections = _zero_row(projections)
+        features = zero_row(self.features)
         label = torch.full((1,), ignore_index, dtype=torch.int64, device=features.device)
         confidence = None if self.confidence is None else self.confidence.new_zeros(1)
         usable = self.usable.new_ones(1)
-        return Batch(projections, label, features, confidence, usable, self.op)
+        return Batch(label, features, confidence, usable, self.op)
 
 
-def _zero_row(maps: Tensor) -> Tensor:
+def zero_row(maps: Tensor) -> Tensor:
     """[1, D] zeros, with a gradient to maps without pixels."""
     return maps.new_zeros((1, maps.shape[1])) + maps.sum()
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops._precision import compute_dtype, no_autocast
-from dgcl_ops._step.batch import Batch
+from dgcl_ops._precision import no_autocast
 from dgcl_ops._step.keys import average_keys, mean_of_chosen
 from dgcl_ops._step.sampling import Table, unused_entries
 from dgcl_ops._step.selection import Choice, Push
@@ -35,32 +34,41 @@ class ChosenRows(NamedTuple):
 
 
 def chosen_rows(
-    strategy: Strategy, bank: MemoryBank, batch: Batch, choice: Choice
+    strategy: Strategy,
+    bank: MemoryBank,
+    projections: Tensor | nn.Module,
+    features: Tensor,
+    choice: Choice,
 ) -> tuple[Choice, ChosenRows]:
     """The chosen rows, and the choice, changed only if a head has computed an inf or NaN.
 
-    A head is called under the caller's autocast.
+    Args:
+        strategy: how the step chose.
+        bank: the memory bank.
+        projections: [B, E, H, W] or [M, E], or the head, which is called under the caller's autocast.
+        features: [B, D, H, W] or [M, D], the head's input.
+        choice: the chosen pixels.
     """
     tables = [choice.anchors, choice.keys, choice.negatives]
     if choice.push is not None:
         tables.append(choice.push.pixels)
-    if isinstance(batch.projections, Tensor):
-        anchors = gather_rows(batch.projections, choice.anchors.index)
+    if isinstance(projections, Tensor):
+        anchors = gather_rows(projections, choice.anchors.index)
         with torch.no_grad():
             index = torch.cat([table.index for table in tables[1:]], 1)
-            others = gather_rows(batch.projections, index)
+            others = gather_rows(projections, index)
     else:
-        anchors, others = _projected(batch.projections, batch.features, choice, tables)
-    with torch.no_grad(), no_autocast(others):
-        dtype = compute_dtype(others)
+        anchors, others = _projected(projections, features, choice, tables)
+    with torch.no_grad(), no_autocast(choice.active):
+        dtype = torch.promote_types(others.dtype, torch.float32)
         keys, negatives, *pushed = others.split([t.index.shape[1] for t in tables[1:]], dim=1)
-        if isinstance(batch.projections, Tensor) and strategy.keys == "average":
-            keys = average_keys(bank, choice, batch.projections, dtype, strategy.normalize_keys)
+        if isinstance(projections, Tensor) and strategy.keys == "average":
+            keys = average_keys(bank, choice, projections, dtype, strategy.normalize_keys)
         else:
-            keys = mean_of_chosen(bank, choice, keys.to(dtype), strategy.normalize_keys)
+            keys = mean_of_chosen(bank, choice, keys, dtype, strategy.normalize_keys)
         # A copy: the backward keeps the negatives, and a view would keep the other rows with them.
         negatives = negatives.to(dtype).contiguous()
-        if choice.push is not None and not isinstance(batch.projections, Tensor):
+        if choice.push is not None and not isinstance(projections, Tensor):
             choice = _without_non_finite(choice, choice.push, pushed[0])
     return choice, ChosenRows(anchors.to(dtype), keys, negatives, *pushed)
 

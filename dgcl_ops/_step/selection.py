@@ -15,7 +15,7 @@ from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
-from dgcl_ops.ops import class_table, draw_negatives, gather_rows, random_bits
+from dgcl_ops.ops import class_table, draw_negatives, gather_rows, random_bits, sum_rows
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
@@ -184,7 +184,7 @@ def _used_sum(values: Tensor | None, table: Table) -> Tensor | None:
     """[C]: sum of values[table.index] over the used entries."""
     if values is None:
         return None
-    return values[table.index].masked_fill_(sampling.unused_entries(table), 0).sum(1)
+    return sum_rows(values.unsqueeze(1), table.index, table.counts).squeeze(1)
 
 
 def _anchors_and_keys(

@@ -15,6 +15,7 @@ from dgcl_ops.ops.memory_push import memory_push
 from dgcl_ops.ops.partition_keys import partition_keys
 from dgcl_ops.ops.random_bits import random_bits
 from dgcl_ops.ops.silhouette_sums import silhouette_sums
+from dgcl_ops.ops.sum_rows import sum_rows
 
 __all__ = [
     "class_table",
@@ -29,4 +30,5 @@ __all__ = [
     "partition_keys",
     "random_bits",
     "silhouette_sums",
+    "sum_rows",
 ]

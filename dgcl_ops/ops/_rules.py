@@ -44,6 +44,7 @@ SHAPES: dict[str, dict[str, str]] = {
     "leading_rows": {"pixels": "[R]", "pixel_counts": "[C]", "limits": "[C]"},
     "draw_negatives": {"pixels": "[R]", "pixel_counts": "[C]", "bits": "[C, N]"},
     "class_table": {"pixels": "[N]", "offsets": "[C + 1]", "order": "[N]"},
+    "sum_rows": {"rows": "[N, E] or [C, N, E]", "indices": "[C, P]", "row_counts": "[C]"},
     "random_bits": {"rng_state": "[2]"},
     "partition_keys": {
         "labels": "[R]",

@@ -1,4 +1,4 @@
-"""The operators that choose pixels, in plain PyTorch. All of them compute in int64."""
+"""The operators that choose pixels, in plain PyTorch. All but finite_rows compute in int64."""
 
 import torch
 from torch import Tensor
@@ -47,6 +47,22 @@ def partition_keys(
     place = torch.where(labelled, place, num_classes)
     counts = torch.bincount(place, minlength=num_classes + 3)
     return (place.clamp(max=num_classes) << 32) | (bits & _WORD), counts
+
+
+def finite_rows(
+    maps: Tensor, other_maps: Tensor | None = None, confidence: Tensor | None = None
+) -> Tensor:
+    """[R] bool: see `dgcl_ops.ops.finite_rows`.
+
+    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
+    """
+    finite = maps.new_ones((*maps.shape[:1], *maps.shape[2:]), dtype=torch.bool)
+    for given in (maps, other_maps):
+        if given is not None and given.shape[1]:
+            finite &= torch.isfinite(given.amax(1)) & torch.isfinite(given.amin(1))
+    if confidence is not None:
+        finite &= torch.isfinite(confidence)
+    return finite.reshape(-1)
 
 
 def leading_rows(

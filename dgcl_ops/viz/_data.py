@@ -131,7 +131,7 @@ def anchors_and_keys(
             f"{strategy.keys!r}, got None"
         )
     usable = finite_rows(features, None, confidence if strategy.by_confidence else None)
-    batch = Batch(features, labels, features, confidence, usable, "viz.anchors_and_keys")
+    batch = Batch(labels, features, confidence, usable, "viz.anchors_and_keys")
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):

@@ -277,7 +277,7 @@ def test_rows_that_sit_on_the_bound(emulator, metric, seed):
     query, kind_a, kind_b = rounded_apart(seed)
     # 40 rows A, slightly ahead, 60 rows B, and their opposites. Their mean (256 are averaged) is 0, so centring changes
     # nothing. More rows would not fit into the list of candidates, and the item would go to canonical tiles.
-    rows = [(1 + 2**-16) * kind_a] * 40 + [kind_b] * 60
+    rows = [(1 + 2**-18) * kind_a] * 40 + [kind_b] * 60
     rows = torch.stack([*rows, *(-row for row in rows), *torch.zeros(56, len(query))])
     order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
     bank = rows[order]

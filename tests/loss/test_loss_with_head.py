@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from with_head import FULL, SETTINGS, head_of, run, without_projections
 
 from dgcl_ops import ProjectionHead
-from dgcl_ops._step.sampling import used_entries
+from dgcl_ops._step.sampling import unused_entries
 
 
 def flat(batch: dict) -> dict:
@@ -70,7 +70,7 @@ def test_batch_norm_over_the_chosen_rows(setting, as_rows):
         chosen = draw_of(module, {**batch, "projections": empty.to(torch.float64)})
         reached = chosen.negatives._replace(counts=chosen.negatives.counts * chosen.active)
         tables = [chosen.anchors, chosen.keys, reached, chosen.push.pixels]
-        used = torch.cat([table.index[used_entries(table)] for table in tables])
+        used = torch.cat([table.index[~unused_entries(table)] for table in tables])
         features = flat_rows(batch["features"]).clone().requires_grad_()
         rows = reference(features[used])  # unmasked: nn.BatchNorm2d itself
         anchors = int(chosen.anchors.counts.sum())

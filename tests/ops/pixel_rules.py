@@ -37,6 +37,11 @@ RELATIONS = {
             "pixel_counts must sum to at most 6, the number of pixels, got [2, 2, 3]",
         ),
     ],
+    "sum_rows": [
+        ({"rows": torch.zeros(2, 7, 5)}, "indices must have shape [C, P], got [3, 4]"),
+        ({"indices": integers([[0, 7, 9, 9]] * 3)}, "indices must lie in [0, 7), got 7"),
+        ({"indices": integers([[-1, 0, 0, 0]] * 3)}, "indices must lie in [0, 7), got -1"),
+    ],
     "random_bits": [
         ({"rng_state": integers([1, 2, 3])}, "rng_state must have shape [2], got [3]"),
         ({"count": -1}, "count must be at least 0, got -1"),

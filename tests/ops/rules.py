@@ -12,7 +12,7 @@ import torch
 from oracles import integers
 from test_op_contract import OPERATORS, samples
 
-from dgcl_ops.ops import _registry, _rules
+from dgcl_ops.ops import _checks, _registry, _rules
 
 Change = dict[str, object]
 
@@ -40,8 +40,7 @@ def sizes(op: str) -> dict[str, int]:
     letters = {}
     for name, rule in _rules.SHAPES[op].items():
         shape = valid(op)[name].shape
-        rule = "[C, N, D]" if name == "bank" else rule
-        letters |= dict(zip(rule[1 : rule.index("]")].split(", "), shape, strict=True))
+        letters |= dict(zip(_checks.alternatives(rule)[len(shape)], shape, strict=True))
     return letters
 
 

@@ -58,6 +58,10 @@ def table(pixels, order):
     return ops.class_table(pixels, integers([0, 2, 8]), order, 3, last=True)
 
 
+def sums(rows, indices):
+    return ops.sum_rows(rows, indices, integers([2, 5]))
+
+
 def scattered(dL_drows, indices):
     return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, (2, 5, 3, 3))
 
@@ -88,6 +92,7 @@ CASES = {
     "negatives": (drawn, lambda n: (torch.arange(n), torch.arange(6).view(2, 3)), (0, None)),
     "draws": (drawn, lambda n: (torch.arange(8), torch.arange(2 * n).view(2, n)), (None, 1)),
     "table": (table, lambda n: (torch.arange(n), torch.arange(n)), (0, 0)),
+    "sums": (sums, lambda n: (rows(n, 5), torch.arange(2 * n).view(2, n) % 3), (0, 1)),
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
     "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),

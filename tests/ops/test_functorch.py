@@ -182,6 +182,12 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             r"vmap over pixels is not supported \(batch size 4\); call it once per batch element",
         ),
         (
+            "sum_rows",
+            lambda rows: ops.sum_rows(rows[None], None, integers([2])),
+            (QUERIES,),
+            r"vmap over rows is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
             "silhouette_sums",
             lambda features: ops.silhouette_sums(features, OFFSETS),
             (QUERIES,),

@@ -57,6 +57,14 @@ def samples(op: str):
             (pixels, integers([0, 6]), None, 2, False),
             (pixels, integers([1, 6]), None, 0, False),
         ]
+    if op == "sum_rows":
+        rows, counts = random_rows(3, 7, 5, seed=1), integers([2, 0, 4])
+        places = integers([[6, 0, 3, 3], [1, 1, 1, 1], [5, 4, 2, 0]])
+        return [
+            (rows, places, counts, False),
+            (rows[0].half(), places, counts, True),
+            (rows.double(), None, counts, False),
+        ]
     if op == "random_bits":
         return [(integers([-5, 2**40 + 3]), -7, 9), (integers([1, 2]), 3, 0)]
     if op == "partition_keys":
@@ -128,6 +136,7 @@ OPERATORS = (
     "leading_rows",
     "draw_negatives",
     "class_table",
+    "sum_rows",
     "silhouette_sums",
 )
 

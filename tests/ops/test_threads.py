@@ -90,6 +90,7 @@ def every_op(shared: dict):
         *ops.partition_keys(shared["labels"], shared["labels"] != 3, shared["labels"], 7),
         ops.random_bits(shared["offsets"][1:3], 5, 70_000),
         ops.silhouette_sums(rows, shared["offsets"]),
+        ops.sum_rows(rows, shared["pixels"].view(3, -1) % 700, integers([600, 20, 9])),
     ]
 
 

@@ -40,7 +40,7 @@ PROBE = """
 	ld.global.f32 	%f7, [%rd4+8];
 	ld.global.f32 	%f8, [%rd4+12];
 	// begin inline asm
-	mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 \
+	mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 \
 {%f1,%f2,%f3,%f4}, {%r1,%r2,%r3,%r4}, {%r5,%r6}, {%f5,%f6,%f7,%f8};
 	// end inline asm
 	st.global.f32 	[%rd5], %f1;
@@ -56,7 +56,7 @@ PROBE = """
 	ld.param.u64 	%rd1, [probe_pack_param_0];
 	ld.param.f32 	%f1, [probe_pack_param_1];
 	ld.param.f32 	%f2, [probe_pack_param_2];
-	{ cvt.rn.bf16x2.f32 %r1, %f2, %f1;}
+	{ cvt.rn.f16x2.f32 %r1, %f2, %f1;}
 	st.global.u32 	[%rd1], %r1;
 	ret;
 }
@@ -132,10 +132,10 @@ PROBE_FAULTS = {
     "C's registers swapped": ("{%f5,%f6,", "{%f6,%f5,", "probe_mma: "),
     "D's registers swapped": ("{%f1,%f2,", "{%f2,%f1,", "probe_mma: "),
     "A's registers loaded from elsewhere": ("%r2, [%rd6+4]", "%r2, [%rd6+8]", "probe_mma: "),
-    "another product": ("f32.bf16.bf16.f32 ", "f32.f16.f16.f32 ", "probe_mma: "),
+    "another product": ("f32.f16.f16.f32 ", "f32.bf16.bf16.f32 ", "probe_mma: "),
     "no product": ("mma.sync", "// mma.sync", "probe_mma: "),
     "pair reversed": ("%r1, %f2, %f1;}", "%r1, %f1, %f2;}", "probe_pack: "),
-    "another rounding": ("cvt.rn.bf16x2", "cvt.rz.bf16x2", "probe_pack: "),
+    "another rounding": ("cvt.rn.f16x2", "cvt.rz.f16x2", "probe_pack: "),
     "a plain load": ("ld.volatile.global.f32 	%f1", "ld.global.f32 	%f1", "probe_relaxed: "),
     "one load for two": ("[%rd1+4], %f2;\n	ret;\n}\n.visible .entry probe_copy", "[%rd1+4], %f1;\n	ret;\n}\n"
                          ".visible .entry probe_copy", "probe_relaxed: "),

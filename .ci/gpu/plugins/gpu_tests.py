@@ -20,7 +20,7 @@ ASKS = "torch.cuda.is_available()"  # in the source of tests that behave differe
 FIRST = (  # search, contrast, copies, gradients
     *("knn_topk", "knn_density", "density_contrast", "gather_rows", "memory_push"),
     *("partition_keys", "finite_rows", "leading_rows", "draw_negatives", "class_table"),
-    *("silhouette_sums", "gradients"),
+    *("sum_rows", "silhouette_sums", "gradients"),
 )
 LOST = (
     "CUDA error",

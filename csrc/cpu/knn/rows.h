@@ -43,7 +43,7 @@ class KnnRows {
     if (is_safe_square(square) || std::isnan(square)) return length_bound(square);
     T largest = 0;
     for (int64_t d = 0; d < p.dim; ++d) largest = std::max(largest, std::fabs(x[d]));
-    return length_bound_of_largest(largest, p.dim, kLengthMargin<T>);
+    return length_bound_of_largest(largest, p.dim);
   }
 
   // Whether the norm is infinite, or so large that products of two such rows could overflow. A filter cannot bound such

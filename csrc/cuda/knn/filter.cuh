@@ -1,27 +1,25 @@
-// The search in two steps. Tensor cores score all pairs in bfloat16, within a proven bound of the canonical score
+// The search in two steps. Tensor cores score all pairs in float16, within a proven bound of the canonical score
 // (csrc/math/filter_bound.h). Rows that may be neighbours are kept and scored canonically at the end.
 //
-// Both sides are centred at the class's mean row, which makes the bound small for compact classes. 64 queries stay in
-// shared memory as bfloat16. The bank streams in its own dtype, 128 rows x 32 columns at a time, double-buffered. It is
-// centred and rounded on its way into registers, so there is no copy of the bank. Each warp multiplies all 64 queries
-// by 16 rows. If an item's candidates do not fit, because its rows are too close for bfloat16, the item is left to
-// knn_exact_kernel.
+// Both sides are centred at the class's mean row, which makes the bound small for compact classes. Powers of two scale
+// them into float16's range. 64 queries stay in shared memory as float16. The bank streams in its own dtype, 128 rows x
+// 32 columns at a time, double-buffered. It is centred, scaled and rounded on its way into registers, so there is no
+// copy of the bank. Each warp multiplies all 64 queries by 16 rows. If an item's candidates do not fit, because its rows
+// are too close for float16, the item is left to knn_exact_kernel.
 #pragma once
-#include "../../math/filter_bound.h"
 #include "candidates.cuh"
-#include "filter_prepare.cuh"
 #include "filter_tile.cuh"
 
 namespace dgcl {
 
-// Replaces the filter scores of candidates [first, first + kTogether) by canonical scores. It takes several at a time,
-// because each row comes from global memory.
-constexpr int kTogether = 4;
+// Replaces the filter scores of candidates [first, first + kTogether) by canonical scores. Their rows come from global
+// memory. So each lane loads kTogether x kColumnsTogether elements before it uses the first.
+constexpr int kTogether = 4, kColumnsTogether = 2;
 template <typename Stored>
 __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const KnnItem& it,
                                            const QueryReader<float>& query, const CandidateList<float>& list, int first,
                                            int n) {
-  const int lane = threadIdx.x % kWarp;
+  const int lane = threadIdx.x % kWarp, dim = static_cast<int>(a.dim);
   float sum[kTogether] = {};
   const Stored* rows[kTogether];
   RowNorm<float> norm[kTogether];
@@ -32,15 +30,23 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
     if (a.normalize_bank) norm[i] = BankReader<float>(a, index, it.group).norm;
   }
 #pragma unroll 1
-  for (int64_t d = lane; d < a.dim; d += kWarp) {
-    float y[kTogether];  // all loads first: with a division in between, each would wait for the one before
+  for (int begin = lane; begin < dim; begin += kColumnsTogether * kWarp) {
+    float y[kColumnsTogether][kTogether];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) y[i] = widen(rows[i][d]);
-    const float x = query(d);
+    for (int j = 0; j < kColumnsTogether; ++j)
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const float element = element_of_unit(y[i], norm[i], a.normalize_bank);
-      sum[i] = score_step(a.l2, x, element, sum[i]);
+      for (int i = 0; i < kTogether; ++i) {
+        const int d = begin + j * kWarp;
+        y[j][i] = d < dim ? widen(rows[i][d]) : 0.0f;
+      }
+#pragma unroll
+    for (int j = 0; j < kColumnsTogether; ++j) {
+      const int d = begin + j * kWarp;
+      if (d >= dim) break;
+      const float x = query(d);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        sum[i] = score_step(a.l2, x, element_of_unit(y[j][i], norm[i], a.normalize_bank), sum[i]);
     }
   }
 #pragma unroll
@@ -55,9 +61,8 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     knn_filter_kernel(KnnSearchArguments a, int64_t items, bool vectors) {
   DGCL_DYNAMIC_SHARED(unsigned char, shared);
   DGCL_SHARED(float, threshold, [kItemQueries]);  // a filter score must reach it
-  DGCL_SHARED(float, bound, [kItemQueries]);      // |filter score - canonical score|, without the query's constant
-  DGCL_SHARED(float, norm_value, [kItemQueries]);
-  DGCL_SHARED(int, norm_exponent, [kItemQueries]);
+  DGCL_SHARED(FilterQuery, query, [kItemQueries]);
+  DGCL_SHARED(float, bank_scale, [1]);
   DGCL_SHARED(int, length, [kItemQueries]);  // length of the candidate list; -1 for a query with a NaN
   DGCL_SHARED(int, overflow, [1]);
   DGCL_SHARED(KnnItem, shared_item, [1]);  // not in the registers of every thread
@@ -75,35 +80,19 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     }
     __syncthreads();
     const KnnItem& it = shared_item[0];
-    __nv_bfloat16* queries = reinterpret_cast<__nv_bfloat16*>(shared);
+    __half* queries = reinterpret_cast<__half*>(shared);
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
     float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
-    const FilterBlock<Stored> block{a, it, queries, mean, norm_value, norm_exponent};
+    const FilterBlock<Stored> block{a, it, queries, mean, query, bank_scale};
     // 1. Norms, bounds and first thresholds of the queries.
     for (int row = warp; row < kItemQueries; row += kFilterWarps) {
-      float start = std::numeric_limits<float>::infinity(), error = 0;
-      RowNorm<float> norm{1, 0};
-      bool has_nan = false;
-      if (row < it.queries) {
-        norm = query_norm<float>(a, it.first_query + row);
-        const QueryReader<float> query(a, it.first_query + row, norm);
-        const float* centre = a.mean + it.group * a.dim;
-        const auto residual = [&](int64_t d) { return query(d) - centre[d]; };
-        const BankLengths& lengths = a.lengths[it.group];
-        const float square = warp_dot<float>(query, query, a.dim);
-        error = bfloat16_filter_bound(a.l2, a.dim,
-                                      {warp_length_bound(query, a.dim), lengths.row, lengths.mean,
-                                       warp_length_bound(residual, a.dim), lengths.residual});
-        has_nan = square != square;
-        if (!has_nan) start = -start;
-      }
+      const bool has_nan = block.measure_query(row);
       if (lane == 0) {
-        norm_value[row] = norm.value;
-        norm_exponent[row] = norm.exponent;
-        threshold[row] = start;
-        bound[row] = error;
+        // no row reaches the threshold of a padding row or of a query with a NaN
+        const float infinity = std::numeric_limits<float>::infinity();
+        threshold[row] = row < it.queries && !has_nan ? -infinity : infinity;
         length[row] = has_nan ? -1 : 0;
-        if (!has_nan && !(error < kLargestBound)) atomicMax(&overflow[0], 1);
+        if (!has_nan && !(query[row].bound < kLargestBound)) atomicMax(&overflow[0], 1);
       }
     }
     __syncthreads();
@@ -122,7 +111,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     float scale[kColumnTiles];
     if (steps > 0) stage(0);
     for (int64_t step = 0; step < steps; ++step, now.advance()) {
-      const int start = static_cast<int>(now.start), down = now.chunk, column = down * kFilterStep % kFilterDepth;
+      const int start = now.start, down = now.chunk, column = down * kFilterStep % kFilterDepth;
       // 2. Stage the columns of the queries for this step, and of the bank for the next.
       if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
       if (step + 1 < steps) {
@@ -140,41 +129,21 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
           for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) scores[t][n][i] = 0;
-#pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
-          const int row = start + (warp * kColumnTiles + n) * 8 + lane / 4;
-          scale[n] = 1;
-          if (a.normalize_bank && row < it.end_row) {
-            const float norm = static_cast<const RowNorm<float>*>(a.bank_norms)[it.group * a.bank_rows + row].value;
-            scale[n] = norm == 0 ? 0 : 1 / norm;
-          }
-        }
+        block.load_row_scales(start, scale);
       }
       // 3. Products on tensor cores.
       block.multiply(scores, scale, bank + step % 2 * kFilterColumns * kBankPitch, column);
       // 4. Scores above the threshold go to the lists. Full lists are cut down, and the threshold rises.
       const bool finished = down == steps_down - 1;
       if (finished) {
-#pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int index = start + (warp * kColumnTiles + n) * 8 + lane % 4 * 2 + i;
-            const float bias = index < it.end_row ? a.bias[it.group * a.bank_rows + index] : 0.0f;
-#pragma unroll
-            for (int t = 0; t < kRowTiles; ++t)
-#pragma unroll
-              for (int lower = 0; lower < 2; ++lower) {
-                const int row = t * 16 + lane / 4 + lower * 8;
-                const float score = scores[t][n][lower * 2 + i] + bias;
-                const bool self = index == first_place + row;
-                if (score >= threshold[row] && index < it.end_row && !self) {
-                  const int at = row * a.plan.capacity + atomicAdd(&length[row], 1);
-                  lists.score[at] = score;
-                  lists.index[at] = index;
-                }
-              }
+        block.for_each_score(scores, start, [&](int row, int index, float score) {
+          const bool self = index == first_place + row;
+          if (score >= threshold[row] && index < it.end_row && !self) {
+            const int at = row * a.plan.capacity + atomicAdd(&length[row], 1);
+            lists.score[at] = score;
+            lists.index[at] = index;
           }
+        });
       }
       __syncthreads();
       if (!finished) continue;
@@ -182,10 +151,10 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
         const int n = length[row];
         if (n <= a.plan.capacity - kFilterColumns) continue;
         const float kth = warp_kth_bound(list_of(row).score, n, a.k);
-        const int kept = warp_keep(list_of(row), n, kth - 2 * bound[row]);
+        const int kept = warp_keep(list_of(row), n, kth - 2 * query[row].bound);
         if (lane != 0) continue;
         length[row] = kept;
-        threshold[row] = kth - 2 * bound[row];
+        threshold[row] = kth - 2 * query[row].bound;
         if (kept > a.plan.capacity - kFilterColumns) atomicMax(&overflow[0], 1);
       }
     }
@@ -198,9 +167,9 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     for (int row = warp; resolved && row < it.queries; row += kFilterWarps) {
       const CandidateList<float> list = list_of(row);
       int n = length[row];
-      if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * bound[row]);
-      const QueryReader<float> query(a, it.first_query + row, block.norm(row));
-      for (int i = 0; i < n; i += kTogether) warp_score<Stored>(a, it, query, list, i, n);
+      if (n > a.k) n = warp_keep(list, n, warp_kth_bound(list.score, n, a.k) - 2 * query[row].bound);
+      const QueryReader<float> reader(a, it.first_query + row, query[row].norm());
+      for (int i = 0; i < n; i += kTogether) warp_score<Stored>(a, it, reader, list, i, n);
       if (n > 0) warp_sort(list, n);
       if (n > a.k) n = a.k;
       while (n > 0 && !(list.score[n - 1] > -std::numeric_limits<float>::infinity())) --n;

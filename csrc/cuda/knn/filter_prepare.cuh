@@ -38,7 +38,7 @@ __device__ float warp_length_bound(float square, const Row& x, int64_t dim) {
     largest = magnitude > largest ? magnitude : largest;
   }
   if (__any_sync(kFullWarp, has_nan)) return std::numeric_limits<float>::quiet_NaN();
-  return length_bound_of_largest(warp_reduce_max(largest), dim, kBfloat16LengthMargin);
+  return length_bound_of_largest(warp_reduce_max(largest), dim);
 }
 
 template <typename Row>

@@ -1,6 +1,7 @@
-// One tile of the tensor-core filter: 64 centred queries in bfloat16 against 128 bank rows as they are stored.
+// One tile of the tensor-core filter: 64 centred queries in float16 against 128 bank rows as they are stored.
 #pragma once
-#include "items.cuh"
+#include "../../math/filter_bound.h"
+#include "filter_prepare.cuh"
 
 namespace dgcl {
 
@@ -15,7 +16,7 @@ constexpr float kLargestBound = 1e30f;  // beyond it, products might overflow
 static_assert(kFilterDepth % kFilterStep == 0 && kFilterStep % 16 == 0);
 
 template <typename Stored>
-constexpr size_t kFilterShared = kItemQueries * kQueryPitch * sizeof(__nv_bfloat16) +
+constexpr size_t kFilterShared = kItemQueries * kQueryPitch * sizeof(__half) +
                                  2 * kFilterColumns * kBankPitch * sizeof(Stored) + kFilterDepth * sizeof(float);
 
 // Two neighbouring elements, widened.
@@ -34,15 +35,16 @@ __device__ __forceinline__ float2 load_pair(const __half* p) {
 // Stages bank rows [start, start + kFilterColumns) and columns [depth, depth + kFilterStep) in their dtype, with zeros
 // beyond either end.
 template <typename Stored>
-__device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int64_t start,
-                                  int64_t depth, Stored* tile) {
+__device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int start, int depth,
+                                  Stored* tile) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(Stored));
   const Stored* bank = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride;
-  const int columns = static_cast<int>(clamped(a.dim - depth, kFilterStep));
+  const int left = static_cast<int>(a.dim) - depth, columns = left < kFilterStep ? left : kFilterStep;
   if (vectors) {
     constexpr int kPerRow = kFilterStep / kVector, kRowsAtOnce = kFilterThreads / kPerRow;
     const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
-    const int real = static_cast<int>(clamped(columns - d, kVector) * sizeof(Stored));
+    const int present = columns - d < kVector ? columns - d : kVector;  // of the vector, or negative
+    const int real = present > 0 ? present * static_cast<int>(sizeof(Stored)) : 0;
     const Stored* from = bank + (start + first) * a.bank.row_stride + depth + d;
 #pragma unroll
     for (int row = first; row < kFilterColumns; row += kRowsAtOnce, from += kRowsAtOnce * a.bank.row_stride) {
@@ -60,28 +62,78 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
   __pipeline_commit();
 }
 
+// What a block keeps in shared memory about each query.
+struct FilterQuery {
+  float norm_value;
+  int norm_exponent;
+  float bound;    // |filter score - canonical score|, without the query's constant
+  float scale;    // a power of two, for float16
+  float unscale;  // takes the scales of query and bank out of a sum
+
+  __device__ RowNorm<float> norm() const { return {norm_value, norm_exponent}; }
+};
+
 // A block's shared memory and its item.
 template <typename Stored>
 struct FilterBlock {
   const KnnSearchArguments& a;
   const KnnItem& it;
-  __nv_bfloat16* queries;  // [kItemQueries][kQueryPitch]
-  float* mean;             // [kFilterDepth]
-  float* norm_value;       // [kItemQueries]
-  int* norm_exponent;      // [kItemQueries]
+  __half* queries;     // [kItemQueries][kQueryPitch]
+  float* mean;         // [kFilterDepth], scaled like the bank
+  FilterQuery* query;  // [kItemQueries]
+  float* bank_scale;   // [1]
 
-  __device__ RowNorm<float> norm(int row) const { return {norm_value[row], norm_exponent[row]}; }
+  // Norm, bound and scales of a query, by one warp. Returns whether the query has a NaN.
+  __device__ bool measure_query(int row) const {
+    FilterQuery measured{1, 0, 0, 1, 1};
+    bool has_nan = false;
+    if (row < it.queries) {
+      const RowNorm<float> norm = query_norm<float>(a, it.first_query + row);
+      measured.norm_value = norm.value;
+      measured.norm_exponent = norm.exponent;
+      const QueryReader<float> reader(a, it.first_query + row, norm);
+      const float* centre = a.mean + it.group * a.dim;
+      const auto residual = [&](int64_t d) { return reader(d) - centre[d]; };
+      const BankLengths& lengths = a.lengths[it.group];
+      const float square = warp_dot<float>(reader, reader, a.dim), length = warp_length_bound(residual, a.dim);
+      has_nan = square != square;
+      measured.bound = half_filter_bound(
+          a.l2, a.dim, {warp_length_bound(square, reader, a.dim), lengths.row, lengths.mean, length, lengths.residual});
+      const int bank_exponent = bank_half_exponent(lengths.row, lengths.residual);
+      const int exponent = half_exponent(length);
+      measured.scale = std::scalbn(1.0f, exponent);
+      measured.unscale = std::scalbn(1.0f, -(exponent + bank_exponent));
+      if (threadIdx.x % kWarp == 0 && row == 0) bank_scale[0] = std::scalbn(1.0f, bank_exponent);
+    }
+    if (threadIdx.x % kWarp == 0) query[row] = measured;
+    return has_nan;
+  }
 
   // Loads columns [depth, depth + kFilterDepth) of queries and mean.
   __device__ void load_queries(int64_t depth) const {
     const float* centre = a.mean + it.group * a.dim + depth;
-    for (int d = threadIdx.x; d < kFilterDepth; d += kFilterThreads) mean[d] = depth + d < a.dim ? centre[d] : 0.0f;
+    for (int d = threadIdx.x; d < kFilterDepth; d += kFilterThreads)
+      mean[d] = depth + d < a.dim ? centre[d] * bank_scale[0] : 0.0f;
     for (int row = threadIdx.x / kWarp; row < kItemQueries; row += kFilterWarps) {
-      const QueryReader<float> query(a, it.first_query + (row < it.queries ? row : 0), norm(row));
+      const QueryReader<float> reader(a, it.first_query + (row < it.queries ? row : 0), query[row].norm());
+      const float scale = query[row].scale;
 #pragma unroll 1
       for (int d = threadIdx.x % kWarp; d < kFilterDepth; d += kWarp) {
         const bool real = row < it.queries && depth + d < a.dim;
-        queries[row * kQueryPitch + d] = __float2bfloat16_rn(real ? query(depth + d) - centre[d] : 0.0f);
+        queries[row * kQueryPitch + d] = __float2half_rn(real ? (reader(depth + d) - centre[d]) * scale : 0.0f);
+      }
+    }
+  }
+
+  // What a bank row of the tile at `start` is multiplied by: the bank's scale, and 1 / norm for unit length.
+  __device__ __forceinline__ void load_row_scales(int start, float (&scale)[kColumnTiles]) const {
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+      const int row = start + (threadIdx.x / kWarp * kColumnTiles + n) * 8 + threadIdx.x % kWarp / 4;
+      scale[n] = bank_scale[0];
+      if (a.normalize_bank && row < it.end_row) {
+        const float norm = static_cast<const RowNorm<float>*>(a.bank_norms)[it.group * a.bank_rows + row].value;
+        scale[n] = norm == 0 ? 0 : scale[n] / norm;
       }
     }
   }
@@ -100,7 +152,7 @@ struct FilterBlock {
         for (int i = 0; i < 2; ++i) {
           const float2 x = load_pair(rows + n * 8 * kBankPitch + d + i * 8);
           const float2 m = load_pair(mean + column + d + i * 8 + pair);
-          right[n][i] = pack_bfloat16(fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y));
+          right[n][i] = pack_half(fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y));
         }
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
@@ -110,9 +162,36 @@ struct FilterBlock {
           left[i] = load_vector<uint32_t>(queries + (t * 16 + group + i % 2 * 8) * kQueryPitch + column + d +
                                           i / 2 * 8 + pair);
 #pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) mma_bf16_16x8x16(scores[t][n], left, right[n], scores[t][n]);
+        for (int n = 0; n < kColumnTiles; ++n) mma_f16_16x8x16(scores[t][n], left, right[n], scores[t][n]);
       }
     }
+  }
+
+  // Calls take(row, index, score) for the finished scores of this thread, in the tile at `start`.
+  template <typename Take>
+  __device__ __forceinline__ void for_each_score(const float (&scores)[kRowTiles][kColumnTiles][4], int start,
+                                                 const Take& take) const {
+    const int lane = threadIdx.x % kWarp, first = start + threadIdx.x / kWarp * kColumnTiles * 8 + lane % 4 * 2;
+    float bias[kColumnTiles][2];
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int index = first + n * 8 + i;
+        bias[n][i] = index < it.end_row ? a.bias[it.group * a.bank_rows + index] : 0.0f;
+      }
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int row = t * 16 + lane / 4 + lower * 8;
+        const float unscale = query[row].unscale;
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            take(row, first + n * 8 + i, fma(scores[t][n][lower * 2 + i], unscale, bias[n][i]));
+      }
   }
 };
 

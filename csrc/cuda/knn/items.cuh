@@ -48,11 +48,11 @@ __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
 
 // Walks over the bank rows of an item tile by tile, and over the columns of a tile chunk by chunk.
 struct TileWalk {
-  int64_t start;  // first row of the tile
+  int32_t start;  // first row of the tile
   int chunk = 0;
   int tile_rows, chunks;
 
-  __device__ TileWalk(int64_t first_row, int rows, int number) : start(first_row), tile_rows(rows), chunks(number) {}
+  __device__ TileWalk(int32_t first_row, int rows, int number) : start(first_row), tile_rows(rows), chunks(number) {}
   __device__ void advance() {
     if (++chunk < chunks) return;
     chunk = 0;

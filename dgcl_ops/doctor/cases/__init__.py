@@ -70,11 +70,12 @@ def all_cases() -> dict[str, list[Case]]:
         search_sizes,
         segments,
         step,
+        sums,
     )
 
     result: dict[str, list[Case]] = {}
     searches = (search, search_classes, search_sizes)
-    modules = (pixels, rows, step, segments, push, *searches, gradient, contrast)
+    modules = (pixels, rows, step, segments, sums, push, *searches, gradient, contrast)
     for module in modules:
         for case in module.cases():
             result.setdefault(case.op, []).append(case)

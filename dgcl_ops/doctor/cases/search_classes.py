@@ -28,10 +28,10 @@ def far_apart() -> Iterator[Search]:
 
 
 def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A query and rows A and B, [65] each, with equal products. bfloat16 rounds down all that the query shares with A,
+    """A query and rows A and B, [65] each, with equal products. float16 rounds down all that the query shares with A,
     and rounds up all that it shares with B. So the filter puts B ahead by as much as its bound allows."""
     half = 32
-    down, up = 1 + 2**-8 * 0.98, 1 + 2**-8 * 1.02  # where bfloat16 has steps of 2^-7
+    down, up = 1 + 2**-11 * 0.98, 1 + 2**-11 * 1.02  # where float16 has steps of 2^-10
     generator = torch.Generator().manual_seed(seed)
     magnitudes = 2.0 ** torch.randint(-2, 3, (half,), generator=generator)
     query, row_a, row_b = torch.zeros(3, 2 * half + 1)
@@ -45,7 +45,7 @@ def rounded_apart(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def searches_on_the_bound() -> Iterator[Search]:
     """40 rows A, in truth slightly ahead of 60 rows B. The averaged rows have mean 0, so centring changes nothing."""
     query, row_a, row_b = rounded_apart(seed=1)
-    near, far = (1 + 2**-16) * row_a, row_b
+    near, far = (1 + 2**-18) * row_a, row_b
     for name, size, places in (
         # All rows are there when a list is first cut down.
         ("first cut", 256, lambda i: True),

@@ -78,7 +78,7 @@ def module(mode: str) -> Module:
         ("shared", binding_command(), (CSRC / "cuda").rglob("*_binding.cpp")),
         ("shared", binding_command(), [HERE / "module.cpp"]),
         (mode, kernel_command(mode), (CSRC / "cuda").rglob("*.cu")),
-        (mode, kernel_command(mode), [HERE / "self_test.cu"]),
+        (mode, kernel_command(mode), [HERE / "filter_probe.cu", HERE / "self_test.cu"]),
         (mode, runtime_command, (HERE / "runtime").glob("*.cpp")),
     )
     units = [

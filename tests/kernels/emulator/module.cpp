@@ -5,7 +5,9 @@
 
 #include <string>
 #include <string_view>
+#include <tuple>
 
+#include "filter_probe.h"
 #include "include/cuda_emulator/half.h"
 #include "include/cuda_emulator/runtime_api.h"
 #include "include/cuda_emulator/scheduler.h"
@@ -84,5 +86,12 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("widen", &widen);
   m.def("narrow", &narrow);
   m.def("matrix_product", &dgcl::self_test::matrix_product, pybind11::call_guard<Device>());
+  m.def(
+      "filter_scores",
+      [](const std::vector<float>& queries, const std::vector<float>& bank, int64_t dim, bool l2, bool unit) {
+        const dgcl::FilterScores found = dgcl::filter_scores(queries, bank, dim, l2, unit);
+        return std::tuple(found.scores, found.bounds, found.mean);
+      },
+      arg("queries"), arg("bank"), arg("dim"), arg("l2"), arg("unit"), pybind11::call_guard<Device>());
   m.def("try_launch", &dgcl::self_test::try_launch, pybind11::call_guard<Device>());
 }

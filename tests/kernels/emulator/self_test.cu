@@ -59,8 +59,8 @@ template <Fault fault = Fault::none>
 bool product() {
   constexpr int depth = 64;
   const std::vector<float> values = numbers(24 * depth);
-  std::vector<__nv_bfloat16> rows;
-  for (float x : values) rows.push_back(__float2bfloat16_rn(x));
+  std::vector<__half> rows;
+  for (float x : values) rows.push_back(__float2half_rn(x));
   std::vector<float> c(128);
   DGCL_LAUNCH(product_kernel<fault>, dim3(1), dim3(32), 0, cuda_emulator::current_stream(), rows.data(),
               rows.data() + 16 * depth, c.data(), depth);
@@ -102,9 +102,9 @@ std::span<const SelfTest> all() { return kAll; }
 
 std::vector<float> matrix_product(const std::vector<int>& a, const std::vector<int>& b, const std::vector<float>& c) {
   if (a.size() != 256 || b.size() != 128 || c.size() != 128) throw std::invalid_argument("wrong sizes");
-  std::vector<__nv_bfloat16> words;
+  std::vector<__half> words;
   for (const std::vector<int>* rows : {&a, &b})
-    for (int bits : *rows) words.push_back(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
+    for (int bits : *rows) words.push_back(__ushort_as_half(static_cast<unsigned short>(bits)));
   std::vector<float> sum = c;
   DGCL_LAUNCH(small_product_kernel, dim3(1), dim3(32), 0, cuda_emulator::current_stream(), words.data(),
               words.data() + 256, sum.data());

@@ -14,7 +14,7 @@ struct SelfTest {
 
 std::span<const SelfTest> all();
 
-// c + a b^T on the emulated tensor cores: a [16][16], b [8][16] in bfloat16, c [16][8].
+// c + a b^T on the emulated tensor cores: a [16][16], b [8][16] in float16, c [16][8].
 std::vector<float> matrix_product(const std::vector<int>& a, const std::vector<int>& b, const std::vector<float>& c);
 // A launch of a kernel with 1 KiB of static shared memory; `allowed` dynamic bytes are set as its attribute unless 0.
 void try_launch(unsigned blocks, unsigned threads, size_t dynamic_bytes, int allowed);

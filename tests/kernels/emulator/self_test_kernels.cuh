@@ -90,16 +90,16 @@ __global__ void double_kernel(const float* in, float* out, int n) {
   }
 }
 
-// c [16][8] = a [16][depth] times the transpose of b [8][depth], bf16, on tensor cores, tiles of 16 columns by cp.async
+// c [16][8] = a [16][depth] times the transpose of b [8][depth], float16, on tensor cores, tiles of 16 columns by cp.async
 // into two buffers; one warp.
 template <Fault fault>
-__global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int depth) {
-  DGCL_SHARED_ALIGNED(16, __nv_bfloat16, tile, [2][24][24]);  // rows 0 to 15: a, 16 to 23: b
+__global__ void product_kernel(const __half* a, const __half* b, float* c, int depth) {
+  DGCL_SHARED_ALIGNED(16, __half, tile, [2][24][24]);  // rows 0 to 15: a, 16 to 23: b
   const int lane = threadIdx.x, group = lane / 4, place = lane % 4 * 2;
   const auto fetch = [&](int buffer, int k) {
     for (int i = lane; i < 48; i += 32) {
       const int row = i / 2, column = i % 2 * 8;
-      const __nv_bfloat16* from = row < 16 ? a + row * depth : b + (row - 16) * depth;
+      const __half* from = row < 16 ? a + row * depth : b + (row - 16) * depth;
       __pipeline_memcpy_async(&tile[buffer][row][column], from + k + column, 16);
     }
     __pipeline_commit();
@@ -118,16 +118,16 @@ __global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, f
     const uint32_t left[4] = {pair(group, place), pair(group + 8, place), pair(group, place + 8),
                               pair(group + 8, place + 8)};
     const uint32_t right[2] = {pair(16 + group, place), pair(16 + group, place + 8)};
-    mma_bf16_16x8x16(sum, left, right, sum);
+    mma_f16_16x8x16(sum, left, right, sum);
     __syncwarp();
   }
   for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + place + i % 2] = sum[i];
 }
 
 // c [16][8] += a [16][16] times the transpose of b [8][16]; one warp.
-__global__ void small_product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
+__global__ void small_product_kernel(const __half* a, const __half* b, float* c) {
   const int group = threadIdx.x / 4, place = threadIdx.x % 4 * 2;
-  const auto pair = [](const __nv_bfloat16* p) { return load_vector<uint32_t>(p); };
+  const auto pair = [](const __half* p) { return load_vector<uint32_t>(p); };
   uint32_t left[4], right[2];
   float sum[4];
   for (int i = 0; i < 4; ++i) {
@@ -135,7 +135,7 @@ __global__ void small_product_kernel(const __nv_bfloat16* a, const __nv_bfloat16
     sum[i] = c[(group + i / 2 * 8) * 8 + place + i % 2];
   }
   for (int i = 0; i < 2; ++i) right[i] = pair(b + group * 16 + place + i * 8);
-  mma_bf16_16x8x16(sum, left, right, sum);
+  mma_f16_16x8x16(sum, left, right, sum);
   for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + place + i % 2] = sum[i];
 }
 

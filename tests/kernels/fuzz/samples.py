@@ -190,6 +190,21 @@ def class_table(rng: random.Random) -> dict:
     }
 
 
+def sum_rows(rng: random.Random) -> dict:
+    classes, number, width = rng.choice(CLASSES), rng.choice(SIZES), rng.choice(SIZES)
+    shared, in_order = rng.random() < 0.3, rng.random() < 0.3
+    shape = (number,) if shared else (classes, number)
+    width = width if number else 0
+    indices = counts(rng, classes * width, max(0, number - 1)).view(classes, width)
+    in_order = in_order and not shared
+    return {
+        "rows": rows(rng, *shape, rng.choice(COLUMNS)),
+        "indices": None if in_order else indices,
+        "row_counts": counts(rng, classes, number if in_order else width),
+        "in_float64": rng.random() < 0.5,
+    }
+
+
 def gather_rows(rng: random.Random) -> dict:
     images, columns, height, width = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(4))
     shape = [rng.choice((0, 1, 3, 70)) for _ in range(rng.randint(0, 2))]
@@ -228,6 +243,7 @@ SAMPLES = {
         leading_rows,
         draw_negatives,
         class_table,
+        sum_rows,
         gather_rows,
         gather_rows_backward,
         silhouette_sums,

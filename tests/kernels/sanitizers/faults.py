@@ -137,6 +137,14 @@ FAULTS = [
         BEYOND,
     ),
     fault(
+        "indices beyond the counts",
+        "sum_rows",
+        "cpu/sum_rows_kernel.cpp",
+        "j < table.counts[static_cast<size_t>(c)]; ++j) {\n    const char*",
+        "j < table.width; ++j) {\n    const char*",
+        BEYOND + "|SEGV",
+    ),
+    fault(
         "the word after the last",
         "random_bits",
         "cpu/random_bits_kernel.cpp",

@@ -48,8 +48,8 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, segments, step
+    from . import contrast, pixels, rows, scatter, search, segments, step, sums
 
     step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
-    row_faults = (*rows.FAULTS, *scatter.FAULTS)
+    row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
     return [*step_faults, *row_faults, *search.FAULTS, *contrast.FAULTS]

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -61,7 +60,9 @@ float sum_products(float start, const float* a, const float* b, const Rounding& 
   return start;
 }
 
-float element(uint32_t pair, int high) { return std::bit_cast<float>(high ? pair & 0xffff0000u : pair << 16); }
+float element(uint32_t pair, int high) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(high ? pair >> 16 : pair)));
+}
 
 // Register i of lane l, as the PTX manual lays out the fragments.
 void answer_product(Thread* lanes, uint32_t) {
