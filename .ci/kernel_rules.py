@@ -158,7 +158,7 @@ ARITHMETIC = (
 COPIES = (
     "partition_keys_kernel* random_bits_kernel gather_rows_* copy_rows_kernel advance_rings_kernel "
     "knn_pair_keys_kernel* knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel finite_rows_kernel "
-    "leading_rows_kernel* leading_offsets_kernel"
+    "leading_rows_kernel* leading_offsets_kernel draw_negatives_kernel class_table_kernel"
 )
 FLOAT_ATOMIC = "a sum by float atomics depends on their order"
 SEARCH = "knn_exact_kernel* knn_filter_kernel*"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgcl_ops.ops import _rules
+from dgcl_ops.ops import _pixel_checks, _rules
 from dgcl_ops.ops._arguments import METRICS
 
 Arguments = dict[str, Any]  # by name
@@ -97,10 +97,7 @@ def check(op: str, given: Arguments) -> None:
         if pixels >= 2**63:
             raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(shape)}")
         _check_indices(op, given["indices"], 0, pixels)
-    if op == "leading_rows" and not 0 <= given["size"] <= given["pixels"].shape[0]:
-        raise RuntimeError(
-            f"{op}: size must lie in [0, {given['pixels'].shape[0]}], the number of pixels, got {given['size']}"
-        )
+    _pixel_checks.check_sizes(op, given)
     if op == "gather_rows_backward":
         _check_gathered(op, **given)
     if op == "knn_topk_backward":
@@ -117,8 +114,7 @@ def check(op: str, given: Arguments) -> None:
             torch.arange(sizes["P"], device=given["indices"].device) < given["row_counts"][:, None]
         )
         _check_indices(op, given["indices"][used], 0, sizes["N"])
-    if op == "leading_rows":
-        _check_leading(op, **given)
+    _pixel_checks.check_values(op, given)
 
 
 def _check_search(op: str, given: Arguments) -> None:
@@ -232,22 +228,6 @@ def _check_maps(
             f"{op}: confidence must have shape {pixels}, a number for each pixel of maps, got "
             f"{list(confidence.shape)}"
         )
-
-
-def _check_leading(
-    op: str, pixels: Tensor, pixel_counts: Tensor, limits: Tensor, size: int
-) -> None:
-    total, counts = pixels.shape[0], pixel_counts.tolist()
-    for limit in limits.tolist():
-        if limit < 0:
-            raise RuntimeError(f"{op}: limits must lie in [0, {2**63 - 1}], got {limit}")
-    if sum(counts) > total:
-        raise RuntimeError(
-            f"{op}: pixel_counts must sum to at most {total}, the number of pixels, got {counts}"
-        )
-    rows = sum(map(min, counts, limits.tolist()))
-    if rows > size:
-        raise RuntimeError(f"{op}: size must be at least the number of rows, {rows}, got {size}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

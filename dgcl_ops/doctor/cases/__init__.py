@@ -68,13 +68,15 @@ def all_cases() -> dict[str, list[Case]]:
         search,
         search_classes,
         search_sizes,
+        segments,
         step,
         sums,
     )
 
     result: dict[str, list[Case]] = {}
-    modules = (pixels, rows, step, sums, push, search, search_classes, search_sizes)
-    for module in (*modules, gradient, contrast):
+    searches = (search, search_classes, search_sizes)
+    modules = (pixels, rows, step, segments, sums, push, *searches, gradient, contrast)
+    for module in modules:
         for case in module.cases():
             result.setdefault(case.op, []).append(case)
     for op, cases in result.items():

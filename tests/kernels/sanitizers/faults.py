@@ -121,6 +121,22 @@ FAULTS = [
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed|stack",
     ),
     fault(
+        "one draw more than there are words",
+        "draw_negatives",
+        "cpu/draw_negatives_kernel.cpp",
+        "i < (c + 1) * limit; ++i)",
+        "i <= (c + 1) * limit; ++i)",
+        BEYOND,
+    ),
+    fault(
+        "an entry beyond the last pixel",
+        "class_table",
+        "cpu/class_table_kernel.cpp",
+        "std::min(offset[at] + i, total - 1)",
+        "offset[at] + i",
+        BEYOND,
+    ),
+    fault(
         "indices beyond the counts",
         "sum_rows",
         "cpu/sum_rows_kernel.cpp",

@@ -48,7 +48,8 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, step, sums
+    from . import contrast, pixels, rows, scatter, search, segments, step, sums
 
-    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS, *sums.FAULTS)
-    return [*row_faults, *search.FAULTS, *contrast.FAULTS]
+    step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
+    row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
+    return [*step_faults, *row_faults, *search.FAULTS, *contrast.FAULTS]
