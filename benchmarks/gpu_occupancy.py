@@ -21,7 +21,7 @@ class Device:
     clock: float  # Hz, the clock of the tensor peak
     fp32: float  # FLOP/s
     tf32: float  # dense
-    bf16: float
+    fp16: float
     mma_sync: float  # fraction of the tensor peak that mma.sync can reach
     memory: float  # B/s
     shared: int  # bytes per multiprocessor
