@@ -28,10 +28,10 @@ from gpu_occupancy import (
     WARP,
     Device,
     Problem,
-    balance,
     constant,
+    exact_division,
+    filter_division,
     kernel_occupancy,
-    parts,
     round_up,
 )
 
@@ -158,7 +158,8 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
     """Returns the phases of a search with the filter, from the bounds of bank rows to the scores of survivors."""
     kernel = "knn_filter_kernel<float>"
     warps = kernel_occupancy(device, kernel)["warps"]
-    lists = p.classes * p.queries * parts(device, p, kernel)
+    division = filter_division(device, p, kernel)
+    lists = p.classes * p.queries * division.lists
     warp_clocks = device.processors * device.clock * warps
     waiting = (
         warp_clocks * LOADS_TOGETHER * WARP * size / LATENCY
@@ -169,7 +170,7 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
     return [
         Phase("prepare", {"device memory": Need(bank_bytes, "B", device.memory)}),
         Phase("set up items", {"latency": Need(setup, "clocks", warp_clocks)}),
-        Phase("products, selection", filter_needs(device, p, size), balance(device, p, kernel)),
+        Phase("products, selection", filter_needs(device, p, size), division.balance),
         Phase("cut lists", {"latency": Need(cuts, "clocks", warp_clocks)}),
         Phase(
             "score survivors",
@@ -180,7 +181,7 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
 
 
 def exact_phases(device: Device, p: Problem) -> list[Phase]:
-    share = balance(device, p, "knn_exact_kernel<float, false>")
+    share = exact_division(device, p, "knn_exact_kernel<float, false>").balance
     return [Phase("products, selection", exact_needs(device, p), share), small_kernels()]
 
 
