@@ -48,7 +48,7 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, step
+    from . import contrast, cut, pixels, rows, scatter, search, step
 
     row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS)
-    return [*row_faults, *search.FAULTS, *contrast.FAULTS]
+    return [*row_faults, *search.FAULTS, *cut.FAULTS, *contrast.FAULTS]
