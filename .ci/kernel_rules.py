@@ -158,7 +158,7 @@ ARITHMETIC = (
 COPIES = (
     "partition_keys_kernel* random_bits_kernel gather_rows_* copy_rows_kernel advance_rings_kernel "
     "knn_pair_keys_kernel* knn_topk_kernel* convert_rows_kernel<*false> mark_rows_kernel finite_rows_kernel "
-    "leading_rows_kernel* leading_offsets_kernel"
+    "leading_rows_kernel* leading_offsets_kernel draw_negatives_kernel class_table_kernel"
 )
 FLOAT_ATOMIC = "a sum by float atomics depends on their order"
 SEARCH = "knn_exact_kernel* knn_filter_kernel*"
@@ -215,6 +215,10 @@ RULES = (
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"add\.rn\.f32", 8, "8 columns per lane, added in float"),
     Rule("scatter_rows_kernel<[!d]*", "ptx", r"(add|fma)\.(\w+\.)*(f16|bf16|f64)(x2)?", 0, "sums are rounded once"),
     Rule("scatter_rows_kernel<double>", "ptx", r"add\.rn\.f64", 8, "8 columns per lane, added in double"),
+    Rule("sum_rows_kernel*", "sass", r"LDG\.E(\.\w+)*", 16, "8 rows are loaded before the first is added"),
+    Rule("sum_rows_kernel<*float>", "ptx", r"add\.rn\.f32", 9, "8 rows at a time, added in float"),
+    Rule("sum_rows_kernel<*double>", "ptx", r"add\.rn\.f64", 9, "8 rows at a time, added in double"),
+    Rule("sum_rows_kernel*", "ptx", r"fma\..*", 0, "a plain sum of rows"),
     Rule("finite_rows_kernel", "ptx", r"vote\.sync\.ballot\.b32", 1, "a bit for each of 32 pixels"),
     Rule("finite_rows_kernel", "sass", r"LDG\.E(\.\w+)*\.128(\.\w+)*", 2, "16-byte loads of contiguous channels"),
     Rule("finite_rows_kernel", "sass", r"LDG\.E(\.\w+)*", 48, "8 channels are loaded before the first is compared"),

@@ -99,6 +99,9 @@ OWN = {  # kernels, clears of memory
     "density_contrast": (3, 0),  # unit rows, logits, mean
     "density_contrast_backward": (4, 0),  # unit rows, anchors, gradient, finish
     "leading_rows": (1, 0),  # up to 1,024 classes
+    "class_table": (1, 0),
+    "draw_negatives": (1, 0),
+    "sum_rows": (1, 0),
     "memory_push": (4, 0),  # three rings; counts and heads
 }
 # A binding copies other arguments that are not contiguous.
@@ -109,6 +112,7 @@ READ_STRIDED = {
     "features",
     "projections",
     "density",
+    "rows",
     "queries",
     "bank",
 }

@@ -277,6 +277,38 @@ def check_leading_rows(target: Target, comparison: Comparison, quick: bool) -> N
         comparison.same(f"{classes} classes", ours, target.expected(ops.leading_rows, *arguments))
 
 
+def check_draw_negatives(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    for classes, draws in ((21, 512), (3000, 7)):
+        counts = draw.integers(0, 9, (classes,))
+        pixels = draw.integers(0, 2**40, (10 * classes,))
+        arguments = pixels, counts, draw.integers(0, 2**32, (classes, draws))
+        ours = target(ops.draw_negatives, *arguments)
+        comparison.same(f"{classes} classes", ours, target.expected(ops.draw_negatives, *arguments))
+
+
+def check_class_table(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    pixels, order = draw.integers(0, 2**40, (5000,)), draw.integers(0, 5000, (5000,))
+    offsets = draw.integers(0, 5001, (22,)).sort().values
+    for last in (False, True):
+        arguments = pixels, offsets, order, 200, last
+        ours = target(ops.class_table, *arguments)
+        comparison.same(f"last {last}", ours, target.expected(ops.class_table, *arguments))
+
+
+def check_sum_rows(target: Target, comparison: Comparison, quick: bool) -> None:
+    draw = Draw()
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        rows, places = draw.rows(21, 300, DIM, dtype=dtype), draw.integers(0, 300, (21, 50))
+        counts = draw.integers(0, 51, (21,))
+        for title, indices in (("a table", places), ("in order", None)):
+            equal(target, comparison, f"{dtype}, {title}", ops.sum_rows, rows, indices, counts)
+        equal(
+            target, comparison, f"{dtype}, one column", ops.sum_rows, rows[0, :, :1], places, counts
+        )
+
+
 def check_silhouette_sums(target: Target, comparison: Comparison, quick: bool) -> None:
     draw = Draw()
     offsets = torch.tensor([0, 130, 130, 131, 290])
@@ -296,6 +328,9 @@ CHECKS = {
     "gather_rows_backward": check_gather_rows_backward,
     "finite_rows": check_finite_rows,
     "leading_rows": check_leading_rows,
+    "draw_negatives": check_draw_negatives,
+    "class_table": check_class_table,
+    "sum_rows": check_sum_rows,
     "random_bits": check_random_bits,
     "partition_keys": check_partition_keys,
     "silhouette_sums": check_silhouette_sums,

@@ -109,9 +109,13 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, std::
   if (!same) fail(op, name, " must have shape ", rule, ", got ", shape_of(t));
 }
 
-inline void check_int64_vector(const char* op, const char* name, const Tensor& t, int64_t length, const char* rule) {
+inline void check_int64(const char* op, const char* name, const Tensor& t) {
   check_given(op, name, t);
   if (t.scalar_type() != ScalarType::Long) fail(op, name, " must be int64, got ", dtype_name(t.scalar_type()));
+}
+
+inline void check_int64_vector(const char* op, const char* name, const Tensor& t, int64_t length, const char* rule) {
+  check_int64(op, name, t);
   check_shape(op, name, t, {length}, rule);
 }
 

@@ -26,4 +26,16 @@ inline std::vector<int64_t> read_offsets(const char* op, const char* name, const
   return out;
 }
 
+// Where each class begins in `total` pixels that are sorted by class, and the end of the last class.
+inline std::vector<int64_t> read_starts(const char* op, const Tensor& pixel_counts, int64_t total) {
+  const std::vector<int64_t> counts = read_counts(op, "pixel_counts", pixel_counts, total);
+  std::vector<int64_t> starts(1, 0);
+  for (int64_t count : counts) {
+    if (count > total - starts.back())
+      fail(op, "pixel_counts must sum to at most ", total, ", the number of pixels, got ", list_of(counts));
+    starts.push_back(starts.back() + count);
+  }
+  return starts;
+}
+
 }  // namespace dgcl

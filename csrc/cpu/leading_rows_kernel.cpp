@@ -16,15 +16,10 @@ std::tuple<Tensor, Tensor, Tensor> leading_rows_cpu(const Tensor& pixels, const 
   const char* op = "leading_rows";
   check_leading_rows(pixels, pixel_counts, limits, size);
   const int64_t total = pixels.numel(), classes = pixel_counts.numel();
-  const std::vector<int64_t> count = read_counts(op, "pixel_counts", pixel_counts, total),
+  const std::vector<int64_t> start = read_starts(op, pixel_counts, total),
                              limit = read_counts(op, "limits", limits, INT64_MAX);
-  std::vector<int64_t> offset(1, 0), start(1, 0);  // in the result, and in `pixels`
-  for (size_t c = 0; c < count.size(); ++c) {
-    if (count[c] > total - start.back())
-      fail(op, "pixel_counts must sum to at most ", total, ", the number of pixels, got ", list_of(count));
-    start.push_back(start.back() + count[c]);
-    offset.push_back(offset.back() + std::min(count[c], limit[c]));
-  }
+  std::vector<int64_t> offset(1, 0);  // in the result
+  for (size_t c = 0; c < limit.size(); ++c) offset.push_back(offset[c] + std::min(start[c + 1] - start[c], limit[c]));
   if (offset.back() > size) fail(op, "size must be at least the number of rows, ", offset.back(), ", got ", size);
 
   const Tensor dense = torch::stable::contiguous(pixels);

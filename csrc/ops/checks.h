@@ -41,9 +41,15 @@ void check_density_contrast_backward(const Tensor& dL_dloss, const Tensor& ancho
 
 void check_leading_rows(const Tensor& pixels, const Tensor& pixel_counts, const Tensor& limits, int64_t size);
 
+void check_draw_negatives(const Tensor& pixels, const Tensor& pixel_counts, const Tensor& bits);
+
+void check_class_table(const Tensor& pixels, const Tensor& offsets, const std::optional<Tensor>& order, int64_t width);
+
 void check_memory_push(const Tensor& bank_features, const Tensor& bank_projections, const Tensor& bank_density,
                        const Tensor& counts, const Tensor& heads, const Tensor& features, const Tensor& projections,
                        const Tensor& density, const Tensor& row_counts);
+
+void check_sum_rows(const Tensor& rows, const std::optional<Tensor>& indices, const Tensor& row_counts);
 
 void check_silhouette_sums(const Tensor& features, const Tensor& offsets, const std::optional<Tensor>& rows);
 

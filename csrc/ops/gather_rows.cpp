@@ -18,18 +18,14 @@ void check_gather_rows(const Tensor& maps, const Tensor& pixels) {
   // Maps without channels take no memory, so any number of pixels is possible.
   if (overflows(maps.size(2), maps.size(3)) || overflows(maps.size(2) * maps.size(3), maps.size(0)))
     fail(op, "maps must have fewer than 2^63 pixels, got ", shape_of(maps));
-  check_given(op, "indices", pixels);
-  if (pixels.scalar_type() != ScalarType::Long)
-    fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
+  check_int64(op, "indices", pixels);
   check_same_device(op, "indices", pixels, "maps", maps);
 }
 
 void check_gather_rows_backward(const Tensor& dL_drows, const Tensor& pixels, const std::vector<int64_t>& shape) {
   const char* op = "gather_rows_backward";
   check_float(op, "dL_drows", dL_drows);
-  check_given(op, "indices", pixels);
-  if (pixels.scalar_type() != ScalarType::Long)
-    fail(op, "indices must be int64, got ", dtype_name(pixels.scalar_type()));
+  check_int64(op, "indices", pixels);
   check_same_device(op, "indices", pixels, "dL_drows", dL_drows);
   if (shape.size() != 4) fail(op, "shape must be [B, D, H, W], got ", list_of(shape));
   for (int64_t size : shape)

@@ -80,22 +80,28 @@ class Rings:
         )[1]
         return slots.clamp(min=0), (slots >= 0).sum(1)
 
-    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
-        """The projections in some slots of each ring. [C, K] -> [C, K, E]."""
-        class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
-        return bank.projections[class_index, slots]
+    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows that include the projections in some slots of each ring.
+
+        slots [C, K] -> rows [C, N, E], and the places of the slots in them, [C, K]. None stands for 0, ..., K - 1.
+        """
+        return bank.projections, slots
 
     def write(self, bank: MemoryBank, rows: PushedRows, normalize: bool) -> None:
         """Appends rows and moves counts and heads.
 
-        Counts and heads are read before the push, so the op gets fresh tensors. TorchInductor (2.13) may fuse such a
-        read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in place. The
-        `stack` stands for two clones, which would be optimised away.
+        A compiled step reads counts and heads before the push, so there the op gets fresh tensors. TorchInductor (2.13)
+        may fuse such a read into a later kernel, after a custom op that writes to the tensor; it keeps a plain copy_ in
+        place. The `stack` stands for two clones, which would be optimised away.
         """
-        counts, heads = torch.stack((bank.counts, bank.heads))
+        compiling = torch.compiler.is_compiling()
+        counts, heads = bank.counts, bank.heads
+        if compiling:
+            counts, heads = torch.stack((counts, heads))
         memory_push(bank.features, bank.projections, bank.density, counts, heads, *rows, normalize)
-        bank.counts.copy_(counts)
-        bank.heads.copy_(heads)
+        if compiling:
+            bank.counts.copy_(counts)
+            bank.heads.copy_(heads)
 
     def refresh(self, bank: MemoryBank, classes: Tensor) -> None:
         """Recomputes the densities of all rows of some classes, [C] bool. A row is not its own neighbour.

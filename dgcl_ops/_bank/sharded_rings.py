@@ -167,14 +167,13 @@ class ShardedRings:
         density, order = torch.sort(density, dim=1, descending=True, stable=True)
         return slots.gather(1, order[:, :k]), (density[:, :k] > -torch.inf).sum(1)
 
-    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> Tensor:
-        """The projections in slots of all shards. [C, K], the same on all ranks -> [C, K, E]."""
+    def projection_rows(self, bank: MemoryBank, slots: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `Rings.projection_rows`. The slots of all shards, the same on all ranks."""
         class_index = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1)
         mine = bank.projections[class_index, (slots - self.start).clamp(0, self.length - 1)]
         rows = all_gather(self.ranks, mine)
-        return rows[
-            slots // self.width, class_index, torch.arange(slots.shape[1], device=slots.device)
-        ]
+        place = torch.arange(slots.shape[1], device=slots.device)
+        return rows[slots // self.width, class_index, place], None
 
     def save(self, bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:
         as_dtensors(bank, state_dict, prefix)

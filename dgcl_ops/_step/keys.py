@@ -7,29 +7,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgcl_ops._step.sampling import Table, unused_entries
+from dgcl_ops.ops import sum_rows
 
 if TYPE_CHECKING:
     from dgcl_ops._step.selection import Choice
     from dgcl_ops.memory import MemoryBank
 
 
-def mean_of_chosen(bank: MemoryBank, choice: Choice, rows: Tensor, normalize: bool) -> Tensor:
-    """The mean of the key rows of batch and bank. rows [C, K, E] of the batch -> [C, E]."""
-    total = _sum_of_used(rows, choice.keys, normalize)
+def mean_of_chosen(
+    bank: MemoryBank, choice: Choice, rows: Tensor, dtype: torch.dtype, normalize: bool
+) -> Tensor:
+    """The mean of the key rows of batch and bank, in `dtype`. rows [C, K, E] of the batch -> [C, E]."""
+    total = _sum_of_chosen(rows, None, choice.keys.counts, dtype, normalize)
     count = choice.keys.counts
     if choice.bank_keys is not None:
-        stored = bank.rings.projection_rows(bank, choice.bank_keys.index).to(rows.dtype)
-        total = total + _sum_of_used(stored, choice.bank_keys, normalize)
-        count = count + choice.bank_keys.counts
+        slots, stored_count = choice.bank_keys
+        stored, places = bank.rings.projection_rows(bank, slots)
+        total = total + _sum_of_chosen(stored, places, stored_count, dtype, normalize)
+        count = count + stored_count
     return total / count.clamp(min=1).unsqueeze(1)
 
 
-def _sum_of_used(rows: Tensor, table: Table, normalize: bool) -> Tensor:
-    """[C, K, E] -> [C, E]. An unused entry may be NaN, so it is replaced, in place, and not multiplied by 0."""
+def _sum_of_chosen(
+    rows: Tensor, indices: Tensor | None, counts: Tensor, dtype: torch.dtype, normalize: bool
+) -> Tensor:
+    """Sum of the first counts[c] of the rows `indices`, or of all rows. [C, N, E], [C, K], [C] -> [C, E] in `dtype`."""
     if normalize:
+        if indices is not None:
+            rows, indices = rows.take_along_dim(indices.unsqueeze(2), 1), None
+        rows = rows.to(dtype)
         rows = rows * inverse_norms(rows, 2).unsqueeze(2)
-    return rows.masked_fill_(unused_entries(table).unsqueeze(2), 0).sum(1)
+    return sum_rows(rows, indices, counts, in_float64=dtype == torch.float64).to(dtype)
 
 
 def average_keys(

@@ -40,9 +40,9 @@ class Record(nn.Module):
         floats = [class_loss]
         if summary.anchor_density is not None and summary.key_density is not None:
             floats += [summary.anchor_density, summary.key_density]
-        self.floats[: len(floats)].copy_(torch.stack(floats))
+        torch.stack(floats, out=self.floats[: len(floats)])
         counts = (summary.pixels, summary.candidates, summary.anchors, summary.keys)
-        self.counts.copy_(torch.cat((*counts, summary.skipped)))
+        torch.cat((*counts, summary.skipped), out=self.counts)
         self.non_finite_rows.add_(summary.skipped[1])
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def chosen_rows(
         if isinstance(projections, Tensor) and strategy.keys == "average":
             keys = average_keys(bank, choice, projections, dtype, strategy.normalize_keys)
         else:
-            keys = mean_of_chosen(bank, choice, keys.to(dtype), strategy.normalize_keys)
+            keys = mean_of_chosen(bank, choice, keys, dtype, strategy.normalize_keys)
         # A copy: the backward keeps the negatives, and a view would keep the other rows with them.
         negatives = negatives.to(dtype).contiguous()
         if choice.push is not None and not isinstance(projections, Tensor):

@@ -1,4 +1,4 @@
-"""Building blocks of `selection`: class segments, their first pixels, sorting within a class, random negatives.
+"""Building blocks of `selection`: class segments, their first pixels, sorting within a class.
 
 The shape of every table depends only on sizes. Counts on the device say how much of it is used. So nothing is copied to
 the host, and one compiled graph or CUDA graph works for every batch:
@@ -7,7 +7,8 @@ the host, and one compiled graph or CUDA graph works for every batch:
 2. The first pixels of a segment are its candidates. The first of those are pushed, so there is no second draw.
 3. Two stable sorts, by value and then by class, order the candidates of each class by density or confidence. Anchors
    are read from the front of a segment, keys from its back.
-4. A negative of class c is drawn by its position among the valid pixels outside the segment of c.
+4. A negative of class c is drawn by its position among the valid pixels outside the segment of c, see
+   `ops.draw_negatives`.
 
 Random numbers are described in `ops.random_bits`.
 
@@ -19,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgcl_ops._random import random_below
 from dgcl_ops.ops import leading_rows, partition_keys
 
 
@@ -28,7 +28,6 @@ class Segments(NamedTuple):
 
     pixels: Tensor  # [R] int64, a permutation
     counts: Tensor  # [C] int64, pixels of each class
-    offsets: Tensor  # [C + 1] int64, class c is pixels[offsets[c] : offsets[c + 1]]
     # [3] int64, the unused pixels: ignored; labelled, but not usable; with a label outside [0, C).
     skipped: Tensor
 
@@ -90,12 +89,7 @@ def partition(
         keys, stable=True
     ).indices  # 37 bits of a key for 21 classes: no narrower dtype
     counts, skipped = counts.split((num_classes, 3))
-    return Segments(pixels, counts, _offsets(counts), skipped)
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    """[C] counts -> [C + 1]: where each class begins, and the total."""
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return Segments(pixels, counts, skipped)
 
 
 def leading_pixels(segments: Segments, limits: Tensor, size: int) -> LeadingPixels:
@@ -125,37 +119,6 @@ def order_by(values: Tensor, pixels: LeadingPixels) -> Tensor:
     return by_value[torch.argsort(_narrow_classes(pixels)[by_value], stable=True)]
 
 
-def front(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor | None = None) -> Table:
-    """The first counts[c] <= width entries of each class, in the given order or as they are."""
-    at = pixels.offsets[:-1, None] + torch.arange(width, device=counts.device)
-    at = at.clamp(max=pixels.pixels.shape[0] - 1)
-    return Table(at if order is None else order[at], counts)
-
-
-def back(pixels: LeadingPixels, counts: Tensor, width: int, order: Tensor) -> Table:
-    """The last counts[c] <= width entries of each class in the given order, returned in reverse order."""
-    at = pixels.offsets[1:, None] - 1 - torch.arange(width, device=counts.device)
-    return Table(order[at.clamp(min=0)], counts)
-
-
 def unused_entries(table: Table) -> Tensor:
     """[C, width] bool: the entries from the counts on."""
     return torch.arange(table.index.shape[1], device=table.counts.device) >= table.counts[:, None]
-
-
-def draw_negatives(segments: Segments, bits: Tensor) -> Table:
-    """Pixels of other classes: all of them if there are at most N, else N drawn with replacement.
-
-    The valid pixels outside the segment of class c are numbered [0, others). A number at or beyond the start of that
-    segment moves up by its size.
-
-    bits [C, N] -> Table of pixels [C, N], counts min(N, others).
-    """
-    limit = bits.shape[1]
-    others = segments.offsets[-1] - segments.counts
-    each_once = torch.arange(limit, device=bits.device)
-    number = torch.where(others[:, None] > limit, random_below(bits, others[:, None]), each_once)
-    beyond = number >= segments.offsets[:-1, None]
-    number = number + beyond * segments.counts[:, None]
-    pixels = segments.pixels[number.clamp(max=segments.pixels.shape[0] - 1)]
-    return Table(pixels, others.clamp(max=limit))

@@ -15,7 +15,7 @@ from dgcl_ops._step import sampling
 from dgcl_ops._step.batch import Batch
 from dgcl_ops._step.sampling import LeadingPixels, Segments, Table
 from dgcl_ops._step.strategy import Strategy
-from dgcl_ops.ops import gather_rows, random_bits
+from dgcl_ops.ops import class_table, draw_negatives, gather_rows, random_bits, sum_rows
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
@@ -109,7 +109,7 @@ def select(
     if batch.confidence is not None:
         confidence = batch.confidence.reshape(-1)[candidates.pixels]
         values["low_confidence"] = values["high_confidence"] = confidence
-    anchors, keys = _anchors_and_keys(
+    (anchors, anchor_pixels), (keys, key_pixels) = _anchors_and_keys(
         strategy, candidates, counts, values.get(strategy.anchors), values.get(strategy.keys)
     )
     if strategy.keys == "high_confidence":
@@ -118,16 +118,16 @@ def select(
         anchors = Table(anchors.index, anchors.counts * active)
 
     words = bank.num_classes * strategy.num_negatives
-    bits = random_bits(bank.rng_state, bank._first_stream() + 1, words)
+    bits = random_bits(bank.rng_state, bank._first_stream() + 1, words).view(bank.num_classes, -1)
     push_counts = torch.minimum(segments.counts, push_limits)
     return Choice(
         active=active,
         candidates=candidates,
         candidate_counts=counts,
-        anchors=Table(candidates.pixels[anchors.index], anchors.counts),
-        keys=Table(candidates.pixels[keys.index], keys.counts),
+        anchors=Table(anchor_pixels, anchors.counts),
+        keys=Table(key_pixels, keys.counts),
         bank_keys=_bank_keys(strategy, bank),
-        negatives=sampling.draw_negatives(segments, bits.view(bank.num_classes, -1)),
+        negatives=Table(*draw_negatives(segments.pixels, segments.counts, bits)),
         push=_push(queries, push_counts, push_width) if push and queries is not None else None,
         summary=Summary(
             pixels=segments.counts,
@@ -176,16 +176,15 @@ def _queries(
 
 def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     """The first counts[c] <= width queries of each class."""
-    entry = sampling.front(queries.pixels, counts, width).index
-    pixels = Table(queries.pixels.pixels[entry], counts)
-    return Push(pixels, queries.features[entry], queries.density[entry])
+    entries, pixels = class_table(queries.pixels.pixels, queries.pixels.offsets, None, width)
+    return Push(Table(pixels, counts), queries.features[entries], queries.density[entries])
 
 
 def _used_sum(values: Tensor | None, table: Table) -> Tensor | None:
     """[C]: sum of values[table.index] over the used entries."""
     if values is None:
         return None
-    return values[table.index].masked_fill_(sampling.unused_entries(table), 0).sum(1)
+    return sum_rows(values.unsqueeze(1), table.index, table.counts).squeeze(1)
 
 
 def _anchors_and_keys(
@@ -194,13 +193,13 @@ def _anchors_and_keys(
     counts: Tensor,
     anchor_values: Tensor | None,
     key_values: Tensor | None,
-) -> tuple[Table, Table]:
+) -> tuple[tuple[Table, Tensor], tuple[Table, Tensor]]:
     """The candidates of lowest `anchor_values`, and those of highest `key_values`.
 
     Without values, the anchors are the first candidates, which are in random order, and there are no keys. On ties,
     anchors take the first and keys the last.
 
-    counts [C], values [M] -> tables of entries of `candidates`, [C, A] and [C, K].
+    counts [C], values [M] -> tables of entries of `candidates`, [C, A] and [C, K], each with the entries' pixels.
     """
     size = candidates.pixels.shape[0]
     num_anchors, num_keys = strategy.num_anchors, strategy.num_keys
@@ -213,11 +212,11 @@ def _anchors_and_keys(
         key_counts = split.clamp(max=num_keys)
         anchor_counts = (counts - key_counts).clamp(max=num_anchors)
     if key_values is None:
-        order = None
-        keys = sampling.front(candidates, torch.zeros_like(counts), 0)
+        order, key_pixels = None, counts.new_empty((counts.shape[0], 0))
+        keys = Table(key_pixels, torch.zeros_like(counts))
     else:
         order = sampling.order_by(key_values, candidates)
-        keys = sampling.back(candidates, key_counts, min(num_keys, size), order)
+        keys, key_pixels = _table(candidates, key_counts, min(num_keys, size), order, last=True)
     if strategy.disjoint:
         # Keys sort last. Unused entries write to a spare slot past the end.
         taken = torch.zeros(size + 1, dtype=torch.bool, device=counts.device)
@@ -231,8 +230,20 @@ def _anchors_and_keys(
         order = None
     elif anchor_values is not key_values:
         order = sampling.order_by(anchor_values, candidates)
-    anchors = sampling.front(candidates, anchor_counts, min(num_anchors, size), order)
-    return anchors, keys
+    anchors = _table(candidates, anchor_counts, min(num_anchors, size), order)
+    return anchors, (keys, key_pixels)
+
+
+def _table(
+    pixels: LeadingPixels,
+    counts: Tensor,
+    width: int,
+    order: Tensor | None = None,
+    last: bool = False,
+) -> tuple[Table, Tensor]:
+    """The first or last counts[c] <= width entries of each class in the given order, and their pixels [C, width]."""
+    entries, entry_pixels = class_table(pixels.pixels, pixels.offsets, order, width, last)
+    return Table(entries, counts), entry_pixels
 
 
 def _bank_keys(strategy: Strategy, bank: MemoryBank) -> Table | None:

@@ -3,7 +3,9 @@
 Each file holds the public function, the operator's fake kernel (shapes for torch.compile) and its derivative.
 """
 
+from dgcl_ops.ops.class_table import class_table
 from dgcl_ops.ops.density_contrast import density_contrast
+from dgcl_ops.ops.draw_negatives import draw_negatives
 from dgcl_ops.ops.finite_rows import finite_rows
 from dgcl_ops.ops.gather_rows import gather_rows
 from dgcl_ops.ops.knn_density import knn_density
@@ -13,9 +15,12 @@ from dgcl_ops.ops.memory_push import memory_push
 from dgcl_ops.ops.partition_keys import partition_keys
 from dgcl_ops.ops.random_bits import random_bits
 from dgcl_ops.ops.silhouette_sums import silhouette_sums
+from dgcl_ops.ops.sum_rows import sum_rows
 
 __all__ = [
+    "class_table",
     "density_contrast",
+    "draw_negatives",
     "finite_rows",
     "gather_rows",
     "knn_density",
@@ -25,4 +30,5 @@ __all__ = [
     "partition_keys",
     "random_bits",
     "silhouette_sums",
+    "sum_rows",
 ]

@@ -6,6 +6,7 @@ written.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgcl_ops.ops import _rules
+from dgcl_ops.ops import _pixel_checks, _rules
 from dgcl_ops.ops._arguments import METRICS
 
 Arguments = dict[str, Any]  # by name
 
 
-def _letters(rule: str) -> list[str]:
-    return rule[1 : rule.index("]")].split(", ")
+def alternatives(rule: str) -> dict[int, list[str]]:
+    """The letters of each shape that a rule names, by the number of dimensions."""
+    shapes = [shape.split(", ") for shape in re.findall(r"\[(.*?)\]", rule)]
+    return {len(letters): letters for letters in shapes}
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -46,7 +49,7 @@ def check_basics(op: str, given: Arguments) -> None:
                 f"{tensor.device}"
             )
         rule = _rules.SHAPES[op].get(name)
-        if rule and tensor.dim() not in {len(_letters(rule)), 3 if name == "bank" else None}:
+        if rule and tensor.dim() not in alternatives(rule):
             raise RuntimeError(f"{op}: {name} must have shape {rule}, got {list(tensor.shape)}")
     for name in _rules.COUNTS:
         if name in given and given[name] < 1:
@@ -56,6 +59,9 @@ def check_basics(op: str, given: Arguments) -> None:
     if op == "finite_rows" and given["maps"].dim() not in (2, 4):
         shape = list(given["maps"].shape)
         raise RuntimeError(f"{op}: maps must have shape [B, D, H, W] or [M, D], got {shape}")
+    if op == "sum_rows" and given["rows"].dim() == 2 and given.get("indices") is None:
+        shape = list(given["rows"].shape)
+        raise RuntimeError(f"{op}: rows must have shape [C, P, E] without indices, got {shape}")
     if "count" in given:
         _check_count(op, given["count"])
     if "shape" in given and len(given["shape"]) != 4:
@@ -91,10 +97,7 @@ def check(op: str, given: Arguments) -> None:
         if pixels >= 2**63:
             raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(shape)}")
         _check_indices(op, given["indices"], 0, pixels)
-    if op == "leading_rows" and not 0 <= given["size"] <= given["pixels"].shape[0]:
-        raise RuntimeError(
-            f"{op}: size must lie in [0, {given['pixels'].shape[0]}], the number of pixels, got {given['size']}"
-        )
+    _pixel_checks.check_sizes(op, given)
     if op == "gather_rows_backward":
         _check_gathered(op, **given)
     if op == "knn_topk_backward":
@@ -103,9 +106,15 @@ def check(op: str, given: Arguments) -> None:
         _check_rings(op, given)
     if op == "finite_rows":
         _check_maps(op, **given)
+    if op == "sum_rows":
+        sizes.setdefault("P", sizes["N"])  # without indices
     _check_ranges(op, given, sizes)
-    if op == "leading_rows":
-        _check_leading(op, **given)
+    if op == "sum_rows" and given.get("indices") is not None:
+        used = (
+            torch.arange(sizes["P"], device=given["indices"].device) < given["row_counts"][:, None]
+        )
+        _check_indices(op, given["indices"][used], 0, sizes["N"])
+    _pixel_checks.check_values(op, given)
 
 
 def _check_search(op: str, given: Arguments) -> None:
@@ -166,7 +175,7 @@ def _check_shapes(op: str, given: Arguments) -> dict[str, int]:
         tensor = given.get(name)
         if not isinstance(tensor, Tensor):
             continue
-        letters = ["C", "N", "D"] if name == "bank" and tensor.dim() == 3 else _letters(rule)
+        letters = alternatives(rule).get(tensor.dim(), [])
         fits = tensor.dim() == len(letters)
         for letter, size in zip(letters, tensor.shape, strict=False):
             letter, size = ("C", size - 1) if letter == "C + 1" else (letter, size)
@@ -219,22 +228,6 @@ def _check_maps(
             f"{op}: confidence must have shape {pixels}, a number for each pixel of maps, got "
             f"{list(confidence.shape)}"
         )
-
-
-def _check_leading(
-    op: str, pixels: Tensor, pixel_counts: Tensor, limits: Tensor, size: int
-) -> None:
-    total, counts = pixels.shape[0], pixel_counts.tolist()
-    for limit in limits.tolist():
-        if limit < 0:
-            raise RuntimeError(f"{op}: limits must lie in [0, {2**63 - 1}], got {limit}")
-    if sum(counts) > total:
-        raise RuntimeError(
-            f"{op}: pixel_counts must sum to at most {total}, the number of pixels, got {counts}"
-        )
-    rows = sum(map(min, counts, limits.tolist()))
-    if rows > size:
-        raise RuntimeError(f"{op}: size must be at least the number of rows, {rows}, got {size}")
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

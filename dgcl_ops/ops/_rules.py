@@ -42,6 +42,9 @@ SHAPES: dict[str, dict[str, str]] = {
     },
     "finite_rows": {},
     "leading_rows": {"pixels": "[R]", "pixel_counts": "[C]", "limits": "[C]"},
+    "draw_negatives": {"pixels": "[R]", "pixel_counts": "[C]", "bits": "[C, N]"},
+    "class_table": {"pixels": "[N]", "offsets": "[C + 1]", "order": "[N]"},
+    "sum_rows": {"rows": "[N, E] or [C, N, E]", "indices": "[C, P]", "row_counts": "[C]"},
     "random_bits": {"rng_state": "[2]"},
     "partition_keys": {
         "labels": "[R]",
@@ -60,7 +63,7 @@ FLOAT_NAMES = "float64, float32, float16 or bfloat16"
 LABEL_NAMES = "int64, int32, int16, int8 or uint8"
 # The dtype that the operator computes in.
 COMPUTED = {"values", "dL_dvalues", "dL_dloss", "lse"}
-# Entries lie in [0, this size]; heads below it. They are int64, and so are indices, pixels and limits.
+# Entries lie in [0, this size]; heads below it. They are int64, and so are indices, pixels, limits and order.
 LARGEST = {
     "query_offsets": "M",
     "offsets": "N",
@@ -72,7 +75,7 @@ LARGEST = {
     "counts": "capacity",
     "heads": "capacity",
 }
-INT64 = {"indices", "rng_state", "bits", "pixels", "limits", *LARGEST}
+INT64 = {"indices", "rng_state", "bits", "pixels", "limits", "order", *LARGEST}
 BOOLS = {"usable"}
 # At least 1 and less than 2^31.
 COUNTS = ("k", "num_classes")

@@ -114,7 +114,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.save_for_backward(anchors, keys, negatives, lse, anchor_counts, negative_counts)
 
 
-def _backward(ctx: Any, dL_dloss: Tensor, _dL_dlse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dL_dloss: Tensor | None, _dL_dlse: None) -> tuple[Tensor | None, ...]:
+    if dL_dloss is None:
+        return (None,) * 7
     anchors, keys, negatives, lse, anchor_counts, negative_counts = ctx.saved_tensors
     needs_key_grad = any(ctx.needs_input_grad[1:3])
     dL_danchors, dL_dkeys, dL_dnegatives = torch.ops.dgcl_ops.density_contrast_backward(

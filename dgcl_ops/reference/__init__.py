@@ -24,9 +24,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dgcl_ops._precision import compute_dtype, no_autocast
+from dgcl_ops.reference.pixels import class_table as class_table
+from dgcl_ops.reference.pixels import draw_negatives as draw_negatives
+from dgcl_ops.reference.pixels import finite_rows as finite_rows
+from dgcl_ops.reference.pixels import leading_rows as leading_rows
 from dgcl_ops.reference.pixels import mix as mix
 from dgcl_ops.reference.pixels import partition_keys as partition_keys
 from dgcl_ops.reference.pixels import random_bits as random_bits
+from dgcl_ops.reference.sums import sum_rows as sum_rows
 
 # 64 MiB of int64 indices or float64 scores, the widest numbers in a block.
 CHUNK_ELEMENTS = 1 << 23
@@ -271,34 +276,6 @@ def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
     """[B, D, H, W], indices [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
     area = maps.shape[2] * maps.shape[3]
     return maps.flatten(2)[indices // area, :, indices % area]
-
-
-def finite_rows(
-    maps: Tensor, other_maps: Tensor | None = None, confidence: Tensor | None = None
-) -> Tensor:
-    """[R] bool: see `dgcl_ops.ops.finite_rows`.
-
-    The largest and smallest element are finite exactly if all are, and finding them needs no copy of the map.
-    """
-    finite = maps.new_ones((*maps.shape[:1], *maps.shape[2:]), dtype=torch.bool)
-    for given in (maps, other_maps):
-        if given is not None and given.shape[1]:
-            finite &= torch.isfinite(given.amax(1)) & torch.isfinite(given.amin(1))
-    if confidence is not None:
-        finite &= torch.isfinite(confidence)
-    return finite.reshape(-1)
-
-
-def leading_rows(
-    pixels: Tensor, pixel_counts: Tensor, limits: Tensor, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows [M], classes [M], offsets [C + 1]: see `dgcl_ops.ops.leading_rows`."""
-    starts = pad(pixel_counts.cumsum(0), (1, 0))
-    offsets = pad(torch.minimum(pixel_counts, limits).cumsum(0), (1, 0))
-    entry = torch.arange(size, device=pixels.device)
-    classes = torch.searchsorted(offsets[1:], entry, right=True)
-    at = starts[classes] + (entry - offsets[classes])
-    return pixels[at.clamp(max=pixels.shape[0] - 1)], classes, offsets
 
 
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:

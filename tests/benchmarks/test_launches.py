@@ -8,7 +8,7 @@ from benchmark_runs import importable, run
 
 from dgcl_ops._step.report import Record
 
-MOST = {"paper": 175, "default": 188}
+MOST = {"paper": 128, "default": 141}
 
 
 @pytest.fixture

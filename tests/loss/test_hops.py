@@ -3,10 +3,10 @@
 import hops
 import pytest
 
-from dgcl_ops._step import selection
+from dgcl_ops._step import rows
 
 
-@pytest.mark.parametrize(("channels", "most"), [(hops.PROJECTIONS, 21), (hops.FEATURES, 29)])
+@pytest.mark.parametrize(("channels", "most"), [(hops.PROJECTIONS, 25), (hops.FEATURES, 29)])
 def test_the_maps_make_few_stays(channels, most):
     rooms = hops.of_a_step(channels)
     assert len(rooms) <= most, " > ".join(rooms)
@@ -17,13 +17,13 @@ def test_the_count_sees_a_detour(monkeypatch):
     """A detour through `batch.py` for each map that rows are read from."""
     from dgcl_ops.ops import finite_rows
 
-    before, gather_rows = hops.of_a_step(hops.PROJECTIONS), selection.gather_rows
+    before, gather_rows = hops.of_a_step(hops.PROJECTIONS), rows.gather_rows
     detour = compile(
         "def gather(maps, pixels):\n    finite_rows(maps)\n    return gather_rows(maps, pixels)",
-        selection.__file__,
+        rows.__file__,
         "exec",
     )
     names = {"finite_rows": finite_rows, "gather_rows": gather_rows}
     exec(detour, names)
-    monkeypatch.setattr(selection, "gather_rows", names["gather"])
+    monkeypatch.setattr(rows, "gather_rows", names["gather"])
     assert len(hops.of_a_step(hops.PROJECTIONS)) == len(before) + 4

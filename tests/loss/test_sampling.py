@@ -72,8 +72,9 @@ def test_partition(labels, ignore_index, seed):
     ignored = labels.count(ignore_index)
     unusable = sum(not use and c != ignore_index for c, use in zip(labels, usable, strict=True))
     assert segments.skipped.tolist() == [ignored, unusable, 0]
+    starts = starts_of(segments)
     for c in range(4):
-        begin, end = segments.offsets[c : c + 2].tolist()
+        begin, end = starts[c : c + 2].tolist()
         own = [i for i, label in enumerate(labels) if label == c != ignore_index and usable[i]]
         assert sorted(segments.pixels[begin:end].tolist()) == own
         assert segments.counts[c] == len(own)
@@ -104,6 +105,15 @@ def test_order_inside_a_class_is_random():
     assert abs(chi_square(first, 16)) < SIGMAS
 
 
+def starts_of(segments):
+    """[C + 1]: where each class begins, and the end of the last."""
+    return torch.nn.functional.pad(segments.counts.cumsum(0), (1, 0))
+
+
+def negatives_of(segments, bits):
+    return sampling.Table(*ops.draw_negatives(segments.pixels, segments.counts, bits))
+
+
 # ---- tables -----------------------------------------------------------------------------------------
 
 
@@ -121,11 +131,13 @@ def test_leading_rows_and_orders(labels, limits, seed):
     order = sampling.order_by(values, rows)
     assert sorted(order.tolist()) == list(range(size))
     counts = rows.offsets.diff()
-    table_front = sampling.front(rows, counts, 5, order)
-    table_back = sampling.back(rows, counts, 5, order)
-    at = 0
+    width = min(5, size)
+    front, back = (
+        ops.class_table(rows.pixels, rows.offsets, order, width, last) for last in (False, True)
+    )
+    starts, at = starts_of(segments), 0
     for c in range(4):
-        begin, end = segments.offsets[c : c + 2].tolist()
+        begin, end = starts[c : c + 2].tolist()
         own = segments.pixels[begin:end].tolist()[: limits[c]]
         assert rows.offsets[c] == at
         assert rows.pixels[at : at + len(own)].tolist() == own
@@ -133,14 +145,16 @@ def test_leading_rows_and_orders(labels, limits, seed):
         ranked = sorted(range(at, at + len(own)), key=lambda i: (float(values[i]), i))
         assert order[at : at + len(own)].tolist() == ranked
         shown = min(len(own), 5)
-        assert table_front.index[c, :shown].tolist() == ranked[:5]
-        assert table_back.index[c, :shown].tolist() == ranked[::-1][:5]
+        assert front[0][c, :shown].tolist() == ranked[:5]
+        assert back[0][c, :shown].tolist() == ranked[::-1][:5]
         at += len(own)
     assert (rows.classes[at:] == 4).all()
-    for table in (table_front, table_back):
-        assert int(table.index.min()) >= 0
-        assert int(table.index.max()) < size
-    assert (~sampling.unused_entries(table_front)).sum(1).tolist() == counts.clamp(max=5).tolist()
+    for entries, pixels in (front, back):
+        assert int(entries.min()) >= 0
+        assert int(entries.max()) < size
+        assert torch.equal(pixels, rows.pixels[entries])
+    used = ~sampling.unused_entries(sampling.Table(front[0], counts))
+    assert used.sum(1).tolist() == counts.clamp(max=width).tolist()
 
 
 @pytest.mark.parametrize("num_classes", [1, 255, 256, 32_767, 32_768])
@@ -159,7 +173,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
     segments = segments_of(labels, 4)
     tables = [
-        sampling.draw_negatives(segments, bits)  # 7 of at least 8 others
+        negatives_of(segments, bits)  # 7 of at least 8 others
         for bits in ops.random_bits(state(0), 1, 4 * 3000 * 7).view(4, 3000, 7).unbind(1)
     ]
     assert all(table.counts.tolist() == [7] * 4 for table in tables)
@@ -175,7 +189,7 @@ def test_every_pixel_of_another_class_is_a_negative_just_as_often():
 def test_few_pixels_of_other_classes_are_negatives_once_each(limit):
     labels = integers([0] * 5 + [1] * 9 + [255] * 4 + [2] * 3)
     bits = ops.random_bits(state(1), 1, 4 * limit).view(4, limit)
-    table = sampling.draw_negatives(segments_of(labels, 4), bits)
+    table = negatives_of(segments_of(labels, 4), bits)
     for c in range(4):
         others = [i for i, label in enumerate(labels.tolist()) if label not in (c, 255)]
         taken = table.index[c, : table.counts[c]].tolist()
@@ -185,7 +199,7 @@ def test_few_pixels_of_other_classes_are_negatives_once_each(limit):
 
 
 def test_no_negatives_without_another_class():
-    table = sampling.draw_negatives(
+    table = negatives_of(
         segments_of(integers([1, 1, 255]), 3), torch.zeros(3, 4, dtype=torch.int64)
     )
     assert table.counts.tolist() == [2, 0, 2]

@@ -105,6 +105,22 @@ def leading_rows():
     return lambda: RAW.leading_rows(pixels, counts, limits, 5)
 
 
+def draw_negatives():
+    pixels, counts = integers(4, 0, 3, 1, 2), integers(2, 3)
+    bits = torch.arange(8).view(2, 4)
+    return lambda: RAW.draw_negatives(pixels, counts, bits)
+
+
+def class_table():
+    pixels, offsets, order = integers(4, 0, 3), integers(0, 2, 3), integers(1, 0, 2)
+    return lambda: RAW.class_table(pixels, offsets, order, 2, True)
+
+
+def sum_rows():
+    rows, counts = torch.randn(2, 5, 3), integers(2, 4)
+    return lambda: RAW.sum_rows(rows, None, counts)
+
+
 def gather_rows():
     maps, pixels = torch.randn(2, 3, 4, 5), integers(3, 39, 0)
     return lambda: RAW.gather_rows(maps, pixels)
@@ -123,7 +139,7 @@ def silhouette_sums():
 OPERATORS = (
     *(knn_topk, knn_density, knn_topk_backward, density_contrast, density_contrast_backward),
     *(memory_push, gather_rows, gather_rows_backward, silhouette_sums, random_bits, partition_keys),
-    *(finite_rows, leading_rows),
+    *(finite_rows, leading_rows, draw_negatives, class_table, sum_rows),
 )
 OPERATORS = {case.__name__: case for case in OPERATORS}
 

@@ -7,11 +7,12 @@ between arguments. test_rules.py expects the same error from the compiled kernel
 import math
 from collections.abc import Iterator
 
+import pixel_rules
 import torch
 from oracles import integers
 from test_op_contract import OPERATORS, samples
 
-from dgcl_ops.ops import _registry, _rules
+from dgcl_ops.ops import _checks, _registry, _rules
 
 Change = dict[str, object]
 
@@ -39,8 +40,7 @@ def sizes(op: str) -> dict[str, int]:
     letters = {}
     for name, rule in _rules.SHAPES[op].items():
         shape = valid(op)[name].shape
-        rule = "[C, N, D]" if name == "bank" else rule
-        letters |= dict(zip(rule[1 : rule.index("]")].split(", "), shape, strict=True))
+        letters |= dict(zip(_checks.alternatives(rule)[len(shape)], shape, strict=True))
     return letters
 
 
@@ -221,51 +221,7 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
             "rows must have shape [M, D] with the features' D, got [2, 4]",
         ),
     ],
-    "finite_rows": [
-        (
-            {"maps": torch.zeros(2, 3, 4)},
-            "maps must have shape [B, D, H, W] or [M, D], got [2, 3, 4]",
-        ),
-        (
-            {"maps": torch.zeros(1, 0, 1, 1).expand(2**32, 0, 2**16, 2**16)},
-            f"maps must have fewer than 2^63 pixels, got [{2**32}, 0, {2**16}, {2**16}]",
-        ),
-        (
-            {"other_maps": torch.zeros(2, 7, 5, 4)},
-            "other_maps must have the shape of maps, [2, 3, 4, 5], except for the channels, got [2, 7, 5, 4]",
-        ),
-        (
-            {"other_maps": torch.zeros(40, 7)},
-            "other_maps must have the shape of maps, [2, 3, 4, 5], except for the channels, got [40, 7]",
-        ),
-        (
-            {"confidence": torch.zeros(40)},
-            "confidence must have shape [2, 4, 5], a number for each pixel of maps, got [40]",
-        ),
-    ],
-    "leading_rows": [
-        ({"size": -1}, "size must lie in [0, 6], the number of pixels, got -1"),
-        ({"size": 7}, "size must lie in [0, 6], the number of pixels, got 7"),
-        ({"size": 3}, "size must be at least the number of rows, 4, got 3"),
-        ({"limits": integers([9, 9])}, "limits must have shape [C], got [2]"),
-        ({"limits": integers([9, 9, -2])}, f"limits must lie in [0, {2**63 - 1}], got -2"),
-        (
-            {"pixel_counts": integers([2, 2, 3])},
-            "pixel_counts must sum to at most 6, the number of pixels, got [2, 2, 3]",
-        ),
-    ],
-    "random_bits": [
-        ({"rng_state": integers([1, 2, 3])}, "rng_state must have shape [2], got [3]"),
-        ({"count": -1}, "count must be at least 0, got -1"),
-        ({"count": 2**32}, f"count must be less than 2^32, got {2**32}"),
-    ],
-    "partition_keys": [
-        (
-            {"usable": torch.ones(5, dtype=torch.bool)},
-            "usable must have shape [R] with the labels' R, got [5]",
-        ),
-        ({"bits": integers([1])}, "bits must have shape [R] with the labels' R, got [1]"),
-    ],
+    **pixel_rules.RELATIONS,
 }
 
 

@@ -50,6 +50,18 @@ def leading(pixels, limits):
     return ops.leading_rows(pixels, limits, limits, pixels.shape[0])
 
 
+def drawn(pixels, bits):
+    return ops.draw_negatives(pixels, integers([2, 4]), bits)
+
+
+def table(pixels, order):
+    return ops.class_table(pixels, integers([0, 2, 8]), order, 3, last=True)
+
+
+def sums(rows, indices):
+    return ops.sum_rows(rows, indices, integers([2, 5]))
+
+
 def scattered(dL_drows, indices):
     return torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, (2, 5, 3, 3))
 
@@ -77,6 +89,10 @@ CASES = {
     "contrast": (contrast, lambda n: (rows(n, 4, 6), rows(n, 6), rows(n, 5, 6)), (0, 0, 0)),
     "finite": (ops.finite_rows, lambda n: (rows(n, 5, 3, 3), rows(n, 2, 3, 3)), (0, 0)),
     "leading": (leading, lambda n: (torch.arange(n), integers([1, 1])), (0, None)),
+    "negatives": (drawn, lambda n: (torch.arange(n), torch.arange(6).view(2, 3)), (0, None)),
+    "draws": (drawn, lambda n: (torch.arange(8), torch.arange(2 * n).view(2, n)), (None, 1)),
+    "table": (table, lambda n: (torch.arange(n), torch.arange(n)), (0, 0)),
+    "sums": (sums, lambda n: (rows(n, 5), torch.arange(2 * n).view(2, n) % 3), (0, 1)),
     "rows": (ops.gather_rows, lambda n: (rows(n, 5, 3, 3), torch.arange(7) * 2), (0, None)),
     "pixels": (ops.gather_rows, lambda n: (rows(2, 5, 3, 3), torch.arange(n)), (None, 0)),
     "gradient of pixels": (scattered, lambda n: (rows(n, 5), torch.arange(n) // 2), (0, 0)),

@@ -170,6 +170,24 @@ OFFSETS, LABELS = integers([0, 4, 9]), torch.zeros(V, 10, dtype=torch.int64)
             r"vmap over pixels is not supported \(batch size 4\); call it once per batch element",
         ),
         (
+            "draw_negatives",
+            lambda pixels: ops.draw_negatives(pixels, integers([4]), integers([[2, 3]])),
+            (LABELS,),
+            r"vmap over pixels is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
+            "class_table",
+            lambda pixels: ops.class_table(pixels, integers([0, 4]), None, 2),
+            (LABELS,),
+            r"vmap over pixels is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
+            "sum_rows",
+            lambda rows: ops.sum_rows(rows[None], None, integers([2])),
+            (QUERIES,),
+            r"vmap over rows is not supported \(batch size 4\); call it once per batch element",
+        ),
+        (
             "silhouette_sums",
             lambda features: ops.silhouette_sums(features, OFFSETS),
             (QUERIES,),

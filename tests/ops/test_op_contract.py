@@ -44,6 +44,27 @@ def samples(op: str):
             (pixels, integers([2, 0, 3]), integers([9, 9, 2]), 6),
             (pixels, integers([2, 4]), integers([1, 1]), 2),
         ]
+    if op == "draw_negatives":
+        pixels, bits = integers([4, 1, 0, 3, 2, 5]), integers([[1, 2**31], [5, 2**30], [-1, 7]])
+        return [
+            (pixels, integers([2, 0, 3]), bits),
+            (pixels, integers([2, 4, 0]), bits.repeat(1, 4)),
+        ]
+    if op == "class_table":
+        pixels, order = integers([4, 1, 0, 3, 2, 5]), integers([1, 0, 3, 2, 5, 4])
+        return [
+            (pixels, integers([0, 2, 2, 5]), order, 3, True),
+            (pixels, integers([0, 6]), None, 2, False),
+            (pixels, integers([1, 6]), None, 0, False),
+        ]
+    if op == "sum_rows":
+        rows, counts = random_rows(3, 7, 5, seed=1), integers([2, 0, 4])
+        places = integers([[6, 0, 3, 3], [1, 1, 1, 1], [5, 4, 2, 0]])
+        return [
+            (rows, places, counts, False),
+            (rows[0].half(), places, counts, True),
+            (rows.double(), None, counts, False),
+        ]
     if op == "random_bits":
         return [(integers([-5, 2**40 + 3]), -7, 9), (integers([1, 2]), 3, 0)]
     if op == "partition_keys":
@@ -113,6 +134,9 @@ OPERATORS = (
     "partition_keys",
     "finite_rows",
     "leading_rows",
+    "draw_negatives",
+    "class_table",
+    "sum_rows",
     "silhouette_sums",
 )
 

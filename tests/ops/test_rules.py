@@ -85,7 +85,7 @@ def test_every_tensor_has_a_rule_for_its_shape_or_any_shape():
 
 
 def test_no_rule_was_lost():
-    assert len(rules.ALL) == 223
+    assert len(rules.ALL) == 294
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,10 @@ def test_no_rule_was_lost():
         ("LARGEST", {}, "leading_rows", "pixel_counts"),
         ("COUNTS", (), "partition_keys", "num_classes"),
         ("BOOLS", set(), "partition_keys", "usable"),
+        ("LARGEST", {}, "draw_negatives", "pixel_counts"),
+        ("INT64", set(), "class_table", "order"),
         ("INT64", set(), "random_bits", "rng_state"),
+        ("LARGEST", {}, "sum_rows", "row_counts"),
         ("WRITTEN", ("bank_features",), "memory_push", "heads"),
     ],
 )

@@ -83,9 +83,14 @@ def every_op(shared: dict):
         torch.ops.dgcl_ops.gather_rows_backward(rows, shared["pixels"][:700] // 9, (2, 16, 30, 31)),
         ops.finite_rows(maps, maps.mT.contiguous().mT, maps[:, 0]),
         *ops.leading_rows(shared["pixels"], integers([900, 800]), integers([70, 900]), 900),
+        *ops.draw_negatives(
+            shared["pixels"], integers([900, 800]), shared["pixels"][:1000].view(2, 500)
+        ),
+        *ops.class_table(shared["pixels"], integers([0, 900, 1700]), None, 300),
         *ops.partition_keys(shared["labels"], shared["labels"] != 3, shared["labels"], 7),
         ops.random_bits(shared["offsets"][1:3], 5, 70_000),
         ops.silhouette_sums(rows, shared["offsets"]),
+        ops.sum_rows(rows, shared["pixels"].view(3, -1) % 700, integers([600, 20, 9])),
     ]
 
 

@@ -19,7 +19,8 @@ NEEDED = "needs a GPU"  # the skip reason of tests for CUDA only
 ASKS = "torch.cuda.is_available()"  # in the source of tests that behave differently with a GPU
 FIRST = (  # search, contrast, copies, gradients
     *("knn_topk", "knn_density", "density_contrast", "gather_rows", "memory_push"),
-    *("partition_keys", "finite_rows", "leading_rows", "silhouette_sums", "gradients"),
+    *("partition_keys", "finite_rows", "leading_rows", "draw_negatives", "class_table"),
+    *("sum_rows", "silhouette_sums", "gradients"),
 )
 LOST = (
     "CUDA error",

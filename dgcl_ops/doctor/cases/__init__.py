@@ -59,10 +59,23 @@ class Case:
 @functools.cache
 def all_cases() -> dict[str, list[Case]]:
     """Maps each operator to its cases, in the order they run."""
-    from . import contrast, gradient, pixels, push, rows, search, search_classes, search_sizes, step
+    from . import (
+        contrast,
+        gradient,
+        pixels,
+        push,
+        rows,
+        search,
+        search_classes,
+        search_sizes,
+        segments,
+        step,
+        sums,
+    )
 
     result: dict[str, list[Case]] = {}
-    modules = (pixels, rows, step, push, search, search_classes, search_sizes, gradient, contrast)
+    searches = (search, search_classes, search_sizes)
+    modules = (pixels, rows, step, segments, sums, push, *searches, gradient, contrast)
     for module in modules:
         for case in module.cases():
             result.setdefault(case.op, []).append(case)

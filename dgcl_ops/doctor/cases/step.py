@@ -1,4 +1,4 @@
-"""Cases of the operators that read a batch: which pixels are finite, and the first of each class."""
+"""Cases of finite_rows."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import Case
-from .tensors import BF16, F16, F32, F64, FLOATS, INF, NAN, integers, labels, rows, vast_memory
+from .tensors import BF16, F16, F32, F64, FLOATS, INF, NAN, rows, vast_memory
 
 
 def last(maps: Tensor) -> Tensor:
@@ -101,66 +101,5 @@ def finite_rows() -> Iterator[Case]:
     yield Case("finite_rows", "maps far apart", far_apart, vast=True)
 
 
-def leading_rows() -> Iterator[Case]:
-    def case(name, *arguments, repaired=None, **options):
-        other = None if repaired is None else lambda: repaired
-        return Case("leading_rows", name, lambda: arguments, repaired=other, **options)
-
-    def segments(number: int, classes: int, unused: int = 3) -> tuple[Tensor, Tensor]:
-        """Pixels and counts. Some pixels at the end belong to no class."""
-        pixels = torch.randperm(number, generator=torch.Generator().manual_seed(number))
-        of_class = labels(max(0, number - unused), classes, seed=classes)
-        return pixels, torch.bincount(of_class, minlength=classes)
-
-    # Fewer classes than the threads of a block, as many, more; and more than fit into shared memory.
-    for classes in (1, 2, 21, 255, 256, 257, 1024, 1025, 3000):
-        for number in (40, 600):
-            pixels, counts = segments(number, classes)
-            limits = labels(classes, 2 + 2 * number // classes, seed=1)
-            thread = (classes, number) in {(21, 600), (257, 40), (1025, 40)}
-            title = f"{classes} classes, {number} pixels"
-            yield case(title, pixels, counts, limits, number, thread=thread)
-            taken = int(torch.minimum(counts, limits).sum())
-            yield case(f"{title}, exact size", pixels, counts, limits, taken)
-    pixels, counts = segments(300, 5)
-    for name, limits in {
-        "no limits": [300] * 5,
-        "vast limits": [2**62] * 5,
-        "nothing": [0] * 5,
-        "one class": [0, 0, 9, 0, 0],
-        "all but the first": [0, 300, 300, 300, 300],
-    }.items():
-        yield case(name, pixels, counts, integers(limits), 300)
-    twice = torch.stack([pixels, -pixels], 1)[:, 0], torch.stack([counts, -counts], 1)[:, 0]
-    yield case("every second number", *twice, torch.stack([counts, counts], 1)[:, 1] - 1, 300)
-    yield case("empty classes", pixels, integers([0, 7, 0, 0, 9]), integers([5] * 5), 100)
-    yield case("no pixels", integers([]), integers([0, 0]), integers([3, 4]), 0)
-    yield case("no classes", pixels, integers([]), integers([]), 20)
-    yield case("no rows", pixels, counts, integers([0] * 5), 0)
-
-    lengths, limits = integers([100, 100, 100]), integers([50, 60, 70])
-    good = pixels, lengths, limits, 300
-    yield case("limits below 0", pixels, lengths, integers([50, -(2**40), 70]), 300,
-               repaired=(pixels, lengths, integers([50, 0, 70]), 300))  # fmt: skip
-    yield case("counts below 0", pixels, integers([100, -1, 100]), limits, 300,
-               repaired=(pixels, integers([100, 0, 100]), limits, 300))  # fmt: skip
-    for name, stray in {
-        "counts beyond the pixels": (pixels, integers([200, 2**62, 100]), limits, 300),
-        "too many pixels": (pixels, lengths * 2, limits, 300),
-        "as many as there are": good,
-    }.items():
-        yield case(name, *stray, anything=name != "as many as there are")
-
-    def truncated() -> list[Tensor]:
-        taken, classes, offsets = torch.ops.dgcl_ops.leading_rows(*good)
-        return [taken[:90], classes[:90], offsets.clamp(max=90)]
-
-    small = (*good[:3], 90)
-    yield Case("leading_rows", "size too small", lambda: small, answer=truncated)
-    many = segments(20_000, 21)
-    yield case("many pixels", *many, integers([700] * 21), 14_700, long=True)
-
-
 def cases() -> Iterator[Case]:
     yield from finite_rows()
-    yield from leading_rows()

@@ -169,6 +169,42 @@ def leading_rows(rng: random.Random) -> dict:
     }
 
 
+def draw_negatives(rng: random.Random) -> dict:
+    number, classes, draws = rng.choice(SIZES[1:]), rng.choice(CLASSES), rng.choice(SIZES)
+    words = [rng.choice((0, 2**32 - 1, rng.getrandbits(62))) for _ in range(classes * draws)]
+    return {
+        "pixels": counts(rng, number, 10**9),
+        "pixel_counts": offsets(rng, classes, number).diff(),
+        "bits": torch.tensor(words, dtype=torch.int64).view(classes, draws),
+    }
+
+
+def class_table(rng: random.Random) -> dict:
+    number = rng.choice(SIZES)
+    return {
+        "pixels": counts(rng, number, 10**9),
+        "offsets": offsets(rng, rng.choice(CLASSES), number),
+        "order": counts(rng, number, number - 1) if rng.random() < 0.7 else None,
+        "width": rng.randint(0, number),
+        "last": rng.random() < 0.5,
+    }
+
+
+def sum_rows(rng: random.Random) -> dict:
+    classes, number, width = rng.choice(CLASSES), rng.choice(SIZES), rng.choice(SIZES)
+    shared, in_order = rng.random() < 0.3, rng.random() < 0.3
+    shape = (number,) if shared else (classes, number)
+    width = width if number else 0
+    indices = counts(rng, classes * width, max(0, number - 1)).view(classes, width)
+    in_order = in_order and not shared
+    return {
+        "rows": rows(rng, *shape, rng.choice(COLUMNS)),
+        "indices": None if in_order else indices,
+        "row_counts": counts(rng, classes, number if in_order else width),
+        "in_float64": rng.random() < 0.5,
+    }
+
+
 def gather_rows(rng: random.Random) -> dict:
     images, columns, height, width = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(4))
     shape = [rng.choice((0, 1, 3, 70)) for _ in range(rng.randint(0, 2))]
@@ -205,6 +241,9 @@ SAMPLES = {
         partition_keys,
         finite_rows,
         leading_rows,
+        draw_negatives,
+        class_table,
+        sum_rows,
         gather_rows,
         gather_rows_backward,
         silhouette_sums,

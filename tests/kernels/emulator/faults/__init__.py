@@ -48,7 +48,9 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, cut, pixels, rows, scatter, search, step
+    from . import contrast, cut, pixels, rows, scatter, search, segments, step, sums
 
-    row_faults = (*pixels.FAULTS, *rows.FAULTS, *step.FAULTS, *scatter.FAULTS)
-    return [*row_faults, *search.FAULTS, *cut.FAULTS, *contrast.FAULTS]
+    step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
+    row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
+    search_faults = (*search.FAULTS, *cut.FAULTS)
+    return [*step_faults, *row_faults, *search_faults, *contrast.FAULTS]

@@ -1,4 +1,4 @@
-"""Faults for the kernels that read a batch: finite rows, and the first rows of each class."""
+"""Faults for finite_rows."""
 
 from . import (
     BINDING,
@@ -20,8 +20,6 @@ from . import (
 
 finite = planted("finite_rows", "finite_rows_kernel.cu")
 finite_binding = planted("finite_rows", "finite_rows_binding.cpp")
-leading = planted("leading_rows", "leading_rows_kernel.cu")
-leading_binding = planted("leading_rows", "leading_rows_binding.cpp")
 
 FAULTS = [
     # ---- finite_rows
@@ -70,54 +68,4 @@ FAULTS = [
         "return static_cast<int>(image * m.image_stride) +",
     ),
     finite(LAUNCH, "blocks_for(num_pixels, kWarp)", "blocks_for(num_pixels - 1, kWarp)"),
-    # ---- leading_rows
-    leading_binding(BINDING, "device.stream()", "nullptr"),
-    leading_binding(
-        BINDING,
-        'check_launch("leading_rows", launch_leading_rows(a, device.stream()));',
-        "launch_leading_rows(a, device.stream());",
-    ),
-    leading(READ, "  __syncthreads();\n  offset = start = 0;", "  offset = start = 0;"),
-    leading(
-        READ,
-        "    __syncthreads();\n    offsets = sums;",
-        "    offsets = sums;",
-    ),
-    leading(
-        BRANCH,
-        "  __syncthreads();\n  offset = start = 0;",
-        "  if (first < end) __syncthreads();\n  offset = start = 0;",
-    ),
-    leading(
-        BRANCH,
-        "    __syncthreads();\n    offsets = sums;",
-        "    if (threadIdx.x <= a.num_classes) __syncthreads();\n    offsets = sums;",
-    ),
-    leading(SHARED, "wanted, [kLeadingThreads]", "wanted, [kLeadingThreads - 1]"),
-    leading(UNSET, "  counted[thread] = start;", "  if (thread > 0) counted[thread] = start;"),
-    leading(
-        UNSET,
-        "    starts[a.num_classes] = clamped(start, a.num_pixels);\n",
-        "",
-    ),
-    leading(GLOBAL, "  if (i >= a.size) return;\n", "", "address"),
-    leading(GLOBAL, "return clamped(a.counts[c], a.num_pixels);", "return a.counts[c];"),
-    leading(
-        GLOBAL,
-        "a.pixels[clamped(starts[c] + (i - offsets[c]), a.num_pixels - 1)]",
-        "a.pixels[starts[c] + (i - offsets[c])]",
-        "address",
-    ),
-    leading(PLACE, "clamped(a.limits[c], a.size)", "a.limits[c]"),
-    leading(PLACE, "return count < limit ? count : limit;", "return limit;"),
-    leading(PLACE, "offsets[c + 1] <= i", "offsets[c + 1] < i"),
-    leading(PLACE, "+ (i - offsets[c])", "+ i"),
-    leading(PLACE, "offsets[c] = clamped(offset, a.size);", "offsets[c] = offset;"),
-    leading(PLACE, "    if (blockIdx.x == 0)\n", "    if (blockIdx.x == 1)\n"),
-    leading(
-        TAIL, "c <= a.num_classes; c += kLeadingThreads", "c < a.num_classes; c += kLeadingThreads"
-    ),
-    leading(MERGE, "int64_t t = 0; t < thread &&", "int64_t t = 1; t < thread &&"),
-    leading(LAUNCH, "(a.num_classes + 1) * sizeof(int64_t)", "(a.num_classes) * sizeof(int64_t)"),
-    leading(LAUNCH, "blocks_for(a.size > 0 ? a.size : 1,", "blocks_for(a.size,"),
 ]
