@@ -1,4 +1,9 @@
-"""Faults for the cut of the search's filter over the blocks. A longer run is no fault, if all runs are."""
+"""Faults for the cut of the search's filter over the blocks.
+
+A longer run is no fault, if all runs are.
+
+Steps that two blocks take are no fault either: a merge counts equal rows of two lists once.
+"""
 
 from . import GLOBAL, MASK, MERGE, PLACE, RACE, TAIL, TURN, planted
 
@@ -24,13 +29,10 @@ FAULTS = [
     cut(PLACE, "run.length = (steps + gridDim.x - 1) / gridDim.x;", "run.length = steps / gridDim.x;"),
     cut(PLACE, "run.next = blockIdx.x * run.length;", "run.next = blockIdx.x * run.length + 1;"),
     cut(PLACE, "steps ? run.next + run.length :", "steps ? run.next + run.length - 1 :"),
-    cut(PLACE, "steps ? run.next + run.length :", "steps ? run.next + run.length + 1 :"),
     cut(PLACE, "  if (run.length < a.plan.least_steps) run.length = a.plan.least_steps;\n", ""),
-    cut(PLACE, "    if (it.steps > run.end - run.next) it.steps = run.end - run.next;\n", ""),
     cut(PLACE, "blockIdx.x - (run.next - done) / run.length", "blockIdx.x - run.next / run.length"),
     cut(PLACE, "    it.queries = 0;  // the tile begins in another run\n", ""),
     cut(PLACE, "it.tile = first_tile(c, at.group) + tile;", "it.tile = tile;"),
-    cut(PLACE, "it.begin_row = static_cast<int32_t>(done * kFilterColumns);", "it.begin_row = 0;"),
     cut(PLACE, "it.first_place = tile * kItemQueries;", "it.first_place = 0;"),
     filter_(TURN, "run[0].next += it.steps;", "run[0].next = run[0].end;"),
     filter_(RACE, "atomicMax(&a.unresolved[it.tile], 1);", "a.unresolved[it.tile] = 1;", "thread"),
