@@ -1,6 +1,6 @@
 """Estimates the time of the search's CUDA kernels on two GPUs: arithmetic, not measurement.
 
-    python benchmarks/gpu_estimate.py [--survivors 88] [--out benchmarks/results]
+    python benchmarks/gpu_estimate.py [--survivors 38] [--out benchmarks/results]
 
 A phase takes as long as the resource that it needs longest. Phases do not overlap, so the estimate of a method is their
 sum. Occupancy comes from the compiled kernels (gpu_occupancy.py).
@@ -28,10 +28,10 @@ from gpu_occupancy import (
     WARP,
     Device,
     Problem,
-    balance,
     constant,
+    exact_division,
+    filter_division,
     kernel_occupancy,
-    parts,
     round_up,
 )
 
@@ -43,12 +43,17 @@ PROBLEMS = (
     Problem("VOC step: 21 classes", 21, min(10000, PIXELS // 21), 10000, 256),
     Problem("Cityscapes step: 19 classes", 19, min(10000, PIXELS // 19), 10000, 256),
 )
-# The filter's lists, from a simulation of 10,000 rows in 12 clusters with k = 32, in bfloat16. They depend on the data.
-SURVIVORS, CUTS = 88, 4.9  # per query and part of the bank
-LOADS_TOGETHER = constant("knn/filter.cuh", "kTogether")  # of a lane that scores survivors
+# The filter's lists for 12 clusters, counted in the emulator: from tests/, run
+# python -m kernels.emulator.survivors --rows 10000. They depend on the data.
+SURVIVORS, CUTS = 38, 3.0  # per query and part of the bank
+# Loads of a lane that scores survivors: rows times columns.
+LOADS_TOGETHER = constant("knn/filter.cuh", "kTogether") * constant(
+    "knn/filter.cuh", "kColumnsTogether"
+)
+STEP_INSTRUCTIONS = 289  # of a warp, counted in the code for sm_80
 # Guesses of ours. Clocks of a wait for L2, of a cut of a list (half of it hidden), and of a warp's pass over a query.
 LATENCY, CUT_CLOCKS, PASS_CLOCKS = 400, 1500, 700
-SETUP_PASSES = 4  # over the queries of an item: norm, square, two lengths
+SETUP_PASSES = 4  # over the queries of an item: norm, square, length, copy in float16
 ISSUED = 0.85  # share of the issue slots that a kernel fills at best
 LAUNCHES, LAUNCH_SECONDS = 6, 2.3e-6  # one clear and five kernels; a small kernel's time
 # torch.topk on rows of 4,000 and more: its source has counting passes, and one that gathers with two block scans per
@@ -101,7 +106,7 @@ def filter_needs(device: Device, p: Problem, size: int = 4) -> dict[str, Need]:
 
     A step is 32 columns of a tile. Counted in the code for sm_80, half a step takes each warp 8 mma, 16 LDS.32 of
     queries, 4 LDS.64 of bank rows, 2 LDS.64 of means (4 addresses, so one access) and 19 other instructions. With
-    copies, barriers and the loop, the shortest path of a step is 320 instructions.
+    copies, barriers and the loop, the shortest path of a step is STEP_INSTRUCTIONS.
     """
     warps = FILTER_THREADS // WARP
     items = p.classes * -(-p.queries // FILTER_QUERIES)
@@ -113,11 +118,13 @@ def filter_needs(device: Device, p: Problem, size: int = 4) -> dict[str, Need]:
         warps * (16 + 4 * size // 2 + 2) + FILTER_COLUMNS * 16 * size // SHARED_WIDTH
     )
     # selection: 4 per score
-    issued = steps * warps * 320 // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
+    issued = (
+        steps * warps * STEP_INSTRUCTIONS // 2 + tiles * FILTER_QUERIES * FILTER_COLUMNS * 4 // WARP
+    )
     flops = steps * FILTER_QUERIES * FILTER_COLUMNS * 16 * 2
     memory = p.classes * (p.bank * size + p.queries * 4) * p.dim
     return {
-        "tensor cores": Need(flops, "FLOP", device.bf16 * device.mma_sync),
+        "tensor cores": Need(flops, "FLOP", device.fp16 * device.mma_sync),
         "shared memory": Need(accesses, "accesses", clocks),
         "instruction issue": Need(issued, "instructions", clocks * SCHEDULERS * ISSUED),
         "L2": Need(items * p.bank * p.dim * size, "B", device.cache),
@@ -151,7 +158,8 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
     """Returns the phases of a search with the filter, from the bounds of bank rows to the scores of survivors."""
     kernel = "knn_filter_kernel<float>"
     warps = kernel_occupancy(device, kernel)["warps"]
-    lists = p.classes * p.queries * parts(device, p, kernel)
+    division = filter_division(device, p, kernel)
+    lists = p.classes * p.queries * division.lists
     warp_clocks = device.processors * device.clock * warps
     waiting = (
         warp_clocks * LOADS_TOGETHER * WARP * size / LATENCY
@@ -162,7 +170,7 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
     return [
         Phase("prepare", {"device memory": Need(bank_bytes, "B", device.memory)}),
         Phase("set up items", {"latency": Need(setup, "clocks", warp_clocks)}),
-        Phase("products, selection", filter_needs(device, p, size), balance(device, p, kernel)),
+        Phase("products, selection", filter_needs(device, p, size), division.balance),
         Phase("cut lists", {"latency": Need(cuts, "clocks", warp_clocks)}),
         Phase(
             "score survivors",
@@ -173,7 +181,7 @@ def filter_phases(device: Device, p: Problem, survivors: float, size: int = 4) -
 
 
 def exact_phases(device: Device, p: Problem) -> list[Phase]:
-    share = balance(device, p, "knn_exact_kernel<float, false>")
+    share = exact_division(device, p, "knn_exact_kernel<float, false>").balance
     return [Phase("products, selection", exact_needs(device, p), share), small_kernels()]
 
 
@@ -216,7 +224,7 @@ def estimates(survivors: float) -> Iterator[tuple[Problem, Device, str, list[Pha
 def assumptions(survivors: float) -> list[str]:
     peaks = [
         f"{d.name}: {d.processors} multiprocessors, {d.clock / 1e9:.2f} GHz, {d.fp32 / 1e12:.1f} TFLOP/s float32, "
-        f"{d.tf32 / 1e12:.0f} TF32, {d.bf16 / 1e12:.0f} bf16 (dense), {d.memory / 1e12:.2f} TB/s"
+        f"{d.tf32 / 1e12:.0f} TF32, {d.fp16 / 1e12:.0f} float16 (dense), {d.memory / 1e12:.2f} TB/s"
         for d in (A100, H100)
     ]
     return [
@@ -227,7 +235,7 @@ def assumptions(survivors: float) -> list[str]:
         f"Assumed: L2 {A100.bytes_per_clock} B per clock (A100's white paper; a guess for the H100).",
         f"Assumed: mma.sync reaches {H100.mma_sync:.0%} of the H100's tensor peak, which needs wgmma (a guess).",
         f"Assumed: {survivors:g} rows per query and part of the bank are scored exactly after the filter, and the",
-        f"  list is cut {CUTS:g} times (simulated for 12 clusters). A wait for L2 takes {LATENCY} clocks, a cut",
+        f"  list is cut {CUTS:g} times (emulated for 12 clusters). A wait for L2 takes {LATENCY} clocks, a cut",
         f"  {CUT_CLOCKS} that nothing hides, a pass over a query {PASS_CLOCKS} (guesses). Selection takes 4",
         "  instructions per score. Merging is not counted.",
         f"Assumed: {LAUNCHES} launches of {LAUNCH_SECONDS * 1e6:g} us each in addition (a guess).",

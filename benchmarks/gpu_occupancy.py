@@ -21,7 +21,7 @@ class Device:
     clock: float  # Hz, the clock of the tensor peak
     fp32: float  # FLOP/s
     tf32: float  # dense
-    bf16: float
+    fp16: float
     mma_sync: float  # fraction of the tensor peak that mma.sync can reach
     memory: float  # B/s
     shared: int  # bytes per multiprocessor
@@ -120,18 +120,51 @@ def kernel_occupancy(device: Device, kernel: str) -> dict:
     return {"registers": registers, "shared": shared, **result}
 
 
-def parts(device: Device, problem: Problem, kernel: str) -> int:
-    """Returns the number of parts that plan_knn_search splits the bank into."""
-    resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
-    places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
-    return max(1, min(-(-resident // places), -(-problem.bank // LEAST_SPLIT_ROWS), MOST_SPLITS))
+@dataclass(frozen=True)
+class Division:
+    """How a plan divides a search."""
+
+    lists: float  # per query, on average
+    balance: float  # the mean share of the resident blocks that have work; 1 is best
 
 
-def balance(device: Device, problem: Problem, kernel: str) -> float:
-    """Returns the mean fraction of resident blocks that have work, as plan_knn_search divides it. 1 is best."""
-    resident = device.processors * kernel_occupancy(device, kernel)["blocks"]
-    places = problem.classes * problem.queries // FILTER_QUERIES + problem.classes
-    splits = parts(device, problem, kernel)
-    items = problem.classes * -(-problem.queries // FILTER_QUERIES) * splits
-    rounds = -(-items // min(resident, places * splits))
-    return items / (rounds * resident)
+def quotient_up(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)
+
+
+def resident_blocks(device: Device, kernel: str) -> int:
+    return device.processors * kernel_occupancy(device, kernel)["blocks"]
+
+
+def expected_tiles(problem: Problem) -> int:
+    """Returns the host's upper bound."""
+    return problem.classes * problem.queries // FILTER_QUERIES + problem.classes
+
+
+def exact_division(device: Device, problem: Problem, kernel: str) -> Division:
+    """As plan_parts divides it."""
+    resident, tiles = resident_blocks(device, kernel), expected_tiles(problem)
+    most = quotient_up(problem.bank, LEAST_SPLIT_ROWS)
+    splits = min(quotient_up(resident, tiles), most, MOST_SPLITS)
+    items = problem.classes * quotient_up(problem.queries, FILTER_QUERIES) * splits
+    rounds = quotient_up(items, min(resident, tiles * splits))
+    return Division(splits, items / (rounds * resident))
+
+
+def filter_division(device: Device, problem: Problem, kernel: str) -> Division:
+    """As plan_runs and filter_cut.cuh divide it, with full banks."""
+    resident, expected = resident_blocks(device, kernel), expected_tiles(problem)
+    tiles = problem.classes * quotient_up(problem.queries, FILTER_QUERIES)
+    of_tile = quotient_up(problem.bank, FILTER_COLUMNS)
+    run, least = quotient_up(tiles * of_tile, resident), LEAST_SPLIT_ROWS // FILTER_COLUMNS
+    rounds = quotient_up(expected, resident)
+    if of_tile <= least or 10 * rounds * resident <= 11 * expected:
+        return Division(1, tiles / (quotient_up(run, of_tile) * resident))
+    host_run = max(least, quotient_up(expected * of_tile, resident))
+    splits = min(quotient_up(of_tile - 1, host_run) + 1, MOST_SPLITS)
+    run = max(run, least, quotient_up(of_tile - 1, splits - 1))
+    pieces = sum(
+        (first + of_tile - 1) // run - first // run + 1
+        for first in range(0, tiles * of_tile, of_tile)
+    )
+    return Division(pieces / tiles, tiles * of_tile / (run * resident))

@@ -85,11 +85,12 @@ def test_the_phases_of_a_search(estimate):
     assert grown == {"score survivors"}
     name = grown.pop()
     assert many[name].seconds == pytest.approx(2 * few[name].seconds)
-    # 16 warps wait for 4 loads of 128 bytes each
+    # 16 warps wait for 8 loads of 128 bytes each
     rate = few[name].needs["latency"].rate / (132 * 1.83e9)
-    assert rate == pytest.approx(16 * 4 * 128 / 400)
-    # two parts of the bank, 30 rows of 1 KB each
-    assert few[name].needs["latency"].amount == 2 * 10_000 * 30 * 1024
+    assert rate == pytest.approx(16 * 8 * 128 / 400)
+    # 157 tiles of 79 steps: 263 cuts after every 47 steps, 3 of them between two tiles; 30 rows of 1 KB for each list
+    assert few[name].needs["latency"].amount == pytest.approx(417 / 157 * 10_000 * 30 * 1024)
+    assert few["products, selection"].balance == 12403 / (47 * 264)
 
 
 def test_sizes_are_those_of_the_kernels(estimate):

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kExactThreads, 1)
   };
 
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    if (a.plan.filter && a.resolved[item]) continue;
+    if (a.plan.filter && !a.unresolved[item / a.plan.splits]) continue;
     const KnnItem it = knn_item(a, item);
     for (int half = 0; half < it.queries; half += kExactRows) {
       const int rows = it.queries - half < kExactRows ? it.queries - half : kExactRows;

@@ -4,11 +4,11 @@
 // Both sides are centred at the class's mean row, which makes the bound small for compact classes. Powers of two scale
 // them into float16's range. 64 queries stay in shared memory as float16. The bank streams in its own dtype, 128 rows x
 // 32 columns at a time, double-buffered. It is centred, scaled and rounded on its way into registers, so there is no
-// copy of the bank. Each warp multiplies all 64 queries by 16 rows. If an item's candidates do not fit, because its rows
-// are too close for float16, the item is left to knn_exact_kernel.
+// copy of the bank. Each warp multiplies all 64 queries by 16 rows. If the candidates of a query tile do not fit,
+// because its rows are too close for float16, the tile is left to knn_exact_kernel.
 #pragma once
 #include "candidates.cuh"
-#include "filter_tile.cuh"
+#include "filter_cut.cuh"
 
 namespace dgcl {
 
@@ -57,15 +57,16 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
 }
 
 template <typename Stored>
-__global__ void __launch_bounds__(kFilterThreads, 2)
-    knn_filter_kernel(KnnSearchArguments a, int64_t items, bool vectors) {
+__global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearchArguments a, bool vectors) {
   DGCL_DYNAMIC_SHARED(unsigned char, shared);
   DGCL_SHARED(float, threshold, [kItemQueries]);  // a filter score must reach it
   DGCL_SHARED(FilterQuery, query, [kItemQueries]);
   DGCL_SHARED(float, bank_scale, [1]);
   DGCL_SHARED(int, length, [kItemQueries]);  // length of the candidate list; -1 for a query with a NaN
   DGCL_SHARED(int, overflow, [1]);
-  DGCL_SHARED(KnnItem, shared_item, [1]);  // not in the registers of every thread
+  // not in the registers of every thread
+  DGCL_SHARED(FilterRun, run, [1]);
+  DGCL_SHARED(FilterItem, shared_item, [1]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t scratch = static_cast<int64_t>(blockIdx.x) * kItemQueries * a.plan.capacity;
   const CandidateList<float> lists{static_cast<float*>(a.candidate_score) + scratch, a.candidate_index + scratch};
@@ -73,13 +74,21 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     return {lists.score + row * a.plan.capacity, lists.index + row * a.plan.capacity};
   };
 
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    if (threadIdx.x == 0) {
-      shared_item[0] = knn_item(a, item);
-      overflow[0] = 0;
+  if (warp == 0) {
+    const FilterRun own = warp_filter_run(a);
+    if (lane == 0) run[0] = own;
+  }
+  __syncthreads();
+  while (run[0].next < run[0].end) {
+    if (warp == 0) {
+      const FilterItem item = warp_filter_item(a, run[0]);
+      if (lane == 0) {
+        shared_item[0] = item;
+        overflow[0] = 0;
+      }
     }
     __syncthreads();
-    const KnnItem& it = shared_item[0];
+    const FilterItem& it = shared_item[0];
     __half* queries = reinterpret_cast<__half*>(shared);
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
     float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
@@ -163,7 +172,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
 
     // 5. Canonical scores of the candidates, a warp per query.
     const bool resolved = !overflow[0];
-    if (threadIdx.x == 0) a.resolved[item] = resolved;
+    if (threadIdx.x == 0 && !resolved) atomicMax(&a.unresolved[it.tile], 1);
     for (int row = warp; resolved && row < it.queries; row += kFilterWarps) {
       const CandidateList<float> list = list_of(row);
       int n = length[row];
@@ -175,6 +184,7 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
       while (n > 0 && !(list.score[n - 1] > -std::numeric_limits<float>::infinity())) --n;
       warp_write_list(a, it.split, it.first_query + row, list, n);
     }
+    if (threadIdx.x == 0) run[0].next += it.steps;
     __syncthreads();
   }
 }

@@ -15,6 +15,24 @@ __device__ __forceinline__ int64_t class_rows(const KnnSearchArguments& a, int64
   return a.counts ? clamped(a.counts[c], a.bank_rows) : a.bank_rows;
 }
 
+// Queries and bank rows of a class.
+struct KnnClass {
+  int64_t first_query, queries, rows;
+};
+
+__device__ inline KnnClass knn_class(const KnnSearchArguments& a, int64_t c) {
+  const int64_t begin = class_begin(a, c), rows = class_rows(a, c);
+  int64_t end = class_begin(a, c + 1);
+  if (a.exclude_self && end > begin + rows) end = begin + rows;  // later queries have no bank row
+  return {begin, rows > 0 && end > begin ? end - begin : 0, rows};
+}
+
+// Query tiles of class c start at number begin(c) / kItemQueries + c. That leaves at most one surplus tile per class, so
+// no prefix sum is needed. Surplus tiles are empty.
+__device__ __forceinline__ int64_t first_tile(const KnnClass& c, int64_t group) {
+  return c.first_query / kItemQueries + group;
+}
+
 struct KnnItem {
   int64_t group;               // class
   int64_t first_query;         // queries [first_query, first_query + queries)
@@ -24,8 +42,7 @@ struct KnnItem {
   int32_t split;
 };
 
-// Tiles of class c start at number begin(c) / kItemQueries + c. That leaves at most one surplus tile per class, so no
-// prefix sum is needed. Surplus tiles are empty.
+// The item of the exact kernel: a tile of queries and one of plan.splits equal parts of the bank.
 __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   const int64_t tile = item / a.plan.splits;
   const int64_t group = partition_point(
@@ -33,16 +50,14 @@ __device__ inline KnnItem knn_item(const KnnSearchArguments& a, int64_t item) {
   KnnItem it;
   it.group = group;
   it.split = static_cast<int32_t>(item % a.plan.splits);
-  const int64_t begin = class_begin(a, group), rows = class_rows(a, group);
-  int64_t end = class_begin(a, group + 1);
-  if (a.exclude_self && end > begin + rows) end = begin + rows;  // later queries have no bank row
-  it.first_place = (tile - (begin / kItemQueries + group)) * kItemQueries;
-  it.first_query = begin + it.first_place;
-  const int64_t left = rows == 0 || it.first_place < 0 ? 0 : end - it.first_query;
+  const KnnClass c = knn_class(a, group);
+  it.first_place = (tile - first_tile(c, group)) * kItemQueries;
+  it.first_query = c.first_query + it.first_place;
+  const int64_t left = it.first_place < 0 ? 0 : c.queries - it.first_place;
   it.queries = static_cast<int>(clamped(left, kItemQueries));
   const int64_t split_begin = it.split * a.plan.split_rows, split_end = split_begin + a.plan.split_rows;
-  it.begin_row = static_cast<int32_t>(split_begin < rows ? split_begin : rows);
-  it.end_row = static_cast<int32_t>(split_end < rows ? split_end : rows);
+  it.begin_row = static_cast<int32_t>(split_begin < c.rows ? split_begin : c.rows);
+  it.end_row = static_cast<int32_t>(split_end < c.rows ? split_end : c.rows);
   return it;
 }
 

@@ -12,10 +12,11 @@ constexpr int kMostFilterK = 256;
 
 // How the work is divided, and how much scratch memory it needs.
 struct KnnSearchPlan {
-  bool filter = false;     // tensor cores first; canonical tiles for the rest, or for everything
-  int32_t splits = 1;      // parts of the bank, for different blocks
-  int64_t split_rows = 0;  // rows per part
-  int32_t capacity = 0;    // candidates per query at a time; a power of two
+  bool filter = false;      // tensor cores first; canonical tiles for the rest, or for everything
+  int32_t splits = 1;       // parts of the bank, for different blocks; at most so many in the filter
+  int64_t split_rows = 0;   // rows per part of the exact search
+  int64_t least_steps = 0;  // of a block of the filter (filter_cut.cuh)
+  int32_t capacity = 0;     // candidates per query at a time; a power of two
   int64_t items = 0, exact_blocks = 0, filter_blocks = 0;
   int64_t candidate_lists = 0;  // in all blocks
 };
@@ -35,10 +36,10 @@ struct KnnSearchArguments {
   bool is_double;  // compute in double, else in float
   KnnSearchPlan plan;
 
-  // Scratch memory, cut from one tensor. The first two parts start as zeros.
+  // Scratch memory, cut from one tensor. The first three parts start as zeros.
   int32_t* list_length = nullptr;   // [splits][num_queries]; -1 for a query with a NaN
   BankLengths* lengths = nullptr;   // [classes]
-  int32_t* resolved = nullptr;      // [items], whether the filter has resolved the item
+  int32_t* unresolved = nullptr;    // [items / splits], whether the filter leaves the query tile to the exact search
   float* mean = nullptr;            // [classes][dim], the mean of the class's bank rows
   float* bias = nullptr;            // [classes][bank_rows]
   void* bank_norms = nullptr;       // [classes][bank_rows] RowNorm<T>, if normalize_bank

@@ -50,11 +50,13 @@ ScratchBytes cut_scratch(KnnSearchArguments& a, void* memory) {
   const int64_t candidates = plan.candidate_lists * plan.capacity;
   Cutter parts(memory);
   parts.cut(a.list_length, lists, sizeof(int32_t));
-  if (plan.filter) parts.cut(a.lengths, a.num_classes, sizeof(BankLengths));
+  if (plan.filter) {
+    parts.cut(a.lengths, a.num_classes, sizeof(BankLengths));
+    parts.cut(a.unresolved, plan.items / plan.splits, sizeof(int32_t));
+  }
   const int64_t zeros = parts.bytes();
   if (plan.items == 0) return {zeros, zeros};
   if (plan.filter) {
-    parts.cut(a.resolved, plan.items, sizeof(int32_t));
     parts.cut(a.mean, a.num_classes * a.dim, sizeof(float));
     parts.cut(a.bias, rows, sizeof(float));
   }

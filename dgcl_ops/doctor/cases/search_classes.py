@@ -84,6 +84,40 @@ def grouped_searches() -> Iterator[Search]:
     yield "offsets that decrease", pair, 4, {"offsets": integers([25, 3, 99, 7]), "anything": True}
 
 
+def cut_searches() -> Iterator[Search]:
+    """Blocks of the filter take equal runs of steps, which begin and end anywhere in a tile of queries."""
+    queries, bank = rows(310, 6, seed=1), rows(4, 1300, 6, seed=2)
+    queries[70, 3], queries[201, 0] = NAN, NAN
+    options = {
+        "offsets": integers([3, 100, 100, 230, 300]),
+        "counts": integers([700, 600, 1300, 200]),
+    }
+    for metric in METRICS:
+        options |= {"metric": metric, "exclude_self": metric == "l2", "thread": metric == "dot"}
+        yield f"{metric} classes cut evenly", (queries, bank), 9, options.copy()
+    bank = rows(1300, 6, seed=2)
+    for name, equal in (
+        ("first", slice(0, 500)),
+        ("last", slice(800, 1300)),
+        ("every", slice(0, 1300)),
+    ):
+        bank_of_ties = bank.clone()
+        bank_of_ties[equal] = bank[0]
+        pair = rows(100, 6, seed=1), bank_of_ties
+        yield f"{name} part of equal rows", pair, 40, {"thread": name == "every"}
+    # Whole tiles, of classes with different numbers of steps.
+    pair = rows(310, 4, seed=1), rows(2, 1300, 4, seed=2)
+    whole = {"offsets": integers([0, 150, 310]), "counts": integers([700, 1300])}
+    yield "two classes of whole tiles", pair, 5, whole
+    # Fewer tiles than the host expects.
+    pair = rows(60, 4, seed=1), rows(5, 1300, 4, seed=2)
+    yield "one class of five", pair, 5, {"offsets": integers([0, 0, 0, 60, 60, 60])}
+    # More classes than a warp has lanes. Most of them have no queries.
+    offsets = integers([0, *[2] * 33, 50, 50, 75])
+    many = rows(80, 4, seed=1), rows(36, 600, 4, seed=2)
+    yield "36 classes", many, 5, {"offsets": offsets}
+
+
 def exact_searches() -> Iterator[Search]:
     """Without the tensor-core filter."""
     for metric in METRICS:
@@ -120,5 +154,12 @@ def exact_searches() -> Iterator[Search]:
 
 
 def cases() -> Iterator[Case]:
-    for searches in (far_apart(), searches_on_the_bound(), grouped_searches(), exact_searches()):
+    groups = (
+        far_apart(),
+        searches_on_the_bound(),
+        grouped_searches(),
+        cut_searches(),
+        exact_searches(),
+    )
+    for searches in groups:
         yield from search_cases(searches)

@@ -25,7 +25,7 @@ FILTER = "cuda/knn/filter.cuh"
 REPORTS = (
     ("        length[row] = kept;\n", r'std::puts("cut");'),
     (
-        "    if (threadIdx.x == 0) a.resolved[item] = resolved;\n",
+        "    if (threadIdx.x == 0 && !resolved) atomicMax",
         r'if (threadIdx.x == 0 && it.queries > 0) std::puts(resolved ? "settled" : "lost");',
     ),
     (

@@ -48,8 +48,9 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, pixels, rows, scatter, search, segments, step, sums
+    from . import contrast, cut, pixels, rows, scatter, search, segments, step, sums
 
     step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
     row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
-    return [*step_faults, *row_faults, *search.FAULTS, *contrast.FAULTS]
+    search_faults = (*search.FAULTS, *cut.FAULTS)
+    return [*step_faults, *row_faults, *search_faults, *contrast.FAULTS]

@@ -14,7 +14,7 @@ namespace dgcl {
 
 // Hardware guarantees neither the order of the sum nor its rounding, so the schedule's seed chooses both.
 inline void mma_f16_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const float* c,
-                             const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+                            const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   ::cuda_emulator::matrix_product(d, a, b, c, {"mma.sync", file, line});
 }
 
