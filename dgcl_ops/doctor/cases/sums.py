@@ -54,7 +54,7 @@ def cases() -> Iterator[Case]:
             yield case(f"{name}, {dtype}, in float64", given, places, counts, in_float64=True)
     # A sum in another order has other bits: the large numbers cancel only at the end.
     large = torch.tensor([2.0**25, 1, 1, 1, -(2.0**25), 3], dtype=F32)[None, :, None]
-    yield case("cancelling", large, None, integers([6]))
+    yield case("cancelling", large, None, integers([6]), float32_only=True)
     yield case("cancelling, in float64", large, None, integers([6]), in_float64=True)
     yield case("zeros below 0", torch.full((1, 3, 2), -0.0), None, integers([3]))
     yield case("overflow of float16", torch.full((1, 9, 3), 6e4, dtype=F16), None, integers([9]))
