@@ -47,7 +47,7 @@ def test_the_documents_have_the_numbers_of_faults():
     said = ", ".join(f"{number} by the {name}" for name, number in numbers.items())
     assert f"{sum(numbers.values())} planted faults: {said.replace('fuzz', 'fuzzer')}" in text
     kinds = len({fault.kind for fault in ALL})
-    said = f"{len(ALL)} faults of {kinds} kinds, {len(ALL)} found"
+    said = f"{len(ALL)} faults of {kinds} kinds"
     page = ROOT / "docs" / "develop" / "cuda_without_a_gpu.md"
     assert said in " ".join(page.read_text().split()), said
 

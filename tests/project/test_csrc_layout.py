@@ -27,6 +27,7 @@ CUDA = (
     "cuda/knn/search.h",
     "cuda/knn/items.cuh cuda/knn/candidates.cuh",
     "cuda/knn/merge.cuh cuda/knn/exact.cuh cuda/knn/filter_prepare.cuh cuda/knn/filter_tile.cuh",
+    "cuda/knn/filter_cut.cuh",
     "cuda/knn/filter.cuh",
     "cuda/knn/search.cu cuda/knn/search_binding.*",
     "cuda/contrast_* cuda/*_kernel.* cuda/*_binding.cpp",
