@@ -38,8 +38,8 @@ class Record(nn.Module):
     def update(self, class_loss: Tensor, summary: Summary) -> None:
         """Records a step. class_loss [C]."""
         floats = [class_loss]
-        if summary.anchor_density is not None and summary.key_density is not None:
-            floats += [summary.anchor_density, summary.key_density]
+        if summary.anchor_density_sum is not None and summary.key_density_sum is not None:
+            floats += [summary.anchor_density_sum, summary.key_density_sum]
         torch.stack(floats, out=self.floats[: len(floats)])
         counts = (summary.pixels, summary.candidates, summary.anchors, summary.keys)
         torch.cat((*counts, summary.skipped), out=self.counts)
@@ -47,7 +47,7 @@ class Record(nn.Module):
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy, with the names of DensityContrastLoss.diagnostics."""
-        class_loss, anchor_density, key_density = self.floats.clone()
+        class_loss, anchor_sum, key_sum = self.floats.clone()
         of_classes, skipped = self.counts.clone().split((len(self.counts) - 3, 3))
         pixels, candidates, anchors, keys = of_classes.view(4, -1)
         ignored, non_finite, unknown = skipped
@@ -56,8 +56,8 @@ class Record(nn.Module):
             "pixels": pixels,
             "candidates": candidates,
             "class_loss": class_loss,
-            "anchor_density": anchor_density / anchors.clamp(min=1),
-            "key_density": key_density / keys.clamp(min=1),
+            "anchor_density": anchor_sum / anchors.clamp(min=1),
+            "key_density": key_sum / keys.clamp(min=1),
             "ignored_pixels": ignored,
             "non_finite_pixels": non_finite,
             "unknown_labels": unknown,

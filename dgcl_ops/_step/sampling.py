@@ -85,9 +85,8 @@ def partition(
         if name != "partition_keys":
             raise
         raise RuntimeError(f"{op}: labels must {problem}") from None
-    pixels = torch.sort(
-        keys, stable=True
-    ).indices  # 37 bits of a key for 21 classes: no narrower dtype
+    # A key has 37 bits for 21 classes, so no narrower dtype would do.
+    pixels = torch.sort(keys, stable=True).indices
     counts, skipped = counts.split((num_classes, 3))
     return Segments(pixels, counts, skipped)
 

@@ -46,8 +46,8 @@ class Summary(NamedTuple):
     keys: Tensor  # [C] int64, of the batch
     skipped: Tensor  # [3] int64, the other pixels, as in `Segments`
     # [C], sum over the anchors, and over the batch's keys; None if nothing is chosen by density
-    anchor_density: Tensor | None
-    key_density: Tensor | None
+    anchor_density_sum: Tensor | None
+    key_density_sum: Tensor | None
 
 
 class Choice(NamedTuple):
@@ -135,8 +135,8 @@ def select(
             anchors=anchors.counts,
             keys=keys.counts,
             skipped=segments.skipped,
-            anchor_density=_used_sum(density, anchors),
-            key_density=_used_sum(density, keys),
+            anchor_density_sum=_used_sum(density, anchors),
+            key_density_sum=_used_sum(density, keys),
         ),
     )
 
@@ -176,7 +176,7 @@ def _queries(
 
 def _push(queries: Queries, counts: Tensor, width: int) -> Push:
     """The first counts[c] <= width queries of each class."""
-    entries, pixels = class_table(queries.pixels.pixels, queries.pixels.offsets, None, width)
+    (entries, _), pixels = _table(queries.pixels, counts, width)
     return Push(Table(pixels, counts), queries.features[entries], queries.density[entries])
 
 

@@ -70,7 +70,7 @@ def test_diagnostics():
     assert diagnostics["candidates"].tolist() == [15, 12, 9, 1, 0]
     assert torch.isclose(diagnostics["class_loss"].sum() / 4, value)
     assert (diagnostics["anchor_density"] <= diagnostics["key_density"]).all()
-    anchor_density = chosen.summary.anchor_density[2] / chosen.summary.anchors[2]
+    anchor_density = chosen.summary.anchor_density_sum[2] / chosen.summary.anchors[2]
     assert torch.isclose(diagnostics["anchor_density"][2], anchor_density)
     assert (diagnostics["rows"] >= rows).all()
     assert int(diagnostics["num_pushes"]) == 4

@@ -62,6 +62,7 @@ def all_cases() -> dict[str, list[Case]]:
     from . import (
         contrast,
         gradient,
+        maps,
         pixels,
         push,
         rows,
@@ -69,13 +70,12 @@ def all_cases() -> dict[str, list[Case]]:
         search_classes,
         search_sizes,
         segments,
-        step,
         sums,
     )
 
     result: dict[str, list[Case]] = {}
     searches = (search, search_classes, search_sizes)
-    modules = (pixels, rows, step, segments, sums, push, *searches, gradient, contrast)
+    modules = (pixels, rows, maps, segments, sums, push, *searches, gradient, contrast)
     for module in modules:
         for case in module.cases():
             result.setdefault(case.op, []).append(case)

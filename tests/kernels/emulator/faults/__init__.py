@@ -48,9 +48,9 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, cut, pixels, rows, scatter, search, segments, step, sums
+    from . import contrast, cut, maps, pixels, rows, scatter, search, segments, sums
 
-    step_faults = (*pixels.FAULTS, *step.FAULTS, *segments.FAULTS)
+    pixel_faults = (*pixels.FAULTS, *maps.FAULTS, *segments.FAULTS)
     row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
     search_faults = (*search.FAULTS, *cut.FAULTS)
-    return [*step_faults, *row_faults, *search_faults, *contrast.FAULTS]
+    return [*pixel_faults, *row_faults, *search_faults, *contrast.FAULTS]
