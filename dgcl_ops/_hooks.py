@@ -18,7 +18,7 @@ def is_extra_pass() -> bool:
     """Whether this pass is an export, a trace, or a checkpoint's second forward inside the backward."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return torch.jit.is_tracing() or torch._C._current_graph_task_id() != -1
+    return torch._C._get_tracing_state() is not None or torch._C._current_graph_task_id() != -1
 
 
 def graph_is_hidden() -> bool:
@@ -34,7 +34,7 @@ def graph_is_hidden() -> bool:
         code = frame.f_code
         if code.co_name == "forward" and code.co_varnames[:1] == ("ctx",):
             context = frame.f_locals["ctx"]
-            if isinstance(context, FunctionCtx) and any(context.needs_input_grad):
+            if isinstance(context, FunctionCtx) and any(getattr(context, "needs_input_grad", ())):
                 return True
     return False
 
@@ -62,7 +62,8 @@ class Unhook:
         module = self._target()
         if module is None:
             raise RuntimeError(
-                f"{self._owner.__name__}: torch.jit.script cannot compile a hook; close the tap before you copy the model"
+                f"{self._owner.__name__}: torch.jit.script cannot compile a hook; close the tap before you copy the "
+                "model"
             )
         module.__dict__.pop(PREPARE, None)
         for key, hook in of_owner(module, self._owner).items():
@@ -82,8 +83,8 @@ class Unhook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         warnings.warn(
-            f"{self._owner.__name__}: loading this pickled model needs dgcl_ops; close the tap before you copy or pickle "
-            "the model, or save its state_dict",
+            f"{self._owner.__name__}: loading this pickled model needs dgcl_ops; close the tap before you copy or "
+            "pickle the model, or save its state_dict",
             stacklevel=2,
         )
         return Unhook, (self._target(), self._owner)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops._bank.checkpoint import check_buffers
+from dgcl_ops._bank import buffers
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch, zero_row
@@ -308,7 +308,7 @@ class DensityContrastLoss(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.bank.finish_exchange()
-        check_buffers(self.bank)
+        buffers.check(self.bank)
         batch = Batch.checked(
             "DensityContrastLoss",
             self.bank,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _random
-from dgcl_ops._bank import checkpoint, exchange, sharded_rings
+from dgcl_ops._bank import buffers, checkpoint, exchange, sharded_rings
 from dgcl_ops._bank.rings import Rings
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
@@ -159,6 +159,7 @@ class MemoryBank(FixedDtypeModule):
         self.backfill = bool(backfill)
 
         rows = (num_classes, self.rings.length)
+
         def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
 
@@ -331,7 +332,7 @@ class MemoryBank(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.finish_exchange()
-        checkpoint.check_buffers(self)
+        buffers.check(self)
         batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
             if self._ranks().world_size == 1:
@@ -363,7 +364,7 @@ class MemoryBank(FixedDtypeModule):
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
         self.finish_exchange()
-        checkpoint.check_buffers(self)
+        buffers.check(self)
         ranks = self._ranks()
         rows = exchange.PushedRows(features, projections, density, row_counts)
         if ranks.world_size == 1:

@@ -49,8 +49,9 @@ class ProjectionHead(nn.Module):
     def reset_parameters(self) -> None:
         """Draws new weights. Call it after construction on the meta device and `to_empty`."""
         for layer in self.layers:
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
     def forward(self, features: Tensor, used: Tensor | None = None) -> Tensor:
         """The projections of a feature map or of rows.
@@ -70,7 +71,9 @@ class ProjectionHead(nn.Module):
             ValueError: If a shape or dtype does not fit.
         """
         if not features.is_floating_point():
-            raise TypeError(f"ProjectionHead: features must have a float dtype, got {features.dtype}")
+            raise TypeError(
+                f"ProjectionHead: features must have a float dtype, got {features.dtype}"
+            )
         shape = list(features.shape)
         rows = features.dim() == 2
         if (features.dim() != 4 and not (rows and shape[0])) or shape[1] != self.in_channels:

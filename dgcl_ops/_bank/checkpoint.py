@@ -1,5 +1,4 @@
-"""The state of a memory bank: its checksum, what trainers may have done to its buffers, and loading it at another
-capacity, dtype or number of ranks.
+"""The state of a memory bank: its checksum, and loading it at another capacity, dtype or number of ranks.
 
 A bank is loaded completely or not at all. Everything is checked before anything is written, so a state that does not
 fit changes no buffer. The exception is torch.distributed.checkpoint: it writes into the buffers first, so a mismatch is
@@ -15,18 +14,15 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops._bank import exchange
-from dgcl_ops._precision import compute_dtype
-from dgcl_ops.ops import _arguments, memory_push
+from dgcl_ops._bank import buffers, exchange
+from dgcl_ops._bank.buffers import ROWS, is_shard
+from dgcl_ops.ops import _arguments
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ROWS = ("features", "projections", "density")  # a sharded bank holds a shard of these
 NAMES = (*ROWS, "counts", "heads", "num_pushes", "rng_state", "config")
-# A unit row rounded to bfloat16 has a norm within 2^-8 of 1. Averages of rows are shorter.
-ROUNDED = 2**-7
 OLD_NAMES = {"num_pushes": "pushes", "config": "meaning"}  # their names in old checkpoints
 
 
@@ -72,38 +68,6 @@ def config(
     return torch.tensor(code, device=device)
 
 
-def check_buffers(bank: MemoryBank) -> None:
-    """Finds what trainers do to buffers behind `_apply`: leave them on the meta device, or cast them.
-
-    A bank whose rows were cast gets its dtypes back, with a warning. The rows stay rounded, but are unit rows again.
-
-    Raises:
-        RuntimeError: If the bank is on the meta device, or was cast before a compiled step.
-    """
-    if bank.counts.is_meta:
-        raise RuntimeError(
-            "MemoryBank: the bank has no memory yet (meta device); call .to_empty(device=...) on the module, or load a "
-            "checkpoint with load_state_dict(..., assign=True)"
-        )
-    cast = {name: getattr(bank, name).dtype for name in ROWS}
-    if all(dtype == bank._row_dtype(name) for name, dtype in cast.items()):
-        return
-    found = ", ".join(f"{name} in {dtype}" for name, dtype in cast.items())
-    text = (
-        f"MemoryBank: something outside has cast the bank's buffers, got {found} for a bank of {bank.dtype}. FSDP's "
-        "MixedPrecision(buffer_dtype=...) does this: pass buffer_dtype=None, or the loss in ignored_modules"
-    )
-    if torch.compiler.is_compiling():
-        raise RuntimeError(text)
-    warnings.warn(
-        f"{text}. The buffers have their dtype again; rows that were in the bank are rounded",
-        stacklevel=5,
-    )
-    stored = {name: getattr(bank, name) for name in (*ROWS, "counts")}
-    for name, rows in _converted(bank, stored).items():
-        setattr(bank, name, rows)
-
-
 def read(
     bank: MemoryBank,
     state_dict: dict[str, Any],
@@ -135,12 +99,12 @@ def read(
         return None
     stored = {name: state_dict[key] for name, key in keys.items()}
     problems = _wrong_kind(bank, stored)
-    if not problems and _averaged(stored):
+    if not problems and buffers.averaged(stored["features"], int(stored["config"][0])):
         text = (
-            "the stored rows are averages over steps, not unit rows (AveragedModel with use_buffers=True, or an average "
-            "of a state_dict). An average of banks is not a bank"
+            "the stored rows are averages over steps, not unit rows (AveragedModel with use_buffers=True, or an "
+            "average of a state_dict). An average of banks is not a bank"
         )
-        if not _is_shard(stored["features"]):
+        if not is_shard(stored["features"]):
             warnings.warn(
                 f"MemoryBank: {text}. It was not loaded, and this bank keeps its own rows; load the student's state, "
                 "or keep the loss outside the averaged model",
@@ -160,21 +124,15 @@ def _adapted(bank: MemoryBank, stored: dict[str, Any]) -> dict[str, Tensor]:
     theirs = stored["config"].tolist()
     ours = config(bank.metric, bank.dtype, bank.scales, stored["config"].device)
     adapted = {**stored, "config": ours}
-    if _is_shard(stored["features"]):
+    if is_shard(stored["features"]):
         adapted.update((name, stored[name].to_local()) for name in ROWS)
     elif not bank.rings.whole or stored["features"].shape[1] != bank.capacity:
         adapted.update(_moved(bank, stored))
     # Rows cast outside the bank have a dtype that differs from the stored config.
     cast = any(adapted[name].dtype != bank._row_dtype(name) for name in ROWS)
     if cast or theirs[1] != ours[1]:
-        adapted.update(_converted(bank, adapted))
+        adapted.update(buffers.converted(bank, adapted))
     return adapted
-
-
-def _is_shard(tensor: Any) -> bool:
-    return hasattr(
-        tensor, "to_local"
-    )  # a DTensor: a sharded bank stores and loads its shard as one
 
 
 def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
@@ -213,7 +171,7 @@ def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
             wrong.append(
                 f"the stored {name} must have shape {list(shapes[name])}, got {list(value.shape)}"
             )
-    shards = [_is_shard(stored[name]) for name in ROWS]
+    shards = [is_shard(stored[name]) for name in ROWS]
     if any(shards) and not (all(shards) and _own_shard(bank, stored)):
         wrong.append(
             f"the stored rows are DTensors that do not match this rank's shard (shape "
@@ -225,7 +183,7 @@ def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
 
 def _owner(tensor: Any) -> int | None:
     """The rank that stored a shard, even if torch.load has read another rank's file."""
-    place = tensor.device_mesh.get_coordinate() if _is_shard(tensor) else None
+    place = tensor.device_mesh.get_coordinate() if is_shard(tensor) else None
     return place[0] if place else None
 
 
@@ -238,22 +196,6 @@ def _own_shard(bank: MemoryBank, stored: dict[str, Any]) -> bool:
         t.to_local().shape == o.shape and _owner(t) == bank.rings.ranks.rank
         for t, o in zip(theirs, ours, strict=True)
     )
-
-
-def _averaged(stored: dict[str, Any]) -> bool:
-    """Whether the stored rows are no rows of any step, but averages.
-
-    Only unit rows show it, so only with metric "cosine". A row of norm 0 is valid, and an inf or NaN says nothing.
-    """
-    if stored["config"][0] != _arguments.METRICS.index("cosine"):
-        return False
-    features = stored["features"].to_local() if _is_shard(stored["features"]) else stored["features"]
-    for of_class in features:
-        norm = of_class.norm(dim=1, dtype=compute_dtype(of_class))
-        wrong = (norm - 1).abs() > ROUNDED
-        if (wrong & (norm != 0) & norm.isfinite()).any():
-            return True
-    return False
 
 
 def _wrong_values(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
@@ -302,28 +244,6 @@ def _moved(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         moved[name] = torch.stack([of_class[at] for of_class, at in zip(rows, origin, strict=True)])
         moved[name].masked_fill_(~mask, 0)
     return moved
-
-
-def _converted(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The rows in the bank's dtype. With metric "cosine" the features are normalised again."""
-    counts = stored["counts"]
-    rings = {
-        name: torch.zeros(stored[name].shape, dtype=bank._row_dtype(name), device=counts.device)
-        for name in ROWS
-    }
-    memory_push(
-        rings["features"],
-        rings["projections"],
-        rings["density"],
-        torch.zeros_like(counts),
-        torch.zeros_like(counts),
-        stored["features"],
-        stored["projections"],
-        stored["density"],
-        bank.rings.counts(counts),
-        bank.metric == "cosine",
-    )
-    return rings
 
 
 def as_dtensors(bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:

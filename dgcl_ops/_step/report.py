@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dgcl_ops._bank.buffers import averaged
 from dgcl_ops._precision import FixedDtypeModule
+from dgcl_ops.ops._arguments import METRICS
 
 if TYPE_CHECKING:
     from dgcl_ops._step.selection import Summary
@@ -217,6 +219,11 @@ class Report:
             f"of {bank.capacity:,}, "
             f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.state['num_pushes']:,}."
         ]
+        if averaged(bank.features, METRICS.index(bank.metric)):
+            lines.append(
+                "The bank's rows are not unit rows: something has averaged or overwritten its buffers. The loss of "
+                "this module means nothing."
+            )
         if not self.loss.training:
             lines.append("The module is in eval mode: batches do not enter the bank.")
         return lines
