@@ -1,4 +1,4 @@
-"""A tap in passes that are no plain forward: checkpoints, scripts, exports, quantisation; and a tapped module replaced."""
+"""A tap in checkpoints, scripts, exports, quantisation and pickles, and on a module that is replaced."""
 
 import copy
 import io
