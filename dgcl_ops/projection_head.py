@@ -14,7 +14,8 @@ class ProjectionHead(nn.Module):
 
     The first layer has no bias, since the batch norm would remove it. Give the head the learning rate of the decoder,
     and use it in every step, since DDP waits for its gradients. Wrap the head in DDP as well, if it is not part of the
-    wrapped model; otherwise every rank trains its own copy.
+    wrapped model; otherwise every rank trains its own copy. A head inside a wrapped model must be called in its
+    `forward`, if DDP has `find_unused_parameters=True`.
 
     There are two ways to use it. `loss(head(features), labels, features)` projects every pixel.
     `loss(head, labels, features)` projects only the rows that the step chooses, which saves memory. The batch norm then
