@@ -1,9 +1,11 @@
-"""A model with the loss and the head inside, sharded by both versions of FSDP."""
+"""A model with the loss and the head inside, sharded by both versions of FSDP. Sharded banks from the meta device."""
 
+import copy
 import warnings
 
 import pytest
 import torch
+import trainer_loss
 from processes import on_ranks
 from torch import distributed as dist
 from torch import nn
@@ -108,8 +110,56 @@ def train(rank: int, folder) -> dict:
     return results
 
 
-def test_both_versions_train_and_keep_the_bank(tmp_path):
-    for result in on_ranks(2, tmp_path, train):
+def sharded(rank: int, folder) -> dict:
+    """A sharded bank from the meta device: emptied, then loaded in both ways. The losses of the next step."""
+
+    def make():
+        return build(placement="sharded", device="meta" if on_meta else None)
+
+    on_meta, losses = False, {}
+    expected = make()
+    for step in range(STEPS):
+        expected(*maps(rank, step))
+    state = {
+        name: copy.deepcopy(tensor) for name, tensor in expected.state_dict().items()
+    }  # DTensors of this rank's shard
+    on_meta = True
+    for assign in (False, True):
+        loss = make()
+        loss = loss if assign else loss.to_empty(device="cpu")
+        loss.load_state_dict(copy.deepcopy(state), assign=assign)
+        losses[f"assign={assign}"] = float(loss(*maps(rank, STEPS)))
+    fresh = make().to_empty(device="cpu")
+    losses["new"] = [float(fresh(*maps(rank, step))) for step in range(STEPS)]
+    on_meta = False
+    new = make()
+    losses["expected new"] = [float(new(*maps(rank, step))) for step in range(STEPS)]
+    losses["expected"] = float(expected(*maps(rank, STEPS)))
+    return losses
+
+
+def maps(rank: int, step: int):
+    return trainer_loss.batch(10 * rank + step)
+
+
+def both(rank: int, folder) -> dict:
+    return {"fsdp": train(rank, folder), "sharded": sharded(rank, folder)}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return on_ranks(2, tmp_path_factory.mktemp("fsdp"), both)
+
+
+def test_a_sharded_bank_from_the_meta_device(ranks):
+    for result in ranks:
+        losses = result["sharded"]
+        assert losses["assign=False"] == losses["assign=True"] == losses["expected"] > 0
+        assert losses["new"] == losses["expected new"]
+
+
+def test_both_versions_train_and_keep_the_bank(ranks):
+    for result in (each["fsdp"] for each in ranks):
         losses = {name: each["loss"] for name, each in result.items()}
         assert min(losses.values()) > 0
         assert len({losses[name] for name in WAYS if "buffers" in name or "param" in name}) == 1

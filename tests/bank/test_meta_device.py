@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from trainer_loss import STEPS, batch, build, file_of, train, trained
+from trainer_loss import SETTING, STEPS, batch, build, file_of, train, trained
 
 from dgcl_ops import DensityContrastLoss, MemoryBank, ProjectionHead, PseudoLabelLoss
 
@@ -122,3 +122,8 @@ def test_a_record_is_not_loaded():
     loss = trained()
     loss.load_state_dict(file_of(loss))
     assert loss.report().splitlines()[0].startswith("No loss yet")
+
+
+def test_skip_init():
+    loss = nn.utils.skip_init(DensityContrastLoss, 4, 8, **SETTING, seed=0)
+    assert train(loss) == train(build())
