@@ -137,6 +137,9 @@ class MemoryBank(FixedDtypeModule):
             )
         self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
+        self._copied_at: int | None = (
+            None  # version of `features` in a copy that has pushed nothing
+        )
         exchange.check_group(op, process_group)
         self.process_group = process_group
         ranks = exchange.SINGLE_PROCESS
@@ -190,6 +193,8 @@ class MemoryBank(FixedDtypeModule):
             memo[id(shared)] = shared
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        if not copied.features.is_inference():  # those have no version
+            copied._copied_at = copied.features._version
         return copied
 
     # ---- ranks ----------------------------------------------------------------------------------------
@@ -366,6 +371,8 @@ class MemoryBank(FixedDtypeModule):
         """
         self.finish_exchange()
         buffers.check(self)
+        if self._copied_at is not None and not torch.compiler.is_compiling():
+            self._copied_at = None
         ranks = self._ranks()
         rows = exchange.PushedRows(features, projections, density, row_counts)
         if ranks.world_size == 1:

@@ -24,14 +24,26 @@ def check(bank: MemoryBank) -> None:
 
     A bank whose rows were cast gets its dtypes back, with a warning. The rows stay rounded, but are unit rows again.
 
+    A copy whose rows were written from outside may be an average. It is looked at once after each such write.
+
     Raises:
-        RuntimeError: If the bank is on the meta device, or was cast before a compiled step.
+        RuntimeError: If the bank is on the meta device, is an average, or was cast before a compiled step.
     """
     if bank.counts.is_meta:
         raise RuntimeError(
             "MemoryBank: the bank has no memory yet (meta device); call .to_empty(device=...) on the module, or load a "
             "checkpoint with load_state_dict(..., assign=True)"
         )
+    if bank._copied_at is not None and not torch.compiler.is_compiling():
+        version = bank.features._version
+        if version != bank._copied_at and averaged(
+            bank.features, _arguments.METRICS.index(bank.metric)
+        ):
+            raise RuntimeError(
+                "MemoryBank: the rows of this copy are averages over steps, not unit rows, so its loss means nothing; "
+                "use the student's loss, or keep the loss outside the averaged model"
+            )
+        bank._copied_at = version
     cast = {name: getattr(bank, name).dtype for name in ROWS}
     if all(dtype == bank._row_dtype(name) for name, dtype in cast.items()):
         return

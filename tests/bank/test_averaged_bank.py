@@ -70,6 +70,9 @@ def test_an_averaged_bank_is_not_loaded(average):
         update()
     says = "The bank's rows are not unit rows"
     assert says in averaged.contrast.report()
+    for update_bank in (False, True):
+        with pytest.raises(RuntimeError, match="the rows of this copy are averages over steps"):
+            averaged.contrast(*batch(0), update_bank=update_bank)
     assert says not in student.contrast.report()
     torch.manual_seed(1)
     resumed = Student()
@@ -113,6 +116,7 @@ def test_copies_of_the_buffers_are_exact():
             warnings.simplefilter("error")
             loaded.load_state_dict(file_of(each))
         assert torch.equal(loaded.contrast.bank.checksum(), student.contrast.bank.checksum())
+        assert each.step(9) == loaded.step(9) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
