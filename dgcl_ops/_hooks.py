@@ -33,7 +33,7 @@ def graph_is_hidden() -> bool:
         frame = frame.f_back
         code = frame.f_code
         if code.co_name == "forward" and code.co_varnames[:1] == ("ctx",):
-            context = frame.f_locals["ctx"]
+            context = frame.f_locals.get("ctx")
             if isinstance(context, FunctionCtx) and any(getattr(context, "needs_input_grad", ())):
                 return True
     return False

@@ -308,7 +308,7 @@ class DensityContrastLoss(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.bank.finish_exchange()
-        buffers.check(self.bank)
+        buffers.check(self.bank, labels)
         batch = Batch.checked(
             "DensityContrastLoss",
             self.bank,

@@ -137,9 +137,8 @@ class MemoryBank(FixedDtypeModule):
             )
         self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
-        self._copied_at: int | None = (
-            None  # version of `features` in a copy that has pushed nothing
-        )
+        # The version of `features` in a copy that has pushed nothing.
+        self._copied_at: int | None = None
         exchange.check_group(op, process_group)
         self.process_group = process_group
         ranks = exchange.SINGLE_PROCESS
@@ -338,7 +337,7 @@ class MemoryBank(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.finish_exchange()
-        buffers.check(self)
+        buffers.check(self, labels)
         batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
         if labels.numel() == 0:
             if self._ranks().world_size == 1:
@@ -370,7 +369,7 @@ class MemoryBank(FixedDtypeModule):
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
         self.finish_exchange()
-        buffers.check(self)
+        buffers.check(self, features)
         if self._copied_at is not None and not torch.compiler.is_compiling():
             self._copied_at = None
         ranks = self._ranks()

@@ -19,17 +19,20 @@ ROWS = ("features", "projections", "density")  # a sharded bank holds a shard of
 ROUNDED = 2**-7
 
 
-def check(bank: MemoryBank) -> None:
-    """Finds buffers that are on the meta device, or that were cast behind `_apply`.
+def check(bank: MemoryBank, used_with: object) -> None:
+    """Finds buffers that are still on the meta device, or that were cast behind `_apply`.
 
     A bank whose rows were cast gets its dtypes back, with a warning. The rows stay rounded, but are unit rows again.
 
     A copy whose rows were written from outside may be an average. It is looked at once after each such write.
 
     Raises:
-        RuntimeError: If the bank is on the meta device, is an average, or was cast before a compiled step.
+        RuntimeError: If the bank is on the meta device but `used_with` is not, if it is an average, or if it was cast
+            before a compiled step.
     """
     if bank.counts.is_meta:
+        if getattr(used_with, "is_meta", False):
+            return
         raise RuntimeError(
             "MemoryBank: the bank has no memory yet (meta device); call .to_empty(device=...) on the module, or load a "
             "checkpoint with load_state_dict(..., assign=True)"

@@ -118,6 +118,13 @@ def test_a_bank_on_the_meta_device_says_what_to_call():
         loss.bank.push_rows(rows, rows, rows[..., 0], torch.zeros(4, dtype=torch.long))
 
 
+def test_a_step_on_the_meta_device_gives_shapes():
+    with torch.device("meta"):
+        maps, labels = torch.randn(2, 8, 16, 16, requires_grad=True), torch.ones(2, 16, 16).long()
+        build()(maps, labels).backward()
+    assert maps.grad.shape == maps.shape
+
+
 def test_a_record_is_not_loaded():
     loss = trained()
     loss.load_state_dict(file_of(loss))

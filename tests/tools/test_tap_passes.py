@@ -2,8 +2,6 @@
 
 import copy
 import io
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -163,6 +161,8 @@ def test_exports_capture_nothing(tool, last):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantisation_takes_the_hook_along():
     quantisation = pytest.importorskip("torch.ao.quantization")
+    if "x86" not in torch.backends.quantized.supported_engines:
+        pytest.skip("needs PyTorch's quantised kernels for x86")
     model, tap = tapped()
     whole = nn.Sequential(quantisation.QuantStub(), model.eval(), quantisation.DeQuantStub())
     whole.qconfig = quantisation.get_default_qconfig()
@@ -181,6 +181,7 @@ def test_a_pickled_model_needs_the_package_only_with_a_tap(tmp_path):
         UserWarning, match="loading this pickled model needs dgcl_ops; close the tap"
     ):
         torch.save(model, path)
+    assert b"dgcl_ops" in path.read_bytes()
     loaded = torch.load(path, weights_only=False)
     assert torch.equal(loaded(IMAGES), model(IMAGES))
     assert torch.equal(scripted(loaded)(IMAGES), model(IMAGES))
@@ -188,11 +189,7 @@ def test_a_pickled_model_needs_the_package_only_with_a_tap(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.save(model, path)
-    code = (
-        "import sys, torch; torch.load(sys.argv[1], weights_only=False); "
-        "assert 'dgcl_ops' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, path], check=True)
+    assert b"dgcl_ops" not in path.read_bytes()
 
 
 # ---- a module that was replaced -----------------------------------------------------------------------
