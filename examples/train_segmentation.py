@@ -7,15 +7,15 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
         examples/train_segmentation.py --resume auto --config ...
 
-Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG with its
-image's name and a class in each pixel. Several seeds or weights are trained one after the other and compared seed by
-seed. Every run writes checkpoint, log, metrics and some overlays into its own folder under --out.
+Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each; examples/README.md lists
+more layouts. A label is a PNG or TIFF with its image's name and a class in each pixel. Several seeds or weights are
+trained one after the other and compared seed by seed. Every run writes checkpoint, log, metrics and some overlays into
+its own folder under --out.
 """
 
 import argparse
 import contextlib
 import csv
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from semi_supervised import distributed, evaluate, summary
+from semi_supervised.checks import check_images
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
@@ -58,8 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
     print(f"\n{summary.as_text(result)}")
     facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
-    text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
-    (options.out / "metrics.json").write_text(text)
+    summary.write_json(
+        options.out / "metrics.json", {"facts": facts | summary.environment(), **result}
+    )
     print(f"\nresults are in {options.out}")
 
 
@@ -128,6 +130,7 @@ def train(
                 f"{out} already holds a run; pass --resume auto to continue it, or another --out"
             )
         data = config.make_data(seed)
+        check_images(data.files(), options.out)
         settings = config.make_settings(
             len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
         )
@@ -140,6 +143,8 @@ def train(
         f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
         f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
+    for note in data.notes():
+        say(note)
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
         say(f"no labelled image contains the classes {unseen}, so they cannot be learned")
@@ -264,14 +269,17 @@ def report(
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
     measured["evaluate_window"] = window
-    (out / "metrics.json").write_text(json.dumps(measured | {"history": run.history}, indent=1))
+    summary.write_json(out / "metrics.json", measured | {"history": run.history})
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")
     print(
         f"{len(data.test)} test images: mIoU {run.miou:.2f} %; by class "
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
-    print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
+    if None in run.scores.values():
+        print("features: no cluster scores, since the test images show fewer than 2 classes")
+    else:
+        print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
     if run.errors:  # empty if no class was ready
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
         print(f"wrong pixels in % by fifths of density, sparsest first: {fifths}")
