@@ -143,7 +143,7 @@ class FolderData:
 
     def description(self) -> dict:
         """Returns what must not change between save and resume."""
-        rule = {"label_values": self.values.values} if self.values else {}
+        rule = {"label_values": self.values.values[: self.num_classes]} if self.values else {}
         return rule | {
             "labelled": [sample.image.name for sample in self.labelled_samples],
             "unlabelled": len(self.unlabelled_images),

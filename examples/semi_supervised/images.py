@@ -27,6 +27,7 @@ TURN = {  # by EXIF orientation: what shows the picture as every viewer does
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+COLOUR_LISTS = ("labelmap.txt", "label_colors.txt", "class_dict.csv")  # of CVAT and CamVid
 PNG_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
@@ -108,10 +109,12 @@ def read_label(sample: Sample) -> np.ndarray:
                 pixels = values.classes(pixels, sample.label)
     if pixels.dtype.kind == "b":  # a PNG of 1 bit
         pixels = pixels.astype(np.uint8)
+    if pixels.dtype.kind == "f" and np.array_equal(pixels, np.rint(pixels)):  # a TIFF of a GIS
+        pixels = pixels.astype(np.int64)
     if pixels.ndim != 2 or pixels.dtype.kind not in "ui":
         raise ValueError(
             f"a label must have one channel of integers, got {pixels.dtype} {list(pixels.shape)} in {sample.label}"
-            + _found_colours(pixels)
+            + _found_colours(pixels, sample.label)
         )
     if pixels.shape != (height, width):
         shown = f", as shown with EXIF orientation {orientation}" if orientation > 1 else ""
@@ -127,17 +130,25 @@ def read_label(sample: Sample) -> np.ndarray:
     return values.classes(pixels, sample.label) if values and not values.colours else pixels
 
 
-def _found_colours(pixels: np.ndarray) -> str:
+def _found_colours(pixels: np.ndarray, path: Path) -> str:
     """Says which colours a label holds, and how to use them."""
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
         return ""
     colours = np.unique(pixels[..., :3].reshape(-1, 3), axis=0)
     shown = ", ".join(" ".join(map(str, colour)) for colour in colours[:6].tolist())
     more = f" and {len(colours) - 6} more" if colours[6:].size else ""
-    return (
-        f", in the colours {shown}{more}; to use colours, list them in a text file, a line like `128 0 0 car` for each "
-        "class, and pass colours=FILE; labelmap.txt of CVAT, label_colors.txt and class_dict.csv are such files"
+    lists = [
+        parent / name
+        for parent in path.parents[:3]
+        for name in COLOUR_LISTS
+        if (parent / name).is_file()
+    ]
+    advice = (
+        f"colours={lists[0]} uses its list of colours"
+        if lists
+        else "to use colours, write a text file with a line like `128 0 0 car` for each class, and pass colours=FILE"
     )
+    return f", in the colours {shown}{more}; {advice}"
 
 
 def _read_sbd(path: Path) -> np.ndarray:

@@ -46,8 +46,9 @@ class LabelValues:
                 value, what = " ".join(map(str, np.array(value) // PLACES % 256)), "a listed colour"
             elif self.values[0] == 1 and len(self.values) == self.values[-1]:
                 what = f"in [1, {self.values[-1]}] or equal ignore_index 0"
+            add = f"; the line `{value} {IGNORE}` ignores it" if self.colours else ""
             raise ValueError(
-                f"labels must be {what} in each pixel, got {value} at {other.sum():,} pixels of {path}"
+                f"labels must be {what} in each pixel, got {value} at {other.sum():,} pixels of {path}{add}"
             )
         return self._classes[place]
 

@@ -47,6 +47,7 @@ UNDIVIDED = (
 VOC_LISTS = Path("ImageSets", "Segmentation")  # train.txt, val.txt
 # What may follow the common part of the names of an image and its label, in any case.
 IMAGE_ENDINGS = ("", "_image", "_img", "_sat", "_rgb", "_leftImg8bit", "_0000")
+IMAGE_STARTS, LABEL_STARTS = ("image", "img"), ("mask", "label", "seg", "gt")
 LABEL_ENDINGS = ("", "_mask", "_masks", "-mask", "_label", "_labels", "_seg", "_segmentation")
 LABEL_ENDINGS += ("_gt", "_L", "_anno", "_gtFine_labelIds", "_gtFine_labelTrainIds")
 
@@ -69,8 +70,9 @@ def find_splits(root: Path) -> dict[str, list[Sample]]:
     folders = {split: find_folders(there, LAYOUTS, SPLITS[split]) for split in SPLITS}
     folders = {split: pair for split, pair in folders.items() if pair}
     if "train" in folders:
-        refuse_one_split(folders, root)
-        return {split: list_samples(*pair) for split, pair in folders.items()}
+        splits = {split: list_samples(*pair) for split, pair in folders.items()}
+        refuse_one_split(splits, root)
+        return splits
     divided = [there[name] for name in SPLITS["train"] if name in there]
     if divided:
         raise FileNotFoundError(
@@ -212,7 +214,7 @@ def list_samples(
             raise FileNotFoundError(
                 f"image {image} has no label {label_folder / image.stem}.png (nor {image.stem}_mask.png, .tif and "
                 f"so on), and {without - 1} of {len(found) - 1} others have none; move images without labels to "
-                f"another folder and pass it as unlabelled=DIR; {label_contents(label_folder)}"
+                f"another folder and pass it as unlabelled=DIR; {hint(image_folder, label_folder)}"
             )
     return [Sample(image, label) for image, [label] in found.items()]
 
@@ -223,12 +225,18 @@ def key_of(name: str) -> str:
 
 
 def labels_of(image: Path, by_name: dict[str, list[Path]]) -> list[Path]:
-    """Returns the files whose name fits an image: 0.png, 0_mask.png or 0.jpg.png for 0.jpg."""
+    """Returns the files whose name fits: 0.png, 0_mask.png or 0.jpg.png for 0.jpg, and mask_0.png for image_0.jpg."""
     stems = [image.stem, image.name]
     stems += [
         image.stem[: -len(ending)]
         for ending in IMAGE_ENDINGS[1:]
         if image.stem.lower().endswith(ending.lower())
+    ]
+    stems += [
+        word + image.stem[len(start) :]
+        for start in IMAGE_STARTS
+        if image.stem.lower().startswith(start)
+        for word in LABEL_STARTS
     ]
     for stem in stems:
         found = [
@@ -243,9 +251,9 @@ def labels_of(image: Path, by_name: dict[str, list[Path]]) -> list[Path]:
     return []
 
 
-def label_contents(folder: Path) -> str:
+def hint(image_folder: Path, label_folder: Path) -> str:
     """Says what lies in a folder of labels."""
-    lossy = files(folder, (".jpg", ".jpeg", ".webp"))
-    if lossy and not files(folder, LABEL_TYPES):
-        return f"{lossy[0].name} in {folder.name}/ cannot be a label: JPEG changes its values; export PNG"
-    return contents(folder)
+    lossy = files(label_folder, (".jpg", ".jpeg", ".webp"))
+    if lossy and image_folder != label_folder:
+        return f"{lossy[0].name} in {label_folder.name}/ is no label: JPEG changes its values; export PNG"
+    return contents(label_folder)

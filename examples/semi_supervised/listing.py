@@ -25,7 +25,7 @@ def files(folder: Path, endings: Iterable[str] = ("",)) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
+        if path.name.lower().endswith(endings) and not path.name.startswith(".") and not path.is_dir()
     )
 
 
@@ -71,4 +71,4 @@ def read_lines(path: Path) -> list[str]:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a text file in UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
