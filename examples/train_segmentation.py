@@ -277,7 +277,9 @@ def report(
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
     if None in run.scores.values():
-        print("features: no cluster scores, since the test images show fewer than 2 classes")
+        print(
+            "features: no cluster scores; they need 2 classes in the test images, and finite features"
+        )
     else:
         print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
     if run.errors:  # empty if no class was ready

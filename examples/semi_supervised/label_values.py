@@ -126,7 +126,9 @@ def count_classes(
             "labels hold only 0 and 255, and 255 is ignore_index; for background 0 and foreground 255, set "
             "label_values=[0,255]"
         )
-    values = str([rule.values[c] for c in found] if rule else found).replace(" ", "")
+    values = "[...]"
+    if len(found) < 10:
+        values = str([rule.values[c] for c in found] if rule else found).replace(" ", "")
     if num_classes is None:
         num_classes = highest + 1
         if ignore_index >= num_classes > 4 * len(found):
@@ -150,8 +152,7 @@ def count_classes(
     if ignore_index < num_classes:
         raise ValueError(
             f"ignore_index must lie outside the classes [0, {num_classes}), got {ignore_index}; "
-            f"the largest label is {highest}, in {where.get(highest)}; label_values=[...] can list the values that "
-            "are classes"
+            f"the largest label is {highest}, in {where.get(highest)}; label_values={values} makes these the classes"
         )
     return num_classes
 

@@ -25,7 +25,9 @@ def files(folder: Path, endings: Iterable[str] = ("",)) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.name.lower().endswith(endings) and not path.name.startswith(".") and not path.is_dir()
+        if path.name.lower().endswith(endings)
+        and not path.name.startswith(".")
+        and not path.is_dir()
     )
 
 
