@@ -9,8 +9,7 @@ from torch import Tensor
 
 from semi_supervised.augment import BORDER_COLOURS, SCALE_DISTRIBUTIONS, random_crop
 from semi_supervised.images import Sample, read_image, read_label
-from semi_supervised.label_values import LABELS, NO_CLASS, count_classes
-from semi_supervised.label_values import label_values as label_rule
+from semi_supervised.label_values import LABELS, NO_CLASS, count_classes, label_rule
 from semi_supervised.layouts import find_splits
 from semi_supervised.listing import files, list_images
 from semi_supervised.splits import choose

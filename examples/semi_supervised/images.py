@@ -84,7 +84,7 @@ def check_image(path: Path) -> None:
         image.draft(None, (1, 1))
         try:
             image.load()
-        except Exception as error:  # a decoder of a damaged file may raise anything
+        except Exception as error:
             raise ValueError(f"cannot read {path} as an image: {error}") from None
 
 
@@ -164,25 +164,32 @@ def _read_sbd(path: Path) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
+        pages = _pages(image)
     except Image.DecompressionBombError:
         raise ValueError(
             f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit; cut it into tiles"
         ) from None
     except FileNotFoundError:
         raise
-    except OSError:
+    except Exception:  # a decoder of a damaged file may raise anything
         raise ValueError(f"cannot read {path} as an image") from None
-    if image.format in ("TIFF", "GIF") and image.n_frames > 1:
-        first = image.size
-        image.seek(1)
-        if image.size == first:  # otherwise a smaller copy of the first page
-            pages = image.n_frames
-            image.close()
-            raise ValueError(
-                f"an image must have one page, got {pages} of one size in {path}; {VOLUMES}"
-            )
-        image.seek(0)
+    if pages > 1:
+        image.close()
+        raise ValueError(
+            f"an image must have one page, got {pages} of one size in {path}; {VOLUMES}"
+        )
     return image
+
+
+def _pages(image: Image.Image) -> int:
+    """Returns the number of pages, or 1 if the second page has another size: it is a smaller copy of the first."""
+    if image.format not in ("TIFF", "GIF") or image.n_frames == 1:
+        return 1
+    first = image.size
+    image.seek(1)
+    second = image.size
+    image.seek(0)
+    return image.n_frames if second == first else 1
 
 
 def _check_mode(image: Image.Image, path: Path) -> None:
@@ -209,5 +216,5 @@ def _pixels(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarr
     try:
         pixels = image.convert(mode) if mode else image
         return np.array(pixels if turn is None else pixels.transpose(turn))
-    except (OSError, SyntaxError) as error:  # the file is truncated or damaged
+    except Exception as error:  # the file is truncated or damaged
         raise ValueError(f"cannot read {path} as an image: {error}") from None

@@ -53,7 +53,7 @@ class LabelValues:
         return self._classes[place]
 
 
-def label_values(
+def label_rule(
     values: Sequence[int] | None, colours: Path | None, ignore_index: int, num_classes: int | None
 ) -> LabelValues | None:
     """Returns what label files mean.
@@ -132,8 +132,11 @@ def count_classes(
     if num_classes is None:
         num_classes = highest + 1
         if ignore_index >= num_classes > 4 * len(found):
+            ignored = (
+                "" if rule or not pixels[ignore_index] else f" and ignore_index {ignore_index}"
+            )
             raise ValueError(
-                f"labels hold only the values {values}; set label_values={values} if these are the classes, or "
+                f"labels hold only the values {values}{ignored}; set label_values={values} if these are classes, or "
                 f"num_classes={num_classes} if the values between are classes too"
             )
     elif highest >= num_classes:

@@ -1,6 +1,5 @@
-"""Finds the images of a folder and their labels, in the layouts that labelling programs and data sets use."""
+"""Finds the folders of images and labels, in the layouts that labelling programs and data sets use."""
 
-import unicodedata
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -13,10 +12,10 @@ from semi_supervised.listing import (
     LABEL_TYPES,
     contents,
     files,
-    list_images,
     read_lines,
     subfolders,
 )
+from semi_supervised.pairs import list_samples
 
 HELD_OUT = 5  # without a split, every fifth image of a fixed random order is for the test
 # Names of folders, in any case.
@@ -27,7 +26,7 @@ SPLITS = {
 }
 IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
 LABELS = ("labels", "label", "masks", "mask", "ann_dir", "annotations")
-LABELS += ("segmentationclass", "segmentationclasspng", "groundtruth", "gt")
+LABELS += ("segmentationclass", "segmentationclasspng", "masks_machine", "groundtruth", "gt")
 # The folder of the images and that of the labels. The first row that fits a split is used.
 LAYOUTS = (
     ("{split}/{images}", "{split}/{labels}"),
@@ -45,11 +44,6 @@ UNDIVIDED = (
     (".", "."),  # 0.jpg and 0_mask.png
 )
 VOC_LISTS = Path("ImageSets", "Segmentation")  # train.txt, val.txt
-# What may follow the common part of the names of an image and its label, in any case.
-IMAGE_ENDINGS = ("", "_image", "_img", "_sat", "_rgb", "_leftImg8bit", "_0000")
-IMAGE_STARTS, LABEL_STARTS = ("image", "img"), ("mask", "label", "seg", "gt")
-LABEL_ENDINGS = ("", "_mask", "_masks", "-mask", "_label", "_labels", "_seg", "_segmentation")
-LABEL_ENDINGS += ("_gt", "_L", "_anno", "_gtFine_labelIds", "_gtFine_labelTrainIds")
 
 
 def find_splits(root: Path) -> dict[str, list[Sample]]:
@@ -84,6 +78,11 @@ def find_splits(root: Path) -> dict[str, list[Sample]]:
             f"data: {root} must hold images/ and labels/, or train/ and test/ with both in each; {contents(root)}; "
             "examples/README.md lists the layouts"
         )
+    for split, (images, labels) in folders.items():
+        if images != labels:
+            raise ValueError(
+                f"data: {root} has {images} for {split}, and no train/; move {pair[0]} and {pair[1]} into train/"
+            )
     lists = find_lists(root)
     if "train" in lists:
         refuse_one_split(lists, root / VOC_LISTS)
@@ -156,104 +155,10 @@ def find_folders(
 
 def find_lists(root: Path) -> dict[str, list[str]]:
     """Returns the names in VOC's lists of each split, as far as there are any."""
+    lists = files(root / VOC_LISTS, [".txt"]) if (root / VOC_LISTS).is_dir() else []
     return {
         split: [line.split()[0] for line in read_lines(path)]
         for split, names in SPLITS.items()
-        for path in (root / VOC_LISTS / f"{name}.txt" for name in names)
-        if path.is_file()
+        for path in lists
+        if path.stem.lower() in names
     }
-
-
-# ---- images and their labels --------------------------------------------------------------------
-
-
-def list_samples(
-    image_folder: Path, label_folder: Path, names: Iterable[str] | None = None
-) -> list[Sample]:
-    """Returns the images of a folder with their labels.
-
-    Args:
-        image_folder: folder of the images.
-        label_folder: folder of the labels. It may be the same one.
-        names: names of the images to use, without suffix. None: all.
-
-    Raises:
-        FileNotFoundError: If an image has no label.
-        ValueError: If two files have one name, or an image has two labels.
-    """
-    images, labels = list_images(image_folder), files(label_folder, LABEL_TYPES)
-    by_name: dict[str, list[Path]] = {}
-    for label in labels:
-        by_name.setdefault(key_of(label.stem), []).append(label)
-    found = {image: labels_of(image, by_name) for image in images}
-    if image_folder == label_folder:  # what is the label of another file is no image
-        used = {label for labels in found.values() for label in labels}
-        found = {image: labels for image, labels in found.items() if image not in used}
-        if not found:
-            raise ValueError(f"data: {images[0]} and {images[1]} could each be the other's label")
-    by_stem: dict[str, Path] = {}
-    for image in found:
-        other = by_stem.setdefault(unicodedata.normalize("NFC", image.stem), image)
-        if other != image:
-            raise ValueError(f"data: {other} and {image} have the same name; remove one of them")
-    if names is not None:
-        names = [unicodedata.normalize("NFC", name) for name in names]
-        missing = [name for name in names if name not in by_stem]
-        if missing:
-            raise FileNotFoundError(
-                f"data: {image_folder} has no image {missing[0]}, but a list names it"
-            )
-        found = {by_stem[name]: found[by_stem[name]] for name in names}
-    for image, candidates in found.items():
-        if len(candidates) > 1:
-            raise ValueError(
-                f"data: {candidates[0]} and {candidates[1]} could both be the label of {image}; remove one of them"
-            )
-        if not candidates:
-            without = sum(not labels for labels in found.values())
-            raise FileNotFoundError(
-                f"image {image} has no label {label_folder / image.stem}.png (nor {image.stem}_mask.png, .tif and "
-                f"so on), and {without - 1} of {len(found) - 1} others have none; move images without labels to "
-                f"another folder and pass it as unlabelled=DIR; {hint(image_folder, label_folder)}"
-            )
-    return [Sample(image, label) for image, [label] in found.items()]
-
-
-def key_of(name: str) -> str:
-    """Returns a name without case. macOS writes accents as characters of their own."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def labels_of(image: Path, by_name: dict[str, list[Path]]) -> list[Path]:
-    """Returns the files whose name fits: 0.png, 0_mask.png or 0.jpg.png for 0.jpg, and mask_0.png for image_0.jpg."""
-    stems = [image.stem, image.name]
-    stems += [
-        image.stem[: -len(ending)]
-        for ending in IMAGE_ENDINGS[1:]
-        if image.stem.lower().endswith(ending.lower())
-    ]
-    stems += [
-        word + image.stem[len(start) :]
-        for start in IMAGE_STARTS
-        if image.stem.lower().startswith(start)
-        for word in LABEL_STARTS
-    ]
-    for stem in stems:
-        found = [
-            label
-            for ending in LABEL_ENDINGS
-            for label in by_name.get(key_of(stem + ending), ())
-            if label != image
-        ]
-        same_case = [label for label in found if label.name.startswith(stem)]
-        if found:
-            return same_case or found
-    return []
-
-
-def hint(image_folder: Path, label_folder: Path) -> str:
-    """Says what lies in a folder of labels."""
-    lossy = files(label_folder, (".jpg", ".jpeg", ".webp"))
-    if lossy and image_folder != label_folder:
-        return f"{lossy[0].name} in {label_folder.name}/ is no label: JPEG changes its values; export PNG"
-    return contents(label_folder)

@@ -100,6 +100,17 @@ def test_lists_of_voc_divide_the_images(tmp_path):
     assert "6 other files there are not used, such as without-0.jpg" in data.notes()[0]
 
 
+def test_a_name_that_is_an_image_s_own_is_its_label_only(tmp_path):
+    for stem in ("cat", "cat_L", "A", "a", "dog_mask", "bird"):
+        write(tmp_path, f"images/{stem}.jpg", f"labels/{stem}.png", count=1)
+    (tmp_path / "labels" / "bird.png").rename(tmp_path / "labels" / "bird_L.png")
+    samples = [sample for samples in find_splits(tmp_path).values() for sample in samples]
+    assert {(s.image.stem, s.label.stem) for s in samples} == {
+        *((stem, stem) for stem in ("cat", "cat_L", "A", "a", "dog_mask")),
+        ("bird", "bird_L"),
+    }
+
+
 def test_a_folder_that_holds_polygons_is_not_the_one_of_the_labels(tmp_path):
     write(tmp_path, "images/{i}.jpg", "labels/{i}.txt")
     write(tmp_path, "images/{i}.jpg", "masks/{i}.png")
@@ -131,6 +142,21 @@ def test_files_of_operating_systems_are_skipped(tmp_path):
             [("images/{i}.jpg", "labels/{i}.png"), ("images/{i}.jpg", "labels/{i}.tif")],
             ("",),
             r"labels/0\.png and .*labels/0\.tif could both be the label of .*images/0\.jpg",
+        ),
+        (
+            [("images/{i}_img.jpg", "labels/{i}.png"), ("images/{i}_sat.jpg",)],
+            ("",),
+            r"images/0_img\.jpg and .*images/0_sat\.jpg could both have the label .*labels/0\.png",
+        ),
+        (
+            [("images/{i}.jpg", "labels/{i}.png"), ("val/images/{i}.jpg", "val/labels/{i}.png")],
+            ("",),
+            r"has .*val/images for val, and no train/; move .*images and .*labels into train/",
+        ),
+        (
+            [("{i}.tif",), ("{i}.png",)],
+            ("",),
+            r"0\.png and .*0\.tif could each be the other's label",
         ),
         (
             [("images/{i}.jpg", "labels/{i}.png"), ("images/{i}.jpg", "masks/{i}.png")],

@@ -129,7 +129,11 @@ def test_a_file_without_colours_is_refused(tmp_path):
             r"got 255 in .*png; label_values=\[0,255\] makes these the classes",
         ),
         ((0, 255), {"ignore_index": 254}, r"\[0, 256\), got 254; .* label_values=\[0,255\] makes"),
-        ((0, 128, 255), {}, r"hold only the values \[0,128\]; set label_values=\[0,128\] if"),
+        (
+            (0, 128, 255),
+            {},
+            r"only the values \[0,128\] and ignore_index 255; set label_values=\[0,128\] if",
+        ),
         ((0, 17, 255), {"label_values": (0, 255)}, r"ignore_index in each pixel, got 17 at 427"),
         ((0, 1, 9), {"ignore_index": 0, "num_classes": 2}, r"in \[1, 2\] or .* 0 .*, got 9 at"),
         (
