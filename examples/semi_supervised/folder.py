@@ -163,17 +163,23 @@ class FolderData:
 
     def notes(self) -> list[str]:
         """Returns where images and labels were found, and which files there are not used, as lines for the user."""
-        lines, used = [], set(self.files())
-        used |= {sample.label for samples in self.splits.values() for sample in samples}
+        used, places = {*self.files()}, {}
         for split, samples in self.splits.items():
-            folders = [{sample[i].parent for sample in samples} for i in (0, 1)]
-            if any(len(each) > 1 for each in folders):  # a list or a data set of its own
+            used |= {sample.label for sample in samples}
+            folders = {sample.image.parent for sample in samples}
+            places[f"{split}: {len(samples)}"] = folders, {s.label.parent for s in samples}
+        known = set().union(*(folders for folders, _ in places.values()))
+        further = [path for path in self.unlabelled_images if path.parent not in known]
+        if further:
+            places[f"unlabelled: {len(further)}"] = {path.parent for path in further}, set()
+        lines = []
+        for what, (images, labels) in places.items():
+            if max(len(images), len(labels)) > 1:  # a data set with a layout of its own
                 continue
-            [image_folder], [label_folder] = folders
-            line = f"{split}: {len(samples)} images of {image_folder}, labels of {label_folder}"
-            rest = {*files(image_folder), *files(label_folder)} - used
+            line = f"{what} images of {min(images)}" + "".join(f", labels of {x}" for x in labels)
+            rest = {path for folder in images | labels for path in files(folder)} - used
             if rest:
-                line += f"; {len(rest)} other files there are not used, such as {min(rest).name}"
+                line += f"; not used there: {len(rest)}, such as {min(rest).name}"
             lines.append(line)
         return lines
 

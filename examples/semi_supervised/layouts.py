@@ -25,8 +25,9 @@ SPLITS = {
     "test": ("test", "testing", "ts"),
 }
 IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
-LABELS = ("labels", "label", "masks", "mask", "ann_dir", "annotations")
-LABELS += ("segmentationclass", "segmentationclasspng", "masks_machine", "groundtruth", "gt")
+LABELS = ("labels", "label", "masks", "mask", "ann_dir", "annotations", "annotation")
+LABELS += ("groundtruth", "ground_truth", "ground truth", "gt")
+LABELS += ("segmentationclass", "segmentationclasspng", "masks_machine")
 # The folder of the images and that of the labels. The first row that fits a split is used.
 LAYOUTS = (
     ("{split}/{images}", "{split}/{labels}"),

@@ -46,20 +46,21 @@ def list_images(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"there is no folder {folder}; {contents(folder.parent)}")
     images = files(folder, IMAGE_TYPES)
     if not images:
+        deeper = "; folders in it are not searched" if subfolders(folder) else ""
         raise ValueError(
-            f"folder {folder} must hold images ({' '.join(IMAGE_TYPES)}), got none; {contents(folder)}"
+            f"folder {folder} must hold images ({' '.join(IMAGE_TYPES)}), got none; {contents(folder)}{deeper}"
         )
     return images
 
 
-def contents(folder: Path, advice: bool = True) -> str:
+def contents(folder: Path) -> str:
     """Says what lies in a folder, with advice about files that the trainer cannot read."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     found = [f"{path.name}/" for path in subfolders(folder)] + [path.name for path in files(folder)]
     shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if found[6:] else "")
     text = f"{folder.name or folder}/ holds {shown or 'nothing'}"
-    for endings, what in ADVICE if advice else ():
+    for endings, what in ADVICE:
         if files(folder, endings):
             text += f"; {what}"
     return text
@@ -70,7 +71,7 @@ def read_lines(path: Path) -> list[str]:
     data = path.read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a text file in UTF-8") from None
     return [line.strip() for line in text.lstrip("\ufeff").splitlines() if line.strip()]

@@ -8,9 +8,10 @@ from semi_supervised.images import Sample
 from semi_supervised.listing import LABEL_TYPES, contents, files, list_images
 
 # What stands before or after the common part of the names of an image and its label, in any case.
-IMAGE_ENDINGS = ("_image", "_img", "_sat", "_rgb", "_leftImg8bit", "_0000")
+IMAGE_ENDINGS = ("_image", "_img", "_sat", "_rgb", "_training", "_test", "_leftImg8bit", "_0000")
 LABEL_ENDINGS = ("", "_mask", "_masks", "-mask", "_label", "_labels", "_seg", "_segmentation")
-LABEL_ENDINGS += ("_gt", "_L", "_anno", "_gtFine_labelIds", "_gtFine_labelTrainIds")
+LABEL_ENDINGS += ("_gt", "_L", "_anno", "_manual1", "_1stHO", "_instance_color_RGB")
+LABEL_ENDINGS += ("_gtFine_labelIds", "_gtFine_labelTrainIds")
 IMAGE_STARTS, LABEL_STARTS = ("image", "img"), ("mask", "label", "seg", "gt")
 
 

@@ -43,6 +43,7 @@ def write(root, *pattern, values=(0, 1, 2), count=6, splits=("",)):
         ("images/{i}.jpg", "labels/{i}_MASK.PNG", ("",)),
         ("images/{i}.jpg", "labels/{i}.jpg.png", ("",)),
         ("images/{i}_sat.jpg", "masks/{i}_mask.png", ("",)),
+        ("images/{i}_training.tif", "Ground Truth/{i}_manual1.gif", ("",)),
         ("imgs/image_{i}.jpg", "masks/mask_{i}.png", ("",)),
         ("Images/{i}.jpg", "Masks/{i}.tif", ("",)),
         ("images/my photo.{i}.v1.jpg", "labels/my photo.{i}.v1.png", ("",)),
@@ -97,7 +98,7 @@ def test_lists_of_voc_divide_the_images(tmp_path):
     data = FolderData(tmp_path, **OPTIONS)
     assert [sample.name for sample in data.splits["train"]] == ["0", "1", "2", "3"]
     assert [sample.name for sample in data.val] == ["4", "5"]
-    assert "6 other files there are not used, such as without-0.jpg" in data.notes()[0]
+    assert "not used there: 6, such as without-0.jpg" in data.notes()[0]
 
 
 def test_a_name_that_is_an_image_s_own_is_its_label_only(tmp_path):
@@ -125,9 +126,14 @@ def test_files_of_operating_systems_are_skipped(tmp_path):
         (tmp_path / folder / ".ipynb_checkpoints").mkdir()
     (tmp_path / "__MACOSX" / "images").mkdir(parents=True)
     (tmp_path / "images" / "new.HEIC").touch()
-    data = FolderData(tmp_path, **OPTIONS)
-    assert len(data.files()) == 6
-    assert "3 other files there are not used, such as Thumbs.db" in data.notes()[0]
+    write(tmp_path / "more", "{i}.jpg")
+    (tmp_path / "more" / "new.HEIC").touch()
+    data = FolderData(tmp_path, **OPTIONS, unlabelled=tmp_path / "more")
+    assert len(data.files()) == 12
+    train, _, unlabelled = data.notes()
+    assert "not used there: 3, such as Thumbs.db" in train
+    more = f"unlabelled: 6 images of {tmp_path / 'more'}; not used there: 1, such as new.HEIC"
+    assert unlabelled == more
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,11 @@ def test_files_of_operating_systems_are_skipped(tmp_path):
         ([("imagesTr/{i}.nii.gz", "labelsTr/{i}.nii.gz")], ("",), r"volumes are out of scope"),
         ([("case{i}.nii.gz",)], ("",), r"holds case0\.nii\.gz.*volumes are out of scope"),
         ([("photos/{i}.jpg", "truth/{i}.png")], ("",), r"must hold images/ .*holds photos/, truth"),
-        ([("images/city/{i}.jpg", "labels/city/{i}.png")], ("",), r"got none; images/ holds city/"),
+        (
+            [("images/city/{i}.jpg", "labels/city/{i}.png")],
+            ("",),
+            r"images/ holds city/; .* not searched",
+        ),
         (
             [("leftImg8bit/train/a/{i}.png", "gtFine/train/a/{i}.png")],
             ("",),

@@ -119,6 +119,7 @@ def test_each_rank_reads_its_part(photos, tmp_path, monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(checks.distributed, "rank_and_world_size", lambda rank=rank: (rank, 2))
         checks.check_images(photos, tmp_path / "out")
+        assert len(read) == 3 * (rank + 1)
     assert sorted(read) == [path.name for path in photos]
     monkeypatch.setattr(checks.distributed, "rank_and_world_size", lambda: (0, 1))
     checks.check_images(photos, tmp_path / "out")
