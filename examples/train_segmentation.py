@@ -30,15 +30,15 @@ from semi_supervised.checks import check_images
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
+from semi_supervised.options import build_parser
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
 AUTO = Path("auto")  # --resume: the run's own checkpoint, if there is one
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
+    parser = build_parser(__doc__)
     options = parser.parse_intermixed_args(arguments)
     with usage_errors():
         shorthands = {name: getattr(options, name) for name in ("data", "labelled", "unlabelled")}
@@ -286,39 +286,6 @@ def report(
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
         print(f"wrong pixels in % by fifths of density, sparsest first: {fifths}")
     return run
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train_segmentation.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
-    add("--config", type=Path, default=CONFIGS / "folder.yaml", help="default: folder.yaml")
-    add("--data", help="same as data=DIR: the folder of the data set")
-    add("--labelled", help="same as labelled=...: a number, a fraction (1/8) or a list of images")
-    add("--unlabelled", help="same as unlabelled=DIR: more images without labels")
-    add("--contrast-weight", type=float, nargs="+", help="one run each; 0: plain self-training")
-    add(
-        "--seeds",
-        "--seed",
-        type=int,
-        nargs="+",
-        help="one run per seed of labelled images, weights and batches",
-    )
-    add("--out", type=Path, default=Path("runs"), help="folder for the results (default: runs)")
-    add(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
-    )
-    add(
-        "--resume",
-        type=Path,
-        help="checkpoint of a run with the same options; auto: the run's own checkpoint under --out, if any",
-    )
-    add("--stop-at", type=int, help="stop after this step, to --resume later")
-    return parser
 
 
 if __name__ == "__main__":
