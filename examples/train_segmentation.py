@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     if None in trained:  # a run stopped early, or this is not the first rank
         return
     heaviest = max(options.contrast_weight)
-    result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
+    control, treated = (names_of(config, weight)[0] for weight in (0.0, heaviest))
+    result = summary.summarise(trained, control, treated)
     print(f"\n{summary.as_text(result)}")
     facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
     text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
@@ -78,6 +79,8 @@ def check(options: argparse.Namespace, config: Config) -> None:
     config.make_settings(unlabelled=1, ranks=1)  # reports wrong values before reading the data
     if options.stop_at is not None and options.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
+    if options.contrast_weight is not None:
+        config.check_use("contrast_weight")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
     options.contrast_weight = options.contrast_weight or [config.values.get("contrast_weight", 0.5)]
     if not all(0 <= weight < float("inf") for weight in options.contrast_weight):
@@ -98,8 +101,12 @@ def check(options: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--device {options.device} cannot be used: {error}") from None
 
 
-def method_of(weight: float) -> str:
-    return "self-training" if weight == 0 else f"contrast weight {weight:g}"
+def names_of(config: Config, weight: float) -> tuple[str, str]:
+    """Returns the names of a run in tables, and of its folder without the seed."""
+    if "contrast_weight" not in config.method.keys:
+        return (config.values["method"]["name"],) * 2
+    method = "self-training" if weight == 0 else f"contrast weight {weight:g}"
+    return method, f"weight-{weight:g}"
 
 
 def train(
@@ -118,7 +125,8 @@ def train(
     """
     started = time.perf_counter()
     rank, ranks = distributed.rank_and_world_size()
-    out = options.out / f"weight-{weight:g}-seed-{seed}"
+    method, folder = names_of(config, weight)
+    out = options.out / f"{folder}-seed-{seed}"
     with usage_errors():
         checkpoint, resume = out / "checkpoint.pt", options.resume
         if resume == AUTO:
@@ -137,14 +145,15 @@ def train(
         stored_ranks = trainer.load(resume) if resume else ranks
     say = print if rank == 0 else lambda *_: None
     say(
-        f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
+        f"\n{method}, seed {seed}: {len(data.labelled_samples)} labelled and "
         f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
         say(f"no labelled image contains the classes {unseen}, so they cannot be learned")
         if (
-            trainer.contrast.strategy.start == "all_full"
+            trainer.contrast is not None
+            and trainer.contrast.strategy.start == "all_full"
             and trainer.contrast.included[unseen].any()
         ):
             say(
@@ -159,11 +168,12 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
-    say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
+    if trainer.contrast is not None:
+        say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
     if trainer.step < settings.steps:
         say(f"stopped at step {trainer.step}; continue with --resume {checkpoint}")
         return None
-    return report(trainer, method_of(weight), out, started, config.run.evaluate_window)
+    return report(trainer, method, out, started, config.run.evaluate_window)
 
 
 def run_training(trainer: Trainer, out: Path, options: argparse.Namespace, every: RunKeys) -> None:
@@ -234,9 +244,11 @@ def report(
         print(f"evaluating {len(data.test)} test images", flush=True)
     matrix = confusion_matrix(trainer, data.test, window)
     # On all ranks, since each rank may hold only a shard of the bank.
-    errors = evaluate.error_by_density(
-        trainer.student, trainer.contrast, batches(data.test), data.ignore_index
-    )
+    errors = []
+    if trainer.contrast is not None:
+        errors = evaluate.error_by_density(
+            trainer.student, trainer.contrast, batches(data.test), data.ignore_index
+        )
     network = evaluated_teacher(trainer, window)
     strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
     if trainer.rank > 0:

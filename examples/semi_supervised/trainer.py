@@ -1,10 +1,8 @@
-"""Semi-supervised training with an EMA teacher and the density-guided contrastive loss.
+"""Semi-supervised training with an EMA teacher.
 
-`Trainer.losses` is the method. The rest of the file is bookkeeping.
-
-`contrast_weight=0` runs the same code, including the projection head, the loss and the memory bank. Only the factor
-differs. Both runs therefore see the same batches, random numbers and batch-norm inputs. A control that differs in any
-of these can move by more than the method does.
+The method, in `methods/`, has the losses. This file has the steps around them, which are the same for all methods:
+batches, views, optimizer, learning rate, teacher, history. Two methods with one seed therefore see the same batches
+and draw the same first strong view.
 """
 
 from collections.abc import Callable
@@ -17,31 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dgcl_ops import (
-    FeatureTap,
-    ProjectionHead,
-    PseudoLabelLoss,
-    entropy_filter,
-    resize_labels,
-)
-from dgcl_ops.schedules import (
-    classification_drop_fraction,
-    contrast_drop_fraction,
-    poly_learning_rate,
-    training_progress,
-)
-from semi_supervised import checkpoint, distributed
-from semi_supervised.augment import cutmix, jitter
-from semi_supervised.loading import Batch, Batches
+from dgcl_ops import DensityContrastLoss
+from dgcl_ops.schedules import poly_learning_rate, training_progress
+from semi_supervised import checkpoint, distributed, methods
+from semi_supervised.augment import jitter
+from semi_supervised.loading import Batches
 from semi_supervised.settings import (
     Settings,
     check_network,
     class_weights,
-    contrast_loss,
     hard_pixels,
     optimizer,
 )
-from semi_supervised.teacher import PseudoLabels, Teacher
+from semi_supervised.teacher import Teacher
+from semi_supervised.views import Views
 
 
 class Trainer:
@@ -66,11 +53,12 @@ class Trainer:
     Attributes:
         student: the network.
         teacher: its moving average. Evaluate and keep this one.
-        history: what `run` recorded: dicts of step, losses and the bank's mean density. A checkpoint holds the first
+        method: the method that `settings.method` names.
+        history: what `run` recorded: dicts of step, losses and what the method reports. A checkpoint holds the first
             rank's.
 
     Raises:
-        ValueError: If `settings` and `network` do not match.
+        ValueError: If `settings`, the method and `network` do not match.
     """
 
     def __init__(
@@ -87,109 +75,31 @@ class Trainer:
         self.batches = Batches(data, settings, self.rank, self.device, workers)
         images = settings.batch * distributed.ranks_that_share_batch_norm(self.device)
         check_network(settings, network, images)
-        shared = distributed.with_shared_batch_norm
-        self.student = shared(network, self.device)
+        kind, options = methods.choose(settings.method)
+        self.student = distributed.with_shared_batch_norm(network, self.device)
         self.student.to(self.device, memory_format=torch.channels_last)
-        self.teacher = Teacher(self.student, settings)
-        self.tap = FeatureTap(self.student, "classifier")
-        feature_dim = self.tap.channels
-        self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
-        self.projection = shared(self.projection, self.device)
-        self.contrast = contrast_loss(settings, data, feature_dim, self.ranks)
-        self.projection.to(self.device)
-        self.contrast.to(self.device)
-        self.needs_confidence = self.contrast.strategy.by_confidence
+        self.teacher = Teacher(self.student, settings, runs=kind.teaches)
+        self.method = kind(self, options)
         self.class_weights = torch.ones(data.num_classes, device=self.device)
         if settings.balance:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
-        self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
-        self.optimizer = optimizer(settings, self.student, self.projection)
+        self.optimizer = optimizer(settings, self.student, *self.method.networks.values())
         scaled = settings.precision == "float16"  # otherwise the scaler is a no-op
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        # DDP must not see the bank: it would broadcast the buffers.
-        self.model, self.project = self.student, self.projection
-        if self.ranks > 1:
-            self.model, self.project = (
-                DistributedDataParallel(module, forward_sync_buffers=False)
-                for module in (self.student, self.projection)
-            )
+        self.model = self.synchronised(self.student)
 
-    # ---- the method -----------------------------------------------------------------------------
+    def synchronised(self, network: nn.Module) -> nn.Module:
+        """Returns the network with gradients averaged over the ranks. The averages of batch norms stay each rank's."""
+        if self.ranks == 1:
+            return network
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
-    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Returns the losses of one step. Minimise "total"."""
-        settings, weak_view = self.settings, self.settings.contrast_view == "weak"
-        images, labels, weak, _ = batch
-        pseudo, reliable, confidence, labelled_confidence = self.teach(batch)
+    @property
+    def contrast(self) -> DensityContrastLoss | None:
+        """The density loss with its bank, or None if the method has none."""
+        return self.method.contrast
 
-        # The student sees all views in one batch. The strong view has other colours and boxes of other images.
-        strong = jitter(weak, rng, settings.jitter)
-        how = {"probability": settings.cutmix, "mode": settings.cutmix_mode}
-        if weak_view:
-            strong, pseudo = cutmix(rng, strong, pseudo, **how)
-            unmixed = [weak]
-        else:
-            mixed = cutmix(rng, strong, pseudo, reliable, confidence, **how)
-            strong, pseudo, reliable, confidence = mixed
-            unmixed = []
-        images = torch.cat((jitter(images, rng, settings.jitter), *unmixed, strong))
-        logits, supervised = self.classify(images, labels)
-        features = self.tap.pop()
-        unlabelled = self.pseudo_label_loss(logits[-len(strong) :], pseudo)
-
-        # The density loss computes densities from the features and sends its gradient to the projections. It also
-        # fills the bank. It uses the labelled images and the unlabelled ones that follow them in the batch.
-        projections, size = self.project(features), features.shape[-2:]
-        small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
-        optional = ()
-        if self.needs_confidence:
-            halves = (labelled_confidence, confidence)
-            optional = (torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves]),)
-        density_source = features if settings.density_of == "features" else projections
-        contrast = self.contrast(
-            projections[: len(small)], small, density_source[: len(small)].detach(), *optional
-        )
-
-        total = supervised + settings.unlabelled_weight * unlabelled
-        total = total + settings.contrast_weight * contrast
-        return {
-            "total": total,
-            "supervised": supervised,
-            "unlabelled": unlabelled,
-            "contrast": contrast,
-        }
-
-    def teach(self, batch: Batch) -> PseudoLabels:
-        """Labels the weak view with the teacher and ignores the least certain pixels."""
-        images, _, weak, inside = batch
-        with torch.no_grad(), self.autocast("bfloat16"):
-            logits, small = self.teacher.two_sizes(torch.cat((images, weak)))
-        contrast_logits = small if self.settings.contrast_view == "weak" else logits
-        progress = self.progress()
-        classification, contrast = (
-            entropy_filter(
-                each[len(images) :],
-                1 - drop(progress),
-                ignore_index=self.data.ignore_index,
-                valid_mask=resize_labels(inside, each.shape[-2:]),
-            )
-            for each, drop in (
-                (logits, classification_drop_fraction),
-                (contrast_logits, contrast_drop_fraction),
-            )
-        )
-        labelled = unlabelled = None
-        if self.needs_confidence:
-            confidence = contrast_logits.softmax(1).amax(1)
-            labelled, unlabelled = confidence.tensor_split((len(images),))
-        return PseudoLabels(classification, contrast, unlabelled, labelled)
-
-    def warm_up_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Returns the losses of a warm-up step: supervised only, as the teacher is still untrained."""
-        images = jitter(batch.images, rng, self.settings.jitter)
-        _, supervised = self.classify(images, batch.labels)
-        self.tap.pop()
-        return {"total": supervised, "supervised": supervised}
+    # ---- what methods share ----------------------------------------------------------------------
 
     def classify(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the student's logits and the supervised loss of the first images, the labelled ones."""
@@ -220,11 +130,16 @@ class Trainer:
         # For dropout. Seeded after `take`, since a starting loader draws from the global generator.
         seed = np.random.SeedSequence((settings.seed, self.step, self.rank)).generate_state(1)[0]
         torch.manual_seed(int(seed))
-        self.student.train()
+        for network in (self.student, *self.method.networks.values()):
+            network.train()
         self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
         with self.autocast("bfloat16", "float16"):
-            losses = (self.warm_up_losses if warm_up else self.losses)(batch, rng)
+            if warm_up:
+                images = jitter(batch.images, rng, settings.jitter)
+                losses = self.method.warm_up_losses(images, batch.labels)
+            else:
+                losses = self.method.losses(Views(batch, rng, settings))
         for group in self.optimizer.param_groups:
             rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
             group["lr"] = rate * group["factor"]
@@ -259,7 +174,7 @@ class Trainer:
 
         Args:
             until: the last step. None: the end.
-            record_every: how often to record losses and the bank's mean density, in steps. On a GPU this waits for
+            record_every: how often to record losses and what the method reports, in steps. On a GPU this waits for
                 the step.
             after_step: called after each step.
 
@@ -276,15 +191,9 @@ class Trainer:
             losses = self.train_step()
             if self.step % record_every == 0 or self.step == self.settings.steps:
                 record = {name: float(loss) for name, loss in losses.items()}
-                self.history.append({"step": self.step, **record, "density": self.mean_density()})
+                self.history.append({"step": self.step, **record, **self.method.report()})
             after_step(self)
         self.batches.close()
-
-    def mean_density(self) -> float:
-        """Returns the mean density of the bank's rows over the ready classes, or 0 if there are none."""
-        state = self.contrast.diagnostics()
-        ready = state["ready"]
-        return float((state["mean_density"] * ready).sum() / ready.sum().clamp(min=1))
 
     # ---- checkpoints ----------------------------------------------------------------------------
 

@@ -1,0 +1,35 @@
+"""The methods of semi-supervised training, one file each."""
+
+from dataclasses import fields
+from typing import Any
+
+from semi_supervised.methods.base import Method
+from semi_supervised.methods.dgcl import DGCL
+from semi_supervised.methods.self_training import SelfTraining
+from semi_supervised.settings import refuse_unknown
+
+METHODS: dict[str, type[Method]] = {
+    "self_training": SelfTraining,
+    "dgcl": DGCL,
+}
+
+
+def choose(values: dict) -> tuple[type[Method], Any]:
+    """Returns a method and its options.
+
+    Args:
+        values: its name, and options that differ from the defaults.
+
+    Raises:
+        ValueError: If the name or an option is unknown, or a value does not fit.
+    """
+    given = dict(values)
+    name = given.pop("name", None)
+    if name not in tuple(METHODS):
+        raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got {name!r}")
+    kind = METHODS[name]
+    refuse_unknown(given, {each.name for each in fields(kind.Options)}, f"method {name}")
+    try:
+        return kind, kind.Options(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {name}: {error}") from None
