@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi_supervised import distributed, evaluate, summary
+from semi_supervised import distributed, evaluate, methods, summary
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
@@ -275,7 +275,7 @@ def report(
             table.writerow([c, f"{iou:.2f}", trained, tested])
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
-    measured["evaluate_window"] = window
+    measured |= {"evaluate_window": window, "passes": methods.passes_of(trainer.settings)}
     (out / "metrics.json").write_text(json.dumps(measured | {"history": run.history}, indent=1))
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from dgcl_ops import DensityContrastLoss
-from semi_supervised import methods
+from semi_supervised import budget, methods
 from semi_supervised.cityscapes import CityscapesData
 from semi_supervised.deeplab import DeepLabV3Plus
 from semi_supervised.deeplab_published import PublishedDeepLab
@@ -44,6 +44,8 @@ class RunKeys:
 
     dataset: str  # one of DATASETS
     network: str  # one of NETWORKS
+    # Instead of `steps`: {"steps": N} or {"passes": N}, see `budget.affordable`.
+    budget: dict | None = None
     # Instead of `steps`. An epoch draws as many unlabelled images as there are.
     epochs: int | None = None
     warm_up_epochs: int | None = None  # instead of `warm_up`
@@ -61,6 +63,8 @@ class RunKeys:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.budget is not None:
+            budget.check(self.budget)
         window = self.evaluate_window
         if window is not None and (len(window) != 2 or min(window) < 2):
             raise ValueError(
@@ -169,6 +173,14 @@ class Config:
         chosen = self._of(field.name for field in fields(Settings))
         chosen = {key: value for key, value in chosen.items() if value is not None} | changes
         settings = checked(Settings, chosen)
+        if self.run.budget is not None:
+            for name in ("steps", "epochs"):
+                if self.values.get(name) is not None:
+                    raise ValueError(
+                        f"{name} and budget exclude each other, got {name}={self.values[name]}; "
+                        f"{name}=null removes the key of the file"
+                    )
+            settings = budget.affordable(settings, self.run.budget, "warm_up" in chosen)
         if min(settings.steps, settings.batch) < 1:
             raise ValueError(
                 f"steps and batch must be at least 1, got {settings.steps} and {settings.batch}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(EXAMPLES))
 from semi_supervised import augment, methods  # noqa: E402
 from semi_supervised import trainer as trainer_module  # noqa: E402
 from semi_supervised.config import Config  # noqa: E402
+from semi_supervised.methods.base import Passes  # noqa: E402
 from test_examples import CONTRAST, PUBLISHED, assert_same, make_trainer, state_of  # noqa: E402
 
 from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
@@ -184,3 +186,76 @@ def test_each_method_is_a_short_file_with_its_formula_on_top():
         assert kind.__module__.endswith(f".{name}")
         assert files[name].count("\n") < 150
         assert "\n    L = " in files[name].split('"""')[1]
+
+
+# ---- passes and budgets ---------------------------------------------------------------------------
+
+WAYS = [
+    ({"name": "self_training"}, {"contrast_view": "strong"}),
+    ({"name": "dgcl"}, {"contrast_view": "weak"}),
+]
+
+
+def counted(trainer):
+    """Returns the passes of one step, counted by hooks on the first layer of every network."""
+    passes, batch = {True: 0, False: 0}, trainer.settings.batch
+    networks = (trainer.student, trainer.teacher.module, *trainer.method.networks.values())
+    hooks = [
+        network.down[0].register_forward_hook(
+            lambda _, inputs, maps: passes.update(
+                {maps.requires_grad: passes[maps.requires_grad] + len(maps)}
+            )
+        )
+        for network in networks
+        if hasattr(network, "down")
+    ]
+    trainer.train_step()
+    for hook in hooks:
+        hook.remove()
+    return Passes(passes[True] / batch, passes[False] / batch)
+
+
+@pytest.mark.parametrize(("method", "changes"), WAYS, ids=str)
+def test_declared_passes_are_those_of_a_step(method, changes):
+    trainer = make_trainer(method=method, warm_up=1, **changes)
+    assert counted(trainer) == trainer.method.warm_up_passes
+    assert counted(trainer) == trainer.method.passes(trainer.settings, trainer.method.options)
+
+
+def test_a_budget_of_passes_sets_the_steps():
+    path = EXAMPLES / "configs" / "scenes.yaml"
+
+    def settings(*overrides):
+        return Config(path, overrides, unlabelled=6).make_settings(6, 1)
+
+    for number in (400, 1000, 1001):
+        for overrides in ([], ["method.name=self_training", "contrast_view=strong"]):
+            chosen = settings(f"budget.passes={number}", *overrides)
+            assert chosen.warm_up == chosen.steps // 3
+            assert methods.passes_of(chosen) <= number
+            longer = replace(chosen, steps=chosen.steps + 1, warm_up=(chosen.steps + 1) // 3)
+            assert methods.passes_of(longer) > number
+    fixed = settings("budget.passes=330", "warm_up=0", "contrast_view=weak")
+    assert (fixed.steps, fixed.warm_up) == (330 // 11, 0)  # 3 trained, 2 forward
+    assert settings("budget.steps=12").steps == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget=3"], r"budget must be of type .*, got 3"),
+        (["budget.epochs=3"], r"budget must hold steps or passes, got \{'epochs': 3\}"),
+        (["budget.passes=0"], r"budget\.passes must be an integer of at least 1, got 0"),
+        (["budget.passes=1.5"], r"budget\.passes must be an integer of at least 1, got 1\.5"),
+        (["budget.passes=2"], r"budget\.passes must be at least \d+, the cost of a step, got 2"),
+        (
+            ["budget.passes=99", "steps=3"],
+            r"steps and budget exclude each other, got steps=3; steps=null",
+        ),
+        (["budget.steps=9", "epochs=3"], r"epochs and budget exclude each other, got epochs=3"),
+        (["budget.steps=9", "warm_up=10"], r"warm_up must lie in \[0, 9\], got 10"),
+    ],
+)
+def test_wrong_budgets_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        Config(EXAMPLES / "configs" / "scenes.yaml", overrides, unlabelled=6).make_settings(6, 1)

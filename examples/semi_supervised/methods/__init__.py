@@ -6,7 +6,7 @@ from typing import Any
 from semi_supervised.methods.base import Method
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.self_training import SelfTraining
-from semi_supervised.settings import refuse_unknown
+from semi_supervised.settings import Settings, refuse_unknown
 
 METHODS: dict[str, type[Method]] = {
     "self_training": SelfTraining,
@@ -33,3 +33,11 @@ def choose(values: dict) -> tuple[type[Method], Any]:
         return kind, kind.Options(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {name}: {error}") from None
+
+
+def passes_of(settings: Settings) -> int:
+    """Returns the cost of a whole run, in forward passes of a labelled batch, see `Passes`."""
+    kind, options = choose(settings.method)
+    warm_up = min(settings.warm_up, settings.steps)
+    rest = settings.steps - warm_up
+    return warm_up * kind.warm_up_passes.units + rest * kind.passes(settings, options).units

@@ -1,15 +1,33 @@
 """What a method is: the losses of a step, and the networks that it trains with the student."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from dgcl_ops import DensityContrastLoss
+from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 if TYPE_CHECKING:
     from semi_supervised.trainer import Trainer
+
+
+class Passes(NamedTuple):
+    """The images that a step sends through a whole network, in labelled batches.
+
+    Attributes:
+        trained: forward and backward.
+        forward: forward only.
+    """
+
+    trained: int
+    forward: int = 0
+
+    @property
+    def units(self) -> int:
+        """The cost, in forward passes of a labelled batch. A backward pass counts as two."""
+        return 3 * self.trained + self.forward
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class Method:
         Options: a frozen dataclass of its own hyper-parameters.
         keys: the keys of Settings that no other part of the trainer uses.
         teaches: whether its steps run the teacher.
+        warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
         contrast: its density loss with the bank, or None.
     """
@@ -35,11 +54,17 @@ class Method:
     Options: type = NoOptions
     keys: frozenset[str] = frozenset()
     teaches = True
+    warm_up_passes = Passes(trained=1)
     contrast: DensityContrastLoss | None = None
 
     def __init__(self, trainer: "Trainer", options: Any):
         self.trainer, self.options = trainer, options
         self.networks: dict[str, nn.Module] = {}
+
+    @staticmethod
+    def passes(settings: Settings, options: Any) -> Passes:
+        """Returns the passes of a step after the warm-up."""
+        raise NotImplementedError
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step. "total" is minimised. The rest is logged."""

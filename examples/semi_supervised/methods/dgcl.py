@@ -25,8 +25,8 @@ from dgcl_ops import FeatureTap, ProjectionHead, PseudoLabelLoss, entropy_filter
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction
 from semi_supervised import distributed
 from semi_supervised.loading import Batch
-from semi_supervised.methods.base import Method
-from semi_supervised.settings import contrast_loss
+from semi_supervised.methods.base import Method, Passes
+from semi_supervised.settings import Settings, contrast_loss
 from semi_supervised.views import Views
 
 
@@ -50,16 +50,8 @@ class PseudoLabels(NamedTuple):
 class DGCL(Method):
     """Self-training with the density loss."""
 
-    keys = frozenset(
-        [
-            "unlabelled_weight",
-            "contrast_weight",
-            "contrast",
-            "contrast_view",
-            "density_of",
-            "projection_dim",
-        ]
-    )
+    keys = frozenset(("unlabelled_weight", "contrast_weight", "contrast", "contrast_view"))
+    keys |= {"density_of", "projection_dim"}
 
     def __init__(self, *given: Any):
         super().__init__(*given)
@@ -75,6 +67,10 @@ class DGCL(Method):
         self.project = trainer.synchronised(self.projection)
         self.needs_confidence = self.contrast.strategy.by_confidence
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
+
+    @staticmethod
+    def passes(settings: Settings, options: Any) -> Passes:
+        return Passes(trained=3 if settings.contrast_view == "weak" else 2, forward=2)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""
