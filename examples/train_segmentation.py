@@ -1,7 +1,8 @@
-"""Trains a segmentation network with the density loss on a few labelled and many unlabelled images.
+"""Trains a segmentation network on a few labelled and many unlabelled images, with the density loss or another method.
 
     python examples/train_segmentation.py --data DIR --labelled 46
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
+    python examples/train_segmentation.py --data DIR --labelled 46 method.name=fixmatch
     python examples/train_segmentation.py --config examples/configs/voc_1_16.yaml data=VOCdevkit/VOC2012 weights=FILE
     torchrun --nproc-per-node 4 examples/train_segmentation.py --config ...
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
@@ -15,6 +16,7 @@ seed. Every run writes checkpoint, log, metrics and some overlays into its own f
 import argparse
 import contextlib
 import csv
+import functools
 import json
 import sys
 import time
@@ -140,8 +142,9 @@ def train(
             len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
         )
         torch.manual_seed(seed)  # the weights at the start
-        network = config.make_network(data.num_classes)
-        trainer = Trainer(network, data, settings, options.device, config.run.workers)
+        make_network = functools.partial(config.make_network, data.num_classes)
+        place = options.device, config.run.workers
+        trainer = Trainer(make_network(), data, settings, *place, make_network)
         stored_ranks = trainer.load(resume) if resume else ranks
     say = print if rank == 0 else lambda *_: None
     say(

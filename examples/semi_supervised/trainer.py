@@ -41,7 +41,9 @@ class Trainer:
             logits, which the network upsamples. A `backbone`, if there is one, trains at the plain learning rate, the
             rest at `head_factor` times it. Parameters that need no gradient stay unchanged. With
             `settings.auxiliary_weight`, `network(images, auxiliary=True)` also returns the logits of a second head,
-            `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on.
+            `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on. Some
+            methods call `network(images, perturb=f)`: the decoder also reads f(maps), for the list of encoded maps that
+            it reads, and the logits of these follow those of the images.
         data: has `num_classes` and `ignore_index`. `labelled(count, rng)` returns images and labels.
             `unlabelled(count, rng)` returns images and a mask that is False in borders. Both draw from `rng` only.
             `description()` returns a dict that must not change between save and resume. `settings.balance` also needs
@@ -49,6 +51,7 @@ class Trainer:
         settings: see Settings.
         device: where to train.
         workers: number of processes that read ahead. It does not change the batches.
+        make_network: builds another network like `network`. Methods with two networks need it.
 
     Attributes:
         student: the network.
@@ -68,16 +71,16 @@ class Trainer:
         settings: Settings,
         device: str | torch.device = "cpu",
         workers: int = 0,
+        make_network: Callable[[], nn.Module] | None = None,
     ):
         self.data, self.settings, self.device = data, settings, torch.device(device)
-        self.step, self.history = 0, []
+        self.step, self.history, self.make_network = 0, [], make_network
         self.rank, self.ranks = distributed.rank_and_world_size()
         self.batches = Batches(data, settings, self.rank, self.device, workers)
         images = settings.batch * distributed.ranks_that_share_batch_norm(self.device)
         check_network(settings, network, images)
         kind, options = methods.choose(settings.method)
-        self.student = distributed.with_shared_batch_norm(network, self.device)
-        self.student.to(self.device, memory_format=torch.channels_last)
+        self.student = self.placed(network)
         self.teacher = Teacher(self.student, settings, runs=kind.teaches)
         self.method = kind(self, options)
         self.class_weights = torch.ones(data.num_classes, device=self.device)
@@ -87,6 +90,23 @@ class Trainer:
         scaled = settings.precision == "float16"  # otherwise the scaler is a no-op
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.model = self.synchronised(self.student)
+
+    def placed(self, network: nn.Module) -> nn.Module:
+        """Returns the network on the device, with batch statistics over all ranks where PyTorch supports it."""
+        network = distributed.with_shared_batch_norm(network, self.device)
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def another_network(self, number: int) -> nn.Module:
+        """Builds a network like the student. Its initial weights depend on the seed and the number, and no others on it."""
+        if self.make_network is None:
+            name = self.settings.method["name"]
+            raise ValueError(
+                f"method {name} trains another network, so make_network must build one, got None"
+            )
+        with torch.random.fork_rng(devices=[]):
+            seed = np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0]
+            torch.manual_seed(int(seed))
+            return self.placed(self.make_network())
 
     def synchronised(self, network: nn.Module) -> nn.Module:
         """Returns the network with gradients averaged over the ranks. The averages of batch norms stay each rank's."""
@@ -101,13 +121,27 @@ class Trainer:
 
     # ---- what methods share ----------------------------------------------------------------------
 
-    def classify(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the student's logits and the supervised loss of the first images, the labelled ones."""
-        weight = self.settings.auxiliary_weight
+    def teach(self, images: Tensor) -> Tensor:
+        """Returns the teacher's logits, without a gradient. The teacher never runs in float16."""
+        with torch.no_grad(), self.autocast("bfloat16"):
+            return self.teacher(images)
+
+    def classify(
+        self, images: Tensor, labels: Tensor, model: nn.Module | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Returns logits and the supervised loss of the first images, the labelled ones.
+
+        Args:
+            images: [N, 3, H, W].
+            labels: [B, H, W].
+            model: the network. None: the student.
+            options: of its forward.
+        """
+        model, weight = self.model if model is None else model, self.settings.auxiliary_weight
         if not weight:
-            logits = self.model(images)
+            logits = model(images, **options)
             return logits, self.supervised(logits[: len(labels)], labels)
-        logits, auxiliary = self.model(images, auxiliary=True)
+        logits, auxiliary = model(images, auxiliary=True, **options)
         first, second = (self.supervised(x[: len(labels)], labels) for x in (logits, auxiliary))
         return logits, first + weight * second
 
@@ -139,7 +173,8 @@ class Trainer:
                 images = jitter(batch.images, rng, settings.jitter)
                 losses = self.method.warm_up_losses(images, batch.labels)
             else:
-                losses = self.method.losses(Views(batch, rng, settings))
+                views = Views(batch, rng, settings, (settings.seed, self.step, self.rank))
+                losses = self.method.losses(views)
         for group in self.optimizer.param_groups:
             rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
             group["lr"] = rate * group["factor"]

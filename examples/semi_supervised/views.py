@@ -7,6 +7,9 @@ from semi_supervised.augment import draw_boxes, jitter, paste
 from semi_supervised.loading import Batch
 from semi_supervised.settings import Settings
 
+# Purposes of further generators. 0 is the generator of the batch.
+SECOND_STRONG_VIEW = 1
+
 
 class StrongView:
     """Other colours, and boxes of other images of the batch.
@@ -40,6 +43,7 @@ class Views:
         batch: the labelled images and the weak view of the unlabelled ones.
         rng: the generator that drew the batch.
         settings: see Settings.
+        key: seed, step and rank.
 
     Attributes:
         batch: as given. The teacher sees these images.
@@ -47,7 +51,18 @@ class Views:
         images: [B, 3, h, w], the labelled images in other colours.
     """
 
-    def __init__(self, batch: Batch, rng: np.random.Generator, settings: Settings):
-        self.batch = batch
+    def __init__(
+        self,
+        batch: Batch,
+        rng: np.random.Generator,
+        settings: Settings,
+        key: tuple[int, int, int],
+    ):
+        self.batch, self._settings, self._key = batch, settings, key
         self.strong = StrongView(batch.weak, rng, settings)  # first: runs depend on this order
         self.images = jitter(batch.images, rng, settings.jitter)
+
+    def another_strong(self) -> StrongView:
+        """Draws a second strong view, from a generator of its own: the other views do not depend on it."""
+        rng = np.random.default_rng((*self._key, SECOND_STRONG_VIEW))
+        return StrongView(self.batch.weak, rng, self._settings)

@@ -4,13 +4,25 @@ from dataclasses import fields
 from typing import Any
 
 from semi_supervised.methods.base import Method
+from semi_supervised.methods.cps import CPS
+from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.dgcl import DGCL
+from semi_supervised.methods.fixmatch import FixMatch
+from semi_supervised.methods.mean_teacher import MeanTeacher
 from semi_supervised.methods.self_training import SelfTraining
+from semi_supervised.methods.supervised import Supervised
+from semi_supervised.methods.unimatch import UniMatch
 from semi_supervised.settings import Settings, refuse_unknown
 
 METHODS: dict[str, type[Method]] = {
+    "supervised": Supervised,
     "self_training": SelfTraining,
     "dgcl": DGCL,
+    "fixmatch": FixMatch,
+    "mean_teacher": MeanTeacher,
+    "cutmix_seg": CutMixSeg,
+    "unimatch": UniMatch,
+    "cps": CPS,
 }
 
 

@@ -46,6 +46,7 @@ class Method:
         Options: a frozen dataclass of its own hyper-parameters.
         keys: the keys of Settings that no other part of the trainer uses.
         teaches: whether its steps run the teacher.
+        mixes: whether its steps need boxes of other images.
         warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
         contrast: its density loss with the bank, or None.
@@ -54,12 +55,20 @@ class Method:
     Options: type = NoOptions
     keys: frozenset[str] = frozenset()
     teaches = True
+    mixes = False
     warm_up_passes = Passes(trained=1)
     contrast: DensityContrastLoss | None = None
 
     def __init__(self, trainer: "Trainer", options: Any):
         self.trainer, self.options = trainer, options
         self.networks: dict[str, nn.Module] = {}
+        settings = trainer.settings
+        if self.mixes and settings.cutmix and settings.batch < 2:
+            name = settings.method["name"]
+            raise ValueError(
+                f"batch must be at least 2 with method {name} and CutMix, got {settings.batch}: the boxes come from "
+                "other images of the batch"
+            )
 
     @staticmethod
     def passes(settings: Settings, options: Any) -> Passes:
