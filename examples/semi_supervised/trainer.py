@@ -97,7 +97,7 @@ class Trainer:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def another_network(self, number: int) -> nn.Module:
-        """Builds a network like the student. Its initial weights depend on the seed and the number, and no others on it."""
+        """Builds a network like the student. Its initial weights depend on the seed and the number only."""
         if self.make_network is None:
             name = self.settings.method["name"]
             raise ValueError(
