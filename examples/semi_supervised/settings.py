@@ -196,13 +196,15 @@ def contrast_loss(
         raise ValueError(f"contrast: {error}") from None
 
 
-def check_network(settings: Settings, network: nn.Module, images: int) -> None:
+def check_network(settings: Settings, network: nn.Module, images: int, alone: bool) -> None:
     """Checks that a network can be trained with the settings.
 
     Args:
         settings: see Settings.
         network: see Trainer.
         images: labelled images that a batch norm sees per step, over all ranks that normalise together.
+        alone: whether the method sends as many images through a network at once after the warm-up, too. Otherwise it
+            sends twice as many, or more.
 
     Raises:
         ValueError: If a setting does not fit the network.
@@ -212,11 +214,11 @@ def check_network(settings: Settings, network: nn.Module, images: int) -> None:
         raise ValueError(
             f"auxiliary_weight must be positive with an auxiliary head and 0 without, got {weight} for {name}"
         )
-    # Only a step of the warm-up sees the labelled images alone. Later steps see twice as many images, or more.
     least = getattr(network, "min_batch", 1)
-    if settings.warm_up and images < least:
+    if (settings.warm_up or alone) and images < least:
+        why = "a warm-up" if settings.warm_up else f"method {settings.method['name']}"
         raise ValueError(
-            f"batch must be at least {least} with network {name} and a warm-up, got {settings.batch}: the batch norm "
+            f"batch must be at least {least} with network {name} and {why}, got {settings.batch}: the batch norm "
             "after its image pooling sees one value per image"
         )
 

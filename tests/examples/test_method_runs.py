@@ -1,5 +1,6 @@
 """Runs of every method: views and batches in common, counted passes, exact resumption, two ranks, the command line."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -26,7 +27,9 @@ from semi_supervised.settings import SMALL, Settings  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
 from test_examples import Recorded, assert_same, state_of  # noqa: E402
 from test_paper_trainer import SHORT, TwoHeads, run, small_network, tree_of  # noqa: E402, F401
+from test_trainer_parts import Pooling  # noqa: E402
 
+PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch")  # each pass has two batches or more
 CONTRAST = {**SMALL, "bank_capacity": 64}
 PLAIN_CPS = {"name": "cps", "cutmix": False}
 METHODS = [*({"name": name} for name in methods.METHODS), PLAIN_CPS]
@@ -212,6 +215,27 @@ def test_a_method_that_mixes_needs_two_images(name):
         make_trainer({"name": name}, batch=1)
     make_trainer({"name": name}, batch=1, cutmix=0.0)
     make_trainer(PLAIN_CPS, batch=1)
+
+
+@EACH
+def test_image_pooling_needs_two_images_in_every_pass(method):
+    rules = {"warm_up": 0, "cutmix": 0.0, "steps": 1, "build": Pooling}
+    passed = []
+    for batch in (1, 2):
+        trainer = None
+        with contextlib.suppress(ValueError):
+            trainer = make_trainer(method, batch=batch, **rules)
+        if trainer is not None:
+            trainer.run()  # PyTorch refuses a batch norm with one value per channel
+            passed.append(batch)
+    assert 2 in passed
+    if 1 not in passed:
+        name = method["name"]
+        with pytest.raises(
+            ValueError, match=rf"batch must be at least 2 .*Pooling and method {name}"
+        ):
+            make_trainer(method, batch=1, **rules)
+    assert (1 in passed) == (method["name"] in PAIRED)
 
 
 def test_what_a_method_needs_is_named():

@@ -46,6 +46,7 @@ class Method:
         Options: a frozen dataclass of its own hyper-parameters.
         keys: the keys of Settings that no other part of the trainer uses.
         teaches: whether its steps run the teacher.
+        alone: whether its steps send only `batch` images through a network at once, such as the weak view.
         mixes: whether its steps need boxes of other images.
         warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
@@ -55,6 +56,7 @@ class Method:
     Options: type = NoOptions
     keys: frozenset[str] = frozenset()
     teaches = True
+    alone = True
     mixes = False
     warm_up_passes = Passes(trained=1)
     contrast: DensityContrastLoss | None = None

@@ -52,6 +52,7 @@ class DGCL(Method):
 
     keys = frozenset(("unlabelled_weight", "contrast_weight", "contrast", "contrast_view"))
     keys |= {"density_of", "projection_dim"}
+    alone = False
 
     def __init__(self, *given: Any):
         super().__init__(*given)

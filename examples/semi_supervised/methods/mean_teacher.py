@@ -39,6 +39,7 @@ class MeanTeacher(Method):
     """The student's probabilities move to the teacher's."""
 
     Options = Options
+    alone = False
 
     @staticmethod
     def passes(settings: Settings, options: Options) -> Passes:

@@ -52,7 +52,7 @@ class UniMatch(Method):
     """The student labels itself. It learns from two strong views and from perturbed features."""
 
     Options = Options
-    teaches, mixes = False, True
+    teaches, alone, mixes = False, False, True
 
     def __init__(self, *given: Any):
         super().__init__(*given)
