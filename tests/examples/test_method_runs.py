@@ -368,3 +368,18 @@ def test_a_published_configuration_runs_with_another_method(name, tmp_path, smal
     stored = torch.load(folder / "checkpoint.pt")
     assert ("auxiliary.weight" in stored["second"]) == name.startswith("cityscapes")
     assert json.loads((folder / "metrics.json").read_text())["passes"] == 2 * 6 + 4 * 14
+
+
+def test_self_training_has_a_folder_and_refuses_a_weight(tmp_path, capsys):
+    keys = (
+        "labelled=4 unlabelled=6 evaluated=3 steps=3 warm_up=1 batch=2 widths=[8,16] feature_dim=8"
+    )
+    config = ["--config", str(EXAMPLES / "configs" / "scenes.yaml"), "--out", str(tmp_path)]
+    arguments = [*keys.split(), "contrast.bank_capacity=64", "method.name=self_training", *config]
+    train_segmentation.main([*arguments, "--device", "cpu"])
+    assert (tmp_path / "self_training-seed-0" / "checkpoint.pt").exists()
+    assert "the density loss at the end" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train_segmentation.main([*arguments, "--contrast-weight", "0.5"])
+    refused = "contrast_weight is a key of method dgcl, and method self_training does not use it"
+    assert refused in capsys.readouterr().err
