@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dgcl_ops import _hooks
 from dgcl_ops.ops import _arguments
 
 # Where models keep their last classifier, a Conv2d. "last" is the last child. The first match is taken.
@@ -21,8 +24,13 @@ CLASSIFIERS = {
     "segmentation_head.0": "segmentation_models.pytorch",
     "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
 }
-# The only child of DistributedDataParallel, and of a compiled model.
-WRAPPERS = (["module"], ["_orig_mod"])
+# The only child of DistributedDataParallel, of a compiled model, of FSDP's first version and of checkpoint_wrapper.
+WRAPPERS = (
+    ["module"],
+    ["_orig_mod"],
+    ["_fsdp_wrapped_module"],
+    ["_checkpoint_wrapped_module"],
+)
 
 
 class FeatureTap:
@@ -34,6 +42,8 @@ class FeatureTap:
 
     - `torch.compile(fullgraph=True)`: create the tap before the model's first compiled call, since compiled code
       ignores hooks added later.
+    - Gradient checkpointing needs `use_reentrant=False`. A second forward in the backward is not captured.
+    - Exports and traces capture nothing. `torch.jit.script` closes the tap, with a warning.
     - Copies of the model (`copy.deepcopy` for an EMA teacher, `AveragedModel`, pickles) carry a closed tap that stores
       nothing.
     - Inside DDP, prefix the path with "module.", or pass DDP's `.module`.
@@ -103,22 +113,32 @@ class FeatureTap:
         self.channels: int | None = getattr(module, "in_channels", None)
         self.feature_stride = feature_stride
         self.pool_to = pool_to
+        self._model = weakref.ref(model)
         self._features: Tensor | None = None
+        self._graph_hidden = False
         self._open = True
         self._handle: RemovableHandle | None = module.register_forward_pre_hook(
             self._capture, with_kwargs=True
         )
+        self._module = weakref.ref(module)
+        setattr(module, _hooks.PREPARE, _hooks.Unhook(module, FeatureTap))
 
-    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._open:
+    def _capture(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        # Quantisation moves hooks to another module, which then calls them without kwargs.
+        if not self._open or _hooks.is_extra_pass():
             return
-        first = args[0] if args else next(iter(kwargs.values()), None)
+        first = args[0] if args else next(iter((kwargs or {}).values()), None)
         if not isinstance(first, Tensor):
+            if isinstance(first, torch.fx.Proxy):
+                return
             raise TypeError(
                 f"FeatureTap: the first input of '{self.module_path}' must be a tensor, got "
                 f"{type(first).__name__}; choose a module that takes the feature map"
             )
         self._features = first
+        self._graph_hidden = not first.requires_grad and _hooks.graph_is_hidden()
 
     def pop(self) -> Tensor:
         """Returns the features of the last forward and releases them.
@@ -127,18 +147,21 @@ class FeatureTap:
             The module's first input, [B, D, H, W] for a map; [B, D, h, w] if pooled.
 
         Raises:
-            RuntimeError: If the tapped module has not run since the last pop, or the tap is closed.
+            RuntimeError: If the tapped module has not run since the last pop or was replaced, if the tap is closed, or
+                if the module ran inside a reentrant checkpoint: its features have no gradient. Under `torch.no_grad()`
+                they are returned.
             ValueError: If the features are to be pooled and are not a map [B, D, H, W].
         """
         features, self._features = self._features, None
         if features is None:
-            why = (
-                "run the model before each pop, and create the tap before the first call of a compiled model"
-                if self._open
-                else "the tap is closed"
-            )
             raise RuntimeError(
-                f"FeatureTap.pop: nothing was captured at '{self.module_path}': {why}"
+                f"FeatureTap.pop: nothing was captured at '{self.module_path}': {self._why_empty()}"
+            )
+        if self._graph_hidden and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"FeatureTap.pop: the features at '{self.module_path}' have no gradient, because the module ran inside "
+                "a reentrant checkpoint; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False), in Hugging "
+                'Face gradient_checkpointing_kwargs={"use_reentrant": False}'
             )
         pooled = self.feature_stride is not None or self.pool_to is not None
         if pooled and features.dim() != 4:
@@ -151,12 +174,30 @@ class FeatureTap:
         stride = self.feature_stride
         return features if stride is None else F.avg_pool2d(features, stride, ceil_mode=True)
 
+    def _why_empty(self) -> str:
+        if not self._open:
+            return "the tap is closed"
+        if self._was_replaced():
+            return "the model has another module there now; create the tap after the last change to the model"
+        return "run the model before each pop, and create the tap before the first call of a compiled model"
+
+    def _was_replaced(self) -> bool:
+        model = self._model()
+        try:
+            current = None if model is None else model.get_submodule(self.module_path)
+        except AttributeError:
+            return True
+        return current is not None and current is not self._module()
+
     def close(self) -> None:
         """Removes the hook and releases the features. A second call does nothing."""
         self._open, self._features = False, None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        module = self._module()
+        if module is not None and not _hooks.of_owner(module, FeatureTap):
+            module.__dict__.pop(_hooks.PREPARE, None)
 
     def __enter__(self) -> FeatureTap:
         return self
@@ -172,11 +213,16 @@ class FeatureTap:
     def __getstate__(self) -> dict[str, Any]:
         # A copied model keeps its hooks. Nobody pops the copied tap, so it is closed. Features inside a graph can be
         # neither deep-copied nor pickled.
-        return self.__dict__ | {"_features": None, "_open": False, "_handle": None}
+        closed = {"_features": None, "_open": False, "_handle": None}
+        return self.__dict__ | closed | {"_model": _nothing, "_module": _nothing}
 
     def __repr__(self) -> str:
         state = "closed" if not self._open else "empty" if self._features is None else "full"
         return f"FeatureTap({self.module_path!r}, {state})"
+
+
+def _nothing() -> None:
+    """Stands for the weak references of a copied tap."""
 
 
 def _classifier_path(model: nn.Module) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._bank import buffers
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch, zero_row
@@ -92,8 +93,6 @@ class DensityContrastLoss(FixedDtypeModule):
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
     Semi-Supervised Semantic Segmentation", CVPR 2023.
     """
-
-    included: Tensor  # [C] bool, False for excluded classes
 
     def __init__(
         self,
@@ -188,8 +187,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 f"{bank.rows_per_push}: only candidates have a density to push"
             )
         device = bank.counts.device
-        included = [c not in self.exclude_classes for c in range(num_classes)]
-        self.register_buffer("included", torch.tensor(included, device=device), persistent=False)
+        self._contrasted = self._new_contrasted(device)
         self._record = Record(num_classes, device)
 
     @classmethod
@@ -244,6 +242,33 @@ class DensityContrastLoss(FixedDtypeModule):
             num_classes = 21 if dataset == "voc" else 19
         return cls(num_classes, feature_dim, projection_dim, **{**setting, **changes})
 
+    def _new_contrasted(self, device: torch.device) -> Tensor:
+        flags = [c not in self.exclude_classes for c in range(self.num_classes)]
+        return torch.tensor(flags, device=device)
+
+    @property
+    def contrasted(self) -> Tensor:
+        """[C] bool, False for excluded classes. On the bank's device.
+
+        It is no buffer: it follows from `exclude_classes`, and trainers average, cast and broadcast buffers.
+        """
+        if self._contrasted.device != self.bank.counts.device:
+            self._contrasted = self._new_contrasted(self.bank.counts.device)
+        return self._contrasted
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        moved = super()._apply(fn, recurse)
+        self._contrasted = self.contrasted  # here, so that no compiled or captured step has to
+        return moved
+
+    def reset_parameters(self) -> None:
+        """Empties the bank, restarts its random numbers from the seed, and forgets the last step.
+
+        Call it after `to_empty`. It is called for you if the loss was constructed on the meta device.
+        """
+        self.bank.reset_parameters()
+        self._record.reset_parameters()
+
     def extra_repr(self) -> str:
         return (
             f"{self.strategy}, temperature={self.temperature}, exclude_classes={self.exclude_classes}, "
@@ -283,6 +308,7 @@ class DensityContrastLoss(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.bank.finish_exchange()
+        buffers.check(self.bank, labels)
         batch = Batch.checked(
             "DensityContrastLoss",
             self.bank,
@@ -301,7 +327,7 @@ class DensityContrastLoss(FixedDtypeModule):
         changes = self.training and not (empty and self.bank._ranks().world_size == 1)
         push = update_bank and changes
         with no_autocast(labels):
-            choice = selection.select(self.strategy, self.bank, self.included, batch, push)
+            choice = selection.select(self.strategy, self.bank, self.contrasted, batch, push)
         choice, rows = chosen_rows(self.strategy, self.bank, projections, batch.features, choice)
         with no_autocast(labels):
             per_class = density_contrast(
@@ -318,7 +344,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
                 if not empty:
-                    self._record.update(per_class, choice.summary)
+                    self._record.on(labels.device).update(per_class, choice.summary)
                 if changes:
                     self.bank.rng_state[1].add_(1)  # before the push, which sends rank 0's state
                 pushed = choice.push
@@ -362,7 +388,7 @@ class DensityContrastLoss(FixedDtypeModule):
             "rows": bank.counts.clone(),
             "ready": bank.ready(),
             "mean_density": total / valid.sum(1).clamp(min=1),
-            **self._record.snapshot(),
+            **self._record.on(bank.counts.device).snapshot(),
             "num_pushes": bank.num_pushes.clone(),
         }
 
