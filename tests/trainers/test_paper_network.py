@@ -27,7 +27,7 @@ sys.path[:0] = [str(TESTS / "examples"), str(TESTS.parent / "examples")]
 import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised.deeplab import DeepLabV3Plus  # noqa: E402
-from test_method_runs import check_perturbed  # noqa: E402
+from test_method_rules import check_perturbed  # noqa: E402
 
 SHORT = (
     "epochs=null warm_up_epochs=null steps=2 warm_up=1 batch=2 labelled=1/4 workers=0 evaluate_every=9 "
