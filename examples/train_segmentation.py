@@ -106,7 +106,7 @@ def check(options: argparse.Namespace, config: Config) -> None:
 def names_of(config: Config, weight: float) -> tuple[str, str]:
     """Returns the names of a run in tables, and of its folder without the seed."""
     if "contrast_weight" not in config.method.keys:
-        return (config.values["method"]["name"],) * 2
+        return (config.method_name,) * 2
     method = "self-training" if weight == 0 else f"contrast weight {weight:g}"
     return method, f"weight-{weight:g}"
 
@@ -157,7 +157,7 @@ def train(
         if (
             trainer.contrast is not None
             and trainer.contrast.strategy.start == "all_full"
-            and trainer.contrast.included[unseen].any()
+            and not set(unseen) <= set(trainer.contrast.exclude_classes)
         ):
             say(
                 "the density loss waits for all classes, so it stays 0; set contrast.start=per_class to change this"

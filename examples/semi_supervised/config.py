@@ -113,8 +113,8 @@ class Config:
             raise ValueError(
                 f"method must hold keys with values, got {method!r}; write method.name={method}"
             )
-        self.values["method"] = method
         self.method, _ = methods.choose(method)
+        self.method_name = method["name"]
         for key in sorted(overridden):
             self.check_use(key)
         self.run = checked(RunKeys, self._of(field.name for field in fields(RunKeys)))
@@ -142,9 +142,8 @@ class Config:
         """Raises ValueError for a key that other methods use, but not this one."""
         users = [name for name, kind in methods.METHODS.items() if key in kind.keys]
         if users and key not in self.method.keys:
-            chosen = self.values["method"]["name"]
             raise ValueError(
-                f"{key} is a key of method {' and '.join(users)}, and method {chosen} does not use it"
+                f"{key} is a key of method {' and '.join(users)}, and method {self.method_name} does not use it"
             )
 
     def _of(self, names: Iterable[str]) -> dict[str, Any]:
