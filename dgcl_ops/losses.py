@@ -187,7 +187,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 f"{bank.rows_per_push}: only candidates have a density to push"
             )
         device = bank.counts.device
-        self._contrasted = self._new_contrasted(device)
+        self._included = self._new_included(device)
         self._record = Record(num_classes, device)
 
     @classmethod
@@ -242,23 +242,25 @@ class DensityContrastLoss(FixedDtypeModule):
             num_classes = 21 if dataset == "voc" else 19
         return cls(num_classes, feature_dim, projection_dim, **{**setting, **changes})
 
-    def _new_contrasted(self, device: torch.device) -> Tensor:
+    def _new_included(self, device: torch.device) -> Tensor:
         flags = [c not in self.exclude_classes for c in range(self.num_classes)]
         return torch.tensor(flags, device=device)
 
     @property
-    def contrasted(self) -> Tensor:
+    def included(self) -> Tensor:
         """[C] bool, False for excluded classes. On the bank's device.
 
         It is no buffer: it follows from `exclude_classes`, and trainers average, cast and broadcast buffers.
         """
-        if self._contrasted.device != self.bank.counts.device:
-            self._contrasted = self._new_contrasted(self.bank.counts.device)
-        return self._contrasted
+        if self._included.device != self.bank.counts.device:
+            self._included = self._new_included(self.bank.counts.device)
+        return self._included
+
+    contrasted = included  # its former name
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         moved = super()._apply(fn, recurse)
-        self._contrasted = self.contrasted  # here, so that no compiled or captured step has to
+        self._included = self.included  # here, so that no compiled or captured step has to
         return moved
 
     def reset_parameters(self) -> None:
@@ -327,7 +329,7 @@ class DensityContrastLoss(FixedDtypeModule):
         changes = self.training and not (empty and self.bank._ranks().world_size == 1)
         push = update_bank and changes
         with no_autocast(labels):
-            choice = selection.select(self.strategy, self.bank, self.contrasted, batch, push)
+            choice = selection.select(self.strategy, self.bank, self.included, batch, push)
         choice, rows = chosen_rows(self.strategy, self.bank, projections, batch.features, choice)
         with no_autocast(labels):
             per_class = density_contrast(

@@ -369,7 +369,7 @@ class MemoryBank(FixedDtypeModule):
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
         self.finish_exchange()
-        buffers.check(self, features)
+        buffers.check(self, row_counts)
         if self._copied_at is not None and not torch.compiler.is_compiling():
             self._copied_at = None
         ranks = self._ranks()

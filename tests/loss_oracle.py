@@ -78,7 +78,7 @@ def run(module, batch, **changes):
 def draw_of(module, batch, push=True):
     with torch.no_grad():
         checked = Batch.checked("test", module.bank, **batch, strategy=module.strategy)
-        return selection.select(module.strategy, module.bank, module.contrasted, checked, push)
+        return selection.select(module.strategy, module.bank, module.included, checked, push)
 
 
 # ---- the oracle -------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def anchors_and_keys(
         )
     usable = finite_rows(features, None, confidence if strategy.by_confidence else None)
     batch = Batch(labels, features, confidence, usable, "viz.anchors_and_keys")
-    chosen = selection.select(strategy, loss.bank, loss.contrasted, batch, push=False)
+    chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):
         mark[table.index[~sampling.unused_entries(table)]] = True

@@ -104,7 +104,7 @@ def train(rank: int, folder) -> dict:
             "loss": float(loss.detach()),
             "rows": contrast.bank.counts.tolist(),
             "dtype": str(contrast.bank.density.dtype),
-            "contrasted": contrast.contrasted.tolist(),
+            "included": contrast.included.tolist(),
             "warnings": [str(each.message) for each in caught if "MemoryBank" in str(each.message)],
         }
     return results
@@ -166,6 +166,6 @@ def test_both_versions_train_and_keep_the_bank(ranks):
         assert losses["head alone"] == pytest.approx(losses["second version"], rel=1e-2)
         for name, each in result.items():
             assert each["dtype"] == "torch.float32"
-            assert each["contrasted"] == [False, True, True, True]
+            assert each["included"] == [False, True, True, True]
             assert each["rows"][0] == 0 < min(each["rows"][1:])
             assert bool(each["warnings"]) == (name == "bfloat16 buffers"), name

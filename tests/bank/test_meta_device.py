@@ -46,7 +46,7 @@ def of_meta_buffer_by_buffer() -> DensityContrastLoss:
 )
 def test_a_loss_from_the_meta_device_goes_on_with_the_loaded_state(load):
     expected, loss = trained(), load()
-    assert loss.contrasted.tolist() == [False, True, True, True]
+    assert loss.included.tolist() == [False, True, True, True]
     assert loss.report().splitlines()[0].startswith("No loss yet")
     assert train(loss, STEPS) == train(expected, STEPS)
     assert torch.equal(loss.bank.checksum(), expected.bank.checksum())
