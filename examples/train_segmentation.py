@@ -157,7 +157,7 @@ def train(
         if (
             trainer.contrast is not None
             and trainer.contrast.strategy.start == "all_full"
-            and not set(unseen) <= set(trainer.contrast.exclude_classes)
+            and trainer.contrast.included[unseen].any()
         ):
             say(
                 "the density loss waits for all classes, so it stays 0; set contrast.start=per_class to change this"
