@@ -172,8 +172,13 @@ def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Gen
     return torch.from_numpy(order[(rank < limit) & (ordered >= 0) & (ordered < num_classes)])
 
 
-def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better)."""
+def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better).
+
+    All are None for fewer than 2 classes, and if a feature is not finite, as after a training that diverged.
+    """
+    if len(labels.unique()) < 2 or not features.isfinite().all():
+        return dict.fromkeys(SCORES)
     return {name: float(score(features, labels)) for name, score in SCORES.items()}
 
 
@@ -202,7 +207,7 @@ def predict_with_density(
 
 def error_by_density(
     network: nn.Module,
-    contrast: DensityContrastLoss,
+    contrast: DensityContrastLoss | None,
     samples: Iterable[tuple[Tensor, Tensor]],
     ignore_index: int,
     *,
@@ -212,14 +217,16 @@ def error_by_density(
 
     Args:
         network: the student.
-        contrast: the loss with the bank.
+        contrast: the loss with the bank, or None.
         samples: batches of images and labels.
         ignore_index: label of pixels that do not count.
         per_batch: random pixels per batch, at most. Only pixels with a label and a density count.
 
     Returns:
-        Percent of wrong pixels in each fifth, or an empty list if there are fewer than five pixels.
+        Percent of wrong pixels in each fifth, or an empty list if there is no bank or fewer than five pixels.
     """
+    if contrast is None:
+        return []
     rng = np.random.default_rng(0)
     densities, errors = [], []
     for images, labels in samples:
