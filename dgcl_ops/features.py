@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,16 +11,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dgcl_ops._inputs import plain
 from dgcl_ops.ops import _arguments
 
-# Where models keep their last classifier, a Conv2d. "last" is the last child. The first match is taken.
+# Where models keep their last classifier, a convolution. "last" is the last child. The first match is taken.
 CLASSIFIERS = {
     "decode_head.classifier": "Hugging Face: SegFormer, UperNet, BEiT",
     "decode_head.conv_seg": "mmsegmentation",
     "classifier.high_classifier": "torchvision: LRASPP",
     "classifier.last": "torchvision: DeepLabV3, FCN",
-    "segmentation_head.0": "segmentation_models.pytorch",
+    "segmentation_head.0": "segmentation_models.pytorch; MONAI: FlexibleUNet",
     "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
+    "final_conv": "MONAI: BasicUNet",
+    "final_conv_0_4": "MONAI: BasicUNet++",
+    "conv_final.last.conv": "MONAI: SegResNet",
+    "output_block.conv.conv": "MONAI: DynUNet",
+    "out.conv.conv": "MONAI: UNETR, SwinUNETR",
+    "out_tr.conv_block.conv": "MONAI: VNet",
+    "model.last.conv": "MONAI: UNet without residual units, AttentionUnet",
+    "model.last.0.conv": "MONAI: UNet",
+}
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+# Average pooling by the number of spatial dimensions.
+POOLINGS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE_POOLINGS: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
 }
 # The only child of DistributedDataParallel, and of a compiled model.
 WRAPPERS = (["module"], ["_orig_mod"])
@@ -42,12 +63,12 @@ class FeatureTap:
     Args:
         model: the model, or any part of it that contains the module.
         module_path: dotted name of the module in `model.named_modules()`. None finds the last classifier of the
-            segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT)
-            and mmsegmentation, including inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
-        feature_stride: `pop` averages windows of this many rows and columns. Windows are truncated at the right and
-            bottom border, so a side n becomes ceil(n / feature_stride). If the classifier works at the full image size
-            (U-Net), 4 gives the usual quarter size. None does not pool.
-        pool_to: `pop` averages adaptively to this size (h, w) instead.
+            segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT),
+            mmsegmentation and MONAI, including inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
+        feature_stride: `pop` averages windows of this many pixels along each of one to three spatial dimensions.
+            Windows are truncated at the far border, so a side n becomes ceil(n / feature_stride). If the classifier
+            works at the full image size (U-Net), 4 gives the usual quarter size. None does not pool.
+        pool_to: `pop` averages adaptively to this size instead: (n,), (h, w) or (depth, h, w).
 
     Attributes:
         module_path: the path that is tapped.
@@ -71,7 +92,7 @@ class FeatureTap:
         module_path: str | None = None,
         *,
         feature_stride: int | None = None,
-        pool_to: tuple[int, int] | None = None,
+        pool_to: Sequence[int] | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"FeatureTap: model must be a Module, got {type(model).__name__}")
@@ -90,12 +111,14 @@ class FeatureTap:
                 "FeatureTap", "feature_stride", feature_stride
             )
         if pool_to is not None:
-            if len(pool_to) != 2:
-                raise ValueError(f"FeatureTap: pool_to must be a pair (h, w), got {tuple(pool_to)}")
-            height, width = (
+            if len(pool_to) not in ADAPTIVE_POOLINGS:
+                raise ValueError(
+                    "FeatureTap: pool_to must have one to three sizes, such as (h, w) or (depth, h, w), got "
+                    f"{tuple(pool_to)}"
+                )
+            pool_to = tuple(
                 _arguments.positive_integer("FeatureTap", "pool_to", n) for n in pool_to
             )
-            pool_to = (height, width)
         if module_path is None:
             module_path = _classifier_path(model)
         module = _find_module(model, module_path)
@@ -124,11 +147,13 @@ class FeatureTap:
         """Returns the features of the last forward and releases them.
 
         Returns:
-            The module's first input, [B, D, H, W] for a map; [B, D, h, w] if pooled.
+            The module's first input, [B, D, *S] for a map; [B, D, *s] if pooled. A plain tensor also for networks on
+            MONAI's MetaTensors and other subclasses.
 
         Raises:
             RuntimeError: If the tapped module has not run since the last pop, or the tap is closed.
-            ValueError: If the features are to be pooled and are not a map [B, D, H, W].
+            ValueError: If the features are to be pooled and are not a map [B, D, *S] with as many spatial dimensions as
+                `pool_to`, or with one to three for `feature_stride`.
         """
         features, self._features = self._features, None
         if features is None:
@@ -140,16 +165,19 @@ class FeatureTap:
             raise RuntimeError(
                 f"FeatureTap.pop: nothing was captured at '{self.module_path}': {why}"
             )
-        pooled = self.feature_stride is not None or self.pool_to is not None
-        if pooled and features.dim() != 4:
+        features = plain(features)
+        if self.feature_stride is None and self.pool_to is None:
+            return features
+        dims = features.dim() - 2
+        if dims not in POOLINGS or (self.pool_to is not None and dims != len(self.pool_to)):
+            wanted = "one to three" if self.pool_to is None else len(self.pool_to)
             raise ValueError(
-                "FeatureTap.pop: features must have shape [B, D, H, W] for pooling, got "
-                f"{list(features.shape)} at '{self.module_path}'"
+                f"FeatureTap.pop: features must have shape [B, D, *S] with {wanted} spatial dimensions for pooling, "
+                f"got {list(features.shape)} at '{self.module_path}'"
             )
         if self.pool_to is not None:
-            return F.adaptive_avg_pool2d(features, self.pool_to)
-        stride = self.feature_stride
-        return features if stride is None else F.avg_pool2d(features, stride, ceil_mode=True)
+            return ADAPTIVE_POOLINGS[dims](features, self.pool_to)
+        return POOLINGS[dims](features, self.feature_stride, ceil_mode=True)
 
     def close(self) -> None:
         """Removes the hook and releases the features. A second call does nothing."""
@@ -193,12 +221,12 @@ def _classifier_path(model: nn.Module) -> str:
             children = {} if module is None else module._modules
             names.append(next(reversed(children), "") if name == "last" else name)
             module = children.get(names[-1])
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             return ".".join(prefix + names)
     convolutions = [
         f"{name!r} ({module.in_channels} -> {module.out_channels} channels)"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, CONVOLUTIONS)
     ]
     listed = ", ".join(convolutions[:-6:-1]) or "none"
     raise ValueError(
