@@ -292,13 +292,14 @@ class MemoryBank(FixedDtypeModule):
     def assert_synced(self) -> None:
         """Raises unless the ranks that share the bank agree. All ranks must call it. It syncs.
 
-        Compares the whole bank, the number of pushes and the random state. With "sharded", only counts and heads of the
-        bank are compared; with "local", nothing.
+        Compares the settings that decide what travels and what is stored, the number of pushes, the random state and
+        the whole bank. With "sharded", only counts and heads of the bank are compared; with "local", nothing.
 
         Raises:
             RuntimeError: If a rank differs from rank 0. The text names the rank and what differs.
         """
-        state = {"num_pushes": self.num_pushes, "rng_state": self.rng_state}
+        state = checkpoint.settings(self)
+        state |= {"num_pushes": self.num_pushes, "rng_state": self.rng_state}
         state |= self.rings.synced_state(self)
         exchange.assert_equal("MemoryBank.assert_synced", self._ranks(), state)
 

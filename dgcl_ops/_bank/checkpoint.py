@@ -67,6 +67,25 @@ def config(
     return torch.tensor(code, device=device)
 
 
+def settings(bank: MemoryBank) -> dict[str, Tensor]:
+    """Settings that must be equal on all ranks, each [] int64."""
+    values = {
+        "num_classes": bank.num_classes,
+        "feature_dim": bank.feature_dim,
+        "projection_dim": bank.projection_dim,
+        "capacity": bank.capacity,
+        "rows_per_push": bank.rows_per_push,
+        "exchange_dtype": DTYPES.index(bank.exchange_dtype),
+        "min_rows": bank.min_rows,
+        "refresh_every": bank.refresh_every,
+        "backfill": int(bank.backfill),
+        "number of scales": len(bank.scales),
+    }
+    device = bank.counts.device
+    scalars = {name: torch.tensor(value, device=device) for name, value in values.items()}
+    return {**scalars, "config": bank.config}
+
+
 def read(
     bank: MemoryBank,
     state_dict: dict[str, Any],

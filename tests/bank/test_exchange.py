@@ -194,3 +194,40 @@ def test_the_loss_hands_its_arguments_to_the_bank():
         ValueError, match="overlap_exchange=True is not supported with placement 'sharded'"
     ):
         DensityContrastLoss(C, D, placement="sharded", overlap_exchange=True)
+
+
+# ---- settings ---------------------------------------------------------------------------------------
+
+UNLIKE = {
+    "capacity": 13,
+    "rows_per_push": 4,
+    "exchange_dtype": torch.float16,
+    "min_rows": 2,
+    "refresh_every": 1,
+    "backfill": False,
+    "scales": (3,),
+    "metric": "dot",
+}
+
+
+def unlike_settings(rank, folder) -> dict:
+    """The errors when one setting of rank 1 differs, before anything is exchanged."""
+    errors = {}
+    for name, value in UNLIKE.items():
+        try:
+            bank_of(**({name: value} if rank == 1 else {})).assert_synced()
+        except RuntimeError as error:
+            errors[name] = str(error)
+    return errors
+
+
+@needs_gloo
+def test_banks_with_unlike_settings_are_not_in_sync(tmp_path):
+    named = {
+        **dict(zip(UNLIKE, UNLIKE, strict=True)),
+        "scales": "number of scales",
+        "metric": "config",
+    }
+    for errors in on_ranks(2, tmp_path, unlike_settings):
+        for name, shown in named.items():
+            assert f"MemoryBank.assert_synced: {shown} must be equal on all 2 ranks" in errors[name]

@@ -1,12 +1,14 @@
 """Counts how often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
 
 A room is a file of the package. A stay begins when a function of another room is called with the map's data among its
-arguments, or when control returns to a room that still holds them. The number of channels identifies the data, since it
+arguments, or when control returns to a room that still holds them. Operators are listed apart: like a function of
+PyTorch, an operator is called within a stay and does not end it. The number of channels identifies the data, since it
 is unique here. Rows read from a map count like the map.
 """
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +17,13 @@ from dgcl_ops import DensityContrastLoss
 
 PACKAGE = str(Path(dgcl_ops.__file__).parent)
 CLASSES, FEATURES, PROJECTIONS = 3, 11, 13
+
+
+class Way(NamedTuple):
+    """The way of a map through one call."""
+
+    rooms: list[str]  # in the order of the stays
+    operators: list[str]  # in the order of the calls
 
 
 def holds(value, channels: int) -> bool:
@@ -34,14 +43,16 @@ def from_package(frame) -> bool:
     return name.startswith(PACKAGE) or f"{Path('torch', 'nn', 'modules')}" in name
 
 
-def stays(call, channels: int) -> list[str]:
-    """The rooms of one call, in the order of their stays."""
-    visited, held = [], []
+def way_through(call, channels: int) -> Way:
+    way, held = Way([], []), []
 
-    def enter(frame):
-        room = str(Path(frame.f_code.co_filename).relative_to(PACKAGE))
-        if not visited or visited[-1] != room:
-            visited.append(room)
+    def enter(frame, called: bool):
+        room = Path(frame.f_code.co_filename).relative_to(PACKAGE)
+        if room.parent.name == "ops":
+            if called and frame.f_code.co_name == room.stem:
+                way.operators.append(room.stem)
+        elif not way.rooms or way.rooms[-1] != str(room):
+            way.rooms.append(str(room))
 
     def profile(frame, event, _):
         if not frame.f_code.co_filename.startswith(PACKAGE):
@@ -52,21 +63,21 @@ def stays(call, channels: int) -> list[str]:
             inside = any(holds(value, channels) for value in frame.f_locals.values())
             held.append((inside, frame))
             if inside:
-                enter(frame)
+                enter(frame, called=True)
         elif event == "return" and held:
             held.pop()
             if held and held[-1][0]:
-                enter(held[-1][1])
+                enter(held[-1][1], called=False)
 
     sys.setprofile(profile)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return visited
+    return way
 
 
-def of_a_step(channels: int) -> list[str]:
+def of_a_step(channels: int) -> Way:
     """One training step of a full bank, without its backward."""
     torch.manual_seed(0)
     loss = DensityContrastLoss(
@@ -80,11 +91,12 @@ def of_a_step(channels: int) -> list[str]:
     for _ in range(3):
         loss(*batch())
     arguments = batch()
-    return stays(lambda: loss(*arguments), channels)
+    return way_through(lambda: loss(*arguments), channels)
 
 
 if __name__ == "__main__":
     for name, channels in (("projections", PROJECTIONS), ("features", FEATURES)):
-        rooms = of_a_step(channels)
-        print(f"{name}: {len(rooms)} stays in {len(set(rooms))} rooms")
-        print("  " + " > ".join(rooms))
+        way = of_a_step(channels)
+        print(f"{name}: {len(way.rooms)} stays in {len(set(way.rooms))} rooms")
+        print("  " + " > ".join(way.rooms))
+        print(f"  {len(way.operators)} calls of operators: " + ", ".join(way.operators))

@@ -3,27 +3,34 @@
 import hops
 import pytest
 
-from dgcl_ops._step import rows
+from dgcl_ops._step import batch, rows
 
 
-@pytest.mark.parametrize(("channels", "most"), [(hops.PROJECTIONS, 25), (hops.FEATURES, 29)])
-def test_the_maps_make_few_stays(channels, most):
-    rooms = hops.of_a_step(channels)
-    assert len(rooms) <= most, " > ".join(rooms)
-    assert rooms[0] == rooms[-1] == "losses.py"
+@pytest.mark.parametrize(
+    ("channels", "stays", "calls"), [(hops.PROJECTIONS, 11, 7), (hops.FEATURES, 19, 5)]
+)
+def test_the_maps_make_few_stays(channels, stays, calls):
+    way = hops.of_a_step(channels)
+    assert len(way.rooms) <= stays, " > ".join(way.rooms)
+    assert len(way.operators) <= calls, way.operators
+    assert way.rooms[0] == way.rooms[-1] == "losses.py"
+    assert {"finite_rows", "memory_push"} <= set(way.operators)
 
 
 def test_the_count_sees_a_detour(monkeypatch):
-    """A detour through `batch.py` for each map that rows are read from."""
-    from dgcl_ops.ops import finite_rows
-
+    """A detour through `batch.py` for each map that rows are read from, with one more call of an operator."""
     before, gather_rows = hops.of_a_step(hops.PROJECTIONS), rows.gather_rows
     detour = compile(
-        "def gather(maps, pixels):\n    finite_rows(maps)\n    return gather_rows(maps, pixels)",
+        "def gather(maps, pixels):\n"
+        "    zero_row(maps)\n"
+        "    gather_rows(maps, pixels)\n"
+        "    return gather_rows(maps, pixels)",
         rows.__file__,
         "exec",
     )
-    names = {"finite_rows": finite_rows, "gather_rows": gather_rows}
+    names = {"zero_row": batch.zero_row, "gather_rows": gather_rows}
     exec(detour, names)
     monkeypatch.setattr(rows, "gather_rows", names["gather"])
-    assert len(hops.of_a_step(hops.PROJECTIONS)) == len(before) + 4
+    after = hops.of_a_step(hops.PROJECTIONS)
+    assert len(after.rooms) == len(before.rooms) + 4
+    assert len(after.operators) == len(before.operators) + 2
