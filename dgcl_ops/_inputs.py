@@ -39,6 +39,13 @@ def checked_tensor(op: str, name: str, value: Any, rule: str = "a torch.Tensor")
     raise TypeError(f"{op}: {name} must be {rule}, got {kind}{fix}")
 
 
+def checked_floats(op: str, name: str, values: Tensor) -> Tensor:
+    values = checked_tensor(op, name, values, "a floating point tensor")
+    if not values.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a floating point tensor, got {values.dtype}")
+    return values
+
+
 def checked_labels(op: str, labels: Any, *, allow_bool: bool = False) -> Tensor:
     """Labels as a plain tensor of an integer dtype.
 

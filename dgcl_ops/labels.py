@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from dgcl_ops._inputs import checked_labels, checked_tensor, per_pixel
+from dgcl_ops._inputs import checked_floats, checked_labels, checked_tensor, per_pixel
 from dgcl_ops.schedules import (  # noqa: F401  also importable from here
     CLASSIFICATION_DROP,
     CONTRAST_DROP,
@@ -181,10 +181,7 @@ def _masked_quantile(values: Tensor, fraction: Tensor, usable: Tensor) -> Tensor
 
 
 def _checked_logits(op: str, logits: Tensor) -> Tensor:
-    rule = "a floating point tensor"
-    logits = checked_tensor(op, "logits", logits, rule)
-    if not logits.is_floating_point():
-        raise TypeError(f"{op}: logits must be {rule}, got {logits.dtype}")
+    logits = checked_floats(op, "logits", logits)
     if logits.dim() < 2:
         raise ValueError(
             f"{op}: logits must have shape [B, C, *S] or [M, C], got {list(logits.shape)}"
