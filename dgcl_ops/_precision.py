@@ -20,23 +20,40 @@ AUTOCAST = {k: torch.amp.is_autocast_available(k) for k in ("cpu", "cuda", "meta
 def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which operations on the tensor's device keep the dtypes of their inputs."""
     kind = tensor.device.type
-    has_autocast = AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else contextlib.nullcontext()
+
+
+def autocast_enabled(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    kind = tensor.device.type
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
+def _has_autocast(kind: str) -> bool:
+    return AUTOCAST[kind] if kind in AUTOCAST else torch.amp.is_autocast_available(kind)
 
 
 class FixedDtypeModule(nn.Module):
     """A module whose buffers keep their dtype under `.half()` and `.to(dtype)`, and that refuses DataParallel.
 
     A cast to half precision would break two things: unit rows that are unit to float32's last bit, and a state that
-    resumes exactly. Moves between devices work as usual.
+    resumes exactly. Moves between devices work as usual. `to_empty` after construction on the meta device gives a new
+    module, not whatever lies in memory.
     """
+
+    def reset_parameters(self) -> None:
+        """Sets the buffers to those of a new module."""
+        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def apply_without_cast(tensor: Tensor) -> Tensor:
             probe = fn(tensor.new_empty(0))  # finds device and dtype without casting the whole bank
             return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
+        was_meta = any(buffer.is_meta for buffer in self.buffers(recurse=False))
         moved: nn.Module = super()._apply(apply_without_cast, recurse)
+        if was_meta and not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+            self.reset_parameters()
         return moved
 
     def _replicate_for_data_parallel(self) -> nn.Module:

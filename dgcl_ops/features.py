@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
+import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dgcl_ops import _hooks
+from dgcl_ops._classifiers import CLASSIFIERS as CLASSIFIERS
+from dgcl_ops._classifiers import WRAPPERS as WRAPPERS
+from dgcl_ops._classifiers import classifier_path, find_module
 from dgcl_ops._inputs import plain
 from dgcl_ops.ops import _arguments
 
-# Where models keep their last classifier, a convolution. "last" is the last child. The first match is taken.
-CLASSIFIERS = {
-    "decode_head.classifier": "Hugging Face: SegFormer, UperNet, BEiT",
-    "decode_head.conv_seg": "mmsegmentation",
-    "classifier.high_classifier": "torchvision: LRASPP",
-    "classifier.last": "torchvision: DeepLabV3, FCN",
-    "segmentation_head.0": "segmentation_models.pytorch; MONAI: FlexibleUNet",
-    "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
-    "final_conv": "MONAI: BasicUNet",
-    "final_conv_0_4": "MONAI: BasicUNet++",
-    "conv_final.last.conv": "MONAI: SegResNet",
-    "output_block.conv.conv": "MONAI: DynUNet",
-    "out.conv.conv": "MONAI: UNETR, SwinUNETR",
-    "out_tr.conv_block.conv": "MONAI: VNet",
-    "model.last.conv": "MONAI: UNet without residual units, AttentionUnet",
-    "model.last.0.conv": "MONAI: UNet",
-}
-CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
 # Average pooling by the number of spatial dimensions.
 POOLINGS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE_POOLINGS: dict[int, Callable[..., Tensor]] = {
@@ -42,8 +26,6 @@ ADAPTIVE_POOLINGS: dict[int, Callable[..., Tensor]] = {
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
 }
-# The only child of DistributedDataParallel, and of a compiled model.
-WRAPPERS = (["module"], ["_orig_mod"])
 
 
 class FeatureTap:
@@ -55,6 +37,8 @@ class FeatureTap:
 
     - `torch.compile(fullgraph=True)`: create the tap before the model's first compiled call, since compiled code
       ignores hooks added later.
+    - Gradient checkpointing needs `use_reentrant=False`. A second forward in the backward is not captured.
+    - Exports and traces capture nothing. `torch.jit.script` closes the tap, with a warning.
     - Copies of the model (`copy.deepcopy` for an EMA teacher, `AveragedModel`, pickles) carry a closed tap that stores
       nothing.
     - Inside DDP, prefix the path with "module.", or pass DDP's `.module`.
@@ -120,28 +104,38 @@ class FeatureTap:
                 _arguments.positive_integer("FeatureTap", "pool_to", n) for n in pool_to
             )
         if module_path is None:
-            module_path = _classifier_path(model)
-        module = _find_module(model, module_path)
+            module_path = classifier_path(model)
+        module = find_module(model, module_path)
         self.module_path = module_path
         self.channels: int | None = getattr(module, "in_channels", None)
         self.feature_stride = feature_stride
         self.pool_to = pool_to
+        self._model = weakref.ref(model)
         self._features: Tensor | None = None
+        self._graph_hidden = False
         self._open = True
         self._handle: RemovableHandle | None = module.register_forward_pre_hook(
             self._capture, with_kwargs=True
         )
+        self._module = weakref.ref(module)
+        setattr(module, _hooks.PREPARE, _hooks.Unhook(module, FeatureTap))
 
-    def _capture(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._open:
+    def _capture(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
+        # Quantisation moves hooks to another module, which then calls them without kwargs.
+        if not self._open or _hooks.is_extra_pass():
             return
-        first = args[0] if args else next(iter(kwargs.values()), None)
+        first = args[0] if args else next(iter((kwargs or {}).values()), None)
         if not isinstance(first, Tensor):
+            if isinstance(first, torch.fx.Proxy):
+                return
             raise TypeError(
                 f"FeatureTap: the first input of '{self.module_path}' must be a tensor, got "
                 f"{type(first).__name__}; choose a module that takes the feature map"
             )
         self._features = first
+        self._graph_hidden = not first.requires_grad and _hooks.graph_is_hidden()
 
     def pop(self) -> Tensor:
         """Returns the features of the last forward and releases them.
@@ -151,19 +145,22 @@ class FeatureTap:
             MONAI's MetaTensors and other subclasses.
 
         Raises:
-            RuntimeError: If the tapped module has not run since the last pop, or the tap is closed.
+            RuntimeError: If the tapped module has not run since the last pop or was replaced, if the tap is closed, or
+                if the module ran inside a reentrant checkpoint: its features have no gradient. Under `torch.no_grad()`
+                they are returned.
             ValueError: If the features are to be pooled and are not a map [B, D, *S] with as many spatial dimensions as
                 `pool_to`, or with one to three for `feature_stride`.
         """
         features, self._features = self._features, None
         if features is None:
-            why = (
-                "run the model before each pop, and create the tap before the first call of a compiled model"
-                if self._open
-                else "the tap is closed"
-            )
             raise RuntimeError(
-                f"FeatureTap.pop: nothing was captured at '{self.module_path}': {why}"
+                f"FeatureTap.pop: nothing was captured at '{self.module_path}': {self._why_empty()}"
+            )
+        if self._graph_hidden and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"FeatureTap.pop: the features at '{self.module_path}' have no gradient, because the module ran inside "
+                "a reentrant checkpoint; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False), in Hugging "
+                'Face gradient_checkpointing_kwargs={"use_reentrant": False}'
             )
         features = plain(features)
         if self.feature_stride is None and self.pool_to is None:
@@ -179,12 +176,30 @@ class FeatureTap:
             return ADAPTIVE_POOLINGS[dims](features, self.pool_to)
         return POOLINGS[dims](features, self.feature_stride, ceil_mode=True)
 
+    def _why_empty(self) -> str:
+        if not self._open:
+            return "the tap is closed"
+        if self._was_replaced():
+            return "the model has another module there now; create the tap after the last change to the model"
+        return "run the model before each pop, and create the tap before the first call of a compiled model"
+
+    def _was_replaced(self) -> bool:
+        model = self._model()
+        try:
+            current = None if model is None else model.get_submodule(self.module_path)
+        except AttributeError:
+            return True
+        return current is not None and current is not self._module()
+
     def close(self) -> None:
         """Removes the hook and releases the features. A second call does nothing."""
         self._open, self._features = False, None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        module = self._module()
+        if module is not None and not _hooks.of_owner(module, FeatureTap):
+            module.__dict__.pop(_hooks.PREPARE, None)
 
     def __enter__(self) -> FeatureTap:
         return self
@@ -200,57 +215,13 @@ class FeatureTap:
     def __getstate__(self) -> dict[str, Any]:
         # A copied model keeps its hooks. Nobody pops the copied tap, so it is closed. Features inside a graph can be
         # neither deep-copied nor pickled.
-        return self.__dict__ | {"_features": None, "_open": False, "_handle": None}
+        closed = {"_features": None, "_open": False, "_handle": None}
+        return self.__dict__ | closed | {"_model": _nothing, "_module": _nothing}
 
     def __repr__(self) -> str:
         state = "closed" if not self._open else "empty" if self._features is None else "full"
         return f"FeatureTap({self.module_path!r}, {state})"
 
 
-def _classifier_path(model: nn.Module) -> str:
-    """The path of the model's last classifier. The error lists the convolutions that it may be."""
-    inner = model
-    prefix: list[str] = []
-    while list(inner._modules) in WRAPPERS:
-        prefix += inner._modules
-        inner = inner.get_submodule(prefix[-1])
-    for path in CLASSIFIERS:
-        module: nn.Module | None = inner
-        names: list[str] = []
-        for name in path.split("."):
-            children = {} if module is None else module._modules
-            names.append(next(reversed(children), "") if name == "last" else name)
-            module = children.get(names[-1])
-        if isinstance(module, CONVOLUTIONS):
-            return ".".join(prefix + names)
-    convolutions = [
-        f"{name!r} ({module.in_channels} -> {module.out_channels} channels)"
-        for name, module in model.named_modules()
-        if isinstance(module, CONVOLUTIONS)
-    ]
-    listed = ", ".join(convolutions[:-6:-1]) or "none"
-    raise ValueError(
-        f"FeatureTap: cannot find the classifier of {type(inner).__name__} (unknown structure); pass module_path, the "
-        f"name of the layer that outputs the class logits; the last convolutions are {listed}"
-    )
-
-
-def _find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module of that name inside model. The error lists similar names."""
-    if not isinstance(path, str):
-        raise TypeError(f"FeatureTap: module_path must be a string, got {type(path).__name__}")
-    try:
-        if path:
-            return model.get_submodule(path)
-    except AttributeError:
-        pass
-    names = [name for name, _ in model.named_modules() if name]
-    # Names with the right end come first: a wrapper's prefix ("module.") or a parent may be missing.
-    near = [name for name in names if path and name.endswith(f".{path}")]
-    near += [n for n in difflib.get_close_matches(path, names, n=5, cutoff=0.5) if n not in near]
-    near = near or [name for name, _ in model.named_children()]
-    listed = ", ".join(repr(name) for name in near[:8]) or "none"
-    raise ValueError(
-        f"FeatureTap: module_path must name a module inside {type(model).__name__}, got {path!r}; "
-        f"similar names: {listed}"
-    )
+def _nothing() -> None:
+    """Stands for the weak references of a copied tap."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._bank import buffers
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
 from dgcl_ops._step.batch import Batch, zero_row
@@ -92,8 +93,6 @@ class DensityContrastLoss(FixedDtypeModule):
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
     Semi-Supervised Semantic Segmentation", CVPR 2023.
     """
-
-    included: Tensor  # [C] bool, False for excluded classes
 
     def __init__(
         self,
@@ -188,8 +187,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 f"{bank.rows_per_push}: only candidates have a density to push"
             )
         device = bank.counts.device
-        included = [c not in self.exclude_classes for c in range(num_classes)]
-        self.register_buffer("included", torch.tensor(included, device=device), persistent=False)
+        self._included = self._new_included(device)
         self._record = Record(num_classes, device)
 
     @classmethod
@@ -244,6 +242,35 @@ class DensityContrastLoss(FixedDtypeModule):
             num_classes = 21 if dataset == "voc" else 19
         return cls(num_classes, feature_dim, projection_dim, **{**setting, **changes})
 
+    def _new_included(self, device: torch.device) -> Tensor:
+        flags = [c not in self.exclude_classes for c in range(self.num_classes)]
+        return torch.tensor(flags, device=device)
+
+    @property
+    def included(self) -> Tensor:
+        """[C] bool, False for excluded classes. On the bank's device.
+
+        It is no buffer: it follows from `exclude_classes`, and trainers average, cast and broadcast buffers.
+        """
+        if self._included.device != self.bank.counts.device:
+            self._included = self._new_included(self.bank.counts.device)
+        return self._included
+
+    contrasted = included  # its former name
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        moved = super()._apply(fn, recurse)
+        self._included = self.included  # here, so that no compiled or captured step has to
+        return moved
+
+    def reset_parameters(self) -> None:
+        """Empties the bank, restarts its random numbers from the seed, and forgets the last step.
+
+        Call it after `to_empty`. It is called for you if the loss was constructed on the meta device.
+        """
+        self.bank.reset_parameters()
+        self._record.reset_parameters()
+
     def extra_repr(self) -> str:
         return (
             f"{self.strategy}, temperature={self.temperature}, exclude_classes={self.exclude_classes}, "
@@ -287,6 +314,7 @@ class DensityContrastLoss(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.bank.finish_exchange()
+        buffers.check(self.bank, labels)
         batch, projections = Batch.checked(
             "DensityContrastLoss",
             self.bank,
@@ -322,7 +350,7 @@ class DensityContrastLoss(FixedDtypeModule):
                 loss = loss.detach() + (loss - loss.detach()) * self.grad_scale
             with torch.no_grad():
                 if not empty:
-                    self._record.update(per_class, choice.summary)
+                    self._record.on(labels.device).update(per_class, choice.summary)
                 if changes:
                     self.bank.rng_state[1].add_(1)  # before the push, which sends rank 0's state
                 pushed = choice.push
@@ -366,7 +394,7 @@ class DensityContrastLoss(FixedDtypeModule):
             "rows": bank.counts.clone(),
             "ready": bank.ready(),
             "mean_density": total / valid.sum(1).clamp(min=1),
-            **self._record.snapshot(),
+            **self._record.on(bank.counts.device).snapshot(),
             "num_pushes": bank.num_pushes.clone(),
         }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgcl_ops import _random
-from dgcl_ops._bank import checkpoint, exchange, sharded_rings
+from dgcl_ops._bank import buffers, checkpoint, exchange, sharded_rings
 from dgcl_ops._bank.rings import Rings
 from dgcl_ops._precision import FixedDtypeModule, no_autocast
 from dgcl_ops._step import selection
@@ -137,6 +137,8 @@ class MemoryBank(FixedDtypeModule):
             )
         self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
+        # The version of `features` in a copy that has pushed nothing.
+        self._copied_at: int | None = None
         exchange.check_group(op, process_group)
         self.process_group = process_group
         ranks = exchange.SINGLE_PROCESS
@@ -159,18 +161,18 @@ class MemoryBank(FixedDtypeModule):
         self.backfill = bool(backfill)
 
         rows = (num_classes, self.rings.length)
-        density_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
         def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
 
-        buffer("features", (*rows, feature_dim), dtype)
-        buffer("projections", (*rows, self.projection_dim), dtype)
-        buffer("density", rows, density_dtype)
+        for name, width in (("features", feature_dim), ("projections", self.projection_dim)):
+            buffer(name, (*rows, width), dtype)
+        buffer("density", rows, self._row_dtype("density"))
         buffer("counts", (num_classes,), torch.int64)
         buffer("heads", (num_classes,), torch.int64)
         buffer("num_pushes", (), torch.int64)
-        self.register_buffer("rng_state", _random.new_rng_state(seed, device))
+        self._seed = _random.new_seed() if seed is None else seed
+        self.register_buffer("rng_state", _random.new_rng_state(self._seed, device))
         self.register_buffer("config", checkpoint.config(metric, dtype, self.scales, device))
         if not self.rings.whole:
             # Shows whether another rank's buffers were written over this shard.
@@ -190,6 +192,8 @@ class MemoryBank(FixedDtypeModule):
             memo[id(shared)] = shared
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        if not copied.features.is_inference():  # those have no version
+            copied._copied_at = copied.features._version
         return copied
 
     # ---- ranks ----------------------------------------------------------------------------------------
@@ -240,14 +244,21 @@ class MemoryBank(FixedDtypeModule):
         counts = self.rings.counts(self.counts)
         return torch.arange(self.density.shape[1], device=counts.device) < counts[:, None]
 
+    def _row_dtype(self, name: str) -> torch.dtype:
+        """The dtype of the buffer `features`, `projections` or `density`."""
+        if name == "density" and self.dtype != torch.float64:
+            return torch.float32
+        return self.dtype
+
     def _holds_unit_rows(self, query_dtype: torch.dtype) -> bool:
         """Whether a search may skip the norms of the rows.
 
         Half-precision rows have unit norm to three digits only, and float32 rows are not exact enough for a float64
         query.
         """
-        exact = self.dtype == torch.float64 or (
-            self.dtype == torch.float32 and query_dtype != torch.float64
+        stored = self.features.dtype  # not self.dtype: trainers cast buffers
+        exact = stored == torch.float64 or (
+            stored == torch.float32 and query_dtype != torch.float64
         )
         return exact and self.metric == "cosine"
 
@@ -326,6 +337,7 @@ class MemoryBank(FixedDtypeModule):
             RuntimeError: If, on the CPU, a label is neither in [0, C) nor `ignore_index`.
         """
         self.finish_exchange()
+        buffers.check(self, labels)
         batch, maps = Batch.checked("MemoryBank.push", self, projections, labels, features)
         projections = cast(Tensor, maps)
         if batch.labels.numel() == 0:
@@ -358,6 +370,9 @@ class MemoryBank(FixedDtypeModule):
             ValueError: If there are several ranks and P is more than `rows_per_rank`.
         """
         self.finish_exchange()
+        buffers.check(self, row_counts)
+        if self._copied_at is not None and not torch.compiler.is_compiling():
+            self._copied_at = None
         ranks = self._ranks()
         rows = exchange.PushedRows(features, projections, density, row_counts)
         if ranks.world_size == 1:
@@ -403,6 +418,18 @@ class MemoryBank(FixedDtypeModule):
         for name in ("features", "projections", "density", "counts", "heads", "num_pushes"):
             getattr(self, name).zero_()
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets the buffers to those of a new bank of the same seed.
+
+        Call it after `to_empty`. It is called for you if the bank was constructed on the meta device.
+        """
+        self.reset()
+        self.rng_state.copy_(_random.new_rng_state(self._seed, "cpu"))
+        self.config.copy_(checkpoint.config(self.metric, self.dtype, self.scales, "cpu"))
+        if not self.rings.whole:
+            self._owner.fill_(self.rings.ranks.rank)
+
     # ---- state_dict -----------------------------------------------------------------------------------
 
     def _save_to_state_dict(
@@ -426,3 +453,7 @@ class MemoryBank(FixedDtypeModule):
             super()._load_from_state_dict(
                 fitted, prefix, metadata, strict, missing, unexpected, errors
             )
+            if not self.rings.whole:
+                if self._owner.is_meta:
+                    self._owner = torch.empty_like(self._owner, device=self.counts.device)
+                self._owner.fill_(self.rings.ranks.rank)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dgcl_ops._inputs import plain
-from dgcl_ops._precision import compute_dtype
+from dgcl_ops._inputs import checked_tensor
+from dgcl_ops._precision import autocast_enabled, compute_dtype
 from dgcl_ops.ops import _arguments
 
 
@@ -15,7 +15,8 @@ class ProjectionHead(nn.Module):
 
     The first layer has no bias, since the batch norm would remove it. Give the head the learning rate of the decoder,
     and use it in every step, since DDP waits for its gradients. Wrap the head in DDP as well, if it is not part of the
-    wrapped model; otherwise every rank trains its own copy.
+    wrapped model; otherwise every rank trains its own copy. A head inside a wrapped model must be called in its
+    `forward`, if DDP has `find_unused_parameters=True`.
 
     There are two ways to use it. `loss(head(features), labels, features)` projects every pixel.
     `loss(head, labels, features)` projects only the rows that the step chooses, which saves memory. The batch norm then
@@ -47,11 +48,19 @@ class ProjectionHead(nn.Module):
             nn.Conv2d(hidden_channels, out_channels, 1),
         )
 
+    def reset_parameters(self) -> None:
+        """Draws new weights. Call it after construction on the meta device and `to_empty`."""
+        for layer in self.layers:
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
     def forward(self, features: Tensor, used: Tensor | None = None) -> Tensor:
         """The projections of a feature map or of rows.
 
         Args:
-            features: [B, D, *S], or M rows [M, D], M at least 1.
+            features: [B, D, *S], or M rows [M, D], M at least 1, of any float dtype. Without autocast they are cast
+                to the dtype of the weights.
             used: [M] bool, with rows only. False marks padding, which must be finite. The batch norm's statistics skip
                 it, and its projection is arbitrary. By default all rows are used.
 
@@ -59,10 +68,15 @@ class ProjectionHead(nn.Module):
             The projections, [B, E, *S] or [M, E].
 
         Raises:
-            TypeError: If `used` is given and the norm was replaced by one that is not a BatchNorm2d.
+            TypeError: If the features have no float dtype, or `used` is given and the norm was replaced by one that is
+                not a BatchNorm2d.
             ValueError: If a shape or dtype does not fit.
         """
-        features = plain(features)
+        features = checked_tensor("ProjectionHead", "features", features)
+        if not features.is_floating_point():
+            raise TypeError(
+                f"ProjectionHead: features must have a float dtype, got {features.dtype}"
+            )
         shape = list(features.shape)
         rows = features.dim() == 2
         if len(shape) < 2 or (rows and not shape[0]) or shape[1] != self.in_channels:
@@ -77,6 +91,9 @@ class ProjectionHead(nn.Module):
                 f"ProjectionHead: used must have shape [M] and dtype bool for features [M, {self.in_channels}], "
                 f"got {used.dtype} {list(used.shape)} for features {shape}"
             )
+        weight = getattr(self.layers[0], "weight", None)
+        if isinstance(weight, Tensor) and not autocast_enabled(features):
+            features = features.to(weight.dtype)
         if not rows:
             projections: Tensor = self.layers(_as_2d(features))
             if len(shape) == 3:

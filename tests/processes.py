@@ -1,4 +1,7 @@
-"""Runs a function in several processes with a gloo group."""
+"""Runs a function in several processes with a gloo group.
+
+The processes are forks of a server that has imported PyTorch and started no thread, so they start at once.
+"""
 
 import gc
 import warnings
@@ -10,6 +13,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 RESULT_FILE = "result.{}.pt"
+multiprocessing.set_forkserver_preload(["torch._dynamo", "dgcl_ops", "hypothesis", "pytest"])
 
 
 def on_ranks(size: int, folder: Path, function, *arguments) -> list:
@@ -17,7 +21,8 @@ def on_ranks(size: int, folder: Path, function, *arguments) -> list:
 
     The function must live in a module and return only tensors, numbers, strings, lists and dicts.
     """
-    multiprocessing.spawn(_process, args=(size, str(folder), function, arguments), nprocs=size)
+    arguments = (size, str(folder), function, arguments)
+    multiprocessing.start_processes(_process, arguments, nprocs=size, start_method="forkserver")
     return [torch.load(Path(folder) / RESULT_FILE.format(rank)) for rank in range(size)]
 
 

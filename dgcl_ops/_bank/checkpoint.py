@@ -7,20 +7,21 @@ detected only afterwards.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dgcl_ops import reference
-from dgcl_ops._bank import exchange
-from dgcl_ops.ops import _arguments, memory_push
+from dgcl_ops._bank import buffers, exchange
+from dgcl_ops._bank.buffers import ROWS, is_shard
+from dgcl_ops.ops import _arguments
 
 if TYPE_CHECKING:
     from dgcl_ops.memory import MemoryBank
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ROWS = ("features", "projections", "density")  # a sharded bank holds a shard of these
 NAMES = (*ROWS, "counts", "heads", "num_pushes", "rng_state", "config")
 OLD_NAMES = {"num_pushes": "pushes", "config": "meaning"}  # their names in old checkpoints
 
@@ -116,7 +117,21 @@ def read(
     if absent or foreign:
         return None
     stored = {name: state_dict[key] for name, key in keys.items()}
-    problems = _wrong_kind(bank, stored) or _wrong_values(bank, stored)
+    problems = _wrong_kind(bank, stored)
+    if not problems and buffers.averaged(stored["features"], int(stored["config"][0])):
+        text = (
+            "the stored rows are averages over steps, not unit rows (AveragedModel with use_buffers=True, or an "
+            "average of a state_dict). An average of banks is not a bank"
+        )
+        if not is_shard(stored["features"]):
+            warnings.warn(
+                f"MemoryBank: {text}. It was not loaded, and this bank keeps its own rows; load the student's state, "
+                "or keep the loss outside the averaged model",
+                stacklevel=2,
+            )
+            return None
+        problems = [f"{text}; load the student's state"]
+    problems = problems or _wrong_values(bank, stored)
     errors += [f"MemoryBank: {problem}" for problem in problems]
     if problems:
         return None
@@ -125,23 +140,18 @@ def read(
 
 def _adapted(bank: MemoryBank, stored: dict[str, Any]) -> dict[str, Tensor]:
     """The stored bank at this bank's capacity, dtype and shard."""
-    ours, theirs = config(bank.metric, bank.dtype, bank.scales), stored["config"].tolist()
+    theirs = stored["config"].tolist()
+    ours = config(bank.metric, bank.dtype, bank.scales, stored["config"].device)
     adapted = {**stored, "config": ours}
-    if _is_shard(stored["features"]):
+    if is_shard(stored["features"]):
         adapted.update((name, stored[name].to_local()) for name in ROWS)
     elif not bank.rings.whole or stored["features"].shape[1] != bank.capacity:
         adapted.update(_moved(bank, stored))
     # Rows cast outside the bank have a dtype that differs from the stored config.
-    cast = any(adapted[name].dtype != getattr(bank, name).dtype for name in ROWS)
+    cast = any(adapted[name].dtype != bank._row_dtype(name) for name in ROWS)
     if cast or theirs[1] != ours[1]:
-        adapted.update(_converted(bank, adapted))
+        adapted.update(buffers.converted(bank, adapted))
     return adapted
-
-
-def _is_shard(tensor: Any) -> bool:
-    return hasattr(
-        tensor, "to_local"
-    )  # a DTensor: a sharded bank stores and loads its shard as one
 
 
 def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
@@ -180,7 +190,7 @@ def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
             wrong.append(
                 f"the stored {name} must have shape {list(shapes[name])}, got {list(value.shape)}"
             )
-    shards = [_is_shard(stored[name]) for name in ROWS]
+    shards = [is_shard(stored[name]) for name in ROWS]
     if any(shards) and not (all(shards) and _own_shard(bank, stored)):
         wrong.append(
             f"the stored rows are DTensors that do not match this rank's shard (shape "
@@ -192,7 +202,7 @@ def _wrong_kind(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
 
 def _owner(tensor: Any) -> int | None:
     """The rank that stored a shard, even if torch.load has read another rank's file."""
-    place = tensor.device_mesh.get_coordinate() if _is_shard(tensor) else None
+    place = tensor.device_mesh.get_coordinate() if is_shard(tensor) else None
     return place[0] if place else None
 
 
@@ -224,7 +234,7 @@ def _wrong_values(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
         if not (0 <= count <= capacity and 0 <= head < capacity and count in (head, capacity)):
             wrong.append(
                 f"the stored counts and heads do not describe rings of {capacity} slots filled from slot 0, got "
-                f"count {count} and head {head} for class {c}"
+                f"count {count} and head {head} for class {c} (an average of states is not a state)"
             )
             break
     return wrong
@@ -253,28 +263,6 @@ def _moved(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         moved[name] = torch.stack([of_class[at] for of_class, at in zip(rows, origin, strict=True)])
         moved[name].masked_fill_(~mask, 0)
     return moved
-
-
-def _converted(bank: MemoryBank, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The rows in the bank's dtype. With metric "cosine" the features are normalised again."""
-    counts = stored["counts"]
-    rings = {
-        name: torch.zeros(stored[name].shape, dtype=getattr(bank, name).dtype, device=counts.device)
-        for name in ROWS
-    }
-    memory_push(
-        rings["features"],
-        rings["projections"],
-        rings["density"],
-        torch.zeros_like(counts),
-        torch.zeros_like(counts),
-        stored["features"],
-        stored["projections"],
-        stored["density"],
-        bank.rings.counts(counts),
-        bank.metric == "cosine",
-    )
-    return rings
 
 
 def as_dtensors(bank: MemoryBank, state_dict: dict[str, Any], prefix: str) -> None:

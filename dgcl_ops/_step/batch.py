@@ -115,7 +115,7 @@ def zero_row(maps: Tensor) -> Tensor:
 def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strategy | None) -> None:
     """Raises unless `projections` is a head that fits the bank and the strategy."""
     head = projections
-    # DistributedDataParallel and compiled modules have one child. Of DataParallel, each replica would see other rows.
+    # Wrappers have one child. Of DataParallel, each replica would see other rows.
     while isinstance(head, nn.Module) and not isinstance(head, nn.DataParallel):
         if list(head._modules) not in WRAPPERS:
             break
@@ -138,10 +138,10 @@ def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strate
             f"{op}: projections must be a ProjectionHead from {ours[0]} to {ours[1]} channels, got one from "
             f"{theirs[0]} to {theirs[1]}"
         )
-    device = next(head.parameters()).device
-    if device != bank.counts.device:
+    weight = getattr(head.layers[0], "weight", None)  # no parameter, while FSDP has flattened them
+    if isinstance(weight, Tensor) and weight.device != bank.counts.device:
         raise ValueError(
-            f"{op}: the ProjectionHead must be on the bank's device {bank.counts.device}, got {device}; "
+            f"{op}: the ProjectionHead must be on the bank's device {bank.counts.device}, got {weight.device}; "
             "move the module with .to(device)"
         )
 

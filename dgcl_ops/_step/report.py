@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dgcl_ops._bank.buffers import averaged
+from dgcl_ops._precision import FixedDtypeModule
+from dgcl_ops.ops._arguments import METRICS
 
 if TYPE_CHECKING:
     from dgcl_ops._step.selection import Summary
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 _LISTED = 12  # most classes that a line names
 
 
-class Record(nn.Module):
+class Record(FixedDtypeModule):
     """What the last step did, in buffers outside the state_dict. An update does not sync.
 
     Each buffer is written by one launch. `snapshot` takes the rest of the work.
@@ -27,13 +31,32 @@ class Record(nn.Module):
 
     def __init__(self, num_classes: int, device: torch.device):
         super().__init__()
+        self.num_classes = num_classes
+        self._start(device)
+
+    def _start(self, device: torch.device) -> None:
         for name, dtype, shape in (
-            ("floats", torch.float32, (3, num_classes)),
-            ("counts", torch.int64, (4 * num_classes + 3,)),
+            ("floats", torch.float32, (3, self.num_classes)),
+            ("counts", torch.int64, (4 * self.num_classes + 3,)),
             ("non_finite_rows", torch.int64, ()),
         ):
             buffer = torch.zeros(shape, dtype=dtype, device=device)
             self.register_buffer(name, buffer, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Forgets what was recorded."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def on(self, device: torch.device) -> Record:
+        """The record. It starts anew if something outside has cast it, or left it on the meta device."""
+        if self.counts.device != device or self.floats.dtype != torch.float32:
+            self._start(device)
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.reset_parameters()  # a state_dict has no record
 
     def update(self, class_loss: Tensor, summary: Summary) -> None:
         """Records a step. class_loss [C]."""
@@ -196,6 +219,11 @@ class Report:
             f"of {bank.capacity:,}, "
             f"{size / 1e6:.3g} MB{self.shared()}; pushes so far: {self.state['num_pushes']:,}."
         ]
+        if averaged(bank.features, METRICS.index(bank.metric)):
+            lines.append(
+                "The bank's rows are not unit rows: something has averaged or overwritten its buffers. The loss of "
+                "this module means nothing."
+            )
         if not self.loss.training:
             lines.append("The module is in eval mode: batches do not enter the bank.")
         return lines

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 from torch import Tensor
 
@@ -45,8 +45,15 @@ def one_of(op: str, name: str, value: Choice, choices: Sequence[Choice]) -> Choi
     return value
 
 
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """A tuple, a list, or another sequence (OmegaConf's lists), but no text."""
+    if isinstance(value, (tuple, list)):
+        return True
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
 def scale_tuple(op: str, scales: object) -> tuple[int, ...]:
-    if not isinstance(scales, (tuple, list)):
+    if not is_sequence(scales):
         raise TypeError(f"{op}: scales must be a tuple or list of integers, got {scales!r}")
     scales = tuple(scales)
     integers = tuple(integral(op, "each of scales", k) for k in scales)
@@ -56,7 +63,7 @@ def scale_tuple(op: str, scales: object) -> tuple[int, ...]:
 
 
 def class_tuple(op: str, name: str, classes: object, num_classes: int) -> tuple[int, ...]:
-    if not isinstance(classes, (tuple, list)):
+    if not is_sequence(classes):
         raise TypeError(f"{op}: {name} must be a tuple or list of classes, got {classes!r}")
     integers = tuple(integral(op, f"each of {name}", c) for c in classes)
     for c in integers:

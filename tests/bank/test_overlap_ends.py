@@ -53,7 +53,7 @@ def _process(rank, folder, end):
 @pytest.mark.parametrize("end", ["pending", "destroyed", "read without a group", "rank 1 stops"])
 def test_a_process_ends_with_a_pending_exchange(tmp_path, end):
     context = multiprocessing.spawn(_process, args=(tmp_path, end), nprocs=2, join=False)
-    patience = time.monotonic() + 120
+    patience = time.monotonic() + 1200
     while not context.join(timeout=5):
         if time.monotonic() > patience:
             for process in context.processes:
