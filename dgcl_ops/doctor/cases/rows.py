@@ -59,6 +59,9 @@ def gather_rows() -> Iterator[Case]:
                     labels(50, 30).view(5, 10),
                 ),
             )
+    # whole vectors of channels, in pixels that are not aligned
+    odd = layouts["channel last"](rows(2, 41, 3, 5))[:, :40]
+    yield Case("gather_rows", "all channels but the last", lambda: (odd, labels(50, 30)))
     for name, (size, turn) in VOLUMES.items():
         maps = turn(rows(*size))
         pixels = labels(70, maps[:, 0].numel())
