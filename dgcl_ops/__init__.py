@@ -7,6 +7,10 @@ devices without a kernel and builds without the extension.
 
 __version__ = "0.1.0"
 
+from dgcl_ops._checkout import submodule_folders
+
+__path__ = submodule_folders(__path__)
+
 from dgcl_ops._ddp import ddp_ignore_bank
 from dgcl_ops.backend import backend_info
 from dgcl_ops.features import FeatureTap

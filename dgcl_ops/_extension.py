@@ -45,7 +45,7 @@ def _load() -> ModuleType | None:
 def why_not_built() -> str:
     """Why there is no extension, as the build recorded it."""
     if not _has("_build"):
-        return "this source tree was not installed"
+        return "these sources were not built; `pip install -e .` in the checkout builds them"
     return importlib.import_module(f"{NAMESPACE}._build").WITHOUT_EXTENSION
 
 

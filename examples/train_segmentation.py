@@ -7,15 +7,15 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
         examples/train_segmentation.py --resume auto --config ...
 
-Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each. A label is a PNG with its
-image's name and a class in each pixel. Several seeds or weights are trained one after the other and compared seed by
-seed. Every run writes checkpoint, log, metrics and some overlays into its own folder under --out.
+Without --config, DIR holds images/ and labels/, or train/, val/ and test/ with both in each; examples/README.md lists
+more layouts. A label is a PNG or TIFF with its image's name and a class in each pixel. Several seeds or weights are
+trained one after the other and compared seed by seed. Every run writes checkpoint, log, metrics and some overlays into
+its own folder under --out.
 """
 
 import argparse
 import contextlib
 import csv
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -26,18 +26,19 @@ import numpy as np
 import torch
 from PIL import Image
 from semi_supervised import distributed, evaluate, summary
+from semi_supervised.checks import check_images
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
+from semi_supervised.options import build_parser
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
 AUTO = Path("auto")  # --resume: the run's own checkpoint, if there is one
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser()
+    parser = build_parser(__doc__)
     options = parser.parse_intermixed_args(arguments)
     with usage_errors():
         shorthands = {name: getattr(options, name) for name in ("data", "labelled", "unlabelled")}
@@ -58,8 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
     print(f"\n{summary.as_text(result)}")
     facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
-    text = json.dumps({"facts": facts | summary.environment(), **result}, indent=1, allow_nan=False)
-    (options.out / "metrics.json").write_text(text)
+    summary.write_json(
+        options.out / "metrics.json", {"facts": facts | summary.environment(), **result}
+    )
     print(f"\nresults are in {options.out}")
 
 
@@ -128,6 +130,7 @@ def train(
                 f"{out} already holds a run; pass --resume auto to continue it, or another --out"
             )
         data = config.make_data(seed)
+        check_images(data.files(), options.out)
         settings = config.make_settings(
             len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
         )
@@ -140,6 +143,8 @@ def train(
         f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
         f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
+    for note in data.notes():
+        say(note)
     unseen = np.flatnonzero(data.pixels == 0).tolist()
     if unseen:
         say(f"no labelled image contains the classes {unseen}, so they cannot be learned")
@@ -264,51 +269,23 @@ def report(
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
     measured["evaluate_window"] = window
-    (out / "metrics.json").write_text(json.dumps(measured | {"history": run.history}, indent=1))
+    summary.write_json(out / "metrics.json", measured | {"history": run.history})
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")
     print(
         f"{len(data.test)} test images: mIoU {run.miou:.2f} %; by class "
         + " ".join(f"{iou:.1f}" for iou in run.class_iou)
     )
-    print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
+    if None in run.scores.values():
+        print(
+            "features: no cluster scores; they need 2 classes in the test images, and finite features"
+        )
+    else:
+        print("features: " + ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items()))
     if run.errors:  # empty if no class was ready
         fifths = " ".join(f"{error:.1f}" for error in run.errors)
         print(f"wrong pixels in % by fifths of density, sparsest first: {fifths}")
     return run
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train_segmentation.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("overrides", nargs="*", metavar="key=value", help="changes a key of the configuration")
-    add("--config", type=Path, default=CONFIGS / "folder.yaml", help="default: folder.yaml")
-    add("--data", help="same as data=DIR: the folder of the data set")
-    add("--labelled", help="same as labelled=...: a number, a fraction (1/8) or a list of images")
-    add("--unlabelled", help="same as unlabelled=DIR: more images without labels")
-    add("--contrast-weight", type=float, nargs="+", help="one run each; 0: plain self-training")
-    add(
-        "--seeds",
-        "--seed",
-        type=int,
-        nargs="+",
-        help="one run per seed of labelled images, weights and batches",
-    )
-    add("--out", type=Path, default=Path("runs"), help="folder for the results (default: runs)")
-    add(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1"
-    )
-    add(
-        "--resume",
-        type=Path,
-        help="checkpoint of a run with the same options; auto: the run's own checkpoint under --out, if any",
-    )
-    add("--stop-at", type=int, help="stop after this step, to --resume later")
-    return parser
 
 
 if __name__ == "__main__":

@@ -172,8 +172,13 @@ def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Gen
     return torch.from_numpy(order[(rank < limit) & (ordered >= 0) & (ordered < num_classes)])
 
 
-def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better)."""
+def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better).
+
+    All are None for fewer than 2 classes, and if a feature is not finite, as after a training that diverged.
+    """
+    if len(labels.unique()) < 2 or not features.isfinite().all():
+        return dict.fromkeys(SCORES)
     return {name: float(score(features, labels)) for name, score in SCORES.items()}
 
 

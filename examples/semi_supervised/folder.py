@@ -1,4 +1,4 @@
-"""A folder of images and label PNGs. Labels are checked before the first step, images are read during training."""
+"""A folder of images and labels. All of them are checked before the first step, and read again during training."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,24 +8,28 @@ import torch
 from torch import Tensor
 
 from semi_supervised.augment import BORDER_COLOURS, SCALE_DISTRIBUTIONS, random_crop
-from semi_supervised.images import LABELS, Sample, list_images, read_image, read_label
+from semi_supervised.images import Sample, read_image, read_label
+from semi_supervised.label_values import LABELS, NO_CLASS, count_classes, label_rule
+from semi_supervised.layouts import find_splits
+from semi_supervised.listing import files, list_images
 from semi_supervised.splits import choose
-
-HELD_OUT = 5  # without a split, every fifth image of a fixed random order is for the test
 
 
 class FolderData:
     """Labelled and unlabelled training images, and labelled images for evaluation.
 
     Args:
-        data: folder with images/ and labels/, or with train/, val/, test/ and both in each. val or test may be
-            missing. A label is a PNG with its image's name and one channel: a class or `ignore_index` in each pixel.
+        data: folder with images/ and labels/, or with train/, val/, test/ and both in each, or in another layout of
+            `layouts.LAYOUTS`. val or test may be missing. A label is a PNG or TIFF with its image's name and one
+            channel: a class or `ignore_index` in each pixel.
         labelled: training images that are used with their label: a number "46", a fraction "0.125" or "1/8", or a text
             file that lists them, see `splits.listed`.
         crop: height and width of the training windows.
         seed: seed of the choice of the labelled images.
         num_classes: C. None: one more than the largest label.
-        ignore_index: label of pixels without a class.
+        ignore_index: label of pixels without a class. If it is 0, the classes are the labels from 1 on.
+        label_values: the label of class 0, of class 1 and so on: [0, 255] for masks of 0 and 255. None: 0, 1, ...
+        colours: a file of the classes' colours, if labels are in colours. See `label_values.read_colours`.
         unlabelled: another folder of images without labels.
         mirror: whether images may be mirrored.
         scale: limits of the magnification.
@@ -37,6 +41,8 @@ class FolderData:
 
     Attributes:
         pixels: [C], labelled training pixels of each class.
+        ignore_index: label of pixels without a class in what this object returns. Differs from that of the files if
+            their values are not the classes.
         val: samples for validation.
         test: samples for the test. Equal to `val` if there is only one such split.
 
@@ -54,6 +60,8 @@ class FolderData:
         seed: int,
         num_classes: int | None = None,
         ignore_index: int = 255,
+        label_values: tuple[int, ...] | None = None,
+        colours: Path | None = None,
         unlabelled: Path | None = None,
         mirror: bool = True,
         scale: tuple[float, float] = (0.8, 1.4),
@@ -80,12 +88,19 @@ class FolderData:
             )
         if not 0 <= ignore_index < LABELS:
             raise ValueError(f"ignore_index must lie in [0, {LABELS}), got {ignore_index}")
+        self.values = label_rule(label_values, colours, ignore_index, num_classes)
+        if self.values:
+            ignore_index = NO_CLASS
         self.crop, self.ignore_index, self.mirror = (crop[0], crop[-1]), ignore_index, mirror
         self.scale, self.scale_distribution = tuple(scale), scale_distribution
         self.pad, self.border_colour = pad, border_colour
         if not Path(data).is_dir():
             raise FileNotFoundError(f"data: there is no folder {data}")
-        splits = self.find_splits(Path(data))
+        self.data = Path(data)
+        self.splits = splits = {
+            split: [sample._replace(values=self.values) for sample in samples]
+            for split, samples in self.find_splits(self.data).items()
+        }
         train = splits["train"]
         chosen = choose(labelled, train, seed, shown_in, ignore_index)
         self.labelled_samples, self.unlabelled_images = chosen
@@ -113,40 +128,22 @@ class FolderData:
 
     def _check_labels(self, num_classes: int | None) -> np.ndarray:
         """Reads every label in use and returns the labelled training pixels of each class, [C]."""
-        pixels = np.zeros(LABELS, dtype=np.int64)
-        highest, where = -1, None
+        pixels, seen = np.zeros((2, LABELS), dtype=np.int64)
+        where: dict[int, Path] = {}  # a file by its largest label
         labelled = set(self.labelled_samples)
         for sample in dict.fromkeys([*self.labelled_samples, *self.val, *self.test]):
-            counts = np.bincount(read_label(sample).ravel(), minlength=self.ignore_index + 1)
+            counts = np.bincount(read_label(sample).ravel())
+            seen[: len(counts)] += counts
             if sample in labelled:
                 pixels[: len(counts)] += counts
-            counts[self.ignore_index] = 0
-            if counts.any() and counts.nonzero()[0][-1] > highest:
-                highest, where = int(counts.nonzero()[0][-1]), sample.label
-        if highest < 0:
-            raise ValueError(f"labels must hold a class, got only {self.ignore_index}")
-        if num_classes is None:
-            num_classes = highest + 1
-        elif highest >= num_classes:
-            raise ValueError(
-                f"labels must lie in [0, {num_classes}) or equal ignore_index {self.ignore_index}, "
-                f"got {highest} in {where}"
-            )
-        if num_classes < 2:
-            raise ValueError(
-                f"there must be at least 2 classes, got {num_classes}; label {self.ignore_index} means that a pixel "
-                "has no class"
-            )
-        if self.ignore_index < num_classes:
-            raise ValueError(
-                f"ignore_index must lie outside the classes [0, {num_classes}), got {self.ignore_index}; "
-                f"the largest label is {highest}, in {where}"
-            )
-        return pixels[:num_classes]
+            classes = [c for c in counts.nonzero()[0].tolist() if c != self.ignore_index]
+            where |= {classes[-1]: sample.label} if classes else {}
+        return pixels[: count_classes(seen, num_classes, self.ignore_index, self.values, where)]
 
     def description(self) -> dict:
         """Returns what must not change between save and resume."""
-        return {
+        rule = {"label_values": self.values.values[: self.num_classes]} if self.values else {}
+        return rule | {
             "labelled": [sample.image.name for sample in self.labelled_samples],
             "unlabelled": len(self.unlabelled_images),
             "crop": list(self.crop),
@@ -158,6 +155,33 @@ class FolderData:
             "pad": self.pad,
             "border_colour": self.border_colour,
         }
+
+    def files(self) -> list[Path]:
+        """Returns all images."""
+        samples = {sample.image for split in self.splits.values() for sample in split}
+        return sorted(samples | set(self.unlabelled_images))
+
+    def notes(self) -> list[str]:
+        """Returns where images and labels were found, and which files there are not used, as lines for the user."""
+        used, places = {*self.files()}, {}
+        for split, samples in self.splits.items():
+            used |= {sample.label for sample in samples}
+            folders = {sample.image.parent for sample in samples}
+            places[f"{split}: {len(samples)}"] = folders, {s.label.parent for s in samples}
+        known = set().union(*(folders for folders, _ in places.values()))
+        further = [path for path in self.unlabelled_images if path.parent not in known]
+        if further:
+            places[f"unlabelled: {len(further)}"] = {path.parent for path in further}, set()
+        lines = []
+        for what, (images, labels) in places.items():
+            if max(len(images), len(labels)) > 1:  # a data set with a layout of its own
+                continue
+            line = f"{what} images of {min(images)}" + "".join(f", labels of {x}" for x in labels)
+            rest = {path for folder in images | labels for path in files(folder)} - used
+            if rest:
+                line += f"; not used there: {len(rest)}, such as {min(rest).name}"
+            lines.append(line)
+        return lines
 
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Draws a batch: images [count, 3, h, w] in [0, 1], labels [count, h, w]."""
@@ -186,47 +210,3 @@ class FolderData:
     def find_splits(self, root: Path) -> dict[str, list[Sample]]:
         """Returns the samples of train and of val or test."""
         return find_splits(root)
-
-
-# ---- what is in the folder ----------------------------------------------------------------------
-
-
-def find_splits(root: Path) -> dict[str, list[Sample]]:
-    """Returns the samples of train and of val or test. In a folder without splits, a fifth is for the test."""
-    if (root / "train").is_dir():
-        splits = {
-            split: list_samples(root / split)
-            for split in ("train", "val", "test")
-            if (root / split).is_dir()
-        }
-        if len(splits) < 2:
-            raise FileNotFoundError(f"data: {root} has train/ and needs val/ or test/ as well")
-        return splits
-    if not (root / "images").is_dir():
-        raise FileNotFoundError(
-            f"data: {root} must hold images/ and labels/, or train/ and test/ with both in each"
-        )
-    samples = list_samples(root)
-    if len(samples) < HELD_OUT:
-        raise ValueError(
-            f"data: {root / 'images'} must hold at least {HELD_OUT} images, got {len(samples)}"
-        )
-    shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
-    return {
-        "train": shuffled[len(samples) // HELD_OUT :],
-        "test": shuffled[: len(samples) // HELD_OUT],
-    }
-
-
-def list_samples(folder: Path) -> list[Sample]:
-    """Returns the images of folder/images with their labels from folder/labels."""
-    samples = []
-    for image in list_images(folder / "images"):
-        label = folder / "labels" / f"{image.stem}.png"
-        if not label.is_file():
-            raise FileNotFoundError(
-                f"image {image} has no label {label}; move images without labels to another folder and "
-                "pass it as unlabelled=DIR"
-            )
-        samples.append(Sample(image, label))
-    return samples

@@ -52,6 +52,14 @@ class DigitScenes:
         """Returns what must not change between save and resume."""
         return {"labelled": len(self.labelled_samples), "unlabelled": len(self.unlabelled_images)}
 
+    def files(self) -> list:
+        """Returns the image files to check: none."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Returns what the user should know: nothing."""
+        return []
+
     def labelled(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Draws a batch: images [count, 3, CROP, CROP], labels [count, CROP, CROP]."""
         chosen = rng.integers(len(self.labelled_samples), size=count)

@@ -1,12 +1,15 @@
 """Chooses the labelled images: by number, by fraction, or by a list of names."""
 
 import math
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from semi_supervised.images import LABELS, Sample, name_of, read_label
+from semi_supervised.images import Sample, name_of, read_label
+from semi_supervised.label_values import LABELS
+from semi_supervised.listing import read_lines
 
 
 def choose(
@@ -62,12 +65,10 @@ def listed(path: Path, train: list[Sample]) -> set[int]:
     """Returns the indices of the images that a text file lists.
 
     A line holds a name ("2007_000032") or the image's path ("JPEGImages/2007_000032.jpg"). Text after a space, such as
-    the label's path, is ignored.
+    the label's path, is ignored. Names may hold spaces and dots themselves.
     """
-    index = {sample.name: i for i, sample in enumerate(train)}
-    names = [
-        name_of(Path(line.split()[0])) for line in path.read_text().splitlines() if line.strip()
-    ]
+    index = {unicodedata.normalize("NFC", sample.name): i for i, sample in enumerate(train)}
+    names = [listed_name(line, index) for line in read_lines(path)]
     unknown = [name for name in names if name not in index]
     if unknown:
         raise ValueError(
@@ -80,6 +81,18 @@ def listed(path: Path, train: list[Sample]) -> set[int]:
             f"lines with {len(set(names))} names"
         )
     return {index[name] for name in names}
+
+
+def listed_name(line: str, index: dict[str, int]) -> str:
+    """Returns the longest start of a line that names an image. If there is none, the name before the first space."""
+    line = unicodedata.normalize("NFC", line.replace("\\", "/"))
+    words = line.split(" ")
+    for count in range(len(words), 0, -1):
+        path = Path(" ".join(words[:count]).strip())
+        for name in (path.name, name_of(path)):
+            if name in index:
+                return name
+    return name_of(Path(line.split()[0]))
 
 
 def draw_order(

@@ -1,9 +1,13 @@
 """Summarises runs: means and spreads over the seeds, and differences seed by seed."""
 
 import importlib.metadata
+import json
+import math
 import platform
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +32,9 @@ class Run:
     miou: float  # the teacher's, in percent
     curve: list[tuple[int, float]]  # (step, mIoU)
     class_iou: list[float]
-    scores: dict[str, float]  # cluster scores of the teacher's features
+    scores: dict[
+        str, float | None
+    ]  # cluster scores of the teacher's features, None if there are none
     errors: list[float]  # percent of wrong pixels, in fifths from the sparsest to the densest
     history: list[dict[str, float]]
     shown: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # for pictures
@@ -63,8 +69,9 @@ def summarise(runs: list[Run], control: str, treated: str) -> dict:
         result["pair"] = [treated, control]
         for metric, _, _, upward in METRICS:
             pairs = zip(by_method[treated], by_method[control], strict=True)
-            differences = [new[metric] - old[metric] for new, old in pairs]
-            better = sum(difference > 0 if upward else difference < 0 for difference in differences)
+            both = ((new[metric], old[metric]) for new, old in pairs)
+            differences = [None if None in pair else pair[0] - pair[1] for pair in both]
+            better = sum((d > 0 if upward else d < 0) for d in differences if d is not None)
             paired = {"differences": differences, "better": better, **spread(differences)}
             result["paired"][metric] = paired
         histories = {(run.method, run.seed): run.history for run in runs}
@@ -79,19 +86,34 @@ def row_of(run: Run) -> dict:
     return {
         "method": run.method,
         "seed": run.seed,
-        "miou": run.miou,
-        **run.scores,
-        "class_iou": [iou if iou == iou else None for iou in run.class_iou],  # JSON has no NaN
+        "miou": finite(run.miou),
+        **finite(run.scores),
+        "class_iou": finite(run.class_iou),
         "error_by_density": run.errors,
         "curve": run.curve,
         "seconds": round(run.seconds, 1),
     }
 
 
-def spread(values: list[float]) -> dict:
-    """Returns mean and standard deviation. The latter is None for a single value."""
+def finite(value: Any) -> Any:
+    """Returns a value with None for each NaN and inf, since JSON has neither."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes figures as JSON, with null for those that are not finite."""
+    path.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def spread(values: list[float | None]) -> dict:
+    """Returns mean and standard deviation of the values that are not None. Each is None for too few values."""
+    values = [value for value in values if value is not None]
     return {
-        "mean": statistics.fmean(values),
+        "mean": statistics.fmean(values) if values else None,
         "spread": statistics.stdev(values) if len(values) > 1 else None,
     }
 
@@ -110,7 +132,9 @@ def matched_steps(control: list[dict], treated: list[dict]) -> dict:
 
 
 def number(metric: str, value: dict, sign: str = "") -> str:
-    """Formats a figure as "53.10 ± 0.42", or without the spread if there is one seed."""
+    """Formats a figure as "53.10 ± 0.42", without the spread if there is one seed, or as "none"."""
+    if value["mean"] is None:
+        return "none"
     digits = next(digits for name, _, digits, _ in METRICS if name == metric)
     text = f"{value['mean']:{sign}.{digits}f}"
     return text if value["spread"] is None else f"{text} ± {value['spread']:.{digits}f}"

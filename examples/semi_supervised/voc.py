@@ -5,6 +5,7 @@ from typing import Any
 
 from semi_supervised.folder import FolderData
 from semi_supervised.images import Sample
+from semi_supervised.listing import read_lines
 
 
 class VocData(FolderData):
@@ -57,7 +58,7 @@ class VocData(FolderData):
             for split, names in (("train", train), ("val", val))
         }
         for sample in (*splits["train"], *splits["val"]):
-            for path in sample:
+            for path in (sample.image, sample.label):
                 if not path.is_file():
                     raise FileNotFoundError(f"{path} is missing, but a list names it")
         return splits
@@ -67,4 +68,4 @@ def read_names(path: Path, key: str) -> list[str]:
     """Reads a list of names. `key` is the setting that an error names."""
     if not path.is_file():
         raise FileNotFoundError(f"{key}: there is no list {path}")
-    return path.read_text().split()
+    return " ".join(read_lines(path)).split()

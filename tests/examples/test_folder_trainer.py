@@ -96,6 +96,52 @@ def test_folder_without_splits_holds_a_fifth_of_the_images_out(tmp_path, capsys)
     assert "2 test images" in printed
 
 
+@pytest.mark.parametrize("case", ["one class", "no class", "diverged"])
+def test_a_run_ends_with_figures(divided, case):
+    """The test images show one class or none, or the features are not finite."""
+    options = ["--contrast-weight", 0, 0.5, "--labelled", 4]
+    if case == "diverged":
+        options += ["optimizer=sgd", "learning_rate=1e30"]
+    else:
+        for path in divided.glob("test/labels/*.png"):
+            Image.new("L", (40, 32), 0 if case == "one class" else 255).save(path)
+    out = train(divided, *options)
+    result = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert result["paired"]["silhouette"]["mean"] is None
+    for weight in ("0", "0.5"):
+        run = out / f"weight-{weight}-seed-0" / "metrics.json"
+        measured = json.loads(run.read_text(), parse_constant=pytest.fail)
+        assert measured["silhouette"] is None
+        assert (measured["miou"] is None) == (case == "no class")
+
+
+def test_masks_of_0_and_255_train_and_resume(divided, tmp_path, capsys):
+    for path in divided.glob("*/labels/*.png"):
+        Image.open(path).point(lambda value: 255 if 0 < value < 255 else 0).save(path)
+    options = ["--labelled", 4, "workers=1"]
+    train(divided, *options, "label_values=[0,255]", "--stop-at", 3)
+    assert "4 unlabelled images, 2 classes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(divided, *options, "label_values=[255,0]", "--resume", "auto")
+    assert "label_values must be [0, 255] as in the checkpoint" in capsys.readouterr().err
+    out = train(divided, *options, "label_values=[0,255]", "--resume", "auto")
+    measured = json.loads((out / "weight-0.5-seed-0" / "metrics.json").read_text())
+    assert measured["data"]["label_values"] == [0, 255]
+    assert len(measured["class_iou"]) == 2
+
+
+def test_a_damaged_unlabelled_image_ends_the_run_before_its_first_step(divided, tmp_path, capsys):
+    data_trees.folder(tmp_path / "more", 4)
+    path = tmp_path / "more" / "images" / "02.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SystemExit) as stopped:
+        train(divided, "--labelled", "8", "--unlabelled", path.parent)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert f"cannot read {path} as an image" in printed.err
+    assert "unlabelled images," not in printed.out
+
+
 def spoil_nothing(data):
     return ()
 

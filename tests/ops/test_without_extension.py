@@ -3,6 +3,7 @@
 `.ci/check_pure` builds such a wheel and runs the operators' tests with it. Here a child process hides the extension.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 import dgcl_ops
 from dgcl_ops import _extension, reference
+from dgcl_ops._checkout import submodule_folders
 from dgcl_ops.ops import _checks, _registry
 from dgcl_ops.reference import backward as reference_backward
 
@@ -78,8 +80,8 @@ def test_compiled_kernels_can_be_required():
 def test_another_tree_s_extension_is_not_taken(tmp_path):
     """As with a pure package in PYTHONPATH before an editable install that has an extension."""
     package = Path(dgcl_ops.__file__).parent
-    leave = shutil.ignore_patterns("_C.*", "_build.py", "__pycache__")
-    shutil.copytree(package, tmp_path / "dgcl_ops", ignore=leave)
+    copy_sources(tmp_path)
+    (tmp_path / "dgcl_ops" / "_build.py").write_text("WITHOUT_EXTENSION = 'a test'")
     (extension,) = package.glob("_C.*")
     finder = f"""
 import importlib.abc, importlib.util, sys
@@ -92,6 +94,42 @@ import dgcl_ops
 print(dgcl_ops.backend_info()["extension"])
 """
     assert child(finder, PYTHONPATH=str(tmp_path)) == "None\n"
+
+
+def test_sources_that_were_not_built_give_way_to_the_installed_package(tmp_path):
+    """As in a checkout after `pip install .`, where Python finds the source folder first."""
+    copy_sources(tmp_path / "checkout")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "dgcl_ops").symlink_to(Path(dgcl_ops.__file__).parent)
+    path = os.pathsep.join([str(tmp_path / "checkout"), str(site)])
+    ask = "import dgcl_ops; print(dgcl_ops.backend_info()['extension'], dgcl_ops.ops.__file__)"
+    output = child(ask, PYTHONPATH=path)
+    installed = Path(dgcl_ops.__file__).parent
+    assert f"{dgcl_ops.backend_info()['extension']} {installed}/ops/__init__.py" in output
+    assert "checkout/dgcl_ops holds sources that were not built" in output
+    assert "`pip install -e .` builds and uses them" in output
+
+
+@pytest.mark.filterwarnings("error")
+def test_built_or_lonely_sources_are_used(tmp_path, monkeypatch):
+    installed = str(Path(dgcl_ops.__file__).parent)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(Path(installed).parent)])
+    (tmp_path / "dgcl_ops").mkdir()
+    assert submodule_folders([installed]) == [installed]
+    sources = [str(tmp_path / "dgcl_ops")]
+    (tmp_path / "dgcl_ops" / "_build.py").touch()  # built without the extension
+    assert submodule_folders(sources) == sources
+    (tmp_path / "dgcl_ops" / "_build.py").unlink()
+    with pytest.raises(UserWarning, match="the installed package is used"):
+        submodule_folders(sources)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "/nowhere"])  # nothing is installed
+    assert submodule_folders(sources) == sources
+
+
+def copy_sources(folder):
+    leave = shutil.ignore_patterns("_C.*", "_build.py", "__pycache__")
+    shutil.copytree(Path(dgcl_ops.__file__).parent, folder / "dgcl_ops", ignore=leave)
 
 
 def test_an_extension_that_does_not_load_is_an_error(tmp_path):
