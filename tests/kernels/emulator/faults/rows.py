@@ -76,7 +76,7 @@ FAULTS = [
     ),
     gather_launch(TAIL, "  if (a.dim % per_word != 0) return false;\n", ""),
     gather_launch(
-        VECTOR, "    if (a.layout.strides[i] % per_word != 0) return false;\n", "    {}\n"
+        PLACE, "    if (a.layout.strides[i] % per_word != 0) return false;\n", "    {}\n"
     ),
     layout(OFFSET, "p * layout.strides[i];", "static_cast<int>(p * layout.strides[i]);"),
     # ---- memory_push
