@@ -181,7 +181,7 @@ RULES = (
     Rule("knn_filter_kernel*", "sass", r"HMMA\.16816\.F32", 8, "4 x 2 products of 16 x 8 per warp"),
     Rule("knn_filter_kernel*", "sass", r"F2FP(\.F16\.F32)?\.PACK_AB", 4,
          "bank rows are rounded two elements at a time"),
-    Rule("knn_filter_kernel<float>", "sass", r"LDS\.64", 4, "bank rows are read two elements at a time"),
+    Rule("knn_filter_kernel<float*", "sass", r"LDS\.64", 4, "bank rows are read two elements at a time"),
     *(Rule(f"{stem}*", "sass", r"(HMMA|DMMA|IMMA|HGMMA)\..*", 0, "tensor cores cannot compute exact sums")
       for stem in ("knn_[!f]", "contrast_", "density_contrast_", "silhouette_", "convert_rows_")),
     # The search.

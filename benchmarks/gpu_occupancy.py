@@ -1,4 +1,4 @@
-"""Two GPUs, and how many blocks of the search's kernels each runs at a time. gpu_estimate.py uses it.
+"""How many blocks of the search's kernels a GPU runs at a time, and how a plan divides a search among them.
 
 Registers and static shared memory come from csrc/cuda/resources.csv, tile sizes from the sources.
 """
@@ -8,37 +8,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_devices import Device
+
 CUDA = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 
 
-@dataclass(frozen=True)
-class Device:
-    """Published peaks of one GPU. L2's bytes_per_clock is from the A100 white paper, and assumed for the H100."""
-
-    name: str
-    arch: str
-    processors: int
-    clock: float  # Hz, the clock of the tensor peak
-    fp32: float  # FLOP/s
-    tf32: float  # dense
-    fp16: float
-    mma_sync: float  # fraction of the tensor peak that mma.sync can reach
-    memory: float  # B/s
-    shared: int  # bytes per multiprocessor
-    shared_block: int  # largest size per block, bytes
-    bytes_per_clock: int = 5120
-
-    @property
-    def cache(self) -> float:
-        """L2 bandwidth, B/s."""
-        return self.bytes_per_clock * self.clock
-
-
-# fmt: off
-A100 = Device("A100 SXM 80 GB", "sm_80", 108, 1.41e9, 19.5e12, 156e12, 312e12, 1.0, 2.039e12, 164 << 10, 163 << 10)
-H100 = Device("H100 SXM", "sm_90", 132, 1.83e9, 66.9e12, 494.7e12, 989.4e12, 0.6, 3.35e12, 228 << 10, 227 << 10)
-# fmt: on
-WARP, SCHEDULERS, REGISTERS, WARPS, BLOCKS = 32, 4, 65536, 64, 32
+WARP, SCHEDULERS, REGISTERS = 32, 4, 65536
 SHARED_WIDTH = 128  # bytes of shared memory per clock
 RESERVED, SHARED_UNIT, REGISTER_UNIT = 1024, 128, 256  # shared memory of a block; granularities
 
@@ -66,7 +41,8 @@ FILTER_QUERIES = constant("knn/search.h", "kItemQueries")
 LEAST_SPLIT_ROWS = constant("knn/search.h", "kLeastSplitRows")
 MOST_SPLITS = constant("knn/search.h", "kMostSplits")
 FILTER_COLUMNS = constant("knn/filter_tile.cuh", "kFilterColumns")
-FILTER_STEP = constant("knn/filter_tile.cuh", "kFilterStep")
+NARROW_STEP = constant("knn/filter_tile.cuh", "kNarrowStep")
+WIDE_STEP = constant("knn/filter_tile.cuh", "kWideStep")
 FILTER_DEPTH = constant("knn/filter_tile.cuh", "kFilterDepth")
 FILTER_THREADS = constant("knn/filter_tile.cuh", "kFilterThreads")
 EXACT_QUERIES = constant("knn/exact.cuh", "kExactRows")
@@ -76,10 +52,15 @@ PADDING = 8  # elements, of rows in the filter's shared memory
 
 # kernel -> dynamic shared memory of its launch, in bytes: kFilterShared, kExactShared
 DYNAMIC = {
-    f"knn_filter_kernel<{stored}>": FILTER_QUERIES * (FILTER_DEPTH + PADDING) * 2
-    + 2 * FILTER_COLUMNS * (FILTER_STEP + PADDING) * size
+    f"knn_filter_kernel<{stored}, {step}>": FILTER_QUERIES * (FILTER_DEPTH + PADDING) * 2
+    + 2 * FILTER_COLUMNS * (step + PADDING) * size
     + FILTER_DEPTH * 4
-    for stored, size in (("float", 4), ("__nv_bfloat16", 2), ("__half", 2))
+    for stored, size, step in (
+        ("float", 4, NARROW_STEP),
+        ("float", 4, WIDE_STEP),
+        ("__nv_bfloat16", 2, WIDE_STEP),
+        ("__half", 2, WIDE_STEP),
+    )
 } | {
     f"knn_exact_kernel<{kind}>": (EXACT_QUERIES + 2 * columns) * EXACT_ROW
     for kind, columns in (("float, false", EXACT_COLUMNS), ("double, false", EXACT_COLUMNS // 2))
@@ -95,12 +76,12 @@ def occupancy(device: Device, registers: int, threads: int, shared: int) -> dict
     warps = -(-threads // WARP)
     each = round_up(max(registers, 1) * WARP, REGISTER_UNIT)
     limits = {
-        "threads": WARPS // warps,
-        "blocks": BLOCKS,
+        "threads": device.warps // warps,
+        "blocks": device.blocks,
         "registers": REGISTERS // SCHEDULERS // each * SCHEDULERS // warps,
         "shared memory": device.shared // (round_up(shared, SHARED_UNIT) + RESERVED),
     }
-    if shared > device.shared_block:
+    if shared > device.shared - RESERVED:
         limits["shared memory"] = 0
     blocks = min(limits.values())
     by = min(limits, key=limits.get)
@@ -118,6 +99,21 @@ def kernel_occupancy(device: Device, kernel: str) -> dict:
     registers = int(row["registers"])
     result = occupancy(device, registers, int(row["threads"]), shared)
     return {"registers": registers, "shared": shared, **result}
+
+
+def filter_step(device: Device, size: int) -> int:
+    """Returns the columns per step of a bank with elements of `size` bytes, as plan_filter chooses them."""
+    if size < 4:
+        return WIDE_STEP
+    narrow, wide = (
+        kernel_occupancy(device, filter_kernel(size, step))["blocks"]
+        for step in (NARROW_STEP, WIDE_STEP)
+    )
+    return WIDE_STEP if wide >= narrow else NARROW_STEP
+
+
+def filter_kernel(size: int, step: int) -> str:
+    return f"knn_filter_kernel<{'float' if size == 4 else '__half'}, {step}>"
 
 
 @dataclass(frozen=True)

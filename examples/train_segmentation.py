@@ -1,7 +1,8 @@
-"""Trains a segmentation network with the density loss on a few labelled and many unlabelled images.
+"""Trains a segmentation network on a few labelled and many unlabelled images, with the density loss or another method.
 
     python examples/train_segmentation.py --data DIR --labelled 46
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1 --contrast-weight 0 0.5
+    python examples/train_segmentation.py --data DIR --labelled 46 method.name=fixmatch
     python examples/train_segmentation.py --config examples/configs/voc_1_16.yaml data=VOCdevkit/VOC2012 weights=FILE
     torchrun --nproc-per-node 4 examples/train_segmentation.py --config ...
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 4 --max-restarts 3 \\
@@ -16,6 +17,7 @@ its own folder under --out.
 import argparse
 import contextlib
 import csv
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -25,12 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi_supervised import distributed, evaluate, summary
+from semi_supervised import distributed, evaluate, methods, summary
 from semi_supervised.checks import check_images
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
 from semi_supervised.logs import Log
-from semi_supervised.options import build_parser
+from semi_supervised.options import build_parser, names_of
 from semi_supervised.trainer import Trainer
 from tqdm import tqdm
 
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     if None in trained:  # a run stopped early, or this is not the first rank
         return
     heaviest = max(options.contrast_weight)
-    result = summary.summarise(trained, method_of(0.0), method_of(heaviest))
+    control, treated = (names_of(config, weight)[0] for weight in (0.0, heaviest))
+    result = summary.summarise(trained, control, treated)
     print(f"\n{summary.as_text(result)}")
     facts = {name: str(value) for name, value in (vars(options) | config.values).items()}
     summary.write_json(
@@ -80,6 +83,8 @@ def check(options: argparse.Namespace, config: Config) -> None:
     config.make_settings(unlabelled=1, ranks=1)  # reports wrong values before reading the data
     if options.stop_at is not None and options.stop_at < 1:
         raise ValueError(f"--stop-at must be at least 1, got {options.stop_at}")
+    if options.contrast_weight is not None:
+        config.check_use("contrast_weight")
     options.seeds = options.seeds or [config.values.get("seed", 0)]
     options.contrast_weight = options.contrast_weight or [config.values.get("contrast_weight", 0.5)]
     if not all(0 <= weight < float("inf") for weight in options.contrast_weight):
@@ -100,10 +105,6 @@ def check(options: argparse.Namespace, config: Config) -> None:
         raise ValueError(f"--device {options.device} cannot be used: {error}") from None
 
 
-def method_of(weight: float) -> str:
-    return "self-training" if weight == 0 else f"contrast weight {weight:g}"
-
-
 def train(
     options: argparse.Namespace, config: Config, weight: float, seed: int
 ) -> summary.Run | None:
@@ -120,7 +121,8 @@ def train(
     """
     started = time.perf_counter()
     rank, ranks = distributed.rank_and_world_size()
-    out = options.out / f"weight-{weight:g}-seed-{seed}"
+    method, folder = names_of(config, weight)
+    out = options.out / f"{folder}-seed-{seed}"
     with usage_errors():
         checkpoint, resume = out / "checkpoint.pt", options.resume
         if resume == AUTO:
@@ -135,12 +137,13 @@ def train(
             len(data.unlabelled_images), ranks, seed=seed, contrast_weight=weight
         )
         torch.manual_seed(seed)  # the weights at the start
-        network = config.make_network(data.num_classes)
-        trainer = Trainer(network, data, settings, options.device, config.run.workers)
+        make_network = functools.partial(config.make_network, data.num_classes)
+        place = options.device, config.run.workers
+        trainer = Trainer(make_network(), data, settings, *place, make_network)
         stored_ranks = trainer.load(resume) if resume else ranks
     say = print if rank == 0 else lambda *_: None
     say(
-        f"\n{method_of(weight)}, seed {seed}: {len(data.labelled_samples)} labelled and "
+        f"\n{method}, seed {seed}: {len(data.labelled_samples)} labelled and "
         f"{len(data.unlabelled_images)} unlabelled images, {data.num_classes} classes, on {ranks} x {options.device}"
     )
     for note in data.notes():
@@ -149,7 +152,8 @@ def train(
     if unseen:
         say(f"no labelled image contains the classes {unseen}, so they cannot be learned")
         if (
-            trainer.contrast.strategy.start == "all_full"
+            trainer.contrast is not None
+            and trainer.contrast.strategy.start == "all_full"
             and trainer.contrast.included[unseen].any()
         ):
             say(
@@ -164,11 +168,12 @@ def train(
         )
     out.mkdir(parents=True, exist_ok=True)
     run_training(trainer, out, options, config.run)
-    say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
+    if trainer.contrast is not None:
+        say(f"\nthe density loss at the end:\n{trainer.contrast.report()}\n")
     if trainer.step < settings.steps:
         say(f"stopped at step {trainer.step}; continue with --resume {checkpoint}")
         return None
-    return report(trainer, method_of(weight), out, started, config.run.evaluate_window)
+    return report(trainer, method, out, started, config.run.evaluate_window)
 
 
 def run_training(trainer: Trainer, out: Path, options: argparse.Namespace, every: RunKeys) -> None:
@@ -268,7 +273,7 @@ def report(
             table.writerow([c, f"{iou:.2f}", trained, tested])
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
-    measured["evaluate_window"] = window
+    measured |= {"evaluate_window": window, "passes": methods.passes_of(trainer.settings)}
     summary.write_json(out / "metrics.json", measured | {"history": run.history})
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")

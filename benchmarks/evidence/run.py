@@ -255,7 +255,7 @@ def train(variant: Variant, labelled: int, seed: int, options: argparse.Namespac
         **{name: round(value, 4) for name, value in scores.items()},
         "class_iou": " ".join(f"{value:.1f}" for value in iou),
         "ready_classes": int(trainer.contrast.diagnostics()["ready"].sum()),
-        "mean_density": round(trainer.mean_density(), 4),
+        "mean_density": round(trainer.method.report()["density"], 4),
         "seconds": round(time.perf_counter() - started, 1),
         "settings": described(settings),
         **machine(torch.device("cpu"), None),

@@ -1,5 +1,7 @@
 """Weak and strong views. All random numbers come from the NumPy generator argument, none from global state."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -129,8 +131,23 @@ def cutmix(
     Returns:
         New maps in the same order.
     """
-    mixed = [None if each is None else each.clone() for each in maps]
     count, height, width = len(maps[0]), *maps[0].shape[-2:]
+    return paste(draw_boxes(rng, count, height, width, probability, mode), *maps)
+
+
+class Box(NamedTuple):
+    """A box that is pasted into an image of a batch, from another image of the batch."""
+
+    image: int
+    source: int
+    where: tuple  # an index [..., rows, columns]
+
+
+def draw_boxes(
+    rng: np.random.Generator, count: int, height: int, width: int, probability: float, mode: str
+) -> list[Box]:
+    """Draws the boxes of `count` images, see `cutmix`. Images without a box do not change."""
+    boxes = []
     by_image, box_size = {"image": (True, box_of_a_part), "batch": (False, box_of_half)}[mode]
     changed = not by_image and rng.random() < probability
     for i in range(count):
@@ -139,11 +156,18 @@ def cutmix(
         if by_image:
             changed = rng.random() < probability
         if changed:
-            box = np.s_[..., top : top + rows, left : left + columns]
-            neighbour = i - 1 if by_image else (i + 1) % count
-            for new, old in zip(mixed, maps, strict=True):
-                if old is not None:
-                    new[i][box] = old[neighbour][box]
+            where = np.s_[..., top : top + rows, left : left + columns]
+            boxes.append(Box(i, (i - 1) % count if by_image else (i + 1) % count, where))
+    return boxes
+
+
+def paste(boxes: list[Box], *maps: Tensor | None) -> list[Tensor | None]:
+    """Pastes boxes into maps [B, ..., H, W]. Returns new maps. None stays None."""
+    mixed = [None if each is None else each.clone() for each in maps]
+    for image, source, where in boxes:
+        for new, old in zip(mixed, maps, strict=True):
+            if old is not None:
+                new[image][where] = old[source][where]
     return mixed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
@@ -19,10 +19,22 @@ from semi_supervised.settings import Settings
 if TYPE_CHECKING:
     from semi_supervised.trainer import Trainer
 
-NETWORKS = ("student", "teacher", "projection")
-PARTS = (*NETWORKS, "contrast", "optimizer")
-KINDS = dict.fromkeys((*PARTS, "averages", "run"), dict)
+# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second".
+KINDS = dict.fromkeys(("student", "teacher", "optimizer", "averages", "run"), dict)
 KINDS |= {"network": str, "ranks": int, "step": int, "history": list}
+# Keys of a run that earlier versions did not write, and what they did.
+EARLIER = {"method": {"name": "dgcl"}}
+
+
+def networks(trainer: "Trainer") -> dict[str, nn.Module]:
+    """Returns the run's networks by their name in the checkpoint."""
+    return {"student": trainer.student, "teacher": trainer.teacher, **trainer.method.networks}
+
+
+def parts(trainer: "Trainer") -> dict[str, nn.Module]:
+    """Returns the networks, and the density loss with its bank if the method has one."""
+    bank = {} if trainer.contrast is None else {"contrast": trainer.contrast}
+    return networks(trainer) | bank
 
 
 def save(trainer: "Trainer", path: Path) -> None:
@@ -37,12 +49,14 @@ def save(trainer: "Trainer", path: Path) -> None:
     Raises:
         RuntimeError: If the ranks' banks differ.
     """
-    if trainer.ranks > 1:
+    if trainer.ranks > 1 and trainer.contrast is not None:
         trainer.contrast.bank.assert_synced()
-    state = {name: getattr(trainer, name).state_dict() for name in PARTS}
-    state["contrast"] = {name: whole(tensor) for name, tensor in state["contrast"].items()}
+    state = {
+        part: {name: whole(tensor) for name, tensor in module.state_dict().items()}
+        for part, module in parts(trainer).items()
+    }
+    state |= {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
     state["averages"] = averages_of_ranks(trainer)
-    state["scaler"] = trainer.scaler.state_dict()
     state |= {"run": description(trainer), "network": str(trainer.student), "ranks": trainer.ranks}
     state |= {"step": trainer.step, "history": trainer.history}
     if trainer.rank == 0:
@@ -82,12 +96,15 @@ def load(trainer: "Trainer", path: Path) -> int:
                 f"{path} is not a checkpoint of this program, or is incomplete"
             ) from error
     check(trainer, state, path)
-    try:  # first, since the bank checks its rows and then takes all or nothing
-        trainer.contrast.load_state_dict(state["contrast"])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    for name in (*NETWORKS, "optimizer", "scaler"):
-        getattr(trainer, name).load_state_dict(state[name])
+    if trainer.contrast is not None:
+        try:  # first, since the bank checks its rows and then takes all or nothing
+            trainer.contrast.load_state_dict(state["contrast"])
+        except RuntimeError as error:
+            raise ValueError(f"{path}: {error}") from None
+    for name, network in networks(trainer).items():
+        network.load_state_dict(state[name])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
     if state["ranks"] == trainer.ranks:
         for name, average in averages(trainer).items():
             average.copy_(state["averages"][name][trainer.rank])
@@ -97,11 +114,8 @@ def load(trainer: "Trainer", path: Path) -> int:
 
 def check(trainer: "Trainer", state: Any, path: Path) -> None:
     """Raises ValueError unless the state fits the trainer. The bank checks its own values."""
-    entries = state if isinstance(state, dict) else {}
-    for name, kind in KINDS.items():
-        if not isinstance(entries.get(name), kind):
-            raise ValueError(f"{path} is not a checkpoint of this program: it has no {name!r}")
-    stored, ours = state["run"], description(trainer)
+    check_entries(state, KINDS, path)
+    stored, ours = EARLIER | state["run"], description(trainer)
     missing = [field.name for field in fields(Settings) if field.name not in stored]
     if missing:
         raise ValueError(
@@ -117,11 +131,11 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
         raise ValueError(
             f"{path} must hold a step in [0, {trainer.settings.steps}], got {state['step']}"
         )
+    check_entries(state, dict.fromkeys(parts(trainer), dict), path)
     # Dilations and dropout rates do not change shapes, so the weights alone would fit.
     if state["network"] != str(trainer.student):
         raise ValueError(f"the network must have the structure of the one in {path}")
-    parts = {name: getattr(trainer, name).state_dict() for name in PARTS[:-1]}
-    needed = {name: shapes(part) for name, part in parts.items()}
+    needed = {name: shapes(part.state_dict()) for name, part in parts(trainer).items()}
     needed["averages"] = {
         name: (dtype, (state["ranks"], *shape))
         for name, (dtype, shape) in shapes(averages(trainer)).items()
@@ -139,6 +153,14 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
     check_scaler(theirs, path)
     if not optimizer_fits(trainer.optimizer, state["optimizer"]):
         raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
+
+
+def check_entries(state: Any, kinds: dict[str, type], path: Path) -> None:
+    """Raises ValueError unless the state has these entries."""
+    entries = state if isinstance(state, dict) else {}
+    for name, kind in kinds.items():
+        if not isinstance(entries.get(name), kind):
+            raise ValueError(f"{path} is not a checkpoint of this program: it has no {name!r}")
 
 
 def check_scaler(scaler: dict, path: Path) -> None:
@@ -177,7 +199,8 @@ def optimizer_fits(optimizer: torch.optim.Optimizer, stored: dict) -> bool:
 
 def description(trainer: "Trainer") -> dict:
     """Returns what must not change between save and resume."""
-    return asdict(trainer.settings) | trainer.data.description()
+    method = {"name": trainer.settings.method["name"], **asdict(trainer.method.options)}
+    return asdict(trainer.settings) | trainer.data.description() | {"method": method}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -189,8 +212,8 @@ def averages(trainer: "Trainer") -> dict[str, Tensor]:
     """Returns the batch-norm averages of this rank."""
     return {
         f"{part}.{name}": buffer
-        for part in NETWORKS
-        for name, buffer in getattr(trainer, part).named_buffers()
+        for part, network in networks(trainer).items()
+        for name, buffer in network.named_buffers()
         if buffer.is_floating_point()
     }
 

@@ -3,7 +3,6 @@
 A key is an argument of the data set or of the network, a field of `Settings`, or a field of `RunKeys`.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ import yaml
 from torch import nn
 
 from dgcl_ops import DensityContrastLoss
+from semi_supervised import budget, methods
 from semi_supervised.cityscapes import CityscapesData
 from semi_supervised.deeplab import DeepLabV3Plus
 from semi_supervised.deeplab_published import PublishedDeepLab
@@ -21,7 +21,7 @@ from semi_supervised.folder import FolderData
 from semi_supervised.network import SegmentationNetwork
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.scenes import DigitScenes
-from semi_supervised.settings import SMALL, Settings, check_types, fits
+from semi_supervised.settings import SMALL, Settings, check_types, fits, refuse_unknown
 from semi_supervised.voc import VocData
 
 DATASETS = {
@@ -36,8 +36,6 @@ NETWORKS = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeplab_published": PublishedDeepLab,
 }
-# Keys of earlier versions, and their replacements.
-REPLACED = {"bfloat16": "precision=bfloat16 or precision=float32"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class RunKeys:
 
     dataset: str  # one of DATASETS
     network: str  # one of NETWORKS
+    # Instead of `steps`: {"steps": N} or {"passes": N}, see `budget.affordable`.
+    budget: dict | None = None
     # Instead of `steps`. An epoch draws as many unlabelled images as there are.
     epochs: int | None = None
     warm_up_epochs: int | None = None  # instead of `warm_up`
@@ -63,6 +63,8 @@ class RunKeys:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.budget is not None:
+            budget.check(self.budget)
         window = self.evaluate_window
         if window is not None and (len(window) != 2 or min(window) < 2):
             raise ValueError(
@@ -88,11 +90,13 @@ class Config:
         contrast = self.values.get("contrast")
         if contrast is None or (isinstance(contrast, dict) and "paper" not in contrast):
             self.values["contrast"] = SMALL | (contrast or {})
+        overridden = set()
         for text in overrides:
             key, equals, value = text.partition("=")
             if not equals:
                 raise ValueError(f"an override must be key=value, got {text!r}")
             outer, dot, inner = key.partition(".")
+            overridden.add(outer)
             value = value_of(value)
             merge(self.values, {outer: {inner: value}} if dot else {key: value})
         merge(self.values, {key: value for key, value in given.items() if value is not None})
@@ -104,6 +108,15 @@ class Config:
         self.dataset = DATASETS[self.values["dataset"]]
         self.network = NETWORKS[self.values["network"]]
         self._check_keys()
+        method = self.values.get("method") or {"name": "dgcl"}
+        if not isinstance(method, dict):
+            raise ValueError(
+                f"method must hold keys with values, got {method!r}; write method.name={method}"
+            )
+        self.method, _ = methods.choose(method)
+        self.method_name = method["name"]
+        for key in sorted(overridden):
+            self.check_use(key)
         self.run = checked(RunKeys, self._of(field.name for field in fields(RunKeys)))
 
     def _check_keys(self) -> None:
@@ -124,6 +137,14 @@ class Config:
             if key in self.values and key != "seed" and not fits(self.values[key], kind):
                 name = getattr(kind, "__name__", kind) if get_origin(kind) is None else kind
                 raise ValueError(f"{key} must be of type {name}, got {self.values[key]!r}")
+
+    def check_use(self, key: str) -> None:
+        """Raises ValueError for a key that other methods use, but not this one."""
+        users = [name for name, kind in methods.METHODS.items() if key in kind.keys]
+        if users and key not in self.method.keys:
+            raise ValueError(
+                f"{key} is a key of method {' and '.join(users)}, and method {self.method_name} does not use it"
+            )
 
     def _of(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: self.values[name] for name in names if name in self.values}
@@ -151,6 +172,14 @@ class Config:
         chosen = self._of(field.name for field in fields(Settings))
         chosen = {key: value for key, value in chosen.items() if value is not None} | changes
         settings = checked(Settings, chosen)
+        if self.run.budget is not None:
+            for name in ("steps", "epochs"):
+                if self.values.get(name) is not None:
+                    raise ValueError(
+                        f"{name} and budget exclude each other, got {name}={self.values[name]}; "
+                        f"{name}=null removes the key of the file"
+                    )
+            settings = budget.affordable(settings, self.run.budget, "warm_up" in chosen)
         if min(settings.steps, settings.batch) < 1:
             raise ValueError(
                 f"steps and batch must be at least 1, got {settings.steps} and {settings.batch}"
@@ -182,17 +211,6 @@ def checked(kind: type, values: dict[str, Any]) -> Any:
         return kind(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
-
-
-def refuse_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
-    """Raises ValueError for a key that is not known, and suggests similar ones."""
-    for key in sorted(set(keys) - known):
-        if key in REPLACED:
-            raise ValueError(f"unknown key {key!r} of {where}; it is now {REPLACED[key]}")
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        raise ValueError(
-            f"unknown key {key!r} of {where}; similar keys: {', '.join(near or sorted(known))}"
-        )
 
 
 def contrast_keywords() -> set[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from semi_supervised.images import MEAN, STD
-from semi_supervised.network import resize
+from semi_supervised.network import Perturbation, joined, resize
 
 
 class DeepLabV3Plus(nn.Module):
@@ -17,7 +17,8 @@ class DeepLabV3Plus(nn.Module):
 
     The forward of segmentation_models.pytorch needs sides that are multiples of its stride; 513 is not. This one
     resizes the coarse map to the size of the fine map. Input: images [B, 3, H, W] in [0, 1]. Output: logits
-    [B, C, H, W], and with `auxiliary=True` also those of the second head.
+    [B, C, H, W], and with `auxiliary=True` also those of the second head. With `perturb`, the logits of its maps follow
+    those of the images.
 
     Args:
         num_classes: C.
@@ -73,11 +74,14 @@ class DeepLabV3Plus(nn.Module):
         if weights is not None:
             load_weights(self.backbone, Path(weights))
 
-    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, auxiliary: bool = False, perturb: Perturbation | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         size = images.shape[-2:]
         maps = self.backbone((images - self.mean) / self.std)
-        fine = self.decoder.block1(maps[2])
-        coarse = resize(self.decoder.aspp(maps[-1]), fine.shape[-2:], self.align_corners)
+        fine, coarse = joined([maps[2], maps[-1]], perturb)
+        fine = self.decoder.block1(fine)
+        coarse = resize(self.decoder.aspp(coarse), fine.shape[-2:], self.align_corners)
         features = self.decoder.block2(torch.cat((coarse, fine), 1))  # [B, 256, H / 4, W / 4]
         logits = resize(self.classifier(features), size, self.align_corners)
         if not auxiliary:

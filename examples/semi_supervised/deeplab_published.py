@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from semi_supervised.deeplab import read_weights, unfit
 from semi_supervised.images import MEAN, STD
-from semi_supervised.network import convolution, resize
+from semi_supervised.network import Perturbation, convolution, joined, resize
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}  # blocks of each stage
 MULTI_GRID = (1, 2, 4)  # dilations of the last stage's blocks, times 32 / output_stride
@@ -26,7 +26,8 @@ class PublishedDeepLab(nn.Module):
     """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
 
     Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with `auxiliary=True` also those of the
-    second head. Training needs at least two images: the batch norm after image pooling sees one value per image.
+    second head. With `perturb`, the logits of its maps follow those of the images. Training needs at least two images:
+    the batch norm after image pooling sees one value per image.
 
     Args:
         num_classes: C.
@@ -91,11 +92,14 @@ class PublishedDeepLab(nn.Module):
         if weights is not None:
             load_backbone(self.backbone, Path(weights))
 
-    def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, auxiliary: bool = False, perturb: Perturbation | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         size = images.shape[-2:]
         maps = self.backbone((images - self.mean) / self.std)
-        fine = self.fine(maps[0])
-        coarse = self._enlarge(self.coarse(self.pyramid(maps[-1])), fine.shape[-2:])
+        fine, coarse = joined([maps[0], maps[-1]], perturb)
+        fine = self.fine(fine)
+        coarse = self._enlarge(self.coarse(self.pyramid(coarse)), fine.shape[-2:])
         features = self.fuse(torch.cat((fine, coarse), 1))  # [B, 256, H / 4, W / 4]
         logits = self._enlarge(self.classifier(features), size)
         if not auxiliary:

@@ -207,7 +207,7 @@ def predict_with_density(
 
 def error_by_density(
     network: nn.Module,
-    contrast: DensityContrastLoss,
+    contrast: DensityContrastLoss | None,
     samples: Iterable[tuple[Tensor, Tensor]],
     ignore_index: int,
     *,
@@ -217,14 +217,16 @@ def error_by_density(
 
     Args:
         network: the student.
-        contrast: the loss with the bank.
+        contrast: the loss with the bank, or None.
         samples: batches of images and labels.
         ignore_index: label of pixels that do not count.
         per_batch: random pixels per batch, at most. Only pixels with a label and a density count.
 
     Returns:
-        Percent of wrong pixels in each fifth, or an empty list if there are fewer than five pixels.
+        Percent of wrong pixels in each fifth, or an empty list if there is no bank or fewer than five pixels.
     """
+    if contrast is None:
+        return []
     rng = np.random.default_rng(0)
     densities, errors = [], []
     for images, labels in samples:
@@ -241,7 +243,7 @@ def error_by_density(
 def overlays(
     network: nn.Module,
     student: nn.Module,
-    contrast: DensityContrastLoss,
+    contrast: DensityContrastLoss | None,
     data: Any,
     count: int = 6,
 ) -> dict[str, np.ndarray]:
@@ -250,26 +252,27 @@ def overlays(
     Args:
         network: the network that predicts.
         student: the network that provides the features for the densities.
-        contrast: the loss with the bank.
+        contrast: the loss with the bank. None: the strips have no density.
         data: has `test` and `num_classes`.
         count: number of images.
 
     Returns:
-        [H, 4 W, 3] uint8 of each image, by its name.
+        [H, 4 W, 3] uint8 of each image, or [H, 3 W, 3] without density, by its name.
     """
     network.eval()
     strips = {}
     for i in np.linspace(0, len(data.test) - 1, min(count, len(data.test))).astype(int):
         [(images, labels)] = batches([data.test[i]])
         predicted = predict(network, images).cpu()
-        _, [density] = predict_with_density(student, contrast, images)
         image = images[0].numpy()
-        strip = (
+        strip = [
             image.transpose(1, 2, 0),
             viz.class_image(labels[0], data.num_classes),
             viz.class_image(predicted[0], data.num_classes),
-            viz.density_image(image, density),
-        )
+        ]
+        if contrast is not None:
+            _, [density] = predict_with_density(student, contrast, images)
+            strip.append(viz.density_image(image, density))
         pixels = np.concatenate(strip, axis=1).clip(0, 1) * 255
         strips[data.test[i].name] = pixels.astype(np.uint8)
     return strips

@@ -29,8 +29,9 @@ class Log:
 
     def write(self, history: list[dict]) -> None:
         """Rewrites the whole table, so that a resumed run does not repeat rows."""
+        of_method = {name: None for record in history for name in record if name not in COLUMNS}
         with open(self.path, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
+            table = csv.DictWriter(file, (*COLUMNS, *of_method))
             table.writeheader()
             table.writerows(history)
         if self.board:

@@ -3,14 +3,20 @@
 It is independent of the density loss. The trainer taps the input of `classifier`, as in any network.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Maps the encoded maps of all images to perturbed maps of some of them.
+Perturbation = Callable[[list[Tensor]], list[Tensor]]
 
 
 class SegmentationNetwork(nn.Module):
     """Convolutions at strides 2, 4, 8, ..., a top-down path to the feature stride, and a 1x1 classifier.
 
-    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W].
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of its maps follow.
 
     Args:
         num_classes: C.
@@ -51,12 +57,13 @@ class SegmentationNetwork(nn.Module):
         self.smooth = convolution(feature_dim, feature_dim)
         self.classifier = nn.Conv2d(feature_dim, num_classes, kernel_size=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, perturb: Perturbation | None = None) -> Tensor:
         x, stages = (images - 0.5) * 4, []
         for stage in self.down:
             x = stage(x)
             stages.append(x)
-        maps = [f(stage) for f, stage in zip(self.lateral, stages[self.finest :], strict=True)]
+        stages = joined(stages[self.finest :], perturb)
+        maps = [f(stage) for f, stage in zip(self.lateral, stages, strict=True)]
         x = maps.pop()
         for finer in reversed(maps):
             x = finer + resize(x, finer.shape[-2:], self.align_corners)
@@ -64,6 +71,13 @@ class SegmentationNetwork(nn.Module):
 
     def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
+
+
+def joined(maps: list[Tensor], perturb: Perturbation | None) -> list[Tensor]:
+    """Returns the maps, followed along the batch by their perturbed versions if there is a perturbation."""
+    if perturb is None:
+        return maps
+    return [torch.cat(pair) for pair in zip(maps, perturb(maps), strict=True)]
 
 
 def convolution(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from semi_supervised.config import Config
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -40,3 +42,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     add("--stop-at", type=int, help="stop after this step, to --resume later")
     return parser
+
+
+def names_of(config: Config, weight: float) -> tuple[str, str]:
+    """Returns the names of a run in tables, and of its folder without the seed."""
+    if "contrast_weight" not in config.method.keys:
+        return (config.method_name,) * 2
+    method = "self-training" if weight == 0 else f"contrast weight {weight:g}"
+    return method, f"weight-{weight:g}"

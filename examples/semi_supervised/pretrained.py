@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from semi_supervised.network import convolution, resize
+from semi_supervised.network import Perturbation, convolution, joined, resize
 
 TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: output channels, at strides 4, 8, 16, 32
 
@@ -16,7 +16,7 @@ class PretrainedNetwork(nn.Module):
     """Features at four strides, a top-down path to stride 4, and a 1x1 classifier.
 
     The backbone's batch norms are folded into its convolutions, with ImageNet's averages. Input: images [B, 3, H, W] in
-    [0, 1]. Output: logits [B, C, H, W].
+    [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of its maps follow.
 
     Args:
         num_classes: C.
@@ -42,8 +42,9 @@ class PretrainedNetwork(nn.Module):
         self.smooth = nn.ModuleList(convolution(feature_dim, feature_dim) for _ in TAPPED)
         self.classifier = nn.Conv2d(feature_dim, num_classes, kernel_size=1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        maps = [f(x) for f, x in zip(self.lateral, self.backbone(images), strict=True)]
+    def forward(self, images: Tensor, perturb: Perturbation | None = None) -> Tensor:
+        encoded = joined(self.backbone(images), perturb)
+        maps = [f(x) for f, x in zip(self.lateral, encoded, strict=True)]
         x = self.smooth[-1](maps.pop())
         for smooth, finer in zip(reversed(self.smooth[:-1]), reversed(maps), strict=True):
             x = smooth(finer + resize(x, finer.shape[-2:], self.align_corners))

@@ -1,7 +1,9 @@
 """The settings of a run, and what is built from them: density loss, optimizer, weights of pixels."""
 
+import difflib
 import math
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -32,6 +34,9 @@ FACTORS = (
     *("momentum", "weight_decay", "jitter", "balance"),
 )
 
+# Keys of earlier versions, and their replacements.
+REPLACED = {"bfloat16": "precision=bfloat16 or precision=float32"}
+
 # The paper's bank and samples, scaled to our maps: a tenth of the rows, 16 pushes to fill the bank.
 SMALL = {
     "bank_capacity": 1024,
@@ -48,6 +53,8 @@ class Settings:
     """Everything that determines what a run computes, apart from the data and the network."""
 
     seed: int = 0
+    # Its name and its options, see `methods`. Without options, {"name": ...}.
+    method: dict = field(default_factory=lambda: {"name": "dgcl"})
     contrast_weight: float = 0.5  # 0: plain self-training
     unlabelled_weight: float = 0.5
     steps: int = 500
@@ -145,6 +152,16 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, {float: int | float, Path: str | Path}.get(kind, kind))
 
 
+def refuse_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
+    """Raises ValueError for a key that is not known, and suggests similar ones."""
+    for key in sorted(set(keys) - known):
+        if key in REPLACED:
+            raise ValueError(f"unknown key {key!r} of {where}; it is now {REPLACED[key]}")
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(known)
+        similar = f"similar keys: {', '.join(near)}" if near else "it has no keys"
+        raise ValueError(f"unknown key {key!r} of {where}; {similar}")
+
+
 def contrast_loss(
     settings: Settings, data: Any, feature_dim: int, ranks: int
 ) -> DensityContrastLoss:
@@ -179,13 +196,15 @@ def contrast_loss(
         raise ValueError(f"contrast: {error}") from None
 
 
-def check_network(settings: Settings, network: nn.Module, images: int) -> None:
+def check_network(settings: Settings, network: nn.Module, images: int, alone: bool) -> None:
     """Checks that a network can be trained with the settings.
 
     Args:
         settings: see Settings.
         network: see Trainer.
         images: labelled images that a batch norm sees per step, over all ranks that normalise together.
+        alone: whether the method sends as many images through a network at once after the warm-up, too. Otherwise it
+            sends twice as many, or more.
 
     Raises:
         ValueError: If a setting does not fit the network.
@@ -195,27 +214,23 @@ def check_network(settings: Settings, network: nn.Module, images: int) -> None:
         raise ValueError(
             f"auxiliary_weight must be positive with an auxiliary head and 0 without, got {weight} for {name}"
         )
-    # Only a step of the warm-up sees the labelled images alone. Later steps see twice as many images, or more.
     least = getattr(network, "min_batch", 1)
-    if settings.warm_up and images < least:
+    if (settings.warm_up or alone) and images < least:
+        why = "a warm-up" if settings.warm_up else f"method {settings.method['name']}"
         raise ValueError(
-            f"batch must be at least {least} with network {name} and a warm-up, got {settings.batch}: the batch norm "
+            f"batch must be at least {least} with network {name} and {why}, got {settings.batch}: the batch norm "
             "after its image pooling sees one value per image"
         )
 
 
-def optimizer(
-    settings: Settings, network: nn.Module, projection: nn.Module
-) -> torch.optim.Optimizer:
+def optimizer(settings: Settings, *networks: nn.Module) -> torch.optim.Optimizer:
     """Builds AdamW or SGD. `network.backbone`, if there is one, trains at the plain learning rate."""
-    backbone = {id(p) for p in getattr(network, "backbone", nn.Module()).parameters()}
-    trained = [p for p in network.parameters() if p.requires_grad]
+    backbones = (getattr(network, "backbone", nn.Module()) for network in networks)
+    backbone = {id(p) for each in backbones for p in each.parameters()}
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) in backbone], "factor": 1.0},
-        {
-            "params": [p for p in trained if id(p) not in backbone] + [*projection.parameters()],
-            "factor": settings.head_factor,
-        },
+        {"params": [p for p in trained if id(p) not in backbone], "factor": settings.head_factor},
     ]
     options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":

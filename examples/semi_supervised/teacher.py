@@ -1,7 +1,6 @@
 """The teacher: a moving average of the student. It labels the unlabelled images. It is the network to keep."""
 
 import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,38 +9,24 @@ from dgcl_ops.schedules import ema_decay
 from semi_supervised.settings import Settings
 
 
-class PseudoLabels(NamedTuple):
-    """The teacher's labels of the unlabelled images. Uncertain pixels have `ignore_index`.
-
-    Attributes:
-        classification: [B, H, W].
-        contrast: [B, h, w], with far more pixels ignored. The weak view has the features' size, the strong view the
-            images' size.
-        confidence: [B, h, w] of the same pixels. None if the contrast does not use it.
-        labelled_confidence: [B, h, w] of the labelled images, or None.
-    """
-
-    classification: Tensor
-    contrast: Tensor
-    confidence: Tensor | None
-    labelled_confidence: Tensor | None
-
-
 class Teacher(nn.Module):
     """A copy of the student that follows it. `settings.ema_from` and `settings.teacher_averages` determine how.
 
     Args:
         student: the network to copy.
         settings: see Settings.
+        runs: whether the method runs the teacher. Otherwise its batch norms have no averages of their own, and take the
+            student's.
 
     Attributes:
         module: the network.
     """
 
-    def __init__(self, student: nn.Module, settings: Settings):
+    def __init__(self, student: nn.Module, settings: Settings, runs: bool = True):
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.settings = settings
+        self.own_averages = runs and settings.teacher_averages == "own"
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
@@ -67,6 +52,6 @@ class Teacher(nn.Module):
         weight = 1 - self.decay(step)
         for mine, new in zip(self.module.parameters(), student.parameters(), strict=True):
             mine.lerp_(new, weight) if weight < 1 else mine.copy_(new)
-        if self.settings.teacher_averages == "student" or step < self.settings.warm_up:
+        if not self.own_averages or step < self.settings.warm_up:
             for mine, new in zip(self.module.buffers(), student.buffers(), strict=True):
                 mine.copy_(new)

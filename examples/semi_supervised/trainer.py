@@ -1,10 +1,8 @@
-"""Semi-supervised training with an EMA teacher and the density-guided contrastive loss.
+"""Semi-supervised training with an EMA teacher.
 
-`Trainer.losses` is the method. The rest of the file is bookkeeping.
-
-`contrast_weight=0` runs the same code, including the projection head, the loss and the memory bank. Only the factor
-differs. Both runs therefore see the same batches, random numbers and batch-norm inputs. A control that differs in any
-of these can move by more than the method does.
+The method, in `methods/`, has the losses. This file has the steps around them, which are the same for all methods:
+batches, views, optimizer, learning rate, teacher, history. Two methods with one seed therefore see the same batches
+and draw the same first strong view.
 """
 
 from collections.abc import Callable
@@ -17,31 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dgcl_ops import (
-    FeatureTap,
-    ProjectionHead,
-    PseudoLabelLoss,
-    entropy_filter,
-    resize_labels,
-)
-from dgcl_ops.schedules import (
-    classification_drop_fraction,
-    contrast_drop_fraction,
-    poly_learning_rate,
-    training_progress,
-)
-from semi_supervised import checkpoint, distributed
-from semi_supervised.augment import cutmix, jitter
-from semi_supervised.loading import Batch, Batches
+from dgcl_ops import DensityContrastLoss
+from dgcl_ops.schedules import poly_learning_rate, training_progress
+from semi_supervised import checkpoint, distributed, methods
+from semi_supervised.augment import jitter
+from semi_supervised.loading import Batches
 from semi_supervised.settings import (
     Settings,
     check_network,
     class_weights,
-    contrast_loss,
     hard_pixels,
     optimizer,
 )
-from semi_supervised.teacher import PseudoLabels, Teacher
+from semi_supervised.teacher import Teacher
+from semi_supervised.views import Views
 
 
 class Trainer:
@@ -54,7 +41,9 @@ class Trainer:
             logits, which the network upsamples. A `backbone`, if there is one, trains at the plain learning rate, the
             rest at `head_factor` times it. Parameters that need no gradient stay unchanged. With
             `settings.auxiliary_weight`, `network(images, auxiliary=True)` also returns the logits of a second head,
-            `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on.
+            `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on. Some
+            methods call `network(images, perturb=f)`: the decoder also reads f(maps), for the list of encoded maps that
+            it reads, and the logits of these follow those of the images.
         data: has `num_classes` and `ignore_index`. `labelled(count, rng)` returns images and labels.
             `unlabelled(count, rng)` returns images and a mask that is False in borders. Both draw from `rng` only.
             `description()` returns a dict that must not change between save and resume. `settings.balance` also needs
@@ -62,15 +51,17 @@ class Trainer:
         settings: see Settings.
         device: where to train.
         workers: number of processes that read ahead. It does not change the batches.
+        make_network: builds another network like `network`. Methods with two networks need it.
 
     Attributes:
         student: the network.
         teacher: its moving average. Evaluate and keep this one.
-        history: what `run` recorded: dicts of step, losses and the bank's mean density. A checkpoint holds the first
+        method: the method that `settings.method` names.
+        history: what `run` recorded: dicts of step, losses and what the method reports. A checkpoint holds the first
             rank's.
 
     Raises:
-        ValueError: If `settings` and `network` do not match.
+        ValueError: If `settings`, the method and `network` do not match.
     """
 
     def __init__(
@@ -80,124 +71,77 @@ class Trainer:
         settings: Settings,
         device: str | torch.device = "cpu",
         workers: int = 0,
+        make_network: Callable[[], nn.Module] | None = None,
     ):
         self.data, self.settings, self.device = data, settings, torch.device(device)
-        self.step, self.history = 0, []
+        self.step, self.history, self.make_network = 0, [], make_network
         self.rank, self.ranks = distributed.rank_and_world_size()
         self.batches = Batches(data, settings, self.rank, self.device, workers)
         images = settings.batch * distributed.ranks_that_share_batch_norm(self.device)
-        check_network(settings, network, images)
-        shared = distributed.with_shared_batch_norm
-        self.student = shared(network, self.device)
-        self.student.to(self.device, memory_format=torch.channels_last)
-        self.teacher = Teacher(self.student, settings)
-        self.tap = FeatureTap(self.student, "classifier")
-        feature_dim = self.tap.channels
-        self.projection = ProjectionHead(feature_dim, feature_dim, settings.projection_dim)
-        self.projection = shared(self.projection, self.device)
-        self.contrast = contrast_loss(settings, data, feature_dim, self.ranks)
-        self.projection.to(self.device)
-        self.contrast.to(self.device)
-        self.needs_confidence = self.contrast.strategy.by_confidence
+        kind, options = methods.choose(settings.method)
+        check_network(settings, network, images, kind.alone)
+        self.student = self.placed(network)
+        self.teacher = Teacher(self.student, settings, runs=kind.teaches)
+        self.method = kind(self, options)
         self.class_weights = torch.ones(data.num_classes, device=self.device)
         if settings.balance:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
-        self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
-        self.optimizer = optimizer(settings, self.student, self.projection)
+        self.optimizer = optimizer(settings, self.student, *self.method.networks.values())
         scaled = settings.precision == "float16"  # otherwise the scaler is a no-op
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        # DDP must not see the bank: it would broadcast the buffers.
-        self.model, self.project = self.student, self.projection
-        if self.ranks > 1:
-            self.model, self.project = (
-                DistributedDataParallel(module, forward_sync_buffers=False)
-                for module in (self.student, self.projection)
+        self.model = self.synchronised(self.student)
+
+    def placed(self, network: nn.Module) -> nn.Module:
+        """Returns the network on the device, with batch statistics over all ranks where PyTorch supports it."""
+        network = distributed.with_shared_batch_norm(network, self.device)
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def another_network(self, number: int) -> nn.Module:
+        """Builds a network like the student. Its initial weights depend on the seed and the number only."""
+        if self.make_network is None:
+            name = self.settings.method["name"]
+            raise ValueError(
+                f"method {name} trains another network, so make_network must build one, got None"
             )
+        with torch.random.fork_rng(devices=[]):
+            seed = np.random.SeedSequence((self.settings.seed, number)).generate_state(1)[0]
+            torch.manual_seed(int(seed))
+            return self.placed(self.make_network())
 
-    # ---- the method -----------------------------------------------------------------------------
+    def synchronised(self, network: nn.Module) -> nn.Module:
+        """Returns the network with gradients averaged over the ranks. The averages of batch norms stay each rank's."""
+        if self.ranks == 1:
+            return network
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
-    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Returns the losses of one step. Minimise "total"."""
-        settings, weak_view = self.settings, self.settings.contrast_view == "weak"
-        images, labels, weak, _ = batch
-        pseudo, reliable, confidence, labelled_confidence = self.teach(batch)
+    @property
+    def contrast(self) -> DensityContrastLoss | None:
+        """The density loss with its bank, or None if the method has none."""
+        return self.method.contrast
 
-        # The student sees all views in one batch. The strong view has other colours and boxes of other images.
-        strong = jitter(weak, rng, settings.jitter)
-        how = {"probability": settings.cutmix, "mode": settings.cutmix_mode}
-        if weak_view:
-            strong, pseudo = cutmix(rng, strong, pseudo, **how)
-            unmixed = [weak]
-        else:
-            mixed = cutmix(rng, strong, pseudo, reliable, confidence, **how)
-            strong, pseudo, reliable, confidence = mixed
-            unmixed = []
-        images = torch.cat((jitter(images, rng, settings.jitter), *unmixed, strong))
-        logits, supervised = self.classify(images, labels)
-        features = self.tap.pop()
-        unlabelled = self.pseudo_label_loss(logits[-len(strong) :], pseudo)
+    # ---- what methods share ----------------------------------------------------------------------
 
-        # The density loss computes densities from the features and sends its gradient to the projections. It also
-        # fills the bank. It uses the labelled images and the unlabelled ones that follow them in the batch.
-        projections, size = self.project(features), features.shape[-2:]
-        small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
-        optional = ()
-        if self.needs_confidence:
-            halves = (labelled_confidence, confidence)
-            optional = (torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves]),)
-        density_source = features if settings.density_of == "features" else projections
-        contrast = self.contrast(
-            projections[: len(small)], small, density_source[: len(small)].detach(), *optional
-        )
-
-        total = supervised + settings.unlabelled_weight * unlabelled
-        total = total + settings.contrast_weight * contrast
-        return {
-            "total": total,
-            "supervised": supervised,
-            "unlabelled": unlabelled,
-            "contrast": contrast,
-        }
-
-    def teach(self, batch: Batch) -> PseudoLabels:
-        """Labels the weak view with the teacher and ignores the least certain pixels."""
-        images, _, weak, inside = batch
+    def teach(self, images: Tensor) -> Tensor:
+        """Returns the teacher's logits, without a gradient. The teacher never runs in float16."""
         with torch.no_grad(), self.autocast("bfloat16"):
-            logits, small = self.teacher.two_sizes(torch.cat((images, weak)))
-        contrast_logits = small if self.settings.contrast_view == "weak" else logits
-        progress = self.progress()
-        classification, contrast = (
-            entropy_filter(
-                each[len(images) :],
-                1 - drop(progress),
-                ignore_index=self.data.ignore_index,
-                valid_mask=resize_labels(inside, each.shape[-2:]),
-            )
-            for each, drop in (
-                (logits, classification_drop_fraction),
-                (contrast_logits, contrast_drop_fraction),
-            )
-        )
-        labelled = unlabelled = None
-        if self.needs_confidence:
-            confidence = contrast_logits.softmax(1).amax(1)
-            labelled, unlabelled = confidence.tensor_split((len(images),))
-        return PseudoLabels(classification, contrast, unlabelled, labelled)
+            return self.teacher(images)
 
-    def warm_up_losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Returns the losses of a warm-up step: supervised only, as the teacher is still untrained."""
-        images = jitter(batch.images, rng, self.settings.jitter)
-        _, supervised = self.classify(images, batch.labels)
-        self.tap.pop()
-        return {"total": supervised, "supervised": supervised}
+    def classify(
+        self, images: Tensor, labels: Tensor, model: nn.Module | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Returns logits and the supervised loss of the first images, the labelled ones.
 
-    def classify(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the student's logits and the supervised loss of the first images, the labelled ones."""
-        weight = self.settings.auxiliary_weight
+        Args:
+            images: [N, 3, H, W].
+            labels: [B, H, W].
+            model: the network. None: the student.
+            options: of its forward.
+        """
+        model, weight = self.model if model is None else model, self.settings.auxiliary_weight
         if not weight:
-            logits = self.model(images)
+            logits = model(images, **options)
             return logits, self.supervised(logits[: len(labels)], labels)
-        logits, auxiliary = self.model(images, auxiliary=True)
+        logits, auxiliary = model(images, auxiliary=True, **options)
         first, second = (self.supervised(x[: len(labels)], labels) for x in (logits, auxiliary))
         return logits, first + weight * second
 
@@ -220,11 +164,17 @@ class Trainer:
         # For dropout. Seeded after `take`, since a starting loader draws from the global generator.
         seed = np.random.SeedSequence((settings.seed, self.step, self.rank)).generate_state(1)[0]
         torch.manual_seed(int(seed))
-        self.student.train()
+        for network in (self.student, *self.method.networks.values()):
+            network.train()
         self.teacher.train(settings.teacher_mode == "train")
         warm_up = self.step < settings.warm_up
         with self.autocast("bfloat16", "float16"):
-            losses = (self.warm_up_losses if warm_up else self.losses)(batch, rng)
+            if warm_up:
+                images = jitter(batch.images, rng, settings.jitter)
+                losses = self.method.warm_up_losses(images, batch.labels)
+            else:
+                views = Views(batch, rng, settings, (settings.seed, self.step, self.rank))
+                losses = self.method.losses(views)
         for group in self.optimizer.param_groups:
             rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
             group["lr"] = rate * group["factor"]
@@ -259,7 +209,7 @@ class Trainer:
 
         Args:
             until: the last step. None: the end.
-            record_every: how often to record losses and the bank's mean density, in steps. On a GPU this waits for
+            record_every: how often to record losses and what the method reports, in steps. On a GPU this waits for
                 the step.
             after_step: called after each step.
 
@@ -276,15 +226,9 @@ class Trainer:
             losses = self.train_step()
             if self.step % record_every == 0 or self.step == self.settings.steps:
                 record = {name: float(loss) for name, loss in losses.items()}
-                self.history.append({"step": self.step, **record, "density": self.mean_density()})
+                self.history.append({"step": self.step, **record, **self.method.report()})
             after_step(self)
         self.batches.close()
-
-    def mean_density(self) -> float:
-        """Returns the mean density of the bank's rows over the ready classes, or 0 if there are none."""
-        state = self.contrast.diagnostics()
-        ready = state["ready"]
-        return float((state["mean_density"] * ready).sum() / ready.sum().clamp(min=1))
 
     # ---- checkpoints ----------------------------------------------------------------------------
 

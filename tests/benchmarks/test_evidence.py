@@ -177,7 +177,10 @@ def test_runs_begin_with_the_same_weights_and_the_teacher_is_measured(small_camv
             super().__init__(*arguments)
             trainers.append(self)
             begun.append(
-                [p.clone() for p in (*self.student.parameters(), *self.projection.parameters())]
+                [
+                    p.clone()
+                    for p in (*self.student.parameters(), *self.method.projection.parameters())
+                ]
             )
 
     measured = []

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import pytest
 from benchmark_runs import BENCHMARKS, importable, run
@@ -13,9 +14,12 @@ if not (BENCHMARKS.parent / "csrc").exists():
 @pytest.fixture
 def estimate(monkeypatch):
     with importable(monkeypatch):
-        import gpu_estimate
+        import gpu_devices
+        import gpu_model
+        import gpu_occupancy
 
-        yield gpu_estimate
+        modules = (gpu_devices, gpu_occupancy, gpu_model)
+        yield SimpleNamespace(**{n: v for module in modules for n, v in vars(module).items()})
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,8 @@ def estimate(monkeypatch):
 )
 def test_occupancy(monkeypatch, registers, threads, shared, blocks, limit):
     with importable(monkeypatch):
-        from gpu_occupancy import A100, occupancy
+        from gpu_devices import A100
+        from gpu_occupancy import occupancy
     assert occupancy(A100, registers, threads, shared) == {
         "blocks": blocks,
         "warps": blocks * threads // 32,
@@ -40,9 +45,58 @@ def test_occupancy(monkeypatch, registers, threads, shared, blocks, limit):
 
 
 def test_every_kernel_of_the_table_of_occupancy_exists(estimate):
-    for kernel in (*estimate.DYNAMIC, *estimate.OTHERS):
-        for device in (estimate.A100, estimate.H100):
-            assert estimate.kernel_occupancy(device, kernel)["blocks"] > 0
+    from gpu_estimate import OTHERS
+
+    fits = {
+        (kernel, device.name): estimate.kernel_occupancy(device, kernel)["blocks"] > 0
+        for kernel in (*estimate.DYNAMIC, *OTHERS)
+        for device in estimate.DEVICES
+    }
+    wide = "knn_filter_kernel<float, 64>"
+    assert {key for key in fits if not fits[key]} == {(wide, "RTX 3090"), (wide, "RTX 4090")}
+
+
+def test_the_columns_of_a_step(estimate):
+    """float32 rows take 64 where that costs no block: 2 x (110,432 + 32 + 1,024) B fit into 228 KB, not into 164."""
+    steps = {device.arch: estimate.filter_step(device, 4) for device in estimate.DEVICES}
+    assert steps == {"sm_80": 32, "sm_86": 32, "sm_89": 32, "sm_90": 64}
+    assert all(estimate.filter_step(device, 2) == 64 for device in estimate.DEVICES)
+    narrow, wide = (
+        sum(
+            phase.seconds
+            for phase in estimate.filter_phases(estimate.A100, estimate.PROBLEMS[1], 38, 4, step)
+        )
+        for step in (32, 64)
+    )
+    assert wide > narrow  # half as many warps wait for twice as long
+
+
+def test_float64_in_a_step(estimate):
+    """2.15 million logits, 46.25 instructions each, 2 per clock on each of 82 multiprocessors."""
+    import gpu_step
+
+    *_, float64 = gpu_step.phases(estimate.DEVICES[1])
+    clocks = 21 * 200 * 512 * 46.25 / (82 * 2)
+    assert float64.seconds == pytest.approx(clocks / 1.695e9, rel=0.01)
+
+
+def test_predictions_are_those_of_the_estimate(estimate):
+    import gpu_step
+
+    with (BENCHMARKS / "gpu_predictions.csv").open(newline="") as file:
+        predicted = {row["figure"]: float(row["predicted"]) for row in csv.DictReader(file)}
+    search = [
+        sum(phase.seconds for phase in estimate.filter_phases(estimate.H100, problem, 38))
+        for problem in estimate.PROBLEMS
+    ]
+    step = sum(phase.seconds for phase in gpu_step.phases(estimate.H100))
+    for figure, seconds in (
+        ("10,000 x 10,000 x 256, ours, filter", search[0]),
+        ("VOC step's search, 21 x 6,339 x 10,000, ours, filter", search[1]),
+        ("VOC step, ours, forward + backward + push", step),
+    ):
+        assert predicted[figure] == pytest.approx(1e3 * seconds, rel=0.03), figure
+    assert predicted["VOC step, ours, device events"] == gpu_step.STEP_LAUNCHES
 
 
 def test_the_least_that_a_matrix_costs(estimate):
@@ -64,7 +118,7 @@ def test_our_kernels_do_the_same_products(estimate):
     for problem in estimate.PROBLEMS:
         least = 2 * problem.classes * problem.queries * problem.bank * problem.dim
         for need in (
-            estimate.filter_needs(estimate.H100, problem)["tensor cores"],
+            estimate.filter_needs(estimate.H100, problem, 4, 64)["tensor cores"],
             estimate.exact_needs(estimate.H100, problem)["FMA"],
         ):
             assert least <= need.amount <= 1.05 * least
@@ -95,7 +149,10 @@ def test_the_phases_of_a_search(estimate):
 
 def test_sizes_are_those_of_the_kernels(estimate):
     """Compares shared memory with hand calculations."""
-    assert estimate.DYNAMIC["knn_filter_kernel<float>"] == 64 * 264 * 2 + 2 * 128 * 40 * 4 + 1024
+    queries_and_mean = 64 * 264 * 2 + 1024
+    for kernel, bank in (("float, 32", 40 * 4), ("float, 64", 72 * 4), ("__half, 64", 72 * 2)):
+        shared = queries_and_mean + 2 * 128 * bank
+        assert estimate.DYNAMIC[f"knn_filter_kernel<{kernel}>"] == shared
     assert estimate.DYNAMIC["knn_exact_kernel<float, false>"] == (32 + 32) * 1024
     with pytest.raises(LookupError, match=r"filter_tile\.cuh has no kNothing"):
         estimate.constant("knn/filter_tile.cuh", "kNothing")
@@ -115,7 +172,7 @@ def test_what_it_writes_says_that_it_is_an_estimate(tmp_path):
         assert float(row["ms"]) > 0
     methods = {(row["problem"], row["device"], row["method"]) for row in rows}
     phases = {(row["problem"], row["device"], row["method"], row["phase"]) for row in rows}
-    assert len(methods) == 3 * 2 * 4
+    assert len(methods) == 3 * 4 * 4
     assert sum(int(row["is_bound"]) for row in rows) == len(phases)
     committed = (BENCHMARKS / "results" / "gpu_estimate.csv").read_text()
     assert committed == written, "the kernels have changed: run benchmarks/gpu_estimate.py"

@@ -35,7 +35,8 @@ def assert_refused(trainer, path, message):
 
 
 def everything(trainer):
-    state = {part: getattr(trainer, part).state_dict() for part in checkpoint.PARTS}
+    state = {name: part.state_dict() for name, part in checkpoint.parts(trainer).items()}
+    state["optimizer"] = trainer.optimizer.state_dict()
     return state | {"step": trainer.step, "history": trainer.history}
 
 

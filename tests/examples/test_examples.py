@@ -65,7 +65,8 @@ def make_trainer(settings=SETTINGS, **changes):
 
 def state_of(trainer):
     """Returns all tensors of a trainer by name."""
-    parts = {name: getattr(trainer, name).state_dict() for name in checkpoint.PARTS}
+    parts = {name: part.state_dict() for name, part in checkpoint.parts(trainer).items()}
+    parts["optimizer"] = trainer.optimizer.state_dict()
     flat = {}
 
     def walk(prefix, value):
@@ -103,7 +104,7 @@ def test_control_and_method_differ_in_nothing_but_the_weight(rules):
 def test_weight_zero_is_training_without_the_loss(rules):
     control, without = (make_trainer(contrast_weight=0.0, **rules) for _ in range(2))
     # float(): a float16 sum overflows, and 0 times inf is NaN
-    without.contrast = lambda projections, labels, features: projections.float().sum() * 0
+    without.method.contrast = lambda projections, labels, features: projections.float().sum() * 0
     for _ in range(SETTINGS.steps):
         control.train_step(), without.train_step()
     assert_same(control.student.state_dict(), without.student.state_dict())
@@ -177,13 +178,13 @@ def test_learning_rates_of_backbone_head_and_frozen_parameters():
     network.backbone = network.down
     network.lateral.requires_grad_(False)
     settings = replace(SETTINGS, optimizer="sgd", head_factor=10.0, learning_rate=0.1)
-    groups = optimizer(settings, network, trainer.projection).param_groups
+    groups = optimizer(settings, network, trainer.method.projection).param_groups
     assert [group["factor"] for group in groups] == [1.0, 10.0]
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.down.parameters()}
     optimized = {id(p) for group in groups for p in group["params"]}
     assert optimized.isdisjoint(id(p) for p in network.lateral.parameters())
     assert optimized >= {
-        id(p) for p in (*trainer.projection.parameters(), network.classifier.weight)
+        id(p) for p in (*trainer.method.projection.parameters(), network.classifier.weight)
     }
 
 

@@ -12,6 +12,7 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+from semi_supervised.checkpoint import networks  # noqa: E402
 from test_checkpoint import assert_equal, everything  # noqa: E402
 from test_examples import PUBLISHED  # noqa: E402
 from test_published_rules import EPOCHS, weights  # noqa: E402
@@ -21,8 +22,7 @@ from test_trainer_parts import make_trainer  # noqa: E402
 def test_the_teacher_stays_in_float32_beside_a_student_in_float16():
     trainer = make_trainer(warm_up=0, precision="float16")
     dtypes = {}
-    for name in ("teacher", "student", "projection"):
-        module = getattr(trainer, name)
+    for name, module in networks(trainer).items():
         module.register_forward_hook(lambda _, x, out, name=name: dtypes.update({name: out.dtype}))
     losses = trainer.train_step()
     assert dtypes == {

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from scipy import stats  # noqa: E402
 from semi_supervised import augment  # noqa: E402
-from semi_supervised import trainer as trainer_module  # noqa: E402
+from semi_supervised.methods import dgcl  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from test_trainer_parts import make_trainer  # noqa: E402
 
@@ -178,13 +178,13 @@ def test_the_students_averages_are_the_teachers_by_the_other_rule():
 )
 def test_schedules_move_once_an_epoch_and_the_rate_each_step(monkeypatch, rule, progress):
     trainer = make_trainer(**EPOCHS, schedule_by=rule, learning_rate=0.01)
-    kept, rates, inner = [], [], trainer_module.entropy_filter
+    kept, rates, inner = [], [], dgcl.entropy_filter
 
     def watched(logits, keep, **options):
         kept.append(keep)
         return inner(logits, keep, **options)
 
-    monkeypatch.setattr(trainer_module, "entropy_filter", watched)
+    monkeypatch.setattr(dgcl, "entropy_filter", watched)
     for _ in range(12):
         trainer.train_step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
@@ -268,8 +268,8 @@ def test_the_classification_learns_from_the_strong_view(view):
     trainer.student.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
     trainer.student.register_forward_hook(lambda *call: outputs.append(call[-1]))
     trainer.teacher.register_forward_hook(lambda *call: judged.append(call[-1]))
-    kept = trainer.pseudo_label_loss
-    trainer.pseudo_label_loss = lambda *inputs: given.append(inputs) or kept(*inputs)
+    kept = trainer.method.pseudo_label_loss
+    trainer.method.pseudo_label_loss = lambda *inputs: given.append(inputs) or kept(*inputs)
     batch, _ = trainer.batches.take(0)
     trainer.train_step()
     [(logits, labels)] = given

@@ -15,10 +15,10 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from semi_supervised import distributed, evaluate, loading  # noqa: E402
-from semi_supervised import trainer as trainer_module  # noqa: E402
 from semi_supervised.deeplab import DeepLabV3Plus  # noqa: E402
 from semi_supervised.deeplab_published import PublishedDeepLab, Pyramid  # noqa: E402
 from semi_supervised.logs import Log  # noqa: E402
+from semi_supervised.methods import dgcl  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from semi_supervised.settings import Settings, contrast_loss, hard_pixels  # noqa: E402
@@ -96,13 +96,13 @@ def test_ranks_share_a_bank():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_step_follows_the_schedules(monkeypatch, mode):
     trainer = make_trainer(teacher_mode=mode, learning_rate=0.5, head_factor=10.0)
-    seen, kept = [], trainer_module.entropy_filter
+    seen, kept = [], dgcl.entropy_filter
 
     def watched(logits, keep, **options):
         seen.append((keep, trainer.teacher.training))
         return kept(logits, keep, **options)
 
-    monkeypatch.setattr(trainer_module, "entropy_filter", watched)
+    monkeypatch.setattr(dgcl, "entropy_filter", watched)
     trainer.step = 3  # of 5, after 2 steps of warm-up: a third of the way
     trainer.train_step()
     keeps, modes = zip(*seen, strict=True)
@@ -134,7 +134,7 @@ def test_confidence_is_the_teachers_of_the_same_pixels(view):
 def test_the_teacher_returns_the_same_fields_with_and_without_confidence(view, anchors):
     contrast = {"bank_capacity": 64, "rows_per_push": 64, "max_candidates": 512, "anchors": anchors}
     trainer = make_trainer(warm_up=0, contrast=contrast, contrast_view=view)
-    labels = trainer.teach(trainer.batches.take(0)[0])
+    labels = trainer.method.teach(trainer.batches.take(0)[0])
     assert labels.classification.shape == (2, 56, 56)
     shape = (2, 28, 28) if view == "weak" else (2, 56, 56)
     assert labels.contrast.shape == shape
@@ -243,8 +243,10 @@ def test_pixels_of_a_border_get_no_pseudo_label():
 
     seen = []
     trainer = make_trainer(data=Bordered(4, 6, seed=0), warm_up=0, cutmix=0.0)
-    kept = trainer.pseudo_label_loss
-    trainer.pseudo_label_loss = lambda logits, labels: seen.append(labels) or kept(logits, labels)
+    kept = trainer.method.pseudo_label_loss
+    trainer.method.pseudo_label_loss = lambda logits, labels: (
+        seen.append(labels) or kept(logits, labels)
+    )
     trainer.train_step()
     assert (seen[0][:, :, :20] == 255).all()
     assert (seen[0][:, :, 20:] != 255).any()

@@ -39,6 +39,15 @@ def emulator(request):
     return module
 
 
+@pytest.fixture(params=["narrow steps", "wide steps", "exact"])
+def width(request, emulator):
+    """The paths, the filter with both of its steps over columns. float32 rows take the wide ones on large devices."""
+    shared = 228 if request.param == "wide steps" else 100
+    emulator.configure("random", len(request.node.name), shared_kilobytes=shared)
+    with search_path("exact" if request.param == "exact" else "auto"):
+        yield
+
+
 def compare(queries, bank, k, metric="cosine", offsets=None, counts=None, **flags):
     """Compares knn_topk and knn_density on both. Returns the CPU's indices."""
     kernels = replace.operators()
@@ -75,10 +84,11 @@ def test_numbers_of_rows(path, queries, rows):
     compare(random_rows(queries, 24, seed=1), random_rows(rows, 24, seed=2), 5)
 
 
-# Around the steps over columns: 32 lanes, 16 of an mma, 256 that stay in shared memory (128 in float64).
+# Around the steps over columns: 32 lanes, 16 of an mma, 32 or 64 of the bank in shared memory, and 256 of the queries
+# (128 in float64).
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("columns", [1, 2, 8, 15, 16, 17, 31, 33, 64, 255, 256, 257, 300, 513])
-def test_numbers_of_columns(path, columns, metric):
+@pytest.mark.parametrize("columns", [1, 2, 8, 15, 16, 17, 31, 33, 64, 65, 255, 256, 257, 300, 513])
+def test_numbers_of_columns(width, columns, metric):
     compare(random_rows(9, columns, seed=1), random_rows(150, columns, seed=2), 20, metric)
 
 
@@ -94,14 +104,14 @@ def test_numbers_of_neighbours(path, k):
         itertools.product([torch.float64, torch.float32, torch.float16, torch.bfloat16], repeat=2)
     ),
 )
-def test_dtypes(path, query_dtype, bank_dtype, metric):
+def test_dtypes(width, query_dtype, bank_dtype, metric):
     queries = random_rows(6, 41, dtype=query_dtype, seed=1)
     compare(queries, random_rows(140, 41, dtype=bank_dtype, seed=2), 7, metric)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("shift", [0, 1, 4])
-def test_rows_that_are_views(path, shift, dtype):
+def test_rows_that_are_views(width, shift, dtype):
     """Other strides, and rows that do not start at a multiple of 16 bytes."""
     wide = random_rows(3, 140, 80, dtype=dtype, seed=2)
     bank = wide[:, :, shift : shift + 40]
@@ -163,7 +173,7 @@ def test_ties(path, distinct, metric):
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 1e-3, 1e-5])
-def test_compact_classes(path, spread):
+def test_compact_classes(width, spread):
     """A class around a far mean. The tighter it is, the fewer items the filter resolves."""
     mean = random_rows(1, 32, seed=3)
     bank = mean + spread * random_rows(700, 32, seed=2)

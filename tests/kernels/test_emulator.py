@@ -158,6 +158,7 @@ def test_matrix_products_stay_within_what_hardware_may_do(schedule):
 
 def test_limits_of_a_launch():
     emulator = build.load("plain")
+    emulator.configure("sequential", shared_kilobytes=100)
     emulator.reset()
     with pytest.raises(RuntimeError, match="a block may have 1 to 1024 threads"):
         emulator.try_launch(1, 1025, 0, 0)

@@ -62,7 +62,7 @@ def came_back(folder: Path, gpu: str, rehearsal: str = "") -> Path:
         **environment,
         "step": "profile",
         "title": "kernels",
-        "figures": {"host_ms": 2.5, "graph_ms": 8.0},
+        "figures": {"host_ms": 0.6, "graph_ms": 8.0},
     }
     profile["figures"]["kernels"] = {
         "void dgcl::knn_bank_lengths_kernel<float>(A)": {"count": 1, "ms": 0.3}
@@ -88,14 +88,14 @@ def test_what_came_back_becomes_results(monkeypatch, tmp_path, capsys):
         assert collect(monkeypatch, out, "--results", results) == 0
     assert len((results / "parts_bench_cuda.csv").read_text().splitlines()) == 2
     report = (results / "gpu_run.md").read_text()
-    assert "| VOC step, ours, host time | 3 ms | 1.8 to 4.2 | 2.5 ms | as predicted |" in report
+    assert "| VOC step, ours, host time | 0.7 ms | 0.4 to 1.0 | 0.6 ms | as predicted |" in report
     assert (
         "| knn_bank_lengths in a VOC step | 0.06 ms | 0.045 to 0.1 | 0.3 ms | more than predicted |"
         in report
     )
     assert "| VOC step, published, eager | 85 ms | 51 to 119 | - | not measured |" in report
     printed = capsys.readouterr().out
-    assert "The host enqueues a step in 2.5 ms. A CUDA graph replays it in 8 ms." in printed
+    assert "The host enqueues a step in 0.6 ms. A CUDA graph replays it in 8 ms." in printed
     assert "take {a}" not in printed
     assert "Under torch.compile the step" not in printed  # not measured
     assert "tests and the doctor pass" not in printed

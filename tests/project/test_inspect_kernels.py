@@ -112,7 +112,7 @@ def test_what_a_kernel_must_have_is_missed(rules):
     assert faults[0].startswith("copy_rows_kernel, sm_80 (sass): 0 of at least 1 STG")
     assert faults[0].endswith("16-byte stores")
     few = ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] * 7
-    listing = {"ptx": {("knn_filter_kernel<float>", "sm_90"): Counter(few)}}
+    listing = {"ptx": {("knn_filter_kernel<float, 32>", "sm_90"): Counter(few)}}
     assert any("7 of at least 8 mma" in fault for fault in rules.instruction_faults(listing))
 
 

@@ -27,6 +27,7 @@ sys.path[:0] = [str(TESTS / "examples"), str(TESTS.parent / "examples")]
 import data_trees  # noqa: E402
 import train_segmentation  # noqa: E402
 from semi_supervised.deeplab import DeepLabV3Plus  # noqa: E402
+from test_method_rules import check_perturbed  # noqa: E402
 
 SHORT = (
     "epochs=null warm_up_epochs=null steps=2 warm_up=1 batch=2 labelled=1/4 workers=0 evaluate_every=9 "
@@ -53,6 +54,10 @@ def test_features_have_stride_4_on_odd_windows(network):
     handle.remove()
     assert network.classifier.in_channels == 256
     assert network.classifier.kernel_size == (1, 1)
+
+
+def test_perturbed_maps_follow_the_others():
+    check_perturbed(DeepLabV3Plus(3, encoder="resnet18", auxiliary=True))
 
 
 def test_it_is_a_resnet_101(network):

@@ -3,7 +3,7 @@
 //
 // Both sides are centred at the class's mean row, which makes the bound small for compact classes. Powers of two scale
 // them into float16's range. 64 queries stay in shared memory as float16. The bank streams in its own dtype, 128 rows x
-// 32 columns at a time, double-buffered. It is centred, scaled and rounded on its way into registers, so there is no
+// kStep columns at a time, double-buffered. It is centred, scaled and rounded on its way into registers, so there is no
 // copy of the bank. Each warp multiplies all 64 queries by 16 rows. If the candidates of a query tile do not fit,
 // because its rows are too close for float16, the tile is left to knn_exact_kernel.
 #pragma once
@@ -56,7 +56,7 @@ __device__ __forceinline__ void warp_score(const KnnSearchArguments& a, const Kn
   }
 }
 
-template <typename Stored>
+template <typename Stored, int kStep>
 __global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearchArguments a, bool vectors) {
   DGCL_DYNAMIC_SHARED(unsigned char, shared);
   DGCL_SHARED(float, threshold, [kItemQueries]);  // a filter score must reach it
@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearch
     const FilterItem& it = shared_item[0];
     __half* queries = reinterpret_cast<__half*>(shared);
     Stored* bank = reinterpret_cast<Stored*>(queries + kItemQueries * kQueryPitch);
-    float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);
-    const FilterBlock<Stored> block{a, it, queries, mean, query, bank_scale};
+    float* mean = reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch<kStep>);
+    const FilterBlock<Stored, kStep> block{a, it, queries, mean, query, bank_scale};
     // 1. Norms, bounds and first thresholds of the queries.
     for (int row = warp; row < kItemQueries; row += kFilterWarps) {
       const bool has_nan = block.measure_query(row);
@@ -106,13 +106,13 @@ __global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearch
     }
     __syncthreads();
 
-    const int steps_down = static_cast<int>((a.dim + kFilterStep - 1) / kFilterStep);
+    const int steps_down = static_cast<int>((a.dim + kStep - 1) / kStep);
     const int64_t tiles = (it.end_row - it.begin_row + kFilterColumns - 1) / kFilterColumns;
     const int64_t steps = it.queries == 0 || overflow[0] ? 0 : tiles * steps_down;
     TileWalk next(it.begin_row, kFilterColumns, steps_down), now = next;
     const auto stage = [&](int64_t step) {
-      stage_filter_bank(a, it, vectors, next.start, next.chunk * kFilterStep,
-                        bank + step % 2 * kFilterColumns * kBankPitch);
+      stage_filter_bank<kStep>(a, it, vectors, next.start, next.chunk * kStep,
+                               bank + step % 2 * kFilterColumns * kBankPitch<kStep>);
       next.advance();
     };
     const int first_place = a.exclude_self ? static_cast<int>(it.first_place) : INT_MIN;
@@ -120,9 +120,9 @@ __global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearch
     float scale[kColumnTiles];
     if (steps > 0) stage(0);
     for (int64_t step = 0; step < steps; ++step, now.advance()) {
-      const int start = now.start, down = now.chunk, column = down * kFilterStep % kFilterDepth;
+      const int start = now.start, down = now.chunk, column = down * kStep % kFilterDepth;
       // 2. Stage the columns of the queries for this step, and of the bank for the next.
-      if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kFilterStep);
+      if (column == 0 && (step == 0 || a.dim > kFilterDepth)) block.load_queries(down * kStep);
       if (step + 1 < steps) {
         stage(step + 1);
         __pipeline_wait_prior(1);
@@ -141,7 +141,9 @@ __global__ void __launch_bounds__(kFilterThreads, 2) knn_filter_kernel(KnnSearch
         block.load_row_scales(start, scale);
       }
       // 3. Products on tensor cores.
-      block.multiply(scores, scale, bank + step % 2 * kFilterColumns * kBankPitch, column);
+      const int left = static_cast<int>(a.dim) - down * kStep;
+      block.multiply(scores, scale, bank + step % 2 * kFilterColumns * kBankPitch<kStep>, column,
+                     left < kStep ? left : kStep);
       // 4. Scores above the threshold go to the lists. Full lists are cut down, and the threshold rises.
       const bool finished = down == steps_down - 1;
       if (finished) {

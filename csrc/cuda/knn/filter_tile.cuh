@@ -6,18 +6,19 @@
 namespace dgcl {
 
 constexpr int kFilterThreads = 256, kFilterWarps = kFilterThreads / kWarp;
-constexpr int kFilterColumns = 128;            // bank rows per tile
-constexpr int kFilterDepth = 256;              // query columns in shared memory
-constexpr int kFilterStep = 32;                // bank columns in shared memory
-constexpr int kQueryPitch = kFilterDepth + 8;  // in elements; the padding spreads 8 rows x 4 words over 32 banks
-constexpr int kBankPitch = kFilterStep + 8;
+constexpr int kFilterColumns = 128;              // bank rows per tile
+constexpr int kFilterDepth = 256;                // query columns in shared memory
+constexpr int kNarrowStep = 32, kWideStep = 64;  // bank columns in shared memory
+constexpr int kQueryPitch = kFilterDepth + 8;    // in elements; the padding spreads 8 rows x 4 words over 32 banks
+template <int kStep>
+constexpr int kBankPitch = kStep + 8;
 constexpr int kRowTiles = kItemQueries / 16, kColumnTiles = kFilterColumns / kFilterWarps / 8;
 constexpr float kLargestBound = 1e30f;  // beyond it, products might overflow
-static_assert(kFilterDepth % kFilterStep == 0 && kFilterStep % 16 == 0);
+static_assert(kFilterDepth % kWideStep == 0 && kWideStep % kNarrowStep == 0 && kNarrowStep % 16 == 0);
 
-template <typename Stored>
+template <typename Stored, int kStep>
 constexpr size_t kFilterShared = kItemQueries * kQueryPitch * sizeof(__half) +
-                                 2 * kFilterColumns * kBankPitch * sizeof(Stored) + kFilterDepth * sizeof(float);
+                                 2 * kFilterColumns * kBankPitch<kStep> * sizeof(Stored) + kFilterDepth * sizeof(float);
 
 // Two neighbouring elements, widened.
 __device__ __forceinline__ float2 load_pair(const float* p) { return load_vector<float2>(p); }
@@ -32,16 +33,16 @@ __device__ __forceinline__ float2 load_pair(const __half* p) {
   return make_float2(__half2float(pair[0]), __half2float(pair[1]));
 }
 
-// Stages bank rows [start, start + kFilterColumns) and columns [depth, depth + kFilterStep) in their dtype, with zeros
+// Stages bank rows [start, start + kFilterColumns) and columns [depth, depth + kStep) in their dtype, with zeros
 // beyond either end.
-template <typename Stored>
+template <int kStep, typename Stored>
 __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it, bool vectors, int start, int depth,
                                   Stored* tile) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(Stored));
   const Stored* bank = static_cast<const Stored*>(a.bank.data) + it.group * a.bank.group_stride;
-  const int left = static_cast<int>(a.dim) - depth, columns = left < kFilterStep ? left : kFilterStep;
+  const int left = static_cast<int>(a.dim) - depth, columns = left < kStep ? left : kStep;
   if (vectors) {
-    constexpr int kPerRow = kFilterStep / kVector, kRowsAtOnce = kFilterThreads / kPerRow;
+    constexpr int kPerRow = kStep / kVector, kRowsAtOnce = kFilterThreads / kPerRow;
     const int d = threadIdx.x % kPerRow * kVector, first = threadIdx.x / kPerRow;
     const int present = columns - d < kVector ? columns - d : kVector;  // of the vector, or negative
     const int real = present > 0 ? present * static_cast<int>(sizeof(Stored)) : 0;
@@ -49,14 +50,14 @@ __device__ void stage_filter_bank(const KnnSearchArguments& a, const KnnItem& it
 #pragma unroll
     for (int row = first; row < kFilterColumns; row += kRowsAtOnce, from += kRowsAtOnce * a.bank.row_stride) {
       const bool exists = start + row < it.end_row && real > 0;
-      copy_async_16(tile + row * kBankPitch + d, exists ? from : bank, exists ? real : 0);
+      copy_async_16(tile + row * kBankPitch<kStep> + d, exists ? from : bank, exists ? real : 0);
     }
   } else {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kFilterColumns * kFilterStep; i += kFilterThreads) {
-      const int row = i / kFilterStep, d = i % kFilterStep;
+    for (int i = threadIdx.x; i < kFilterColumns * kStep; i += kFilterThreads) {
+      const int row = i / kStep, d = i % kStep;
       const bool real = start + row < it.end_row && d < columns;
-      tile[row * kBankPitch + d] = real ? bank[(start + row) * a.bank.row_stride + depth + d] : Stored(0.0f);
+      tile[row * kBankPitch<kStep> + d] = real ? bank[(start + row) * a.bank.row_stride + depth + d] : Stored(0.0f);
     }
   }
   __pipeline_commit();
@@ -74,7 +75,7 @@ struct FilterQuery {
 };
 
 // A block's shared memory and its item.
-template <typename Stored>
+template <typename Stored, int kStep>
 struct FilterBlock {
   const KnnSearchArguments& a;
   const KnnItem& it;
@@ -138,19 +139,21 @@ struct FilterBlock {
     }
   }
 
-  // scores += queries x bank tile over kFilterStep columns. `column` is the first of them among the query columns.
+  // scores += queries x bank tile over the tile's first `columns` columns. `column` is the first of them among the query
+  // columns.
   __device__ __forceinline__ void multiply(float (&scores)[kRowTiles][kColumnTiles][4],
-                                           const float (&scale)[kColumnTiles], const Stored* tile, int column) const {
+                                           const float (&scale)[kColumnTiles], const Stored* tile, int column,
+                                           int columns) const {
     const int group = threadIdx.x % kWarp / 4, pair = threadIdx.x % 4 * 2;  // lanes as mma numbers them
-    const Stored* rows = tile + (threadIdx.x / kWarp * kColumnTiles * 8 + group) * kBankPitch + pair;
+    const Stored* rows = tile + (threadIdx.x / kWarp * kColumnTiles * 8 + group) * kBankPitch<kStep> + pair;
 #pragma unroll 1  // unrolled, the loads would need too many registers
-    for (int d = 0; d < kFilterStep; d += 16) {
+    for (int d = 0; d < columns; d += 16) {
       uint32_t right[kColumnTiles][2];
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float2 x = load_pair(rows + n * 8 * kBankPitch + d + i * 8);
+          const float2 x = load_pair(rows + n * 8 * kBankPitch<kStep> + d + i * 8);
           const float2 m = load_pair(mean + column + d + i * 8 + pair);
           right[n][i] = pack_half(fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y));
         }

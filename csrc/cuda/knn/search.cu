@@ -15,12 +15,13 @@ struct KnownBlocks {
   std::map<std::pair<int, const void*>, int64_t> blocks;
 };
 
-// The number of blocks of `kernel` that the current device runs at a time. The first call on a device asks it, and opts
-// in to the dynamic shared memory there.
+// The number of blocks of `kernel` that the current device runs at a time: 0 if a block cannot have so much shared memory
+// there. The first call on a device asks it, and opts in to the dynamic shared memory.
 template <typename Kernel>
 int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
   static KnownBlocks& known = *new KnownBlocks;  // never destroyed, since a thread may search while the process exits
-  int device = 0, processors = 0, each = 0;
+  int device = 0, processors = 0, each = 0, most = 0;
+  cudaFuncAttributes compiled{};
   cudaError_t error = cudaGetDevice(&device);
   const std::pair<int, const void*> key(device, reinterpret_cast<const void*>(kernel));
   const std::lock_guard<std::mutex> lock(known.mutex);
@@ -28,10 +29,14 @@ int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
     *blocks = found->second;
     return 0;
   }
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&compiled, kernel);
+  if (smem + compiled.sharedSizeBytes <= static_cast<size_t>(most)) {
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, smem);
+  }
   *blocks = static_cast<int64_t>(processors) * each;
   if (error == cudaSuccess)
     known.blocks[key] = *blocks;
@@ -43,14 +48,6 @@ int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
 template <typename T>
 auto exact_kernel(const KnnSearchArguments& a) {
   return a.l2 ? knn_exact_kernel<T, true> : knn_exact_kernel<T, false>;
-}
-
-// Calls use(value) with a value of the bank's stored type.
-template <typename Use>
-int with_bank_type(const KnnSearchArguments& a, const Use& use) {
-  if (a.bank.dtype == Dtype::float16) return use(__half());
-  if (a.bank.dtype == Dtype::bfloat16) return use(__nv_bfloat16());
-  return use(float());
 }
 
 // Whether bank rows can be copied to shared memory 16 bytes at a time.
@@ -80,15 +77,50 @@ int launch_norms(const KnnSearchArguments& a, void* stream) {
   return static_cast<int>(cudaGetLastError());
 }
 
+// One compiled filter.
+template <typename Stored_, int kStep_>
+struct Filter {
+  using Stored = Stored_;
+  static constexpr int kStep = kStep_;
+  static constexpr size_t kShared = kFilterShared<Stored, kStep>;
+};
+
+// Calls use(filter) with the plan's filter. Rows of 16 bits always fit with wide steps (cuda/README.md).
+template <typename Use>
+int with_filter(const KnnSearchArguments& a, const Use& use) {
+  if (a.bank.dtype == Dtype::float16) return use(Filter<__half, kWideStep>());
+  if (a.bank.dtype == Dtype::bfloat16) return use(Filter<__nv_bfloat16, kWideStep>());
+  if (a.plan.wide_steps) return use(Filter<float, kWideStep>());
+  return use(Filter<float, kNarrowStep>());
+}
+
+// Wide steps of float32 rows need more shared memory. They are taken only if they cost no block.
+int plan_filter(KnnSearchArguments& a) {
+  const auto blocks = [&](bool wide, int64_t* number) {
+    a.plan.wide_steps = wide;
+    return with_filter(a, [&](auto filter) {
+      using F = decltype(filter);
+      return resident_blocks(knn_filter_kernel<typename F::Stored, F::kStep>, kFilterThreads, F::kShared, number);
+    });
+  };
+  int64_t narrow = 0, wide = 0;
+  int error = blocks(false, &narrow);
+  if (error == 0) error = blocks(true, &wide);
+  a.plan.wide_steps = wide >= narrow;
+  a.plan.filter_blocks = wide >= narrow ? wide : narrow;
+  return error;
+}
+
 int launch_filter(const KnnSearchArguments& a, void* stream) {
   const dim3 slices = blocks_for(a.num_classes * ((a.dim + kWarp - 1) / kWarp), 1);
   const dim3 rows = blocks_for(a.num_classes * a.bank_rows, kRowsPerBlock);
-  return with_bank_type(a, [&](auto stored) {
-    using Stored = decltype(stored);
+  return with_filter(a, [&](auto filter) {
+    using F = decltype(filter);
+    using Stored = typename F::Stored;
     DGCL_LAUNCH(knn_mean_kernel<Stored>, slices, dim3(kMeanThreads), 0, stream, a);
     DGCL_LAUNCH(knn_bank_lengths_kernel<Stored>, rows, dim3(kRowThreads), 0, stream, a);
-    DGCL_LAUNCH(knn_filter_kernel<Stored>, blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
-                kFilterShared<Stored>, stream, a, is_aligned(a.bank));
+    DGCL_LAUNCH((knn_filter_kernel<Stored, F::kStep>), blocks_for(a.plan.filter_blocks, 1), dim3(kFilterThreads),
+                F::kShared, stream, a, is_aligned(a.bank));
     return static_cast<int>(cudaGetLastError());
   });
 }
@@ -129,12 +161,9 @@ int plan_knn_search(KnnSearchArguments& a, bool allow_filter) {
   int error = a.is_double
                   ? resident_blocks(exact_kernel<double>(a), kExactThreads, kExactShared<double>, &plan.exact_blocks)
                   : resident_blocks(exact_kernel<float>(a), kExactThreads, kExactShared<float>, &plan.exact_blocks);
-  if (plan.filter && error == 0)
-    error = with_bank_type(a, [&](auto stored) {
-      using Stored = decltype(stored);
-      return resident_blocks(knn_filter_kernel<Stored>, kFilterThreads, kFilterShared<Stored>, &plan.filter_blocks);
-    });
+  if (plan.filter && error == 0) error = plan_filter(a);
   if (error != 0) return error;
+  if (plan.exact_blocks == 0 || (plan.filter && plan.filter_blocks == 0)) return cudaErrorInvalidConfiguration;
   // Room for k entries, one more tile, and rows that the filter cannot separate from the k-th.
   plan.capacity =
       power_of_two(plan.filter ? 2 * a.k + kFilterColumns + kFilterColumns / 2 : a.k + 4 * kExactColumns<float>);

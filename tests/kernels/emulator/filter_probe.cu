@@ -8,6 +8,8 @@
 namespace dgcl {
 namespace {
 
+constexpr int kStep = kNarrowStep;
+
 // Phases 1 to 3 of knn_filter_kernel, from the same functions. Nothing is pipelined, and every score is stored.
 __global__ void filter_probe_kernel(KnnSearchArguments a, float* scores, float* bounds) {
   DGCL_DYNAMIC_SHARED(unsigned char, shared);
@@ -19,7 +21,8 @@ __global__ void filter_probe_kernel(KnnSearchArguments a, float* scores, float* 
   const KnnItem& it = item[0];
   __half* queries = reinterpret_cast<__half*>(shared);
   float* bank = reinterpret_cast<float*>(queries + kItemQueries * kQueryPitch);
-  const FilterBlock<float> block{a, it, queries, bank + 2 * kFilterColumns * kBankPitch, query, bank_scale};
+  const FilterBlock<float, kStep> block{a,     it,        queries, bank + 2 * kFilterColumns * kBankPitch<kStep>,
+                                        query, bank_scale};
   for (int row = threadIdx.x / kWarp; row < kItemQueries; row += kFilterWarps) {
     block.measure_query(row);
     if (threadIdx.x % kWarp == 0 && row < it.queries) bounds[it.first_query + row] = query[row].bound;
@@ -29,12 +32,12 @@ __global__ void filter_probe_kernel(KnnSearchArguments a, float* scores, float* 
   for (int start = it.begin_row; start < it.end_row; start += kFilterColumns) {
     float sums[kRowTiles][kColumnTiles][4] = {}, scale[kColumnTiles];
     block.load_row_scales(start, scale);
-    for (int depth = 0; depth < a.dim; depth += kFilterStep) {
+    for (int depth = 0; depth < a.dim; depth += kStep) {
       if (depth % kFilterDepth == 0) block.load_queries(depth);
-      stage_filter_bank(a, it, false, start, depth, bank);
+      stage_filter_bank<kStep>(a, it, false, start, depth, bank);
       __pipeline_wait_prior(0);
       __syncthreads();
-      block.multiply(sums, scale, bank, depth % kFilterDepth);
+      block.multiply(sums, scale, bank, depth % kFilterDepth, kStep);
       __syncthreads();
     }
     block.for_each_score(sums, start, [&](int row, int index, float score) {
@@ -79,9 +82,9 @@ FilterScores filter_scores(const std::vector<float>& queries, const std::vector<
   DGCL_LAUNCH(knn_mean_kernel<float>, blocks_for(dim, kWarp), dim3(kMeanThreads), 0, stream, a);
   DGCL_LAUNCH(knn_bank_lengths_kernel<float>, per_row, dim3(kRowThreads), 0, stream, a);
   cudaFuncSetAttribute(filter_probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(kFilterShared<float>));
+                       static_cast<int>(kFilterShared<float, kStep>));
   DGCL_LAUNCH(filter_probe_kernel, blocks_for(a.num_queries / kItemQueries + 1, 1), dim3(kFilterThreads),
-              kFilterShared<float>, stream, a, found.scores.data(), found.bounds.data());
+              (kFilterShared<float, kStep>), stream, a, found.scores.data(), found.bounds.data());
   return found;
 }
 

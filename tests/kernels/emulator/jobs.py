@@ -52,7 +52,7 @@ def prepare() -> None:
 
 def run(job: str, file: str, schedule: str, seed: int, **arguments) -> None:
     emulator = build.load(file=Path(file))
-    emulator.configure(schedule, seed)
+    emulator.configure(schedule, seed, shared_kilobytes=build.SHARED_KILOBYTES[schedule])
     {"self_test": self_test, "cases": cases}[job](emulator, schedule=schedule, **arguments)
 
 

@@ -23,7 +23,8 @@ struct Device {
   ~Device() { cuda_emulator_leave_device(); }
 };
 
-void configure(const std::string& schedule, uint64_t seed, int multiprocessors, int refuse_launch) {
+void configure(const std::string& schedule, uint64_t seed, int multiprocessors, int refuse_launch,
+               int shared_kilobytes) {
   Options chosen;
   if (schedule == "sequential")
     chosen.schedule = Schedule::sequential;
@@ -34,10 +35,15 @@ void configure(const std::string& schedule, uint64_t seed, int multiprocessors, 
   else
     throw pybind11::value_error("schedule must be sequential, reverse or random, got " + schedule);
   if (multiprocessors < 1) throw pybind11::value_error("multiprocessors must be at least 1");
+  const int most = static_cast<int>(kMostShared / 1024) + 1;
+  if (shared_kilobytes < 49 || shared_kilobytes > most)
+    throw pybind11::value_error("shared_kilobytes must lie in [49, " + std::to_string(most) + "]");
   chosen.seed = seed;
   chosen.multiprocessors = multiprocessors;
   chosen.refuse_launch = refuse_launch;
-  if (chosen.multiprocessors != options().multiprocessors) next_device();
+  chosen.shared_kilobytes = shared_kilobytes;
+  if (chosen.multiprocessors != options().multiprocessors || chosen.shared_kilobytes != options().shared_kilobytes)
+    next_device();
   options() = chosen;
 }
 
@@ -77,7 +83,7 @@ std::vector<int> narrow(const std::string& type, const std::vector<float>& value
 PYBIND11_MODULE(_emulated, m) {
   using pybind11::arg;
   m.def("configure", &configure, arg("schedule") = "sequential", arg("seed") = 1, arg("multiprocessors") = 3,
-        arg("refuse_launch") = 0);
+        arg("refuse_launch") = 0, arg("shared_kilobytes") = 100);
   m.def("reset", &reset, "Moves to another device, and forgets what was counted.");
   m.def("self_tests", &self_test_names);
   m.def("self_test", &self_test, arg("name"), pybind11::call_guard<Device>());

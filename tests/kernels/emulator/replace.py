@@ -34,7 +34,7 @@ def emulated_kernels(name: str = ""):
     print(f"emulator: schedule {schedule}, seed {seed}")  # pytest shows it if a test fails
     emulator = build.load("plain")
     emulator.reset()
-    emulator.configure(schedule, seed)
+    emulator.configure(schedule, seed, shared_kilobytes=build.SHARED_KILOBYTES[schedule])
     library = torch.library.Library("dgcl_ops", "IMPL")
     try:
         with warnings.catch_warnings():

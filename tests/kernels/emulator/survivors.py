@@ -110,6 +110,8 @@ def main() -> None:
     for name, number in (("queries", 64), ("rows", 4000), ("dim", 256), ("k", 32)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="by default all")
+    wide = "KB per multiprocessor; with 228, float32 rows take 64 columns at a time"
+    parser.add_argument("--shared", type=int, default=100, help=wide)
     chosen = parser.parse_args()
     print(f"{chosen.queries} queries, {chosen.rows} rows x {chosen.dim}, k = {chosen.k}, cosine")
     print("survivors and cuts are per query; lost is the share of items left to the exact path")
@@ -117,7 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         emulator = build.load(file=reporting_kernels(folder))
-        emulator.configure("sequential", 1, 1)  # one multiprocessor: the bank is not split
+        # one multiprocessor: the bank is not split
+        emulator.configure("sequential", 1, 1, shared_kilobytes=chosen.shared)
         search = getattr(torch.ops, build.NAMESPACE).knn_topk
         for name, make in DATA.items():
             for dtype in chosen.dtype or DTYPES:

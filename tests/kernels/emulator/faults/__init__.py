@@ -48,9 +48,21 @@ def planted(op: str, file: str) -> Callable[..., Fault]:
 
 
 def all_faults() -> list[Fault]:
-    from . import contrast, cut, maps, pixels, rows, scatter, search, segments, sums
+    from . import (
+        contrast,
+        cut,
+        filter,
+        maps,
+        pixels,
+        rows,
+        scatter,
+        search,
+        search_gradient,
+        segments,
+        sums,
+    )
 
     pixel_faults = (*pixels.FAULTS, *maps.FAULTS, *segments.FAULTS)
     row_faults = (*rows.FAULTS, *scatter.FAULTS, *sums.FAULTS)
-    search_faults = (*search.FAULTS, *cut.FAULTS)
+    search_faults = (*search.FAULTS, *filter.FAULTS, *cut.FAULTS, *search_gradient.FAULTS)
     return [*pixel_faults, *row_faults, *search_faults, *contrast.FAULTS]

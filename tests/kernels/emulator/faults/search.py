@@ -1,4 +1,4 @@
-"""Faults for the nearest-neighbour kernels and their gradient."""
+"""Faults for the nearest-neighbour kernels, without the filter."""
 
 from . import (
     ALIGNMENT,
@@ -26,26 +26,18 @@ from . import (
     planted,
 )
 
-bound = planted("knn_topk", "../math/filter_bound.h")
 candidates = planted("knn_topk", "knn/candidates.cuh")
 density = planted("knn_density", "knn_density_kernel.cu")
-density_filter = planted("knn_density", "knn/filter.cuh")
 exact = planted("knn_topk", "knn/exact.cuh")
 filter_ = planted("knn_topk", "knn/filter.cuh")
-gradient = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
-gradient_launch = planted("knn_topk_backward", "knn_topk_backward_kernel.cu")
 items = planted("knn_topk", "knn/items.cuh")
 launch = planted("knn_topk", "knn/search.cu")
 density_launch = planted("knn_density", "knn/search.cu")
 order = planted("knn_topk", "../math/score.h")
 merge = planted("knn_topk", "knn/merge.cuh")
 norms = planted("knn_topk", "rows.cuh")
-gradient_norms = planted("knn_topk_backward", "rows.cuh")
-prepare = planted("knn_topk", "knn/filter_prepare.cuh")
 tile = planted("knn_topk", "knn/filter_tile.cuh")
-unit = planted("knn_topk_backward", "../math/unit_row.h")
 topk = planted("knn_topk", "knn_topk_kernel.cu")
-
 rows = planted("knn_topk", "rows.cuh")
 search_binding = planted("knn_topk", "knn/search_binding.cpp")
 density_binding = planted("knn_density", "knn/search_binding.cpp")
@@ -133,104 +125,7 @@ FAULTS = [
     exact(PLACE, "warp_write_list(a, it.split, it.first_query + half + row", "warp_write_list(a, it.split, it.first_query + row"),
     exact(PLACE, "v[i] = kept + __shfl_xor", "v[i] = sent + __shfl_xor"),
     exact(TIE, "threshold[row] = list_of(row).score[a.k - 1];", "threshold[row] = list_of(row).score[0];"),
-    # ---- filter
-    filter_(READ, "  __syncthreads();\n  while (run[0]", "  while (run[0]"),
-    filter_(READ, "    __syncthreads();\n    const FilterItem& it", "    const FilterItem& it"),
-    filter_(READ, "    __syncthreads();\n\n    const int steps_down", "    const int steps_down"),
-    filter_(READ, "      __syncthreads();\n      if (overflow[0]) break;", "      if (overflow[0]) break;"),
-    filter_(READ, "    __pipeline_wait_prior(0);\n    __syncthreads();\n", "    __pipeline_wait_prior(0);\n", "thread"),
-    filter_(WRITE, "      __syncthreads();\n      if (!finished) continue;", "      if (!finished) continue;"),
-    filter_(WRITE, "    __syncthreads();\n  }\n}", "  }\n}", "thread"),
-    filter_(BRANCH, "      __syncthreads();\n      if (overflow[0]) break;",
-            "      if (warp < it.queries) __syncthreads();\n      if (overflow[0]) break;"),
-    filter_(GLOBAL, "d < dim ? widen(rows[i][d]) : 0.0f;", "widen(rows[i][d]);", "address"),
-    filter_(TURN, "begin += kColumnsTogether * kWarp", "begin += kWarp"),
-    filter_(TAIL, "      if (d >= dim) break;\n", ""),
-    filter_(MASK, "    sum[i] = warp_reduce_sum(sum[i]);\n", "    if (lane < a.dim) sum[i] = warp_reduce_sum(sum[i]);\n"),
-    filter_(MASK, "        if (lane != 0) continue;\n        length[row] = kept;",
-            "        length[row] = warp_reduce_max(kept * (lane < 31));\n        if (lane != 0) continue;\n"
-            "        length[row] = __shfl_sync(kFullWarp, kept, 0);"),
-    filter_(RACE, "atomicAdd(&length[row], 1);", "length[row]++;", "thread"),
-    filter_(RACE, "if (!has_nan && !(query[row].bound < kLargestBound)) atomicMax(&overflow[0], 1);",
-            "if (!has_nan && !(query[row].bound < kLargestBound)) overflow[0] = 1;", "thread"),
-    filter_(RACE, "if (kept > a.plan.capacity - kFilterColumns) atomicMax(&overflow[0], 1);",
-            "if (kept > a.plan.capacity - kFilterColumns) overflow[0] = 1;", "thread"),
-    filter_(SHARED, "DGCL_SHARED(FilterQuery, query, [kItemQueries]);", "DGCL_SHARED(FilterQuery, query, [kItemQueries - 1]);"),
-    filter_(GLOBAL, "list.index[first + i < n ? first + i : first]", "list.index[first + i]", "address"),
-    filter_(GLOBAL, "if (n <= a.plan.capacity - kFilterColumns) continue;", "continue;"),
-    filter_(UNSET, "row < it.queries && !has_nan ? -infinity : infinity;", "row < it.queries && has_nan ? -infinity : infinity;"),
-    filter_(ALIGNMENT, "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch);",
-            "reinterpret_cast<float*>(bank + 2 * kFilterColumns * kBankPitch - 1);"),
-    # dropping overflow[0] = 0 cannot show: the old value sends the item to the exact kernel
-    filter_(WAIT, "        __pipeline_wait_prior(1);\n", "        __pipeline_wait_prior(2);\n"),
-    filter_(WAIT, "        __pipeline_wait_prior(0);\n      }", "      }"),
-    filter_(WAIT, "    __pipeline_wait_prior(0);\n    __syncthreads();\n\n    // 5. Canonical", "    __syncthreads();\n\n    // 5. Canonical"),
-    filter_(TAIL, "index < it.end_row && !self", "!self"),
-    filter_(PLACE, "index < it.end_row && !self", "index < it.end_row"),
-    filter_(PLACE, "      if (down == 0) {", "      if (step == 0) {"),
-    tile(PLACE, "scores[t][n][lower * 2 + i]", "scores[t][n][i * 2 + lower]"),
-    tile(PLACE, "it.group * a.bank_rows + index]", "index]"),
-    filter_(PLACE, "const bool resolved = !overflow[0];", "const bool resolved = true;"),
-    filter_(BOUND, "const int kept = warp_keep(list_of(row), n, kth - 2 * query[row].bound);",
-            "const int kept = warp_keep(list_of(row), n, kth);"),
-    filter_(BOUND, "        threshold[row] = kth - 2 * query[row].bound;", "        threshold[row] = kth;"),
-    filter_(BOUND, "warp_kth_bound(list.score, n, a.k) - 2 * query[row].bound);", "warp_kth_bound(list.score, n, a.k));"),
-    density_filter(PLACE, "length[row] = has_nan ? -1 : 0;", "length[row] = 0;"),
-    # ---- the filter's tile
-    tile(SHARED, "d < kFilterDepth; d += kFilterThreads)", "d <= kFilterDepth; d += kFilterThreads)"),
-    tile(SHARED, "for (int d = 0; d < kFilterStep; d += 16) {", "for (int d = 0; d <= kFilterStep; d += 16) {"),
-    tile(UNSET, "mean[d] = depth + d < a.dim ? centre[d] * bank_scale[0] : 0.0f;",
-         "if (depth + d < a.dim) mean[d] = centre[d] * bank_scale[0];"),
-    tile(
-        UNSET,
-        "        queries[row * kQueryPitch + d] =",
-        "        if (real) queries[row * kQueryPitch + d] =",
-    ),
-    tile(GLOBAL, "exists ? from : bank, exists ? real : 0);", "exists ? from : bank, exists ? 16 : 0);", "address"),
-    tile(GLOBAL, "start + row < it.end_row && d < columns;", "start + row < it.end_row;", "address"),
-    tile(GLOBAL, "const bool exists = start + row < it.end_row && real > 0;", "const bool exists = real > 0;", "address"),
-    tile(ALIGNMENT, "kBankPitch = kFilterStep + 8;", "kBankPitch = kFilterStep + 9;"),
-    tile(ALIGNMENT, "kQueryPitch = kFilterDepth + 8;", "kQueryPitch = kFilterDepth + 7;"),
-    tile(WAIT, "  __pipeline_commit();\n", ""),
-    tile(PLACE, "(t * 16 + group + i % 2 * 8) * kQueryPitch", "(t * 16 + group + i / 2 * 8) * kQueryPitch"),
-    tile(PLACE, "kBankPitch + d + i * 8)", "kBankPitch + d)"),
-    tile(PLACE, "fma(x.x, scale[n], -m.x), fma(x.y, scale[n], -m.y)", "fma(x.y, scale[n], -m.y), fma(x.x, scale[n], -m.x)"),
-    tile(PLACE, "load_pair(mean + column + d", "load_pair(mean + d"),
-    tile(PLACE, "a.mean + it.group * a.dim + depth;", "a.mean + it.group * a.dim;"),
     exact(TURN, "item < items; item += gridDim.x", "item < items; item += items"),
-    # ---- preparation of the filter. A wrong mean is no fault: any centre is valid
-    prepare(READ, "  part[warp][threadIdx.x % kWarp] = sum;\n  __syncthreads();\n",
-            "  part[warp][threadIdx.x % kWarp] = sum;\n", "thread"),
-    prepare(BRANCH, "  __syncthreads();\n  if (warp > 0 || d >= a.dim) return;\n",
-            "  if (d < a.dim) __syncthreads();\n  if (warp > 0 || d >= a.dim) return;\n"),
-    prepare(MASK, "if (__any_sync(kFullWarp, has_nan)) return", "if (has_nan) return"),
-    prepare(RACE, "atomicMax(reinterpret_cast<unsigned*>(bound), __float_as_uint(value));",
-            "*bound = value > *bound ? value : *bound;", "thread"),
-    prepare(SHARED, "DGCL_SHARED(float, part, [kWarps][kWarp]);", "DGCL_SHARED(float, part, [kWarps - 1][kWarp]);"),
-    prepare(GLOBAL, "  if (at >= a.num_classes * a.bank_rows) return;\n", "", "address"),
-    prepare(GLOBAL, "i < taken && d < a.dim ?", "i < taken ?", "address"),
-    prepare(GLOBAL, "d < a.dim ? widen(row.data[d]) : 0.0f;", "widen(row.data[d]);", "address"),
-    prepare(GLOBAL, "d < a.dim ? mean[d] : 0.0f;", "mean[d];", "address"),
-    prepare(OFFSET, "group * a.bank.group_stride + i * a.bank.row_stride)",
-            "static_cast<int>(group * a.bank.group_stride + i * a.bank.row_stride))"),
-    prepare(MERGE, "  residual_residual = warp_reduce_sum(residual_residual);\n", ""),
-    prepare(MERGE, "warp_reduce_sum(mean_residual);", "mean_residual;"),
-    prepare(BOUND, "      residual_residual = fma(difference, difference, residual_residual);\n", ""),
-    prepare(PLACE, "  a.bias[at] = bias;\n", "  a.bias[i] = bias;\n"),
-    prepare(BOUND, "  raise_bound(&lengths.residual, residual_length);\n", ""),
-    bound(BOUND, "const float lane = (d / 32 + 16) * 0x1p-23f;", "const float lane = 0;"),
-    bound(BOUND, "const float products = 1.02f * 0x1p-10f +", "const float products = 1.02f * 0x1p-20f +"),
-    # ---- scales for float16. One power of two less or more is no fault: the rows have 29 to spare below, and one above
-    bound(RANGE, "return 14 - std::ilogb(length);", "return 16 - std::ilogb(length);"),
-    bound(RANGE, "return 14 - std::ilogb(length);", "return -20 - std::ilogb(length);"),
-    bound(RANGE, "if (length < 0x1p-111f) return kMostHalfExponent;", ""),
-    bound(RANGE, "half_exponent(bank_residual + 0x1p-20f * bank);", "half_exponent(bank_residual);"),
-    tile(PLACE, "std::scalbn(1.0f, -(exponent + bank_exponent));", "std::scalbn(1.0f, -exponent - bank_exponent + 1);"),
-    tile(PLACE, "std::scalbn(1.0f, -(exponent + bank_exponent));", "std::scalbn(1.0f, -exponent);"),
-    tile(PLACE, "fma(scores[t][n][lower * 2 + i], unscale, bias[n][i])", "scores[t][n][lower * 2 + i] + bias[n][i]"),
-    tile(PLACE, "(reader(depth + d) - centre[d]) * scale : 0.0f", "reader(depth + d) - centre[d] : 0.0f"),
-    tile(PLACE, "centre[d] * bank_scale[0] : 0.0f", "centre[d] : 0.0f"),
-    tile(PLACE, "scale[n] = bank_scale[0];", "scale[n] = 1;"),
     # ---- which class, queries and rows a block has
     items(GLOBAL, "return clamped(a.offsets[c], a.num_queries);", "return a.offsets[c];", "address"),
     items(GLOBAL, "? clamped(a.counts[c], a.bank_rows) :", "? a.counts[c] :", "address"),
@@ -266,8 +161,11 @@ FAULTS = [
     launch(LAUNCH, "key(device, reinterpret_cast", "key(0, reinterpret_cast"),
     launch(LAUNCH, "reinterpret_cast<const void*>(kernel));", "nullptr);"),
     launch(LAUNCH, "(knn_exact_kernel<T, false>), grid, block, kExactShared<T>,", "(knn_exact_kernel<T, false>), grid, block, kExactShared<T> - 1024,"),
-    launch(LAUNCH, "kFilterShared<Stored>, stream, a, is_aligned", "kFilterShared<Stored> - 16, stream, a, is_aligned"),
+    launch(LAUNCH, "F::kShared, stream, a, is_aligned", "F::kShared - 16, stream, a, is_aligned"),
     launch(LAUNCH, "dim3(kFilterThreads),", "dim3(kFilterThreads / 2),"),
+    launch(LAUNCH, "smem + compiled.sharedSizeBytes <= static_cast<size_t>(most)", "true"),
+    launch(LAUNCH, "a.plan.wide_steps = wide >= narrow;", "a.plan.wide_steps = true;"),
+    # a smaller step where a wide one fits is no fault
     launch(VECTOR, "row_stride * size % 16 == 0 &&\n         rows.group", "row_stride >= 0 &&\n         rows.group"),
     launch(VECTOR, "reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && ", ""),
     launch(GLOBAL, "2 * a.k + kFilterColumns + kFilterColumns / 2", "a.k"),
@@ -276,30 +174,4 @@ FAULTS = [
     launch(PLACE, "rows = blocks_for(a.num_classes * a.bank_rows,", "rows = blocks_for(a.bank_rows,"),
     launch(PLACE, "plan.split_rows = quotient_up(a.bank_rows, plan.splits);", "plan.split_rows = a.bank_rows / plan.splits;"),
     launch(PLACE, "plan.items = tiles * plan.splits;", "plan.items = tiles;"),
-    # ---- gradient
-    gradient(MASK, "unsigned left = __ballot_sync(kFullWarp, term.used);",
-             "unsigned left = term.used ? __ballot_sync(kFullWarp, true) : 0;"),
-    gradient(BRANCH, "for (int64_t first = lane; first - lane < dim;", "for (int64_t first = lane; first < dim;"),
-    gradient_norms(RACE, "  if (threadIdx.x % kWarp == 0) norms[row] = norm;", "  norms[row] = norm;", "thread"),
-    gradient(RACE, "  T* sum = static_cast<T*>(a.sums) + warp * a.dim;\n  const RowNorm<T>* bank_norms",
-             "  T* sum = static_cast<T*>(a.sums);\n  const RowNorm<T>* bank_norms", "thread"),
-    gradient(GLOBAL, "  if (pair >= a.num_queries * a.k) return;\n", "", "address"),
-    gradient_norms(GLOBAL, "  if (row >= groups * per_group) return;\n", "", "address"),
-    gradient(GLOBAL, "      if (first + i * kWarp < dim) sum", "      sum", "address"),
-    gradient(UNSET, "      store_zeros<T>(a.dim, a.dL_dbank, a.bank.dtype, row);\n", ""),
-    gradient(UNSET, "      store_zeros<T>(a.dim, a.dL_dqueries, a.queries.dtype, query);\n", ""),
-    gradient(TAIL, "start + lane < count ? term_at(start + lane) : PairTerm<T>{};", "term_at(start + lane);"),
-    gradient(TAIL, "            if (used[p]) total[i]", "            total[i]"),
-    gradient(PLACE, "int64_t key = a.num_classes * a.bank_rows;", "int64_t key = 0;"),
-    gradient(PLACE, "query < a.offsets[0] || ", ""),
-    gradient(PLACE, " || query >= a.offsets[a.num_classes]", ""),
-    gradient(PLACE, "a.offsets[c + 1] <= query;", "a.offsets[c + 1] < query;"),
-    gradient(PLACE, "a.sorted_keys[pair] < key;", "a.sorted_keys[pair] <= key;"),
-    gradient(TURN, "query < a.num_queries; query += static_cast<int64_t>(gridDim.x) * kGradientWarps",
-             "query < a.num_queries; query += a.num_queries"),
-    gradient(TURN, "row < rows; row += static_cast<int64_t>(gridDim.x) * kGradientWarps", "row < rows; row += rows"),
-    unit(RANGE, "? std::scalbn(x, -norm.exponent)", "? x * std::scalbn(T(1), -norm.exponent)"),
-    unit(RANGE, "? std::scalbn(gradient, -norm.exponent)", "? gradient * std::scalbn(T(1), -norm.exponent)"),
-    gradient_launch(LAUNCH, "blocks_for(groups * per_group, kRowsPerBlock)", "blocks_for(per_group, kRowsPerBlock)"),
-    gradient_launch(LAUNCH, "blocks_for(a.num_queries * a.k, kGradientThreads)", "blocks_for(a.num_queries, kGradientThreads)"),
 ]  # fmt: skip

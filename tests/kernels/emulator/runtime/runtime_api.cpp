@@ -9,6 +9,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "no error";
     case cudaErrorInvalidValue:
       return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
     default:
@@ -37,8 +39,13 @@ cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStream_t s
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   cuda_emulator::count_call("cudaDeviceGetAttribute");
-  if (device != current_device || attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-  *value = cuda_emulator::options().multiprocessors;
+  if (device != current_device) return cudaErrorInvalidValue;
+  if (attribute == cudaDevAttrMultiProcessorCount)
+    *value = cuda_emulator::options().multiprocessors;
+  else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
+    *value = static_cast<int>(cuda_emulator::shared_optin());
+  else
+    return cudaErrorInvalidValue;
   return cudaSuccess;
 }
 
@@ -95,10 +102,13 @@ bool refuse_launch() {
   return error != cudaSuccess;
 }
 
+size_t shared_optin() { return static_cast<size_t>(options().shared_kilobytes - 1) * 1024; }
+
 int blocks_per_multiprocessor(int threads, size_t dynamic_bytes) {
-  const int by_threads = 1536 / std::max(threads, 1);
-  const int by_memory = static_cast<int>(100 * 1024 / (dynamic_bytes + 1024));
-  return std::min({by_threads, by_memory, 16});
+  constexpr int kRegisters = 128;  // of a thread, which the emulator does not know; the filter's
+  const int by_registers = 65536 / (kRegisters * std::max(threads, 1));
+  const int by_memory = static_cast<int>(options().shared_kilobytes * size_t{1024} / (dynamic_bytes + 1024));
+  return std::min({by_registers, by_memory, 16});
 }
 
 }  // namespace cuda_emulator

@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t kRedZone = 128;  // minimum bytes around every array
 constexpr unsigned kMostArrays = 64;
-constexpr size_t kCapacity = kSharedOptIn + 2 * kRedZone * (kMostArrays + 2);
+constexpr size_t kCapacity = kMostShared + 2 * kRedZone * (kMostArrays + 2);
 static_assert(kCapacity % kRedZone == 0);
 constexpr unsigned char kFill = 0xff;  // a NaN in every float format, -1 in every integer
 
@@ -59,8 +59,8 @@ void fill(char* begin, size_t bytes) {
 void check_total() {
   if (counted_bytes - dynamic_bytes > kSharedByDefault)
     fail("static shared memory of %zu bytes is more than %zu", counted_bytes - dynamic_bytes, kSharedByDefault);
-  if (counted_bytes > kSharedOptIn)
-    fail("shared memory of %zu bytes per block is more than %zu", counted_bytes, kSharedOptIn);
+  if (counted_bytes > shared_optin())
+    fail("shared memory of %zu bytes per block is more than %zu", counted_bytes, shared_optin());
   if (counted_bytes > kSharedByDefault && !dynamic_was_allowed)
     fail("shared memory of %zu bytes is more than %zu and cudaFuncSetAttribute was not called", counted_bytes,
          kSharedByDefault);
@@ -89,7 +89,7 @@ bool is_shared(const void* begin, size_t bytes) {
 
 cudaError_t allow_dynamic_shared(const void* kernel, int bytes) {
   count_call("cudaFuncSetAttribute");
-  if (bytes < 0 || static_cast<size_t>(bytes) > kSharedOptIn) return cudaErrorInvalidValue;
+  if (bytes < 0 || static_cast<size_t>(bytes) > shared_optin()) return cudaErrorInvalidValue;
   std::erase_if(allowed, [kernel](const Allowed& a) { return a.kernel == kernel; });
   allowed.push_back({kernel, static_cast<size_t>(bytes)});
   return cudaSuccess;

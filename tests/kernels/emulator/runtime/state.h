@@ -68,6 +68,9 @@ void begin_shared_memory(const Launch& launch, unsigned set);
 // After each block: whether the red zones are unchanged.
 void end_shared_memory();
 
+// The most shared memory of a block, with an opt-in.
+size_t shared_optin();
+
 // Forgets what cudaFuncSetAttribute allowed.
 void forget_allowed();
 

@@ -10,11 +10,15 @@ using cudaStream_t = struct cuda_emulator_stream*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
 
 // A launch that CUDA would reject throws here, so only Options::refuse_launch leaves an error to read.
 cudaError_t cudaGetLastError();
@@ -47,6 +51,13 @@ template <typename... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
   return ::cuda_emulator::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), value);
+}
+
+// The emulator knows static arrays only when a kernel runs.
+template <typename... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  *attributes = {0};
+  return cudaSuccess;
 }
 
 template <typename... Parameters>

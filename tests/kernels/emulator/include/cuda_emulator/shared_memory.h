@@ -9,7 +9,7 @@ namespace cuda_emulator {
 
 // The smallest limits of sm_80, sm_86, sm_89 and sm_90, in bytes per block.
 constexpr size_t kSharedByDefault = 48 * 1024;
-constexpr size_t kSharedOptIn = 99 * 1024;
+constexpr size_t kMostShared = 227 * 1024;  // of a block, on any device
 
 // The array that belongs to `tag`, the same for all threads of the block.
 void* shared_array(const void* tag, const char* name, size_t bytes, size_t alignment);

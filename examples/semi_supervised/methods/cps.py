@@ -1,0 +1,96 @@
+"""CPS: cross pseudo supervision. Chen et al., CVPR 2021.
+
+    L = CE(f1(x), y) + CE(f2(x), y) + W [mean of CE(f1(s), q2) + mean of CE(f2(s), q1)]
+
+x: labelled images with labels y. f1: student. f2: a second network of the same kind, with other initial weights.
+u: unlabelled images. s: u with boxes of other images. q1, q2: argmax f1(u) and argmax f2(u) with the same boxes, no
+gradient. The means run over all pixels except borders. Labelled and mixed images share a batch norm.
+`cutmix: false` is the method without mixing: s is x and u, with labels of the same pass. The paper's W is then 1.5.
+
+Deviations:
+- The teacher is evaluated, as for all methods. It is the moving average of f1 here, and labels nothing; the program
+  evaluates f1, and `ema_maximum=0` does so.
+- s also has other colours; `jitter=0` leaves them out. The program pastes three boxes, from a second batch.
+- The program normalises labelled and unlabelled images separately. In both, the passes that label run in training mode
+  and move the batch-norm averages.
+- The program's mean also counts borders. Without mixing, ours leaves out the pixels of x without a label, too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from semi_supervised.methods.base import Method, Passes
+from semi_supervised.methods.pixels import check_options, mean_over
+from semi_supervised.settings import Settings
+from semi_supervised.views import Views
+
+
+@dataclass(frozen=True)
+class Options:
+    """The hyper-parameters of CPS."""
+
+    weight: float = 1.0  # W
+    cutmix: bool = True
+
+    def __post_init__(self):
+        check_options(self)
+
+
+class CPS(Method):
+    """Two networks label for each other."""
+
+    Options = Options
+    teaches = False
+    warm_up_passes = Passes(trained=2)
+
+    def __init__(self, trainer: Any, options: Options):
+        self.mixes = options.cutmix
+        super().__init__(trainer, options)
+        self.second = trainer.another_network(1)
+        self.networks = {"second": self.second}
+        self.second_model = trainer.synchronised(self.second)
+
+    @staticmethod
+    def passes(settings: Settings, options: Options) -> Passes:
+        return Passes(trained=4, forward=2 if options.cutmix else 0)
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        """Returns the losses of one step."""
+        batch, strong, count = views.batch, views.strong, len(views.images)
+        if self.options.cutmix:
+            with torch.no_grad():
+                pair = self.trainer.student, self.second
+                labels = [network(batch.weak).argmax(1) for network in pair]
+            *labels, counted = strong.paste(*labels, batch.inside)
+            images = torch.cat((views.images, strong.images))
+            logits, supervised = self.classify(images, batch.labels)
+            logits = [each[count:] for each in logits]
+        else:
+            images = torch.cat((views.images, strong.recoloured))
+            logits, supervised = self.classify(images, batch.labels)
+            labels = [each.detach().argmax(1) for each in logits]
+            counted = torch.cat((batch.labels != self.trainer.data.ignore_index, batch.inside))
+        unlabelled = sum(
+            mean_over(F.cross_entropy(own, other, reduction="none"), counted)
+            for own, other in zip(logits, reversed(labels), strict=True)
+        )
+        total = supervised + self.options.weight * unlabelled
+        return {"total": total, "supervised": supervised, "unlabelled": unlabelled}
+
+    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of a warm-up step: both networks are supervised."""
+        _, supervised = self.classify(images, labels)
+        return {"total": supervised, "supervised": supervised}
+
+    def classify(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns the logits of both networks, and the sum of their supervised losses."""
+        trainer = self.trainer
+        models = trainer.model, self.second_model
+        logits, losses = zip(
+            *(trainer.classify(images, labels, each) for each in models), strict=True
+        )
+        return [*logits], sum(losses)

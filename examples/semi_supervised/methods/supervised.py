@@ -1,0 +1,34 @@
+"""Supervised training: the first row of the published tables.
+
+    L = CE(f(x), y)
+
+x: labelled images with labels y. f: student. Unlabelled images are not used.
+
+Deviations:
+- The teacher is evaluated, as for all methods. It is the moving average of the student here, and labels nothing.
+  `ema_maximum=0` evaluates the student itself.
+- Other programs double the labelled batch to see as many images as their method does. Here a budget of passes gives the
+  run more steps.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from semi_supervised.methods.base import Method, Passes
+from semi_supervised.settings import Settings
+from semi_supervised.views import Views
+
+
+class Supervised(Method):
+    """Labelled images only."""
+
+    teaches = False
+
+    @staticmethod
+    def passes(settings: Settings, options: Any) -> Passes:
+        return Passes(trained=1)
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        """Returns the losses of one step, those of a warm-up step."""
+        return self.warm_up_losses(views.images, views.batch.labels)
