@@ -212,6 +212,16 @@ def test_two_classes_and_other_ignored_labels_train(method):
         assert all(map(torch.isfinite, map(torch.tensor, record.values())))
 
 
+@EACH
+def test_gradients_reach_every_weight_under_autocast(method):
+    """PyTorch 2.10 keeps weights that autocast has cast without a gradient, as in a pass that only labels."""
+    trainer = make_trainer(method, warm_up=0, precision="bfloat16")
+    trainer.train_step()
+    for network in (trainer.student, trainer.method.networks.get("second", trainer.student)):
+        for name, weight in network.named_parameters():
+            assert weight.grad is not None and weight.grad.any(), name
+
+
 # ---- two ranks ------------------------------------------------------------------------------------
 
 
