@@ -67,7 +67,7 @@ def check(bank: MemoryBank, used_with: object) -> None:
 
 
 def version_of(tensor: Tensor) -> tuple[int, int]:
-    """What changes if a tensor is written or replaced. Writes to `.data` in place do not show, nor in inference mode."""
+    """Changes if a tensor is written or replaced. Writes to `.data` in place do not show, nor to inference tensors."""
     return -1 if tensor.is_inference() else tensor._version, tensor.untyped_storage()._cdata
 
 
