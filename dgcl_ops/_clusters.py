@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dgcl_ops._inputs import checked_floats, checked_labels, per_pixel
 from dgcl_ops.ops import silhouette_sums
 
 _BUDGET_DOUBLES = 64 * 2**20 // 8
@@ -129,15 +130,14 @@ def sort_by_class(
         TypeError: If `features` are not floating point, or `labels` are not integers.
         ValueError: If a shape or a device does not fit, or the number of classes does not.
     """
-    check_floats(score, "features", features)
-    check_integers(score, labels)
+    features = checked_floats(score, "features", features)
+    labels = checked_labels(score, labels)
     if features.dim() != 2:
-        raise ValueError(f"{score}: features must have shape [N, D], got {list(features.shape)}")
-    if labels.shape != features.shape[:1]:
+        fix = "; use features.movedim(1, -1).flatten(0, -2) for maps" if features.dim() > 2 else ""
         raise ValueError(
-            f"{score}: labels must have shape [{features.shape[0]}], one per row of features, "
-            f"got {list(labels.shape)}"
+            f"{score}: features must have shape [N, D], got {list(features.shape)}{fix}"
         )
+    labels = per_pixel(score, "labels", labels, features.shape[:1], ", one per row of features")
     if labels.device != features.device:
         raise ValueError(
             f"{score}: labels must be on the device of features, {features.device}, "
@@ -156,20 +156,3 @@ def sort_by_class(
             f"got {counts.numel()} classes in {order.numel()} rows"
         )
     return Clusters(score, features, order, ids, counts)
-
-
-def check_floats(function: str, name: str, values: Tensor) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{function}: {name} must be a floating point tensor, got {kind}")
-
-
-def check_integers(function: str, labels: Tensor) -> None:
-    if (
-        not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{function}: labels must be an integer tensor, got {kind}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import weakref
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,24 +13,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dgcl_ops import _hooks
+from dgcl_ops._classifiers import CLASSIFIERS as CLASSIFIERS
+from dgcl_ops._classifiers import WRAPPERS as WRAPPERS
+from dgcl_ops._classifiers import classifier_path, find_module
+from dgcl_ops._inputs import plain
 from dgcl_ops.ops import _arguments
 
-# Where models keep their last classifier, a Conv2d. "last" is the last child. The first match is taken.
-CLASSIFIERS = {
-    "decode_head.classifier": "Hugging Face: SegFormer, UperNet, BEiT",
-    "decode_head.conv_seg": "mmsegmentation",
-    "classifier.high_classifier": "torchvision: LRASPP",
-    "classifier.last": "torchvision: DeepLabV3, FCN",
-    "segmentation_head.0": "segmentation_models.pytorch",
-    "segmentation_head.head.last": "segmentation_models.pytorch: DPT",
+# Average pooling by the number of spatial dimensions.
+POOLINGS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE_POOLINGS: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
 }
-# The only child of DistributedDataParallel, of a compiled model, of FSDP's first version and of checkpoint_wrapper.
-WRAPPERS = (
-    ["module"],
-    ["_orig_mod"],
-    ["_fsdp_wrapped_module"],
-    ["_checkpoint_wrapped_module"],
-)
 
 
 class FeatureTap:
@@ -52,12 +47,12 @@ class FeatureTap:
     Args:
         model: the model, or any part of it that contains the module.
         module_path: dotted name of the module in `model.named_modules()`. None finds the last classifier of the
-            segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT)
-            and mmsegmentation, including inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
-        feature_stride: `pop` averages windows of this many rows and columns. Windows are truncated at the right and
-            bottom border, so a side n becomes ceil(n / feature_stride). If the classifier works at the full image size
-            (U-Net), 4 gives the usual quarter size. None does not pool.
-        pool_to: `pop` averages adaptively to this size (h, w) instead.
+            segmentation models of torchvision, segmentation_models.pytorch, Hugging Face (SegFormer, UperNet, BEiT),
+            mmsegmentation and MONAI, including inside DDP and `torch.compile`. `CLASSIFIERS` lists them.
+        feature_stride: `pop` averages windows of this many pixels along each of one to three spatial dimensions.
+            Windows are truncated at the far border, so a side n becomes ceil(n / feature_stride). If the classifier
+            works at the full image size (U-Net), 4 gives the usual quarter size. None does not pool.
+        pool_to: `pop` averages adaptively to this size instead: (n,), (h, w) or (depth, h, w).
 
     Attributes:
         module_path: the path that is tapped.
@@ -81,7 +76,7 @@ class FeatureTap:
         module_path: str | None = None,
         *,
         feature_stride: int | None = None,
-        pool_to: tuple[int, int] | None = None,
+        pool_to: Sequence[int] | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"FeatureTap: model must be a Module, got {type(model).__name__}")
@@ -100,15 +95,17 @@ class FeatureTap:
                 "FeatureTap", "feature_stride", feature_stride
             )
         if pool_to is not None:
-            if len(pool_to) != 2:
-                raise ValueError(f"FeatureTap: pool_to must be a pair (h, w), got {tuple(pool_to)}")
-            height, width = (
+            if len(pool_to) not in ADAPTIVE_POOLINGS:
+                raise ValueError(
+                    "FeatureTap: pool_to must have one to three sizes, such as (h, w) or (depth, h, w), got "
+                    f"{tuple(pool_to)}"
+                )
+            pool_to = tuple(
                 _arguments.positive_integer("FeatureTap", "pool_to", n) for n in pool_to
             )
-            pool_to = (height, width)
         if module_path is None:
-            module_path = _classifier_path(model)
-        module = _find_module(model, module_path)
+            module_path = classifier_path(model)
+        module = find_module(model, module_path)
         self.module_path = module_path
         self.channels: int | None = getattr(module, "in_channels", None)
         self.feature_stride = feature_stride
@@ -144,13 +141,15 @@ class FeatureTap:
         """Returns the features of the last forward and releases them.
 
         Returns:
-            The module's first input, [B, D, H, W] for a map; [B, D, h, w] if pooled.
+            The module's first input, [B, D, *S] for a map; [B, D, *s] if pooled. A plain tensor also for networks on
+            MONAI's MetaTensors and other subclasses.
 
         Raises:
             RuntimeError: If the tapped module has not run since the last pop or was replaced, if the tap is closed, or
                 if the module ran inside a reentrant checkpoint: its features have no gradient. Under `torch.no_grad()`
                 they are returned.
-            ValueError: If the features are to be pooled and are not a map [B, D, H, W].
+            ValueError: If the features are to be pooled and are not a map [B, D, *S] with as many spatial dimensions as
+                `pool_to`, or with one to three for `feature_stride`.
         """
         features, self._features = self._features, None
         if features is None:
@@ -163,16 +162,19 @@ class FeatureTap:
                 "a reentrant checkpoint; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False), in Hugging "
                 'Face gradient_checkpointing_kwargs={"use_reentrant": False}'
             )
-        pooled = self.feature_stride is not None or self.pool_to is not None
-        if pooled and features.dim() != 4:
+        features = plain(features)
+        if self.feature_stride is None and self.pool_to is None:
+            return features
+        dims = features.dim() - 2
+        if dims not in POOLINGS or (self.pool_to is not None and dims != len(self.pool_to)):
+            wanted = "one to three" if self.pool_to is None else len(self.pool_to)
             raise ValueError(
-                "FeatureTap.pop: features must have shape [B, D, H, W] for pooling, got "
-                f"{list(features.shape)} at '{self.module_path}'"
+                f"FeatureTap.pop: features must have shape [B, D, *S] with {wanted} spatial dimensions for pooling, "
+                f"got {list(features.shape)} at '{self.module_path}'"
             )
         if self.pool_to is not None:
-            return F.adaptive_avg_pool2d(features, self.pool_to)
-        stride = self.feature_stride
-        return features if stride is None else F.avg_pool2d(features, stride, ceil_mode=True)
+            return ADAPTIVE_POOLINGS[dims](features, self.pool_to)
+        return POOLINGS[dims](features, self.feature_stride, ceil_mode=True)
 
     def _why_empty(self) -> str:
         if not self._open:
@@ -223,52 +225,3 @@ class FeatureTap:
 
 def _nothing() -> None:
     """Stands for the weak references of a copied tap."""
-
-
-def _classifier_path(model: nn.Module) -> str:
-    """The path of the model's last classifier. The error lists the convolutions that it may be."""
-    inner = model
-    prefix: list[str] = []
-    while list(inner._modules) in WRAPPERS:
-        prefix += inner._modules
-        inner = inner.get_submodule(prefix[-1])
-    for path in CLASSIFIERS:
-        module: nn.Module | None = inner
-        names: list[str] = []
-        for name in path.split("."):
-            children = {} if module is None else module._modules
-            names.append(next(reversed(children), "") if name == "last" else name)
-            module = children.get(names[-1])
-        if isinstance(module, nn.Conv2d):
-            return ".".join(prefix + names)
-    convolutions = [
-        f"{name!r} ({module.in_channels} -> {module.out_channels} channels)"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    listed = ", ".join(convolutions[:-6:-1]) or "none"
-    raise ValueError(
-        f"FeatureTap: cannot find the classifier of {type(inner).__name__} (unknown structure); pass module_path, the "
-        f"name of the layer that outputs the class logits; the last convolutions are {listed}"
-    )
-
-
-def _find_module(model: nn.Module, path: str) -> nn.Module:
-    """The module of that name inside model. The error lists similar names."""
-    if not isinstance(path, str):
-        raise TypeError(f"FeatureTap: module_path must be a string, got {type(path).__name__}")
-    try:
-        if path:
-            return model.get_submodule(path)
-    except AttributeError:
-        pass
-    names = [name for name, _ in model.named_modules() if name]
-    # Names with the right end come first: a wrapper's prefix ("module.") or a parent may be missing.
-    near = [name for name in names if path and name.endswith(f".{path}")]
-    near += [n for n in difflib.get_close_matches(path, names, n=5, cutoff=0.5) if n not in near]
-    near = near or [name for name, _ in model.named_children()]
-    listed = ", ".join(repr(name) for name in near[:8]) or "none"
-    raise ValueError(
-        f"FeatureTap: module_path must name a module inside {type(model).__name__}, got {path!r}; "
-        f"similar names: {listed}"
-    )

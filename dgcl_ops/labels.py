@@ -14,6 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from dgcl_ops._inputs import checked_floats, checked_labels, checked_tensor, per_pixel
 from dgcl_ops.schedules import (  # noqa: F401  also importable from here
     CLASSIFICATION_DROP,
     CONTRAST_DROP,
@@ -26,22 +27,9 @@ from dgcl_ops.schedules import (  # noqa: F401  also importable from here
     training_progress,
 )
 
-_LABEL_DTYPES = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    }
-)
-
 
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes a label map by nearest neighbour, with integer arithmetic only.
+    """Resizes a label map of any number of dimensions by nearest neighbour, with integer arithmetic only.
 
     Output pixel (i, j) is input pixel (floor(i H / h), floor(j W / w)), the rule of
     `torch.nn.functional.interpolate(mode="nearest")`. Labels are copied and never become floats, so large ids and the
@@ -50,41 +38,42 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     2 -> 82.
 
     Args:
-        labels: [B, H, W] or [H, W], any integer or boolean dtype.
-        size: output height and width (h, w), for example `features.shape[-2:]`.
+        labels: [B, *S], [B, 1, *S] or [*S], any integer or boolean dtype. S has the length of `size`.
+        size: the output size *s, such as `features.shape[2:]`: (h, w) for 2-D maps, (depth, h, w) for volumes.
 
     Returns:
-        The labels at the new size, [B, h, w] or [h, w], with the same dtype and device.
+        The labels at the new size, [B, *s] or [*s], with the same dtype and device.
 
     Raises:
-        TypeError: If `labels` are not integers, or `size` is not a pair of ints.
+        TypeError: If `labels` are not integers, or `size` is not a sequence of ints.
         ValueError: If `labels` have the wrong rank or no pixels, or a size is not positive.
     """
-    if not isinstance(labels, Tensor) or labels.dtype not in _LABEL_DTYPES:
-        raise TypeError(f"resize_labels: labels must be an integer tensor, got {_kind(labels)}")
-    if labels.dim() not in (2, 3):
-        raise ValueError(
-            f"resize_labels: labels must have shape [B, H, W] or [H, W], got {list(labels.shape)}"
-        )
+    op = "resize_labels"
+    labels = checked_labels(op, labels, allow_bool=True)
     # A SymInt of a dynamic shape is not an int, so the check excludes other types instead.
     if (
         isinstance(size, (str, Tensor))
         or not isinstance(size, Sequence)
         or any(isinstance(side, (bool, float)) for side in size)
     ):
-        raise TypeError(f"resize_labels: size must be a pair of ints (h, w), got {size!r}")
-    if len(size) != 2 or any(side < 1 for side in size):
+        raise TypeError(f"{op}: size must be a sequence of ints such as (h, w), got {size!r}")
+    if len(size) == 0 or any(side < 1 for side in size):
+        raise ValueError(f"{op}: size must hold positive ints such as (h, w), got {tuple(size)}")
+    given = list(labels.shape)
+    if labels.dim() == len(size) + 2 and given[1] == 1:
+        labels = labels.squeeze(1)
+    if labels.dim() not in (len(size), len(size) + 1):
+        fix = "; for one-hot labels use labels.argmax(1)" if len(given) == len(size) + 2 else ""
         raise ValueError(
-            f"resize_labels: size must hold two positive ints (h, w), got {tuple(size)}"
+            f"{op}: labels must have {len(size)} spatial dimensions, as size {tuple(size)} has, and may have a batch "
+            f"dimension, got {given}{fix}"
         )
-    height, width = labels.shape[-2:]
-    if height == 0 or width == 0:
-        raise ValueError(
-            f"resize_labels: labels must have at least one pixel, got {list(labels.shape)}"
-        )
-    rows = torch.arange(size[0], device=labels.device) * height // size[0]
-    columns = torch.arange(size[1], device=labels.device) * width // size[1]
-    return labels.index_select(-2, rows).index_select(-1, columns)
+    if 0 in labels.shape[-len(size) :]:
+        raise ValueError(f"{op}: labels must have at least one pixel, got {given}")
+    for dim, side in enumerate(size, start=labels.dim() - len(size)):
+        places = torch.arange(side, device=labels.device) * labels.shape[dim] // side
+        labels = labels.index_select(dim, places)
+    return labels
 
 
 def prediction_entropy(logits: Tensor) -> Tensor:
@@ -94,16 +83,16 @@ def prediction_entropy(logits: Tensor) -> Tensor:
     logit gives NaN, and so does a pixel whose logits are all -inf.
 
     Args:
-        logits: [B, C, H, W], class scores before the softmax.
+        logits: [B, C, *S] or [M, C], class scores before the softmax, of at least 2 classes.
 
     Returns:
-        The entropy of each pixel, [B, H, W], in [0, log C].
+        The entropy of each pixel, [B, *S] or [M], in [0, log C].
 
     Raises:
         TypeError: If `logits` are not floating point.
-        ValueError: If `logits` have the wrong rank or no classes.
+        ValueError: If `logits` have the wrong rank or fewer than 2 classes.
     """
-    _check_logits("prediction_entropy", logits)
+    logits = _checked_logits("prediction_entropy", logits)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     entropy: Tensor = torch.special.entr(wide.softmax(dim=1)).sum(dim=1)
     return entropy
@@ -127,15 +116,16 @@ def entropy_filter(
     at any size, while `torch.quantile` of PyTorch 2.13 stops at 2**24 elements. Nothing synchronises with the host.
 
     Args:
-        logits: [B, C, H, W], the teacher's class scores before the softmax.
+        logits: [B, C, *S] or [M, C], the teacher's class scores before the softmax, of at least 2 classes. For a
+            single channel x of a binary model, which predicts sigmoid(x), pass `torch.cat([-x, x], 1) / 2`.
         keep_fraction: fraction of pixels to keep, in [0, 1]. A 0-dim tensor may change from step to step without a
             recompilation. A tensor's value is clamped to [0, 1], and NaN keeps none.
         ignore_index: label of ignored pixels, outside [0, C).
-        valid_mask: [B, H, W] bool. False marks padding (a crop's border, a CutMix hole), which is ignored and left out
-            of the quantile. None marks all pixels as valid.
+        valid_mask: [B, *S], [B, 1, *S] or [M] bool. False marks padding (a crop's border, a CutMix hole), which is
+            ignored and left out of the quantile. None marks all pixels as valid.
 
     Returns:
-        The filtered labels, [B, H, W] int64. A pixel with a NaN logit is always ignored.
+        The filtered labels, [B, *S] or [M] int64. A pixel with a NaN logit is always ignored.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -143,7 +133,8 @@ def entropy_filter(
 
     Reference: Wang et al., CVPR 2023, section 3.2.
     """
-    _check_logits("entropy_filter", logits)
+    op = "entropy_filter"
+    logits = _checked_logits(op, logits)
     keep = _checked_fraction(keep_fraction, logits.device)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"entropy_filter: ignore_index must be an int, got {ignore_index!r}")
@@ -152,20 +143,14 @@ def entropy_filter(
             f"entropy_filter: ignore_index must lie outside the classes [0, {logits.shape[1]}), "
             f"got {ignore_index}"
         )
-    labels = logits.argmax(dim=1)  # [B, H, W]
-    entropy = prediction_entropy(logits)  # [B, H, W]
+    labels = logits.argmax(dim=1)  # [B, *S]
+    entropy = prediction_entropy(logits)  # [B, *S]
     usable = ~entropy.isnan()
     if valid_mask is not None:
-        if not isinstance(valid_mask, Tensor) or valid_mask.dtype != torch.bool:
-            raise TypeError(
-                f"entropy_filter: valid_mask must be a bool tensor, got {_kind(valid_mask)}"
-            )
-        if valid_mask.shape != labels.shape:
-            raise ValueError(
-                f"entropy_filter: valid_mask must have shape {list(labels.shape)}, "
-                f"got {list(valid_mask.shape)}"
-            )
-        usable = usable & valid_mask
+        mask = checked_tensor(op, "valid_mask", valid_mask, "a bool tensor")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{op}: valid_mask must be a bool tensor, got {mask.dtype}")
+        usable = usable & per_pixel(op, "valid_mask", mask, labels.shape, "")
     certain = (entropy < _masked_quantile(entropy, keep, usable)) | (keep >= 1)
     return labels.masked_fill(~(certain & usable), ignore_index)
 
@@ -195,13 +180,18 @@ def _masked_quantile(values: Tensor, fraction: Tensor, usable: Tensor) -> Tensor
     return torch.lerp(low, high, position - below).to(values.dtype)
 
 
-def _check_logits(name: str, logits: Tensor) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"{name}: logits must be a floating point tensor, got {_kind(logits)}")
-    if logits.dim() != 4 or logits.shape[1] == 0:
+def _checked_logits(op: str, logits: Tensor) -> Tensor:
+    logits = checked_floats(op, "logits", logits)
+    if logits.dim() < 2:
         raise ValueError(
-            f"{name}: logits must have shape [B, C, H, W] with C > 0, got {list(logits.shape)}"
+            f"{op}: logits must have shape [B, C, *S] or [M, C], got {list(logits.shape)}"
         )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"{op}: logits must have at least 2 classes, got {list(logits.shape)}; for one channel of a sigmoid use "
+            "torch.cat([-logits, logits], 1) / 2"
+        )
+    return logits
 
 
 def _checked_fraction(fraction: float | Tensor, device: torch.device) -> Tensor:
@@ -220,8 +210,3 @@ def _checked_fraction(fraction: float | Tensor, device: torch.device) -> Tensor:
     if not 0 <= fraction <= 1:
         raise ValueError(f"entropy_filter: keep_fraction must lie in [0, 1], got {fraction}")
     return torch.full((), fraction, dtype=dtype, device=device)
-
-
-def _kind(value: object) -> str:
-    """For an error: a tensor's dtype, or the name of another type."""
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -87,7 +87,7 @@ class DensityContrastLoss(FixedDtypeModule):
 
     Example:
         >>> loss = DensityContrastLoss(num_classes=21, feature_dim=256, exclude_classes=(0,))
-        >>> value = loss(projections, labels, features)  # [B, 256, H, W], [B, H, W], [B, 256, H, W]
+        >>> value = loss(projections, labels, features)  # [B, 256, *S], [B, *S], [B, 256, *S]
         >>> value.backward()
 
     Reference: Wang, Zhang, Yu, Xiao, "Hunting Sparsity: Density-Guided Contrastive Learning for
@@ -288,16 +288,20 @@ class DensityContrastLoss(FixedDtypeModule):
     ) -> Tensor:
         """The loss of a batch. In training mode, rows of the batch then enter the bank.
 
+        Maps are read in place, whatever their strides. Tensor subclasses such as MONAI's MetaTensor count as plain
+        tensors, and the loss is a plain tensor. For tokens [B, N, E] pass `tokens.transpose(1, 2)`, which is a view.
+
         With a `ProjectionHead` as projections, the step calls it once, on the chosen rows, under the caller's autocast.
         An inf or NaN that it computes reaches the loss. If it is in a row to push, that class pushes nothing.
 
         Args:
-            projections: [B, E, H, W] or [M, E]. They receive the gradient. Or a `ProjectionHead`, also wrapped in
-                DistributedDataParallel or compiled, except with keys "average".
-            labels: [B, H, W] or [M], class of each pixel in any integer dtype, or `ignore_index`.
-            features: [B, D, H, W] or [M, D]. Densities are computed from these; by default from the projections. They
+            projections: [B, E, *S] with 1 to 6 spatial dimensions, or [M, E]. They receive the gradient. Or a
+                `ProjectionHead`, also wrapped in DistributedDataParallel or compiled, except with keys "average".
+            labels: [B, *S], [B, 1, *S] or [M], class of each pixel in any integer dtype, or `ignore_index`.
+            features: [B, D, *S] or [M, D]. Densities are computed from these; by default from the projections. They
                 receive no gradient from the densities. With a head they are required, and receive its gradient.
-            confidence: [B, H, W] or [M], of each pixel's label. Needed by "low_confidence" and "high_confidence".
+            confidence: [B, *S], [B, 1, *S] or [M], of each pixel's label. Needed by "low_confidence" and
+                "high_confidence".
             update_bank: False leaves the bank's rows as they are.
 
         Returns:
@@ -311,7 +315,7 @@ class DensityContrastLoss(FixedDtypeModule):
         """
         self.bank.finish_exchange()
         buffers.check(self.bank, labels)
-        batch = Batch.checked(
+        batch, projections = Batch.checked(
             "DensityContrastLoss",
             self.bank,
             projections,
@@ -320,7 +324,7 @@ class DensityContrastLoss(FixedDtypeModule):
             confidence,
             self.strategy,
         )
-        empty = labels.numel() == 0
+        empty = batch.labels.numel() == 0
         if empty:
             # Other ranks may have pixels and wait for this one. A head in DDP needs its gradients.
             batch = batch.one_ignored_pixel(self.strategy.ignore_index)
@@ -328,10 +332,10 @@ class DensityContrastLoss(FixedDtypeModule):
                 projections = zero_row(projections)
         changes = self.training and not (empty and self.bank._ranks().world_size == 1)
         push = update_bank and changes
-        with no_autocast(labels):
+        with no_autocast(batch.labels):
             choice = selection.select(self.strategy, self.bank, self.included, batch, push)
         choice, rows = chosen_rows(self.strategy, self.bank, projections, batch.features, choice)
-        with no_autocast(labels):
+        with no_autocast(batch.labels):
             per_class = density_contrast(
                 rows.anchors,
                 rows.keys,

@@ -7,7 +7,7 @@ bank's device. So a checkpoint continues bit for bit, and no step syncs.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -326,9 +326,9 @@ class MemoryBank(FixedDtypeModule):
         Everything is checked before anything is written.
 
         Args:
-            features: [B, D, H, W] or [M, D], any float dtype.
-            projections: [B, E, H, W] or [M, E], any float dtype.
-            labels: [B, H, W] or [M], any integer dtype.
+            features: [B, D, *S] with 1 to 6 spatial dimensions, or [M, D], any float dtype.
+            projections: [B, E, *S] or [M, E], any float dtype.
+            labels: [B, *S], [B, 1, *S] or [M], any integer dtype.
             ignore_index: label of pixels to skip.
 
         Raises:
@@ -338,13 +338,14 @@ class MemoryBank(FixedDtypeModule):
         """
         self.finish_exchange()
         buffers.check(self, labels)
-        batch = Batch.checked("MemoryBank.push", self, projections, labels, features)
-        if labels.numel() == 0:
+        batch, maps = Batch.checked("MemoryBank.push", self, projections, labels, features)
+        projections = cast(Tensor, maps)
+        if batch.labels.numel() == 0:
             if self._ranks().world_size == 1:
                 return
             # The other ranks have rows and wait for this one.
             batch, projections = batch.one_ignored_pixel(ignore_index), zero_row(projections)
-        with no_autocast(labels):
+        with no_autocast(batch.labels):
             push = selection.rows_to_push(self, batch, ignore_index)
             projections = gather_rows(projections, push.pixels.index)
             self.rng_state[1].add_(1)  # before the push, which sends rank 0's state

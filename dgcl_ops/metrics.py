@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgcl_ops._clusters import check_floats, check_integers, sort_by_class
+from dgcl_ops._clusters import sort_by_class
+from dgcl_ops._inputs import checked_floats, checked_labels, per_pixel
 
 
 @torch.no_grad()
@@ -179,13 +180,9 @@ def density_statistics(
             label is out of range.
     """
     name = "density_statistics"
-    check_floats(name, "density", density)
-    check_integers(name, labels)
-    if labels.shape != density.shape:
-        raise ValueError(
-            f"{name}: labels must have the shape of density, {list(density.shape)}, "
-            f"got {list(labels.shape)}"
-        )
+    density = checked_floats(name, "density", density)
+    labels = checked_labels(name, labels)
+    labels = per_pixel(name, "labels", labels, density.shape, ", that of density")
     if num_classes < 1:
         raise ValueError(f"{name}: num_classes must be positive, got {num_classes}")
     if not all(0 <= quantile <= 1 for quantile in quantiles):

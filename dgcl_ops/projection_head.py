@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._inputs import checked_tensor
 from dgcl_ops._precision import autocast_enabled, compute_dtype
 from dgcl_ops.ops import _arguments
 
 
 class ProjectionHead(nn.Module):
-    """Per pixel: linear, batch norm, ReLU, linear, as 1x1 convolutions.
+    """Per pixel: linear, batch norm, ReLU, linear, as 1x1 convolutions. Maps may have any number of dimensions.
 
     The first layer has no bias, since the batch norm would remove it. Give the head the learning rate of the decoder,
     and use it in every step, since DDP waits for its gradients. Wrap the head in DDP as well, if it is not part of the
@@ -58,29 +59,30 @@ class ProjectionHead(nn.Module):
         """The projections of a feature map or of rows.
 
         Args:
-            features: [B, D, H, W], or M rows [M, D], M at least 1, of any float dtype. Without autocast they are cast
+            features: [B, D, *S], or M rows [M, D], M at least 1, of any float dtype. Without autocast they are cast
                 to the dtype of the weights.
             used: [M] bool, with rows only. False marks padding, which must be finite. The batch norm's statistics skip
                 it, and its projection is arbitrary. By default all rows are used.
 
         Returns:
-            The projections, [B, E, H, W] or [M, E].
+            The projections, [B, E, *S] or [M, E].
 
         Raises:
             TypeError: If the features have no float dtype, or `used` is given and the norm was replaced by one that is
                 not a BatchNorm2d.
             ValueError: If a shape or dtype does not fit.
         """
+        features = checked_tensor("ProjectionHead", "features", features)
         if not features.is_floating_point():
             raise TypeError(
                 f"ProjectionHead: features must have a float dtype, got {features.dtype}"
             )
         shape = list(features.shape)
         rows = features.dim() == 2
-        if (features.dim() != 4 and not (rows and shape[0])) or shape[1] != self.in_channels:
+        if len(shape) < 2 or (rows and not shape[0]) or shape[1] != self.in_channels:
             raise ValueError(
                 f"ProjectionHead: features must have shape [M, {self.in_channels}] with M at least 1, or "
-                f"[B, {self.in_channels}, H, W], got {shape}"
+                f"[B, {self.in_channels}, *S], got {shape}"
             )
         if used is not None and (
             not rows or used.shape != features.shape[:1] or used.dtype != torch.bool
@@ -93,12 +95,19 @@ class ProjectionHead(nn.Module):
         if isinstance(weight, Tensor) and not autocast_enabled(features):
             features = features.to(weight.dtype)
         if not rows:
-            projections: Tensor = self.layers(features)
-            return projections
+            projections: Tensor = self.layers(_as_2d(features))
+            if len(shape) == 3:
+                return projections.squeeze(2)
+            return projections if len(shape) == 4 else projections.unflatten(2, shape[2:-1])
         first, norm, activation, last = self.layers
         hidden = first(_as_map(features))
         hidden = norm(hidden) if used is None else _norm_of_used(norm, hidden, used)
         return _as_rows(last(activation(hidden)))
+
+
+def _as_2d(maps: Tensor) -> Tensor:
+    """[B, D, *S] -> [B, D, H, W]. The convolution copies a crop that this cannot view anyway."""
+    return maps.unsqueeze(2) if maps.dim() == 3 else maps.flatten(2, -2)
 
 
 def _as_map(rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._inputs import checked_labels, checked_tensor, per_pixel
 from dgcl_ops._precision import compute_dtype, no_autocast
 from dgcl_ops.ops import _arguments
 
@@ -30,8 +31,8 @@ class PseudoLabelLoss(nn.Module):
         """The loss of a batch.
 
         Args:
-            logits: [B, C, H, W] or [M, C], any float dtype.
-            labels: [B, H, W] or [M], any integer dtype.
+            logits: [B, C, *S] or [M, C], any float dtype.
+            labels: [B, *S], [B, 1, *S] or [M], any integer dtype.
 
         Returns:
             The loss as a scalar, computed in float64 for float64 logits, else in float32. It is 0, still connected to
@@ -42,15 +43,16 @@ class PseudoLabelLoss(nn.Module):
             ValueError: If the shapes do not fit.
         """
         op = "PseudoLabelLoss"
+        logits = checked_tensor(op, "logits", logits)
         if not logits.is_floating_point():
             raise TypeError(f"{op}: logits must have a float dtype, got {logits.dtype}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
-        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != labels.shape:
+        if logits.dim() < 2:
             raise ValueError(
-                f"{op}: labels must have the shape of logits {list(logits.shape)} without the class dimension, "
-                f"got {list(labels.shape)}"
+                f"{op}: logits must have shape [B, C, *S] or [M, C], got {list(logits.shape)}"
             )
+        labels = checked_labels(op, labels)
+        size = logits.shape[:1] + logits.shape[2:]
+        labels = per_pixel(op, "labels", labels, size, ", one for each pixel of the logits")
         wide = compute_dtype(logits)
         with no_autocast(logits):
             labels = labels.to(torch.int64)

@@ -77,7 +77,7 @@ def run(module, batch, **changes):
 
 def draw_of(module, batch, push=True):
     with torch.no_grad():
-        checked = Batch.checked("test", module.bank, **batch, strategy=module.strategy)
+        checked, _ = Batch.checked("test", module.bank, **batch, strategy=module.strategy)
         return selection.select(module.strategy, module.bank, module.included, checked, push)
 
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "../common/maps.h"
 #include "../common/parallel.h"
 #include "../ops/checks.h"
 
@@ -16,25 +17,20 @@ namespace {
 constexpr int64_t kTilePixels = 2048;  // neighbouring pixels. Their marks stay in the L1 cache.
 constexpr int64_t kChannels = 4;       // read together, so that marks are loaded and stored less often
 
-// Element (b, d, y, x) is at b * image + d * channel + y * row + x * pixel. [M, D] is one image of one row.
+// Channel d of pixel p is d * channel after the pixel's place.
 struct Maps {
   const void* data;
   ScalarType dtype;
-  int64_t dim, height, width, image, channel, row, pixel;
+  PixelLayout layout;
+  int64_t dim, channel, pixel;  // a pixel of the innermost side is `pixel` after the one before
 
-  // The shape is [images, dim, height, width], [dim of one pixel] or, without channels, [images, height, width].
-  Maps(const Tensor& t, bool has_channels) : data(t.const_data_ptr()), dtype(t.scalar_type()) {
-    const int64_t first = has_channels ? 2 : 1;  // the dimension after images and channels
-    const bool flat = t.dim() == first;
-    dim = has_channels ? t.size(1) : 1;
-    channel = has_channels ? t.stride(1) : 1;
-    height = flat ? 1 : t.size(first);
-    width = flat ? t.size(0) : t.size(first + 1);
-    image = flat ? 0 : t.stride(0);
-    row = flat ? 0 : t.stride(first);
-    pixel = flat ? t.stride(0) : t.stride(first + 1);
-  }
-  bool rows_follow() const { return height == 1 || width == 1 || row == width * pixel; }
+  Maps(const Tensor& t, bool has_channels)
+      : data(t.const_data_ptr()),
+        dtype(t.scalar_type()),
+        layout(pixel_layout(t, has_channels ? 1 : -1)),
+        dim(has_channels ? t.size(1) : 1),
+        channel(has_channels ? t.stride(1) : 1),
+        pixel(layout.strides[0]) {}
 };
 
 template <typename Word>
@@ -90,23 +86,18 @@ Tensor finite_rows_cpu(const Tensor& maps, std::optional<Tensor> other_maps, std
   std::vector<Maps> given = {Maps(maps, true)};
   if (other_maps) given.emplace_back(*other_maps, true);
   if (confidence) given.emplace_back(*confidence, false);
-  const int64_t images = maps.dim() == 2 ? 1 : maps.size(0);
-  if (std::all_of(given.begin(), given.end(), [](const Maps& m) { return m.rows_follow(); }))
-    for (Maps& m : given) {  // one row per image
-      m.pixel = m.width == 1 ? m.row : m.pixel;
-      m.width *= m.height;
-      m.height = 1;
-    }
-  const int64_t height = given[0].height, width = given[0].width, tiles = (width + kTilePixels - 1) / kTilePixels;
-  Tensor out = torch::stable::new_empty(maps, {images * height * width}, ScalarType::Bool);
+  const int64_t pixels = count_pixels("finite_rows", "maps", maps.sizes(), 1);
+  Tensor out = torch::stable::new_empty(maps, {pixels}, ScalarType::Bool);
   bool* finite = static_cast<bool*>(out.mutable_data_ptr());
-  std::fill_n(finite, out.numel(), true);
-  run_queue(images * height * tiles, [&](auto& next) {
+  std::fill_n(finite, pixels, true);
+  run_queue((pixels + kTilePixels - 1) / kTilePixels, [&](auto& next) {
     for (int64_t tile; (tile = next()) >= 0;) {
-      const int64_t x = tile % tiles * kTilePixels, y = tile / tiles % height, b = tile / tiles / height;
-      const int64_t count = std::min(kTilePixels, width - x);
+      const int64_t end = std::min((tile + 1) * kTilePixels, pixels);
       for (const Maps& m : given)
-        mark_run(m, b * m.image + y * m.row + x * m.pixel, count, finite + (b * height + y) * width + x);
+        for (int64_t p = tile * kTilePixels, count; p < end; p += count) {
+          count = std::min(end - p, m.layout.sizes[0] - p % m.layout.sizes[0]);  // the rest of a side
+          mark_run(m, pixel_place(m.layout, p), count, finite + p);
+        }
     }
   });
   return out;

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../common/maps.h"
 #include "../common/parallel.h"
 #include "../ops/checks.h"
 
@@ -15,25 +16,24 @@ namespace {
 
 constexpr int64_t kTilePixels = 64;  // neighbouring pixels that are read together
 
-// Element (b, d, p) of a map is at b * image + d * channel + p * pixel.
-struct MapLayout {
-  int64_t images, dim, area, image, channel, pixel;
+// Channel d of pixel p is d * channel after the pixel's place.
+struct Maps {
+  PixelLayout layout;
+  int64_t pixels, dim, channel;
 
-  explicit MapLayout(const Tensor& maps)
-      : images(maps.size(0)),
+  explicit Maps(const Tensor& maps)
+      : layout(pixel_layout(maps, 1)),
+        pixels(count_pixels("gather_rows", "maps", maps.sizes(), 1)),
         dim(maps.size(1)),
-        area(maps.size(2) * maps.size(3)),
-        image(maps.stride(0)),
-        channel(maps.stride(1)),
-        pixel(maps.size(3) == 1 ? maps.stride(2) : maps.stride(3)) {}  // the stride of a single column is arbitrary
+        channel(maps.stride(1)) {}
 };
 
 // In a channel-first map each element of a row lies on a different page. So rows are sorted by tile of neighbouring
 // pixels. Each plane of a tile is then read once, for all rows of the tile.
 template <typename Word>
-void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64_t count, Word* out) {
-  const int64_t tiles_per_image = (map.area + kTilePixels - 1) / kTilePixels, tiles = map.images * tiles_per_image;
-  auto tile_of = [&](int64_t p) { return p / map.area * tiles_per_image + p % map.area / kTilePixels; };
+void gather(const Maps& maps, const Word* data, const int64_t* pixels, int64_t count, Word* out) {
+  const int64_t tiles = (maps.pixels + kTilePixels - 1) / kTilePixels;
+  auto tile_of = [&](int64_t p) { return p / kTilePixels; };
   std::vector<int64_t> begin(static_cast<size_t>(tiles + 1), 0), rows(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) ++begin[static_cast<size_t>(tile_of(pixels[i]) + 1)];
   for (size_t t = 1; t < begin.size(); ++t) begin[t] += begin[t - 1];
@@ -46,35 +46,32 @@ void gather(const MapLayout& map, const Word* maps, const int64_t* pixels, int64
       from.clear();
       to.clear();
       for (int64_t i = begin[static_cast<size_t>(t)]; i < begin[static_cast<size_t>(t + 1)]; ++i) {
-        const int64_t row = rows[static_cast<size_t>(i)], p = pixels[row];
-        from.push_back(maps + p / map.area * map.image + p % map.area * map.pixel);
-        to.push_back(out + row * map.dim);
+        const int64_t row = rows[static_cast<size_t>(i)];
+        from.push_back(data + pixel_place(maps.layout, pixels[row]));
+        to.push_back(out + row * maps.dim);
       }
-      for (int64_t d = 0; d < map.dim; ++d)
-        for (size_t i = 0; i < from.size(); ++i) to[i][d] = from[i][d * map.channel];
+      for (int64_t d = 0; d < maps.dim; ++d)
+        for (size_t i = 0; i < from.size(); ++i) to[i][d] = from[i][d * maps.channel];
     }
   });
 }
 
 Tensor gather_rows_cpu(const Tensor& maps, const Tensor& pixels) {
   check_gather_rows(maps, pixels);
-  const bool rows_follow = maps.size(2) == 1 || maps.size(3) == 1 ||
-                           maps.stride(2) == maps.size(3) * maps.stride(3);  // one stride covers all pixels
-  const Tensor dense = rows_follow ? maps : torch::stable::contiguous(maps),
-               dense_pixels = torch::stable::contiguous(pixels);
-  const MapLayout map(dense);
+  const Tensor dense_pixels = torch::stable::contiguous(pixels);
+  const Maps given(maps);
   const int64_t* pixel = static_cast<const int64_t*>(dense_pixels.const_data_ptr());
   const int64_t count = dense_pixels.numel();
   for (int64_t i = 0; i < count; ++i)
-    if (pixel[i] < 0 || pixel[i] >= map.images * map.area)
-      fail("gather_rows", "indices must lie in [0, ", map.images * map.area, "), got ", pixel[i]);
+    if (pixel[i] < 0 || pixel[i] >= given.pixels)
+      fail("gather_rows", "indices must lie in [0, ", given.pixels, "), got ", pixel[i]);
   std::vector<int64_t> shape(pixels.sizes().begin(), pixels.sizes().end());
-  shape.push_back(map.dim);
+  shape.push_back(given.dim);
   Tensor out = torch::stable::new_empty(maps, shape);
   if (out.numel() == 0) return out;
   auto run = [&](auto word) {
     using Word = decltype(word);
-    gather(map, static_cast<const Word*>(dense.const_data_ptr()), pixel, count,
+    gather(given, static_cast<const Word*>(maps.const_data_ptr()), pixel, count,
            static_cast<Word*>(out.mutable_data_ptr()));
   };
   if (maps.element_size() == 8)
@@ -166,15 +163,16 @@ Tensor gather_rows_backward_cpu(const Tensor& dL_drows, const Tensor& pixels, st
   check_gather_rows_backward(dL_drows, pixels, shape);
   const Tensor rows = torch::stable::contiguous(dL_drows), dense_pixels = torch::stable::contiguous(pixels);
   const int64_t* pixel = static_cast<const int64_t*>(dense_pixels.const_data_ptr());
-  const int64_t images = shape[0], dim = shape[1], area = shape[2] * shape[3], count = dense_pixels.numel();
+  const int64_t images = shape[0], dim = shape[1], count = dense_pixels.numel();
+  const int64_t num_pixels = count_pixels("gather_rows_backward", "shape", shape, 1);
   for (int64_t i = 0; i < count; ++i)
-    if (pixel[i] < 0 || pixel[i] >= images * area)
-      fail("gather_rows_backward", "indices must lie in [0, ", images * area, "), got ", pixel[i]);
+    if (pixel[i] < 0 || pixel[i] >= num_pixels)
+      fail("gather_rows_backward", "indices must lie in [0, ", num_pixels, "), got ", pixel[i]);
   Tensor dL_dmaps = torch::stable::new_empty(dL_drows, shape);
   if (dL_dmaps.numel() == 0) return dL_dmaps;
   auto run = [&](auto stored) {
     using Stored = decltype(stored);
-    scatter(static_cast<const Stored*>(rows.const_data_ptr()), pixel, count, images, dim, area,
+    scatter(static_cast<const Stored*>(rows.const_data_ptr()), pixel, count, images, dim, num_pixels / images,
             static_cast<Stored*>(dL_dmaps.mutable_data_ptr()));
   };
   switch (dL_drows.scalar_type()) {

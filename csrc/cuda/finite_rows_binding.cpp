@@ -1,3 +1,4 @@
+#include "../common/maps.h"
 #include "../ops/checks.h"
 #include "binding.h"
 #include "finite_rows_kernel.h"
@@ -18,34 +19,26 @@ uint64_t exponent_of(ScalarType dtype) {
   }
 }
 
-// [images, dim, height, width] or [pixels, dim]; without channels, [images, height, width] or [pixels].
 FiniteMaps finite_maps(const Tensor& t, bool has_channels) {
-  const int64_t first = has_channels ? 2 : 1;  // the dimension after images and channels
-  const bool flat = t.dim() == first;          // one image of one row
   FiniteMaps m;
   m.data = t.const_data_ptr();
   m.element_bytes = static_cast<int>(t.element_size());
   m.exponent = exponent_of(t.scalar_type());
   m.dim = has_channels ? t.size(1) : 1;
   m.channel_stride = has_channels ? t.stride(1) : 1;
-  m.image_stride = flat ? 0 : t.stride(0);
-  m.row_stride = flat ? 0 : t.stride(first);
-  m.pixel_stride = flat ? t.stride(0) : t.stride(first + 1);
+  m.layout = pixel_layout(t, has_channels ? 1 : -1);
   return m;
 }
 
 Tensor finite_rows_cuda(const Tensor& maps, std::optional<Tensor> other_maps, std::optional<Tensor> confidence) {
   check_finite_rows(maps, other_maps, confidence);
   const OnDeviceOf device(maps);
-  const bool flat = maps.dim() == 2;
   FiniteRowsArguments a;
   a.maps = finite_maps(maps, true);
   if (other_maps) a.other_maps = finite_maps(*other_maps, true);
   if (confidence) a.confidence = finite_maps(*confidence, false);
-  a.num_images = flat ? 1 : maps.size(0);
-  a.height = flat ? 1 : maps.size(2);
-  a.width = flat ? maps.size(0) : maps.size(3);
-  Tensor finite = torch::stable::new_empty(maps, {a.num_images * a.height * a.width}, ScalarType::Bool);
+  a.num_pixels = count_pixels("finite_rows", "maps", maps.sizes(), 1);
+  Tensor finite = torch::stable::new_empty(maps, {a.num_pixels}, ScalarType::Bool);
   a.finite = static_cast<bool*>(finite.mutable_data_ptr());
   check_launch("finite_rows", launch_finite_rows(a, device.stream()));
   return finite;

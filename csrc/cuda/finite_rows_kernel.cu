@@ -34,29 +34,21 @@ __device__ __forceinline__ bool has_special(uint4 v, uint64_t exponent) {
   return found;
 }
 
-// The place of channel 0 of a pixel, in elements.
-__device__ __forceinline__ int64_t pixel_place(const FiniteRowsArguments& a, const FiniteMaps& m, int64_t pixel) {
-  const int64_t image = pixel / (a.height * a.width), rest = pixel - image * (a.height * a.width);
-  const int64_t y = rest / a.width;
-  return image * m.image_stride + y * m.row_stride + (rest - y * a.width) * m.pixel_stride;
-}
-
-// Whether pixel `first` + lane is special in the part of the map that the calling warp reads.
+// Whether pixel `first` + lane, which is at `place`, is special in the part of the map that the calling warp reads.
 template <typename Word>
-__device__ __forceinline__ bool warp_finds(const FiniteRowsArguments& a, const FiniteMaps& m, int64_t first,
-                                           int64_t num_pixels) {
+__device__ __forceinline__ bool warp_finds(const FiniteMaps& m, int64_t place, int64_t first, int64_t num_pixels) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const Word* data = static_cast<const Word*>(m.data);
   bool mine = false;
   if (m.channel_stride != 1 || m.dim == 1) {
     if (first + lane >= num_pixels) return false;
-    const Word* pixel = data + pixel_place(a, m, first + lane);
+    const Word* pixel = data + place;
 #pragma unroll 8
     for (int64_t d = warp; d < m.dim; d += kFiniteWarps) mine |= is_special(pixel[d * m.channel_stride], m.exponent);
     return mine;
   }
   for (int i = warp; i < kWarp && first + i < num_pixels; i += kFiniteWarps) {
-    const Word* pixel = data + pixel_place(a, m, first + i);
+    const Word* pixel = data + __shfl_sync(kFullWarp, place, i);
     bool found = false;
     if (m.vectors) {
       constexpr int kPerVector = sizeof(uint4) / sizeof(Word);
@@ -72,20 +64,20 @@ __device__ __forceinline__ bool warp_finds(const FiniteRowsArguments& a, const F
   return mine;
 }
 
-__device__ __forceinline__ bool warp_finds_any(const FiniteRowsArguments& a, const FiniteMaps& m, int64_t first,
-                                               int64_t num_pixels) {
-  if (m.element_bytes == 8) return warp_finds<uint64_t>(a, m, first, num_pixels);
-  if (m.element_bytes == 4) return warp_finds<uint32_t>(a, m, first, num_pixels);
-  return warp_finds<uint16_t>(a, m, first, num_pixels);
+__device__ __forceinline__ bool warp_finds_any(const FiniteMaps& m, int64_t first, int64_t num_pixels) {
+  const int64_t place = pixel_place(m.layout, first + threadIdx.x % kWarp);  // of no pixel in the last lanes
+  if (m.element_bytes == 8) return warp_finds<uint64_t>(m, place, first, num_pixels);
+  if (m.element_bytes == 4) return warp_finds<uint32_t>(m, place, first, num_pixels);
+  return warp_finds<uint16_t>(m, place, first, num_pixels);
 }
 
 __global__ void __launch_bounds__(kFiniteThreads) finite_rows_kernel(FiniteRowsArguments a) {
   DGCL_SHARED(unsigned, found_by, [kFiniteWarps]);  // a bit for each pixel
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t num_pixels = a.num_images * a.height * a.width, first = static_cast<int64_t>(blockIdx.x) * kWarp;
-  bool found = warp_finds_any(a, a.maps, first, num_pixels);
-  found |= warp_finds_any(a, a.other_maps, first, num_pixels);
-  found |= warp_finds_any(a, a.confidence, first, num_pixels);
+  const int64_t num_pixels = a.num_pixels, first = static_cast<int64_t>(blockIdx.x) * kWarp;
+  bool found = warp_finds_any(a.maps, first, num_pixels);
+  found |= warp_finds_any(a.other_maps, first, num_pixels);
+  found |= warp_finds_any(a.confidence, first, num_pixels);
   const unsigned bits = __ballot_sync(kFullWarp, found);
   if (lane == 0) found_by[warp] = bits;
   __syncthreads();
@@ -101,18 +93,18 @@ namespace {
 
 bool has_vectors(const FiniteMaps& m) {
   const int64_t per_vector = static_cast<int64_t>(sizeof(uint4)) / m.element_bytes;
-  return reinterpret_cast<uintptr_t>(m.data) % sizeof(uint4) == 0 &&
-         (m.dim | m.image_stride | m.row_stride | m.pixel_stride) % per_vector == 0;
+  for (int i = 0; i < m.layout.sides; ++i)
+    if (m.layout.strides[i] % per_vector != 0) return false;
+  return reinterpret_cast<uintptr_t>(m.data) % sizeof(uint4) == 0 && m.dim % per_vector == 0;
 }
 
 }  // namespace
 
 int launch_finite_rows(const FiniteRowsArguments& arguments, void* stream) {
   FiniteRowsArguments a = arguments;
-  const int64_t num_pixels = a.num_images * a.height * a.width;
-  if (num_pixels == 0) return 0;
+  if (a.num_pixels == 0) return 0;
   for (FiniteMaps* m : {&a.maps, &a.other_maps}) m->vectors = has_vectors(*m);
-  DGCL_LAUNCH(finite_rows_kernel, blocks_for(num_pixels, kWarp), dim3(kFiniteThreads), 0, stream, a);
+  DGCL_LAUNCH(finite_rows_kernel, blocks_for(a.num_pixels, kWarp), dim3(kFiniteThreads), 0, stream, a);
   return static_cast<int>(cudaGetLastError());
 }
 #endif

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "../common/maps.h"
 #include "../ops/checks.h"
 #include "binding.h"
 #include "gather_rows_backward_kernel.h"
@@ -20,8 +21,8 @@ Tensor gather_rows_backward_cuda(const Tensor& dL_drows, const Tensor& pixels, s
   a.num_rows = dense_pixels.numel();
   a.num_images = shape[0];
   a.dim = shape[1];
-  a.area = shape[2] * shape[3];
-  const int64_t num_pixels = a.num_images * a.area;
+  const int64_t num_pixels = count_pixels("gather_rows_backward", "shape", shape, 1);
+  a.area = num_pixels / a.num_images;
   Tensor owners = torch::stable::new_empty(dL_drows, {2, num_pixels}, ScalarType::Int);
   torch::stable::fill_(owners, -1);
   a.highest = static_cast<int32_t*>(owners.mutable_data_ptr());

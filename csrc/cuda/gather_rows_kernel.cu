@@ -22,9 +22,7 @@ __device__ __forceinline__ uint4 all_ones<uint4>() {
 
 // Where the vector of pixel p begins, in elements. -1 for a pixel outside the maps.
 __device__ __forceinline__ int64_t pixel_offset(const GatherRowsArguments& a, int64_t p) {
-  if (p < 0 || p >= a.num_images * a.area) return -1;
-  const int64_t image = p / a.area;
-  return image * a.image_stride + (p - image * a.area) * a.pixel_stride;
+  return p < 0 || p >= a.map_pixels ? -1 : pixel_place(a.layout, p);
 }
 
 // Channels are contiguous: a warp copies a vector.
@@ -81,10 +79,11 @@ bool widen(GatherRowsArguments& a) {
   const int64_t per_word = static_cast<int64_t>(sizeof(uint4)) / a.element_bytes;
   const uintptr_t bytes = reinterpret_cast<uintptr_t>(a.maps) | reinterpret_cast<uintptr_t>(a.rows);
   if (a.channel_stride != 1 || bytes % sizeof(uint4) != 0) return false;
-  if ((a.dim | a.image_stride | a.pixel_stride) % per_word != 0) return false;
+  if (a.dim % per_word != 0) return false;
+  for (int i = 0; i < a.layout.sides; ++i)
+    if (a.layout.strides[i] % per_word != 0) return false;
   a.dim /= per_word;
-  a.image_stride /= per_word;
-  a.pixel_stride /= per_word;
+  for (int i = 0; i < a.layout.sides; ++i) a.layout.strides[i] /= per_word;
   return true;
 }
 

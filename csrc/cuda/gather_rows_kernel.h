@@ -1,14 +1,17 @@
 #pragma once
 #include <cstdint>
 
+#include "../math/pixel_layout.h"
+
 namespace dgcl {
 
 struct GatherRowsArguments {
-  const void* maps;   // element (b, d, p) at b * image_stride + d * channel_stride + p * pixel_stride
-  int element_bytes;  // 2, 4 or 8
-  int64_t num_images, dim, area;
-  int64_t image_stride, channel_stride, pixel_stride;  // in elements
-  const int64_t* pixels;                               // [num_pixels]
+  const void* maps;    // channel d of a pixel is d * channel_stride after the pixel's place
+  int element_bytes;   // 2, 4 or 8
+  PixelLayout layout;  // of map_pixels
+  int64_t map_pixels, dim;
+  int64_t channel_stride;  // in elements
+  const int64_t* pixels;   // [num_pixels]
   int64_t num_pixels;
   void* rows;  // [num_pixels, dim]
 };

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/maps.h"
 #include "checks.h"
 
 namespace dgcl {
@@ -14,21 +15,16 @@ std::vector<int64_t> pixels_of(const Tensor& maps) {
   return shape;
 }
 
-bool overflows(int64_t a, int64_t b) { return b != 0 && a > INT64_MAX / b; }
-
 }  // namespace
 
 void check_finite_rows(const Tensor& maps, const std::optional<Tensor>& other_maps,
                        const std::optional<Tensor>& confidence) {
   const char* op = "finite_rows";
   check_float(op, "maps", maps);
-  if (maps.dim() != 2 && maps.dim() != 4) fail(op, "maps must have shape [B, D, H, W] or [M, D], got ", shape_of(maps));
+  if (maps.dim() < 2 || maps.dim() > 2 + kMostSpatial)
+    fail(op, "maps must have shape [B, D, *S] with 1 to 6 spatial dimensions, or [M, D], got ", shape_of(maps));
   const std::vector<int64_t> pixels = pixels_of(maps);
-  int64_t count = 1;
-  for (int64_t size : pixels) {
-    if (overflows(count, size)) fail(op, "maps must have fewer than 2^63 pixels, got ", shape_of(maps));
-    count *= size;
-  }
+  count_pixels(op, "maps", maps.sizes(), 1);
   if (other_maps) {
     check_float(op, "other_maps", *other_maps);
     if (other_maps->dim() != maps.dim() || pixels_of(*other_maps) != pixels)

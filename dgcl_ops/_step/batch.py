@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._inputs import checked_labels, checked_tensor, per_pixel, plain
 from dgcl_ops.features import WRAPPERS
 from dgcl_ops.ops import finite_rows
+from dgcl_ops.ops._pixel_checks import MOST_SPATIAL
 from dgcl_ops.projection_head import ProjectionHead
 
 if TYPE_CHECKING:
@@ -19,14 +21,13 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What a step chooses from: maps and labels that fit each other and the bank. R is the number of pixels."""
 
-    labels: Tensor  # [B, H, W] or [M]
-    features: Tensor  # [B, D, H, W] or [M, D]
-    confidence: Tensor | None  # [B, H, W] or [M]; None if the strategy does not use it
+    labels: Tensor  # [B, *S] or [M]
+    features: Tensor  # [B, D, *S] or [M, D]
+    confidence: Tensor | None  # [B, *S] or [M]; None if the strategy does not use it
     usable: Tensor  # [R] bool, False where a map holds an inf or NaN
     op: str  # for errors
 
     @classmethod
-    @torch.no_grad()
     def checked(
         cls,
         op: str,
@@ -36,16 +37,16 @@ class Batch(NamedTuple):
         features: Tensor | None,
         confidence: Tensor | None = None,
         strategy: Strategy | None = None,
-    ) -> Batch:
-        """The batch, if it and its projections fit the bank.
+    ) -> tuple[Batch, Tensor | nn.Module]:
+        """The batch and its projections, if they fit the bank. Tensors of a subclass become plain ones.
 
         Args:
             op: name for the errors.
             bank: the memory bank.
-            projections: [B, E, H, W] or [M, E], or a ProjectionHead.
-            labels: [B, H, W] or [M].
-            features: [B, D, H, W] or [M, D]; None uses the projections.
-            confidence: the labels' shape.
+            projections: [B, E, *S] or [M, E], or a ProjectionHead.
+            labels: [B, *S], [B, 1, *S] or [M].
+            features: [B, D, *S] or [M, D]; None uses the projections.
+            confidence: [B, *S], [B, 1, *S] or [M].
             strategy: decides whether confidence is needed. None never needs it, and refuses a head.
 
         Raises:
@@ -56,6 +57,8 @@ class Batch(NamedTuple):
             _check_head(op, bank, projections, strategy)
             if features is None:
                 raise ValueError(f"{op}: features is required with a ProjectionHead")
+            if type(features) is not Tensor:
+                features = checked_tensor(op, "features", features)
             maps = {"features": features}
         else:
             if features is None:
@@ -65,15 +68,23 @@ class Batch(NamedTuple):
                         f"projection_dim {bank.projection_dim}"
                     )
                 features = projections
+            same = features is projections
+            if type(projections) is not Tensor:
+                projections = plain(projections)
+            if type(features) is not Tensor:
+                features = projections if same else checked_tensor(op, "features", features)
             maps = {"projections": projections, "features": features}
-        _check_maps(op, bank, maps, labels)
+        labels = _check_maps(op, bank, maps, labels)
         needed = strategy is not None and strategy.by_confidence
         if confidence is not None:
-            if confidence.shape != labels.shape or not confidence.is_floating_point():
+            confidence = checked_tensor(op, "confidence", confidence)
+            if not confidence.is_floating_point():
                 raise ValueError(
                     f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
                     f"got {confidence.dtype} {list(confidence.shape)}"
                 )
+            rule = ", that of the labels"
+            confidence = per_pixel(op, "confidence", confidence, labels.shape, rule)
         elif strategy is not None and needed:
             raise ValueError(
                 f"{op}: confidence is required with anchors={strategy.anchors!r}, keys={strategy.keys!r}"
@@ -83,8 +94,9 @@ class Batch(NamedTuple):
         others = None
         if isinstance(projections, Tensor) and projections is not features:
             others = projections
-        usable = finite_rows(features, others, confidence)
-        return cls(labels, features, confidence, usable, op)
+        with torch.no_grad():
+            usable = finite_rows(features, others, confidence)
+        return cls(labels, features, confidence, usable, op), projections
 
     def one_ignored_pixel(self, ignore_index: int) -> Batch:
         """Replaces a batch without pixels, which stays connected to it. The pixel changes nothing."""
@@ -134,31 +146,28 @@ def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strate
         )
 
 
-def _check_maps(op: str, bank: MemoryBank, maps: dict[str, Tensor], labels: Tensor) -> None:
-    """Raises unless maps and labels fit each other and the bank."""
+def _check_maps(op: str, bank: MemoryBank, maps: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The labels [B, *S] or [M], if maps and labels fit each other and the bank."""
     for name, tensor in maps.items():
         channels = bank.projection_dim if name == "projections" else bank.feature_dim
         if not tensor.is_floating_point():
             raise TypeError(f"{op}: {name} must have a float dtype, got {tensor.dtype}")
-        if tensor.dim() not in (2, 4) or tensor.shape[1] != channels:
+        if not 2 <= tensor.dim() <= 2 + MOST_SPATIAL or tensor.shape[1] != channels:
+            last = tensor.dim() > 2 and tensor.shape[-1] == channels
+            fix = f"; use {name}.movedim(-1, 1), since its channels are last" if last else ""
             raise ValueError(
-                f"{op}: {name} must have shape [B, {channels}, H, W] or [M, {channels}], "
-                f"got {list(tensor.shape)}"
+                f"{op}: {name} must have shape [B, {channels}, *S] with 1 to {MOST_SPATIAL} spatial dimensions, or "
+                f"[M, {channels}], got {list(tensor.shape)}{fix}"
             )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{op}: labels must have an integer dtype, got {labels.dtype}")
+    labels = checked_labels(op, labels)
     first, *others = maps.values()
     size = [*first.shape[:1], *first.shape[2:]]
     if any(list(other.shape[:1] + other.shape[2:]) != size for other in others):
         raise ValueError(
-            f"{op}: features must have the height and width of the projections {list(first.shape)}, "
+            f"{op}: features must have the size of the projections {list(first.shape)}, except for the channels, "
             f"got {list(maps['features'].shape)}"
         )
-    if list(labels.shape) != size:
-        raise ValueError(
-            f"{op}: labels must have shape {size}, one for each pixel of the maps, got "
-            f"{list(labels.shape)}; use dgcl_ops.resize_labels to resize a label map"
-        )
+    labels = per_pixel(op, "labels", labels, size, ", one for each pixel of the maps")
     device = bank.counts.device
     for name, tensor in (*maps.items(), ("labels", labels)):
         if tensor.device != device:
@@ -166,3 +175,4 @@ def _check_maps(op: str, bank: MemoryBank, maps: dict[str, Tensor], labels: Tens
                 f"{op}: {name} must be on the bank's device {device}, got {tensor.device}; "
                 "move the module with .to(device)"
             )
+    return labels

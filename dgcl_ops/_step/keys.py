@@ -45,7 +45,7 @@ def average_keys(
 ) -> Tensor:
     """The mean of all candidates and all bank rows of each class, in `dtype`.
 
-    projections [B, E, H, W] or [M, E] -> [C, E].
+    projections [B, E, *S] or [M, E] -> [C, E].
     """
     total = _candidate_sums(choice, bank.num_classes, projections, dtype, normalize)
     stored = bank.projections.to(dtype)
@@ -65,7 +65,7 @@ def _candidate_sums(
     It goes image by image, so there is no second copy of the whole map. A matrix product adds in the same order each
     time, unlike atomic additions.
 
-    projections [B, E, H, W] or [M, E] -> [C, E].
+    projections [B, E, *S] or [M, E] -> [C, E].
     """
     pixels = choice.candidates
     position = torch.arange(pixels.pixels.shape[0], device=pixels.pixels.device)
@@ -76,13 +76,11 @@ def _candidate_sums(
     place = torch.where(position - first < limit, pixels.pixels, pixel_count)
     member = torch.full((pixel_count + 1,), num_classes, device=place.device)
     member = member.scatter(0, place, pixels.classes)[:pixel_count]
-    images = (projections.t(),) if projections.dim() == 2 else projections.flatten(2).unbind(0)
+    images = (projections.t(),) if projections.dim() == 2 else projections.unbind(0)
     total = torch.zeros((num_classes, projections.shape[1]), dtype=dtype, device=place.device)
     class_index = torch.arange(num_classes, device=place.device)
-    for image, classes in zip(
-        images, member.view(len(images), -1), strict=False
-    ):  # [E, H * W], [H * W]
-        image = torch.where(classes < num_classes, image.to(dtype), 0)
+    for image, classes in zip(images, member.view(len(images), -1), strict=False):  # [E, *S], [N]
+        image = torch.where(classes < num_classes, image.flatten(1).to(dtype), 0)  # [E, N]
         weights = (classes == class_index.unsqueeze(1)).to(dtype)
         if normalize:
             weights = weights * inverse_norms(image, 0)

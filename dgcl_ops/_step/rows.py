@@ -45,8 +45,8 @@ def chosen_rows(
     Args:
         strategy: how the step chose.
         bank: the memory bank.
-        projections: [B, E, H, W] or [M, E], or the head, which is called under the caller's autocast.
-        features: [B, D, H, W] or [M, D], the head's input.
+        projections: [B, E, *S] or [M, E], or the head, which is called under the caller's autocast.
+        features: [B, D, *S] or [M, D], the head's input.
         choice: the chosen pixels.
     """
     tables = [choice.anchors, choice.keys, choice.negatives]

@@ -12,7 +12,8 @@ the host, and one compiled graph or CUDA graph works for every batch:
 
 Random numbers are described in `ops.random_bits`.
 
-Pixels are numbered r = b * H * W + y * W + x. Flat inputs [M, D] are numbered by row.
+Pixels are numbered over images and all spatial dimensions, the last one fastest: r = b * H * W + y * W + x for 2-D
+maps. Flat inputs [M, D] are numbered by row.
 """
 
 from typing import NamedTuple

@@ -56,16 +56,12 @@ def check_basics(op: str, given: Arguments) -> None:
             raise RuntimeError(f"{op}: {name} must be at least 1, got {given[name]}")
         if name in given and given[name] >= 2**31:
             raise RuntimeError(f"{op}: {name} must be less than 2^31, got {given[name]}")
-    if op == "finite_rows" and given["maps"].dim() not in (2, 4):
-        shape = list(given["maps"].shape)
-        raise RuntimeError(f"{op}: maps must have shape [B, D, H, W] or [M, D], got {shape}")
+    _pixel_checks.check_map_shapes(op, given)
     if op == "sum_rows" and given["rows"].dim() == 2 and given.get("indices") is None:
         shape = list(given["rows"].shape)
         raise RuntimeError(f"{op}: rows must have shape [C, P, E] without indices, got {shape}")
     if "count" in given:
         _check_count(op, given["count"])
-    if "shape" in given and len(given["shape"]) != 4:
-        raise RuntimeError(f"{op}: shape must be [B, D, H, W], got {list(given['shape'])}")
 
 
 def _check_count(op: str, count: int | torch.SymInt) -> None:
@@ -92,10 +88,7 @@ def check(op: str, given: Arguments) -> None:
     _check_dtypes(op, given)
     sizes = _check_shapes(op, given)
     if op == "gather_rows":
-        shape = given["maps"].shape
-        pixels = shape[0] * shape[2] * shape[3]
-        if pixels >= 2**63:
-            raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {list(shape)}")
+        pixels = _pixel_checks.count_pixels(op, "maps", given["maps"].shape)
         _check_indices(op, given["indices"], 0, pixels)
     _pixel_checks.check_sizes(op, given)
     if op == "gather_rows_backward":
@@ -193,30 +186,27 @@ def _check_indices(op: str, indices: Tensor, least: int, end: int) -> None:
 
 
 def _check_gathered(op: str, dL_drows: Tensor, indices: Tensor, shape: Sequence[int]) -> None:
-    images, dim, height, width = shape
     if min(shape) < 0:
         raise RuntimeError(f"{op}: shape must not have negative sizes, got {list(shape)}")
-    if images * height * width >= 2**63:
-        raise RuntimeError(f"{op}: shape must have fewer than 2^63 pixels, got {list(shape)}")
+    pixels = _pixel_checks.count_pixels(op, "shape", shape)
     if indices.numel() >= 2**31:
         raise RuntimeError(
             f"{op}: indices must have fewer than 2^31 entries, got {list(indices.shape)}"
         )
-    rows = [*indices.shape, dim]
+    rows = [*indices.shape, shape[1]]
     if list(dL_drows.shape) != rows:
         raise RuntimeError(
             f"{op}: dL_drows must have the shape of indices and D columns, {rows}, got {list(dL_drows.shape)}"
         )
-    _check_indices(op, indices, 0, images * height * width)
+    _check_indices(op, indices, 0, pixels)
 
 
 def _check_maps(
     op: str, maps: Tensor, other_maps: Tensor | None, confidence: Tensor | None
 ) -> None:
+    _pixel_checks.count_pixels(op, "maps", maps.shape)
     shape = list(maps.shape)
     pixels = shape[:1] + shape[2:]
-    if math.prod(pixels) >= 2**63:
-        raise RuntimeError(f"{op}: maps must have fewer than 2^63 pixels, got {shape}")
     if other_maps is not None:
         other = list(other_maps.shape)
         if len(other) != len(shape) or other[:1] + other[2:] != pixels:

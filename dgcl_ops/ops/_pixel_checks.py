@@ -1,11 +1,36 @@
 """The rules between arguments of the operators that choose pixels, see `_checks`."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgcl_ops.reference.pixels import table_places
+
+MOST_SPATIAL = 6
+_MAPS = f"[B, D, *S] with 1 to {MOST_SPATIAL} spatial dimensions"
+
+
+def check_map_shapes(op: str, given: dict[str, Any]) -> None:
+    """Rules for the number of dimensions of maps."""
+    if "shape" in given and not 3 <= len(given["shape"]) <= 2 + MOST_SPATIAL:
+        raise RuntimeError(f"{op}: shape must be {_MAPS}, got {list(given['shape'])}")
+    if "maps" not in given:
+        return
+    rows = op == "finite_rows"  # which takes [M, D] as well
+    if not 3 - rows <= given["maps"].dim() <= 2 + MOST_SPATIAL:
+        rule = f"{_MAPS}, or [M, D]" if rows else _MAPS
+        raise RuntimeError(f"{op}: maps must have shape {rule}, got {list(given['maps'].shape)}")
+
+
+def count_pixels(op: str, name: str, shape: Sequence[int]) -> int:
+    """The number of pixels of maps, [B, D, *S] or [M, D]."""
+    pixels = math.prod([*shape[:1], *shape[2:]])
+    if pixels >= 2**63:
+        raise RuntimeError(f"{op}: {name} must have fewer than 2^63 pixels, got {list(shape)}")
+    return pixels
 
 
 def check_sizes(op: str, given: dict[str, Any]) -> None:

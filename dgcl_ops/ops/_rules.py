@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "density": "[C, P]",
         "row_counts": "[C]",
     },
-    "gather_rows": {"maps": "[B, D, H, W]"},
+    "gather_rows": {},
     "gather_rows_backward": {},
     "silhouette_sums": {
         "features": "[N, D]",

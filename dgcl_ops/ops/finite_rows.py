@@ -21,12 +21,12 @@ def finite_rows(
     Reads every map once, in place, whatever its strides.
 
     Args:
-        maps: [B, D, H, W] feature maps, or [M, D] rows, of any float dtype.
+        maps: [B, D, *S] feature maps with 1 to 6 spatial dimensions, or [M, D] rows, of any float dtype.
         other_maps: maps of the same pixels, with any number of channels and any float dtype.
-        confidence: [B, H, W] or [M], a number for each pixel, of any float dtype.
+        confidence: [B, *S] or [M], a number for each pixel, of any float dtype.
 
     Returns:
-        [B * H * W] or [M] bool, True where all numbers are finite.
+        [R] bool for R pixels or rows, True where all numbers are finite.
 
     Raises:
         TypeError: If an argument is not a tensor.

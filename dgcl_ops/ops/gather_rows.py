@@ -1,5 +1,7 @@
 """The vectors of chosen pixels of a feature map."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ _registry.define(
     "gather_rows(Tensor maps, Tensor indices) -> Tensor",
     reference.gather_rows,
 )
-# `shape` is that of the maps, [B, D, H, W].
+# `shape` is that of the maps, [B, D, *S].
 _registry.define(
     "gather_rows_backward(Tensor dL_drows, Tensor indices, SymInt[] shape) -> Tensor dL_dmaps",
     reference_backward.gather_rows_backward,
@@ -22,23 +24,24 @@ _registry.define(
 
 
 def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
-    """Gathers the vectors of chosen pixels, without a permuted or contiguous copy of the map.
+    """Gathers the vectors of chosen pixels. The maps are read in place, whatever their strides.
 
     Differentiable in `maps`, any number of times. The gradients of a pixel that is chosen several times are added in
     the order of `indices`, in float32 (float64 for float64 maps), and rounded once. So the gradient has the same bits
     on the CPU and CUDA. `torch.func` cannot differentiate it.
 
     Args:
-        maps: [B, D, H, W] feature maps, or [R, D] rows. Channels-last maps are read in place.
-        indices: [...] int64, the pixels b * H * W + y * W + x, or the rows, to gather. Any order; repetitions allowed.
+        maps: [B, D, *S] feature maps with 1 to 6 spatial dimensions, or [R, D] rows.
+        indices: [...] int64, the pixels or rows to gather. Pixels are numbered over images and all spatial dimensions,
+            the last one fastest: b * H * W + y * W + x for 2-D maps. Any order; repetitions allowed.
 
     Returns:
         The vectors, [..., D], in the dtype of `maps`.
 
     Raises:
         TypeError: If an argument is not a tensor.
-        RuntimeError: If a shape or dtype is wrong, or, on the CPU, if an index lies outside [0, B * H * W). CUDA does
-            not check that, because a check would sync. There, such an index yields a row of NaNs and propagates no
+        RuntimeError: If a shape or dtype is wrong, or, on the CPU, if an index is not one of a pixel. CUDA does not
+            check that, because a check would sync. There, such an index yields a row of NaNs and propagates no
             gradient.
 
     With `maps` [R, D] this is `maps[indices]`, with PyTorch's rules and errors.
@@ -79,9 +82,13 @@ def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     (indices,) = ctx.saved_tensors
     rows = torch.ops.dgcl_ops.gather_rows(gradient, indices)
     if not indices.is_cpu:  # the CPU refuses strays
-        images, _, height, width = gradient.shape
-        rows = _without_strays(rows, indices, images * height * width)
+        rows = _without_strays(rows, indices, _pixels(gradient.shape))
     return rows, None, None
+
+
+def _pixels(shape: Sequence[int]) -> int:
+    """The pixels of maps [B, D, *S]."""
+    return math.prod([*shape[:1], *shape[2:]])
 
 
 def _strays(indices: Tensor, pixels: int) -> Tensor:
@@ -111,7 +118,7 @@ def _in_all_maps(indices: Tensor, pixels: int) -> Tensor:
 def _vmap(info: Any, in_dims: tuple, maps: Tensor, indices: Tensor) -> tuple[Tensor, int]:
     """Concatenates the images of all batches."""
     maps, indices = _registry.leading(info, in_dims, maps, indices)
-    indices = _in_all_maps(indices, maps[0, :, 0].numel())
+    indices = _in_all_maps(indices, _pixels(maps.shape[1:]))
     return torch.ops.dgcl_ops.gather_rows(maps.flatten(0, 1), indices), 0
 
 
@@ -121,8 +128,7 @@ def _backward_vmap(
 ) -> tuple[Tensor, int]:
     """Concatenates the images of all batches."""
     dL_drows, indices = _registry.leading(info, in_dims, dL_drows, indices)
-    images, dim, height, width = shape
-    indices = _in_all_maps(indices, images * height * width)
-    total = [info.batch_size * images, dim, height, width]
+    indices = _in_all_maps(indices, _pixels(shape))
+    total = [info.batch_size * shape[0], *shape[1:]]
     dL_dmaps = torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, total)
     return dL_dmaps.view(info.batch_size, *shape), 0

@@ -273,9 +273,13 @@ def memory_push(
 
 
 def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
-    """[B, D, H, W], indices [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
-    area = maps.shape[2] * maps.shape[3]
-    return maps.flatten(2)[indices // area, :, indices % area]
+    """[B, D, *S], indices [...] -> [..., D]: see `dgcl_ops.ops.gather_rows`."""
+    places: list[Any] = []
+    for size in reversed(maps.shape[2:]):
+        places.append(indices % size)
+        indices = indices // size
+    places += [slice(None), indices]
+    return maps[tuple(reversed(places))]
 
 
 def silhouette_sums(features: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ formulas that autograd would evaluate. The tests compare them with ordinary auto
 set is held fixed. Rows that are zero, or hold inf or NaN, receive gradient 0 from cosines.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -146,14 +147,13 @@ def density_contrast_backward(
 
 
 def gather_rows_backward(dL_drows: Tensor, indices: Tensor, shape: Sequence[int]) -> Tensor:
-    """Gradient of the maps [B, D, H, W]: each pixel gets the sum of the rows that chose it.
+    """Gradient of the maps [B, D, *S]: each pixel gets the sum of the rows that chose it.
 
     The sum starts at 0, is computed in float32 (float64 for float64 rows), and is rounded once. On the CPU,
     `index_add_` adds the rows in ascending order. So the result equals that of the compiled kernels, except that -0
     becomes 0. Other devices may add in any order.
     """
-    images, dim, height, width = shape
-    area = height * width
+    images, dim, area = shape[0], shape[1], math.prod(shape[2:])
     dL_dmaps = dL_drows.new_empty((images, dim, area))
     pixels, rows = indices.reshape(-1), dL_drows.reshape(indices.numel(), dim)
     with no_autocast(dL_drows):
@@ -162,4 +162,4 @@ def gather_rows_backward(dL_drows: Tensor, indices: Tensor, shape: Sequence[int]
             part = rows[:, at : at + step].to(compute_dtype(rows))
             sums = part.new_zeros((images * area, part.shape[1])).index_add_(0, pixels, part)
             dL_dmaps[:, at : at + step] = sums.view(images, area, part.shape[1]).mT
-    return dL_dmaps.view(images, dim, height, width)
+    return dL_dmaps.view(tuple(shape))

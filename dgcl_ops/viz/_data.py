@@ -1,5 +1,6 @@
 """The data of the pictures: densities of features, of pixels and of the bank; anchors and keys."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dgcl_ops._inputs import checked_labels, checked_tensor, per_pixel, plain
 from dgcl_ops._step import sampling, selection
 from dgcl_ops._step.batch import Batch
 from dgcl_ops.losses import DensityContrastLoss
 from dgcl_ops.memory import MemoryBank
 from dgcl_ops.ops import finite_rows
+
+# By the number of spatial dimensions.
+INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def check_shape(function: str, name: str, values: Any, shape: list[int]) -> None:
@@ -36,7 +41,9 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
     Raises:
         ValueError: If `labels` do not have the shape [N].
     """
-    check_shape("feature_density", "labels", labels, [len(features)])
+    op = "viz.feature_density"
+    features = checked_tensor(op, "features", features)
+    labels = per_pixel(op, "labels", checked_labels(op, labels), [len(features)], "")
     known = (labels >= 0) & (labels < bank.num_classes)
     classes = torch.where(known, labels.long(), bank.num_classes)
     order = classes.argsort(stable=True)[: int(known.sum())]
@@ -47,33 +54,40 @@ def feature_density(bank: MemoryBank, features: Tensor, labels: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def density_map(
-    bank: MemoryBank, features: Tensor, labels: Tensor, size: tuple[int, int]
-) -> Tensor:
+def density_map(bank: MemoryBank, features: Tensor, labels: Tensor, size: Sequence[int]) -> Tensor:
     """The `feature_density` of each pixel of feature maps, interpolated to `size`. 0 marks a pixel without one.
 
     Args:
         bank: the loss's memory bank, `loss.bank`. It holds features of the student, so pass features of the student.
-        features: [B, D, h, w], feature maps of the network.
-        labels: [B, h, w], labels or predictions at the maps' size; see `resize_labels`.
-        size: (H, W) of the result, the size of the images.
+        features: [B, D, *s], feature maps of the network with one to three spatial dimensions.
+        labels: [B, *s] or [B, 1, *s], labels or predictions at the maps' size; see `resize_labels`.
+        size: *S of the result, the size of the images: (H, W) or (depth, H, W).
 
     Returns:
-        The density maps, [B, H, W].
+        The density maps, [B, *S]. Draw a volume slice by slice.
 
     Raises:
-        ValueError: If `labels` do not have the shape [B, h, w].
+        ValueError: If `labels` do not have the shape of the maps without the channels, or there are more than three
+            spatial dimensions.
     """
-    check_shape("density_map", "labels", labels, [len(features), *features.shape[2:]])
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-    shape = len(features), 1, *features.shape[-2:]
-    density = feature_density(bank, rows, labels.flatten()).view(shape)
+    op = "viz.density_map"
+    features = checked_tensor(op, "features", features)
+    mode = INTERPOLATIONS.get(features.dim() - 2)
+    if mode is None or len(size) != features.dim() - 2:
+        raise ValueError(
+            f"{op}: features must have shape [B, D, *s] with one to three spatial dimensions, as many as size "
+            f"{tuple(size)}, got {list(features.shape)}"
+        )
+    shape = len(features), *features.shape[2:]
+    labels = per_pixel(op, "labels", checked_labels(op, labels), shape, "")
+    rows = features.movedim(1, -1).flatten(0, -2)
+    density = feature_density(bank, rows, labels.flatten()).view(shape)[:, None]
     known = (labels >= 0) & (labels < bank.num_classes)
     known = known & bank.ready()[torch.where(known, labels, 0).long()]
     known = known[:, None].to(density.dtype)
     # Interpolated over pixels with a density only. A neighbour without one would look like a sparse one.
     known, density = (
-        F.interpolate(x, size, mode="bilinear", align_corners=False)
+        F.interpolate(x, tuple(size), mode=mode, align_corners=False)
         for x in (known, density * known)
     )
     return torch.where(known >= 0.5, density / known, 0)[:, 0]
@@ -130,8 +144,12 @@ def anchors_and_keys(
             f"viz.anchors_and_keys: confidence is required with anchors {strategy.anchors!r} and keys "
             f"{strategy.keys!r}, got None"
         )
-    usable = finite_rows(features, None, confidence if strategy.by_confidence else None)
-    batch = Batch(labels, features, confidence, usable, "viz.anchors_and_keys")
+    op = "viz.anchors_and_keys"
+    features = checked_tensor(op, "features", features)
+    labels = per_pixel(op, "labels", checked_labels(op, labels), [len(features)], "")
+    confidence = plain(confidence) if strategy.by_confidence and confidence is not None else None
+    usable = finite_rows(features, None, confidence)
+    batch = Batch(labels, features, confidence, usable, op)
     chosen = selection.select(strategy, loss.bank, loss.included, batch, push=False)
     marks = torch.zeros((2, len(features)), dtype=torch.bool, device=features.device)
     for mark, table in zip(marks, (chosen.anchors, chosen.keys), strict=True):

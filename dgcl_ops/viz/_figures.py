@@ -32,7 +32,7 @@ def plot_panels(
     """Draws a row of panels for each image: the image, its class maps, its density maps.
 
     Args:
-        images: [B, 3, H, W] in [0, 1].
+        images: [B, 3, H, W] or [B, 1, H, W] in [0, 1]; of volumes, one slice each.
         classes: class maps [B, H, W] by title, such as labels and predictions. At least one.
         densities: density maps [B, H, W] by title, see `density_map`. May be empty.
         class_names: the names of all C classes.
@@ -50,6 +50,11 @@ def plot_panels(
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Patch
 
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"viz.plot_panels: images must have shape [B, 3, H, W] or [B, 1, H, W], got {list(images.shape)}; pass one "
+            "slice of each volume, such as images[:, :, z] and labels[:, z]"
+        )
     for title, maps in (*classes.items(), *densities.items()):
         check_shape("plot_panels", title, maps, [len(images), *images.shape[2:]])
     low, high = float(images.min()), float(images.max())
@@ -66,7 +71,7 @@ def plot_panels(
         limits = density_limits(*densities.values()) if densities else (0.0, 1.0)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, row in enumerate(grid):
-        panels = [("image", to_numpy(images[i]).transpose(1, 2, 0))]
+        panels = [("image", to_numpy(images[i].expand(3, -1, -1)).transpose(1, 2, 0))]
         panels += [(name, class_image(maps[i], len(class_names))) for name, maps in classes.items()]
         panels += [
             (name, density_image(images[i], maps[i], limits)) for name, maps in densities.items()

@@ -46,12 +46,16 @@ def class_image(labels: "Tensor | np.ndarray", num_classes: int) -> "np.ndarray"
     """Draws labels or predictions in colour. Pixels without a class are grey.
 
     Args:
-        labels: [H, W], labels or predictions.
+        labels: [H, W], labels or predictions; of a volume, one slice.
         num_classes: number of classes.
 
     Returns:
         The picture, [H, W, 3] in [0, 1].
+
+    Raises:
+        ValueError: If `labels` do not have two dimensions.
     """
+    _check_2d("class_image", "labels", labels, "[H, W]", 2)
     colors, labels = class_colors(num_classes), to_numpy(labels).astype(int)
     labels[(labels < 0) | (labels >= num_classes)] = num_classes
     return colors[labels]
@@ -82,13 +86,18 @@ def density_image(
     """Draws the density in colour (yellow is dense) over the image in grey. Density 0 shows the image alone.
 
     Args:
-        image: [3, H, W] in [0, 1].
+        image: [3, H, W] or [1, H, W] in [0, 1]; of a volume, one slice.
         density: [H, W], see `density_map`.
         limits: densities of the darkest and the brightest colour. By default `density_limits`.
 
     Returns:
         The picture, [H, W, 3] in [0, 1].
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
+    _check_2d("density_image", "image", image, "[3, H, W] or [1, H, W]", 3)
+    _check_2d("density_image", "density", density, "[H, W]", 2)
     colormap = load_matplotlib("density_image").colormaps[DENSITY_COLORS]
     import numpy as np
 
@@ -97,6 +106,16 @@ def density_image(
     grey = np.repeat(0.55 * image.mean(0)[:, :, None], 3, axis=2)
     color = colormap(np.clip((density - low) / (high - low), 0, 1))[:, :, :3]
     return np.where(density[:, :, None] == 0, grey, 0.15 * grey + 0.85 * color)
+
+
+def _check_2d(
+    function: str, name: str, values: "Tensor | np.ndarray", rule: str, dims: int
+) -> None:
+    if len(values.shape) != dims:
+        raise ValueError(
+            f"viz.{function}: {name} must have shape {rule}, got {list(values.shape)}; pass one slice of a volume, "
+            f"such as {name}{'[:, z]' if dims == 3 else '[z]'}"
+        )
 
 
 def to_numpy(values: Any) -> "np.ndarray":

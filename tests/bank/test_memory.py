@@ -140,28 +140,32 @@ def test_an_empty_push_changes_nothing():
         (
             {"features": torch.zeros(4, D + 1)},
             ValueError,
-            r"features must have shape \[B, 5, H, W\]",
+            r"features must have shape \[B, 5, \*S\] with 1 to 6 spatial dimensions, or \[M, 5\]",
         ),
         (
             {"projections": torch.zeros(4, E + 1)},
             ValueError,
-            r"projections must have shape \[B, 4, H, W\]",
+            r"projections must have shape \[B, 4, \*S\] with 1 to 6 spatial dimensions, or \[M, 4\]",
         ),
         (
             {"features": torch.zeros(5, D)},
             ValueError,
-            "features must have the height and width of the projections",
+            "features must have the size of the projections",
         ),
-        ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, "resize_labels"),
+        (
+            {"labels": torch.zeros(5, dtype=torch.int64)},
+            ValueError,
+            r"labels must have shape \[4\], one for each pixel of the maps, got \[5\]",
+        ),
         (
             {"labels": torch.zeros(4)},
             TypeError,
-            "labels must have an integer dtype, got torch.float32",
+            "labels must be an integer tensor, got torch.float32",
         ),
         (
             {"labels": torch.zeros(4, dtype=torch.bool)},
             TypeError,
-            "labels must have an integer dtype",
+            "labels must be an integer tensor, got torch.bool",
         ),
         (
             {"features": torch.zeros(4, D, dtype=torch.int64)},

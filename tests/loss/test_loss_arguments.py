@@ -164,7 +164,11 @@ def test_float32_gradients_hold_down_to_the_smallest_temperature():
     ("change", "error", "message"),
     [
         ({"labels": torch.zeros(B, 2 * H, 2 * W, dtype=torch.int64)}, ValueError, "resize_labels"),
-        ({"labels": torch.zeros(B, H, W)}, TypeError, "labels must have an integer dtype"),
+        (
+            {"labels": torch.zeros(B, H, W)},
+            TypeError,
+            "labels must be an integer tensor, got torch.float32",
+        ),
         (
             {"labels": torch.full((B, H, W), 5)},
             RuntimeError,
@@ -173,18 +177,23 @@ def test_float32_gradients_hold_down_to_the_smallest_temperature():
         (
             {"features": torch.zeros(B, D + 1, H, W)},
             ValueError,
-            r"features must have shape \[B, 6, H, W\]",
+            r"features must have shape \[B, 6, \*S\]",
         ),
         (
             {"features": torch.zeros(B, D, H, W + 1)},
             ValueError,
-            "features must have the height and width",
+            "features must have the size of the projections",
         ),
         ({"features": None}, ValueError, "features is required because feature_dim 6"),
         (
+            {"projections": torch.zeros(B, E + 1, H)},
+            ValueError,
+            r"projections must have shape \[B, 4, \*S\]",
+        ),
+        (
             {"projections": torch.zeros(B, E, H)},
             ValueError,
-            r"projections must have shape \[B, 4, H, W\]",
+            "features must have the size of the projections",
         ),
         (
             {"projections": torch.zeros(B, E, H, W, dtype=torch.int32)},
@@ -194,7 +203,7 @@ def test_float32_gradients_hold_down_to_the_smallest_temperature():
         (
             {"confidence": torch.zeros(B, H)},
             ValueError,
-            "confidence must be a float tensor of the labels' shape",
+            r"confidence must have shape \[\d+, \d+, \d+\], that of the labels, got",
         ),
     ],
     ids=str,

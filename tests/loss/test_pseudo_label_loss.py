@@ -54,15 +54,20 @@ def test_pseudo_label_loss_under_autocast():
             torch.zeros(2, 3, 4, 4),
             torch.zeros(2, 4, 5, dtype=torch.int64),
             ValueError,
-            "labels must have the shape",
+            r"labels must have shape \[2, 4, 4\], one for each pixel of the logits, got \[2, 4, 5\]",
         ),
         (
             torch.zeros(3),
             torch.zeros(3, dtype=torch.int64),
             ValueError,
-            "labels must have the shape",
+            r"logits must have shape \[B, C, \*S\] or \[M, C\], got \[3\]",
         ),
-        (torch.zeros(2, 3), torch.zeros(2), TypeError, "labels must have an integer dtype"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2),
+            TypeError,
+            "labels must be an integer tensor, got torch.float32",
+        ),
         (
             torch.zeros(2, 3, dtype=torch.int64),
             torch.zeros(2, dtype=torch.int64),

@@ -6,8 +6,17 @@ from oracles import integers
 RELATIONS = {
     "finite_rows": [
         (
-            {"maps": torch.zeros(2, 3, 4)},
-            "maps must have shape [B, D, H, W] or [M, D], got [2, 3, 4]",
+            {"maps": torch.zeros(4)},
+            "maps must have shape [B, D, *S] with 1 to 6 spatial dimensions, or [M, D], got [4]",
+        ),
+        (
+            {"maps": torch.zeros(2, 3, 4, 1, 1, 1, 1, 1, 1)},
+            "maps must have shape [B, D, *S] with 1 to 6 spatial dimensions, or [M, D], "
+            "got [2, 3, 4, 1, 1, 1, 1, 1, 1]",
+        ),
+        (
+            {"other_maps": torch.zeros(2, 7, 20)},
+            "other_maps must have the shape of maps, [2, 3, 4, 5], except for the channels, got [2, 7, 20]",
         ),
         (
             {"maps": torch.zeros(1, 0, 1, 1).expand(2**32, 0, 2**16, 2**16)},

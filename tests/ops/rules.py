@@ -188,11 +188,26 @@ RELATIONS: dict[str, list[tuple[Change, str]]] = {
         ({"row_counts": integers([1])}, "row_counts must have shape [C], got [1]"),
     ],
     "gather_rows": [
+        (
+            {"maps": torch.zeros(2, 3)},
+            "maps must have shape [B, D, *S] with 1 to 6 spatial dimensions, got [2, 3]",
+        ),
+        (
+            {"maps": torch.zeros(2, 3, 4, 5, 1, 1, 1, 1, 1)},
+            "maps must have shape [B, D, *S] with 1 to 6 spatial dimensions, got [2, 3, 4, 5, 1, 1, 1, 1, 1]",
+        ),
         ({"indices": integers([40])}, "indices must lie in [0, 40), got 40"),
         ({"indices": integers([3, -1])}, "indices must lie in [0, 40), got -1"),
     ],
     "gather_rows_backward": [
-        ({"shape": [2, 3, 20]}, "shape must be [B, D, H, W], got [2, 3, 20]"),
+        (
+            {"shape": [40, 3]},
+            "shape must be [B, D, *S] with 1 to 6 spatial dimensions, got [40, 3]",
+        ),
+        (
+            {"shape": [2, 3, 20, 1, 1, 1, 1, 1, 1]},
+            "shape must be [B, D, *S] with 1 to 6 spatial dimensions, got [2, 3, 20, 1, 1, 1, 1, 1, 1]",
+        ),
         ({"shape": [-2, 3, -4, 5]}, "shape must not have negative sizes, got [-2, 3, -4, 5]"),
         (
             {"shape": [2**40, 3, 2**20, 2**20]},

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dgcl_ops import reference
-from dgcl_ops.ops import gather_rows
+from dgcl_ops.doctor.cases.tensors import VOLUMES
+from dgcl_ops.ops import finite_rows, gather_rows
 
 LAYOUTS = {
     "channel_first": lambda maps: maps,
@@ -49,6 +50,40 @@ def test_strides_of_single_rows_and_columns_say_nothing(size, stride):
         turned = dense.transpose(a, b)
         pixels = torch.arange(turned.shape[0] * turned.shape[2] * turned.shape[3])
         assert torch.equal(gather_rows(turned, pixels), by_loop(turned, pixels))
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_any_number_of_dimensions(name, device):
+    """The maps as 2-D maps, with the spatial dimensions joined by a copy, give the same rows."""
+    size, turn = VOLUMES[name]
+    maps = torch.randn(size, dtype=torch.bfloat16)
+    pixels = torch.randperm(maps[:, 0].numel()).view(2, -1)
+    expected = by_loop(maps.flatten(2).unsqueeze(2), pixels)
+    assert torch.equal(gather_rows(turn(maps).to(device), pixels.to(device)).cpu(), expected)
+    assert torch.equal(reference.gather_rows(turn(maps), pixels), expected)
+    upstream = torch.randn(expected.shape, dtype=torch.bfloat16, device=device)
+    given = turn(maps).to(device).requires_grad_()
+    (gradient,) = torch.autograd.grad(gather_rows(given, pixels.to(device)), given, upstream)
+    flat = gradient.cpu().flatten(2).movedim(1, -1).reshape(-1, size[1])
+    assert torch.equal(flat[pixels], upstream.cpu())
+
+
+def copies(function) -> bool:
+    with torch.profiler.profile() as profile:
+        function()
+    return any(event.key in ("aten::clone", "aten::copy_") for event in profile.key_averages())
+
+
+def test_maps_are_read_in_place():
+    laid_out = [turn(torch.randn(size)) for size, turn in VOLUMES.values()]
+
+    def read_all():
+        for maps in laid_out:
+            gather_rows(maps, torch.tensor([0]))
+            finite_rows(maps, None, maps[:, 0])
+
+    assert not copies(read_all)
+    assert copies(laid_out[-1].contiguous)  # a crop
 
 
 def test_no_pixels():

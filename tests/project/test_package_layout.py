@@ -8,7 +8,16 @@ import dgcl_ops
 PACKAGE = Path(dgcl_ops.__file__).parent
 # From the lowest layer to the highest. A file may import its own layer and lower ones.
 LAYERS = (
-    ("_checkout", "_extension", "_hooks", "_precision", "_random", "_scales"),
+    (
+        "_checkout",
+        "_classifiers",
+        "_extension",
+        "_hooks",
+        "_inputs",
+        "_precision",
+        "_random",
+        "_scales",
+    ),
     ("reference",),
     ("ops",),
     ("backend", "schedules", "labels", "features", "projection_head", "_clusters"),

@@ -47,7 +47,11 @@ def test_density_statistics_edges():
     [
         ({"density": torch.zeros(2).long()}, TypeError, "density must be a floating point tensor"),
         ({"labels": torch.zeros(2)}, TypeError, "labels must be an integer tensor"),
-        ({"labels": torch.zeros(3).long()}, ValueError, r"shape of density, \[2\], got \[3\]"),
+        (
+            {"labels": torch.zeros(3).long()},
+            ValueError,
+            r"labels must have shape \[2\], that of density, got \[3\]",
+        ),
         (
             {"labels": torch.tensor([1, 37])},
             ValueError,

@@ -16,6 +16,14 @@ STRUCTURES = {
     "classifier.4": ("classifier.0", "aux_classifier.4"),
     "segmentation_head.0": ("decoder.0", "classification_head.3"),
     "segmentation_head.head.4": ("segmentation_head.head.0", "decoder.0"),
+    "final_conv": ("upcat_1.convs.conv_1.conv", "aux_head"),
+    "final_conv_0_4": ("final_conv_0_1", "final_conv_0_3"),
+    "conv_final.4.conv": ("up_samples.2.0.conv", "vae_conv_final.2.conv"),
+    "output_block.conv.conv": ("upsamples.1.conv_block.conv2.conv", "skip_layers.0.conv"),
+    "out.conv.conv": ("decoder1.conv_block.conv3.conv", "aux_head"),
+    "out_tr.conv_block.conv": ("up_tr32.ops.0.conv_block.conv", "out_tr.conv2"),
+    "model.4.conv": ("model.1.submodule.conv", "aux_head"),
+    "model.4.0.conv": ("model.0.conv", "model.4.1.conv.unit0.conv"),
 }
 
 

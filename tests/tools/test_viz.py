@@ -164,9 +164,9 @@ def test_features_must_fit(change, message):
 def test_maps_and_snapshots_must_fit():
     bank = loss_of().bank
     with pytest.raises(ValueError, match=r"density_map: labels must have shape \[1, 4, 4\], got"):
-        viz.density_map(bank, torch.zeros(1, D, 4, 4), torch.zeros(1, 8, 8), (8, 8))
+        viz.density_map(bank, torch.zeros(1, D, 4, 4), torch.zeros(1, 8, 8).long(), (8, 8))
     with pytest.raises(ValueError, match=r"feature_density: labels must have shape \[3\], got"):
-        viz.feature_density(bank, torch.zeros(3, D), torch.zeros(2))
+        viz.feature_density(bank, torch.zeros(3, D), torch.zeros(2).long())
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match=r"histograms: now must have shape \[5, 9\], got \[4, 9\]"):
         viz.plot_density_histograms({"now": torch.zeros(4, 9)}, NAMES)

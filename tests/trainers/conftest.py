@@ -17,6 +17,7 @@ PACKAGES = (
     "ignite",
     "lightning",
     "mmseg",
+    "monai",
     "segmentation_models_pytorch",
     "torchvision",
     "transformers",

@@ -115,3 +115,46 @@ def test_mmseg(name, compiled_ops_of_mmcv):
         auxiliary_head={"type": "FCNHead", **head, "norm_cfg": norm},
     )
     check(model, lambda model, images: model(images, mode="tensor"))
+
+
+MONAI = {
+    "UNet": {"channels": (8, 16, 32), "strides": (2, 2), "num_res_units": 2},
+    "UNet without residual units": {"channels": (8, 16, 32), "strides": (2, 2)},
+    "AttentionUnet": {"channels": (8, 16, 32), "strides": (2, 2)},
+    "BasicUNet": {"features": (8, 8, 8, 8, 8, 8)},
+    "BasicUNetPlusPlus": {"features": (8, 8, 8, 8, 8, 8)},
+    "SegResNet": {"init_filters": 8},
+    "DynUNet": {
+        "kernel_size": (3, 3, 3),
+        "strides": (1, 2, 2),
+        "upsample_kernel_size": (2, 2),
+    },
+    "UNETR": {"img_size": 32, "feature_size": 8, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2},
+    "SwinUNETR": {"feature_size": 12},
+    "VNet": {},
+    "FlexibleUNet": {"backbone": "efficientnet-b0"},
+}
+
+
+@pytest.mark.parametrize("name", MONAI)
+def test_monai(name):
+    from monai.networks import nets
+
+    dims = 2 if name in ("FlexibleUNet", "SwinUNETR") else 3
+    build = getattr(nets, name.split(" ", maxsplit=1)[0])
+    model = build(in_channels=1, out_channels=CLASSES, spatial_dims=dims, **MONAI[name]).eval()
+    tap = FeatureTap(model)
+    classifier = model.get_submodule(tap.module_path)
+    assert classifier.out_channels == CLASSES
+    for parameter in classifier.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        logits = model(torch.randn(1, 1, *(dims * [64 if dims == 2 else 32])))
+    logits = logits[-1] if isinstance(logits, list) else logits
+    assert logits.shape[:2] == (1, CLASSES)
+    # UNet and VNet have more layers with a bias. Then all pixels have the same logits.
+    assert torch.equal(logits, logits[(..., *[slice(1)] * dims)].expand_as(logits))
+    features = tap.pop()
+    assert features.shape[:2] == (1, tap.channels)
+    assert features.dim() == 2 + dims
+    assert features.std() > 0

@@ -1,4 +1,4 @@
-"""The examples with their own loop: torchvision, segmentation_models.pytorch, Ignite."""
+"""The examples with their own loop: torchvision, segmentation_models.pytorch, Ignite, MONAI, point clouds."""
 
 import pytest
 import torch
@@ -89,3 +89,35 @@ def test_ignite_with_a_compiled_model(example, trains):
     assert hasattr(compiled, "_orig_mod")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_monai_volumes(example, trains, monkeypatch):
+    from monai.data import MetaTensor
+
+    module = example("monai_unet")
+    seen, forward, resize_labels = [], module.DensityContrastLoss.forward, module.resize_labels
+
+    def watched_resize(labels, size):
+        assert isinstance(labels, MetaTensor)
+        assert labels.shape == (2, 1, 24, 24, 24)
+        return resize_labels(labels, size)
+
+    def watched_loss(self, projections, labels, features):
+        seen.append([tuple(projections.shape), tuple(labels.shape), tuple(features.shape)])
+        loss = forward(self, projections, labels, features)
+        assert type(loss) is type(features) is torch.Tensor
+        return loss
+
+    monkeypatch.setattr(module, "resize_labels", watched_resize)
+    monkeypatch.setattr(module.DensityContrastLoss, "forward", watched_loss)
+    _, project, contrast = module.main(["--steps", STEPS])
+    trains(project, contrast, steps=3)
+    assert learned(project)
+    assert seen == [[(2, 256, 12, 12, 12), (2, 12, 12, 12), (2, 32, 12, 12, 12)]] * 3
+
+
+def test_point_clouds(example, trains):
+    _, project, contrast = example("point_clouds").main(["--steps", STEPS])
+    trains(project, contrast, steps=3)
+    assert learned(project)
+    assert contrast.diagnostics()["ignored_pixels"] > 0

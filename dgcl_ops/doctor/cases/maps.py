@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import Case
-from .tensors import BF16, F16, F32, F64, FLOATS, INF, NAN, rows, vast_memory
+from .tensors import BF16, F16, F32, F64, FLOATS, INF, NAN, VOLUMES, rows, vast_memory
 
 
 def last(maps: Tensor) -> Tensor:
@@ -58,6 +58,12 @@ def finite_rows() -> Iterator[Case]:
             maps = with_specials(rows(*size), max(1, size[0] * size[2] * size[3] // 3))
             thread = size[1] == 33
             yield case(f"{layout} {size}", turn(maps), thread=thread)
+    for name, (size, turn) in VOLUMES.items():
+        maps = turn(with_specials(rows(*size), 40))
+        confidence = turn(with_specials(rows(*size), 9, 1))[:, 0]
+        yield case(name, maps, None, confidence, thread=name == "cropped volumes")
+    wide = torch.nn.functional.pad(with_specials(rows(1, 5, 6, 23, 40), 900), (1, 2, 0, 1, 2, 0))
+    yield case("a wide crop of a volume", wide[:, :, 2:, :-1, 1:-2], parallel=True)
     for dtype in FLOATS:
         for layout, turn in LAYOUTS.items():
             # 64 channels are whole vectors in each dtype; 37 are not.

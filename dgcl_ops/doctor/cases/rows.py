@@ -1,5 +1,6 @@
 """Cases of the operators that gather rows and add distances."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from .tensors import (
     FLOATS,
     INF,
     NAN,
+    VOLUMES,
     guarded,
     integers,
     labels,
@@ -57,6 +59,13 @@ def gather_rows() -> Iterator[Case]:
                     labels(50, 30).view(5, 10),
                 ),
             )
+    # whole vectors of channels, in pixels that are not aligned
+    odd = layouts["channel last"](rows(2, 41, 3, 5))[:, :40]
+    yield Case("gather_rows", "all channels but the last", lambda: (odd, labels(50, 30)))
+    for name, (size, turn) in VOLUMES.items():
+        maps = turn(rows(*size))
+        pixels = labels(70, maps[:, 0].numel())
+        yield Case("gather_rows", name, lambda maps=maps, pixels=pixels: (maps, pixels))
     narrow = rows(2, 6, 5, 3)[..., 1:2]  # one column: the pixel stride is the row stride
     yield Case("gather_rows", "one column", lambda: (narrow, labels(9, 10)))
 
@@ -115,6 +124,9 @@ def chosen_pixels(number: int, pixels: int) -> dict[str, Tensor]:
 def gather_rows_backward() -> Iterator[Case]:
     op = "gather_rows_backward"
     sizes = [(1, 1, 1, 1), (2, 7, 5, 9), (1, 32, 8, 8), (3, 256, 4, 6), (1, 257, 6, 11)]
+    for size in ((2, 33, 41), (2, 33, 3, 4, 5), (2, 7, 2, 1, 3, 2, 2, 2)):
+        some = rows(30, size[1]), labels(30, math.prod((size[0], *size[2:]))), size
+        yield Case(op, f"of shape {size}", lambda some=some: some)
     for size in sizes:
         for number in (1, 31, 33, 70):
             pixels = size[0] * size[2] * size[3]

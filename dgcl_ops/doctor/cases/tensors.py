@@ -38,6 +38,37 @@ def integers(values) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def _cropped(maps: Tensor) -> Tensor:
+    """The same values in the middle of larger maps, so that each spatial dimension needs its own stride."""
+    dims = maps.dim() - 2
+    return torch.nn.functional.pad(maps, (1, 2) * dims)[(..., *[slice(1, -2)] * dims)]
+
+
+def _last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last_3d)
+
+
+# Maps with one, three and six spatial dimensions: shapes, and functions that change the strides.
+VOLUMES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "points": ((2, 37, 41), lambda maps: maps),
+    "cropped points": ((2, 37, 41), _cropped),
+    "tokens": ((2, 40, 41), lambda maps: maps.mT.contiguous().mT),
+    "volumes": ((2, 33, 3, 4, 5), lambda maps: maps),
+    "volumes, channels last": ((2, 40, 3, 4, 5), _last),
+    "cropped volumes": ((2, 33, 3, 4, 5), _cropped),
+    "crops of channels last": (
+        (2, 40, 3, 4, 5),
+        lambda maps: _last(torch.nn.functional.pad(maps, (1, 2) * 3))[..., 1:-2, 1:-2, 1:-2],
+    ),
+    "volumes, first dimension last": (
+        (2, 9, 3, 4, 5),
+        lambda maps: maps.transpose(2, 4).contiguous().transpose(2, 4),
+    ),
+    "one slice": ((2, 33, 1, 4, 5), _cropped),
+    "six dimensions": ((2, 7, 2, 1, 3, 2, 2, 2), _cropped),
+}
+
+
 def labels(number: int, classes: int, dtype=torch.int64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(classes, (number,), generator=generator).to(dtype)

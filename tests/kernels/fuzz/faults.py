@@ -8,8 +8,8 @@ FAULTS = [
         "the pixel after the last",
         "gather_rows",
         "cpu/gather_rows_kernel.cpp",
-        "pixel[i] >= map.images * map.area)",
-        "pixel[i] > map.images * map.area)",
+        "pixel[i] >= given.pixels)",
+        "pixel[i] > given.pixels)",
         f"{BEYOND}|Assertion '__n < this->size\\(\\)' failed|PROBLEM gather_rows",
     ),
     fault(

@@ -1,5 +1,6 @@
 """Valid arguments for each operator, by name, in the order of its schema."""
 
+import math
 import random
 
 import torch
@@ -147,7 +148,8 @@ def partition_keys(rng: random.Random) -> dict:
 
 
 def finite_rows(rng: random.Random) -> dict:
-    shape = [rng.choice((0, 1, 2, 3, 8, 17)) for _ in range(rng.choice((1, 3)))]
+    dims = rng.choice((1, 2, 3, 3, 4, 7))
+    shape = [rng.choice((0, 1, 2, 3, 8, 17) if dims < 4 else (1, 2, 3)) for _ in range(dims)]
     maps, other = (rows(rng, shape[0], rng.choice(COLUMNS), *shape[1:]) for _ in range(2))
     return {
         "maps": maps,
@@ -206,10 +208,13 @@ def sum_rows(rng: random.Random) -> dict:
 
 
 def gather_rows(rng: random.Random) -> dict:
-    images, columns, height, width = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(4))
+    images, columns = (rng.choice((1, 1, 2, 3, 8, 17)) for _ in range(2))
+    dims = rng.choice((1, 2, 2, 3, 6))
+    sides = [rng.choice((1, 1, 2, 3, 8, 17) if dims < 3 else (1, 2, 3)) for _ in range(dims)]
     shape = [rng.choice((0, 1, 3, 70)) for _ in range(rng.randint(0, 2))]
-    pixels = counts(rng, torch.Size(shape).numel(), images * height * width - 1).view(shape)
-    return {"maps": rows(rng, images, columns, height, width), "indices": pixels}
+    last = images * math.prod(sides) - 1
+    pixels = counts(rng, torch.Size(shape).numel(), last).view(shape)
+    return {"maps": rows(rng, images, columns, *sides), "indices": pixels}
 
 
 def gather_rows_backward(rng: random.Random) -> dict:

@@ -52,8 +52,8 @@ FAULTS = [
         "the pixel after the last",
         "gather_rows",
         "cpu/gather_rows_kernel.cpp",
-        "pixel[i] >= map.images * map.area)",
-        "pixel[i] > map.images * map.area)",
+        "pixel[i] >= given.pixels)",
+        "pixel[i] > given.pixels)",
         BEYOND + "|Assertion '__n < this->size\\(\\)' failed",
     ),
     fault(

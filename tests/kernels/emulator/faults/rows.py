@@ -22,6 +22,7 @@ from . import (
 
 gather = planted("gather_rows", "gather_rows_kernel.cu")
 gather_launch = planted("gather_rows", "gather_rows_kernel.cu")
+layout = planted("gather_rows", "../math/pixel_layout.h")
 push = planted("memory_push", "memory_push_kernel.cu")
 push_launch = planted("memory_push", "memory_push_kernel.cu")
 rows = planted("memory_push", "rows.cuh")
@@ -48,9 +49,11 @@ FAULTS = [
     gather(GLOBAL, " && pixel + i < a.num_pixels", "", "address"),
     # Dropping "p < 0 ||" is no fault: the offset of such a pixel is negative as well.
     gather(TAIL, "  if (channel + lane >= a.dim) return;\n", ""),
-    gather(TAIL, "p >= a.num_images", "p > a.num_images"),
-    gather(PLACE, "image * a.image_stride", "image * a.area"),
-    gather(PLACE, "(p - image * a.area) * a.pixel_stride", "(p - image * a.area)"),
+    gather(TAIL, "p >= a.map_pixels", "p > a.map_pixels"),
+    layout(
+        PLACE, "(p - outer * layout.sizes[i]) * layout.strides[i]", "(p - outer * layout.sizes[i])"
+    ),
+    layout(PLACE, "return place + p *", "return p *"),
     gather(PLACE, "blockIdx.x % channel_tiles * kGatherTile", "0"),
     # each word size has its own direct kernel
     gather_launch(
@@ -71,16 +74,11 @@ FAULTS = [
         "  if (a.channel_stride != 1) return false;\n",
         "address",
     ),
+    gather_launch(TAIL, "  if (a.dim % per_word != 0) return false;\n", ""),
     gather_launch(
-        TAIL,
-        "(a.dim | a.image_stride | a.pixel_stride)",
-        "(a.image_stride | a.pixel_stride)",
+        PLACE, "    if (a.layout.strides[i] % per_word != 0) return false;\n", "    {}\n"
     ),
-    gather(
-        OFFSET,
-        "return image * a.image_stride +",
-        "return static_cast<int>(image * a.image_stride) +",
-    ),
+    layout(OFFSET, "p * layout.strides[i];", "static_cast<int>(p * layout.strides[i]);"),
     # ---- memory_push
     push(GLOBAL, "  if (item >= a.num_classes * most) return;\n", "", "address"),
     push(GLOBAL, "a.heads[c], a.capacity - 1) + i)", "a.heads[c], a.capacity) + i)"),
