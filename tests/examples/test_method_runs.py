@@ -203,6 +203,8 @@ def test_the_second_network_has_other_weights_and_changes_nothing_else():
     assert_same(alone.student.state_dict(), pair.student.state_dict())
     second = pair.method.networks["second"]
     assert not torch.equal(second.classifier.weight, pair.student.classifier.weight)
+    of_another_seed = make_trainer({"name": "cps"}, seed=1).method.networks["second"]
+    assert not torch.equal(second.classifier.weight, of_another_seed.classifier.weight)
     groups = pair.optimizer.param_groups
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for each in (pair.student, second) for p in each.parameters()}
