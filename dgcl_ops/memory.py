@@ -137,8 +137,8 @@ class MemoryBank(FixedDtypeModule):
             )
         self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
-        # The version of `features` in a copy that has pushed nothing.
-        self._copied_at: int | None = None
+        # The version of `features` in a copy that has pushed nothing, when its rows were last known to be exact.
+        self._copied_at: tuple[int, int] | None = None
         exchange.check_group(op, process_group)
         self.process_group = process_group
         ranks = exchange.SINGLE_PROCESS
@@ -192,9 +192,9 @@ class MemoryBank(FixedDtypeModule):
             memo[id(shared)] = shared
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        if not copied.features.is_inference():  # those have no version
-            copied._copied_at = copied.features._version
-        return copied
+        if self._copied_at in (None, buffers.version_of(self.features)):
+            copied._copied_at = buffers.version_of(copied.features)
+        return copied  # else it is the copy of a copy that was written: it keeps a version that differs
 
     # ---- ranks ----------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def check(bank: MemoryBank, used_with: object) -> None:
             "checkpoint with load_state_dict(..., assign=True)"
         )
     if bank._copied_at is not None and not torch.compiler.is_compiling():
-        version = bank.features._version
+        version = version_of(bank.features)
         if version != bank._copied_at and averaged(
             bank.features, _arguments.METRICS.index(bank.metric)
         ):
@@ -64,6 +64,11 @@ def check(bank: MemoryBank, used_with: object) -> None:
     stored = {name: getattr(bank, name) for name in (*ROWS, "counts")}
     for name, rows in converted(bank, stored).items():
         setattr(bank, name, rows)
+
+
+def version_of(tensor: Tensor) -> tuple[int, int]:
+    """Changes if a tensor is written or replaced. Writes to `.data` in place do not show, nor to inference tensors."""
+    return -1 if tensor.is_inference() else tensor._version, tensor.untyped_storage()._cdata
 
 
 def averaged(features: Tensor, metric: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,7 @@ def check_images(images: Sequence[Path], folder: Path) -> None:
     if unread:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{CACHE}{rank or ''}.json"
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{uuid.uuid4().hex}")  # other runs may share the folder
         sound = {name: state for name, state in states.items() if name not in problems}
         part.write_text(json.dumps(read_cache(path) | sound))
         part.replace(path)

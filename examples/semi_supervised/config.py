@@ -108,7 +108,8 @@ class Config:
         self.dataset = DATASETS[self.values["dataset"]]
         self.network = NETWORKS[self.values["network"]]
         self._check_keys()
-        method = self.values.get("method") or {"name": "dgcl"}
+        method = self.values.get("method")
+        method = {"name": "dgcl"} if method is None else method
         if not isinstance(method, dict):
             raise ValueError(
                 f"method must hold keys with values, got {method!r}; write method.name={method}"

@@ -8,7 +8,8 @@ from semi_supervised.images import Sample
 from semi_supervised.listing import LABEL_TYPES, contents, files, list_images
 
 # What stands before or after the common part of the names of an image and its label, in any case.
-IMAGE_ENDINGS = ("_image", "_img", "_sat", "_rgb", "_training", "_test", "_leftImg8bit", "_0000")
+IMAGE_ENDINGS = ("_image", "_img", "_sat", "_rgb", "_training", "_test", "_leftImg8bit")
+CHANNEL = "_0000"  # stands behind every image of nnU-Net
 LABEL_ENDINGS = ("", "_mask", "_masks", "-mask", "_label", "_labels", "_seg", "_segmentation")
 LABEL_ENDINGS += ("_gt", "_L", "_anno", "_manual1", "_1stHO", "_instance_color_RGB")
 LABEL_ENDINGS += ("_gtFine_labelIds", "_gtFine_labelTrainIds")
@@ -68,7 +69,10 @@ def find_labels(images: list[Path], labels: list[Path]) -> dict[Path, list[Path]
     by_name: dict[str, list[Path]] = {}
     for label in labels:
         by_name.setdefault(composed(label.stem).casefold(), []).append(label)
-    found = {image: labels_of(image, by_name) for image in images}
+    # clip_0000.jpg is a frame, not nnU-Net's first channel of clip, if other images have other numbers.
+    channels = all(image.stem.endswith(CHANNEL) for image in images)
+    endings = IMAGE_ENDINGS + (CHANNEL,) * channels
+    found = {image: labels_of(image, by_name, endings) for image in images}
     if not {*images}.isdisjoint(labels):
         for image, fitting in found.items():
             for label in fitting:
@@ -88,26 +92,28 @@ def find_labels(images: list[Path], labels: list[Path]) -> dict[Path, list[Path]
     }
 
 
-def labels_of(image: Path, by_name: dict[str, list[Path]]) -> list[Path]:
+def labels_of(image: Path, by_name: dict[str, list[Path]], endings: tuple[str, ...]) -> list[Path]:
     """Returns the files whose name fits: 0.png, 0_mask.png or 0.jpg.png for 0.jpg, and mask_0.png for image_0.jpg."""
     stem = composed(image.stem)
-    stems = [stem, composed(image.name)]
-    stems += [stem[: -len(end)] for end in IMAGE_ENDINGS if stem.lower().endswith(end.lower())]
-    stems += [
+    shorter = [stem[: -len(end)] for end in endings if stem.lower().endswith(end.lower())]
+    renamed = [
         word + stem[len(start) :]
         for start in IMAGE_STARTS
         if stem.lower().startswith(start)
         for word in LABEL_STARTS
     ]
-    for part in stems:
+    for parts in ([stem], [composed(image.name)], shorter, renamed):
         found = [
             label
+            for part in parts
             for ending in LABEL_ENDINGS
             for label in by_name.get((part + ending).casefold(), ())
             if label != image
         ]
+        found = [*dict.fromkeys(found)]
         if found:  # of A.png and a.png, the one in the same case
-            return [label for label in found if composed(label.name).startswith(part)] or found
+            start = tuple(parts)
+            return [label for label in found if composed(label.name).startswith(start)] or found
     return []
 
 

@@ -1,6 +1,7 @@
 """Averages of models with a bank inside, and banks whose buffers were cast."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -87,6 +88,38 @@ def test_an_averaged_bank_is_not_loaded(average):
         warnings.simplefilter("error")
         resumed.load_state_dict(file_of(student))
     assert resumed.step(20) == student.step(20) > 0
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "moved": lambda module: copy.deepcopy(module)._apply(torch.clone),
+}
+
+
+@pytest.mark.parametrize("write", ["in place", "data"])
+@pytest.mark.parametrize("again", COPIES.values(), ids=COPIES)
+def test_a_copy_of_an_average_is_one(again, write):
+    student = trained()
+    teacher = copy.deepcopy(student)
+    train(student, 3)
+    with torch.no_grad():
+        for mine, new in zip(teacher.buffers(), student.buffers(), strict=True):
+            if not mine.is_floating_point():
+                mine.copy_(new)
+            elif write == "data":
+                mine.data = (mine + new) / 2
+            else:
+                mine.lerp_(new, 0.5)
+    with pytest.raises(RuntimeError, match="the rows of this copy are averages over steps"):
+        again(teacher)(*batch(0))
+
+
+@pytest.mark.parametrize("again", COPIES.values(), ids=COPIES)
+def test_copies_work_in_inference_mode(again):
+    copied = copy.deepcopy(trained()).eval()
+    with torch.inference_mode():
+        assert again(copied)(*batch(0)) == copied(*batch(0)) > 0
 
 
 def test_an_average_with_counters_out_of_step_is_refused_for_every_metric():

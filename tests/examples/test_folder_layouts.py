@@ -112,6 +112,13 @@ def test_a_name_that_is_an_image_s_own_is_its_label_only(tmp_path):
     }
 
 
+def test_the_first_frame_of_a_film_does_not_get_the_label_of_another_image(tmp_path):
+    write(tmp_path, "images/film_000{i}.jpg", "labels/film_000{i}.png")
+    (tmp_path / "labels" / "film_0000.png").rename(tmp_path / "labels" / "film.png")
+    with pytest.raises(FileNotFoundError, match=r"film_0000\.jpg has no label"):
+        find_splits(tmp_path)
+
+
 def test_a_folder_that_holds_polygons_is_not_the_one_of_the_labels(tmp_path):
     write(tmp_path, "images/{i}.jpg", "labels/{i}.txt")
     write(tmp_path, "images/{i}.jpg", "masks/{i}.png")
@@ -148,6 +155,11 @@ def test_files_of_operating_systems_are_skipped(tmp_path):
             [("images/{i}.jpg", "labels/{i}.png"), ("images/{i}.jpg", "labels/{i}.tif")],
             ("",),
             r"labels/0\.png and .*labels/0\.tif could both be the label of .*images/0\.jpg",
+        ),
+        (
+            [("images/img{i}.jpg", "labels/gt{i}.png"), ("images/img{i}.jpg", "labels/seg{i}.png")],
+            ("",),
+            r"labels/seg0\.png and .*labels/gt0\.png could both be the label of .*images/img0\.jpg",
         ),
         (
             [("images/{i}_img.jpg", "labels/{i}.png"), ("images/{i}_sat.jpg",)],

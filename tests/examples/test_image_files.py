@@ -103,6 +103,19 @@ def test_images_are_read_again_only_if_they_changed(photos, tmp_path, monkeypatc
     assert len(json.loads((out / "checked_images.json").read_text())) == 6
 
 
+def test_runs_that_start_together_share_a_folder(photos, tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def replace_after_another_run(part, path):
+        monkeypatch.setattr(Path, "replace", replace)
+        checks.check_images(photos, tmp_path)
+        return part.replace(path)
+
+    monkeypatch.setattr(Path, "replace", replace_after_another_run)
+    checks.check_images(photos, tmp_path)
+    assert len(checks.read_cache(tmp_path / "checked_images.json")) == 6
+
+
 def test_damaged_images_are_not_remembered_as_sound(photos, tmp_path):
     halve(photos[1])
     for _ in range(2):

@@ -80,6 +80,26 @@ def test_methods_share_batches_and_views(mode):
             assert all(not torch.equal(view, each) for each in views)
 
 
+@pytest.mark.parametrize("name", ["fixmatch", "mean_teacher", "cutmix_seg"])
+def test_the_teacher_sees_the_images_in_their_own_colours(name):
+    trainer, seen = make_trainer({"name": name}, warm_up=0), []
+    trainer.teacher.module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.train_step()
+    batch, _ = trainer.batches.take(0)
+    both = torch.cat((batch.images, batch.weak))
+    expected = both if name == "mean_teacher" else batch.weak
+    assert torch.equal(*seen, expected)
+
+
+def test_the_perturbed_maps_of_unimatch_are_those_of_the_weak_view():
+    trainer, seen = make_trainer({"name": "unimatch", "dropout": 0.0}, warm_up=0), []
+    trainer.student.register_forward_hook(lambda _, inputs, logits: seen.append(logits))
+    trainer.train_step()
+    labelled, weak, *_, perturbed = seen[0].split(2)
+    torch.testing.assert_close(perturbed, weak)
+    assert not torch.allclose(perturbed, labelled)
+
+
 def counted(trainer):
     """Returns the passes of one step, counted by hooks on the first layer of every network."""
     images = {True: 0, False: 0}
@@ -183,6 +203,8 @@ def test_the_second_network_has_other_weights_and_changes_nothing_else():
     assert_same(alone.student.state_dict(), pair.student.state_dict())
     second = pair.method.networks["second"]
     assert not torch.equal(second.classifier.weight, pair.student.classifier.weight)
+    of_another_seed = make_trainer({"name": "cps"}, seed=1).method.networks["second"]
+    assert not torch.equal(second.classifier.weight, of_another_seed.classifier.weight)
     groups = pair.optimizer.param_groups
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for each in (pair.student, second) for p in each.parameters()}
@@ -210,6 +232,17 @@ def test_two_classes_and_other_ignored_labels_train(method):
     trainer.run(record_every=1)
     for record in trainer.history:
         assert all(map(torch.isfinite, map(torch.tensor, record.values())))
+
+
+@EACH
+def test_gradients_reach_every_weight_under_autocast(method):
+    """PyTorch 2.10 keeps weights that autocast has cast without a gradient, as in a pass that only labels."""
+    trainer = make_trainer(method, warm_up=0, precision="bfloat16")
+    trainer.train_step()
+    for network in (trainer.student, trainer.method.networks.get("second", trainer.student)):
+        for name, weight in network.named_parameters():
+            assert weight.grad is not None, name
+            assert weight.grad.any(), name
 
 
 # ---- two ranks ------------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path):
         (["method.name=dgc"], r"method\.name must be one of .*dgcl.*, got 'dgc'"),
         (["method.name=[dgcl]"], r"method\.name must be one of .*, got \['dgcl'\]"),
         (["method=dgcl"], r"method must hold keys .*, got 'dgcl'; write method\.name=dgcl"),
+        (["method={}"], r"method\.name must be one of .*, got None"),
         (["method.weight=1"], r"method\.name must be one of .*, got None"),
         (
             ["method.name=dgcl", "method.weight=1"],

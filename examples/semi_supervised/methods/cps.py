@@ -65,6 +65,8 @@ class CPS(Method):
             with torch.no_grad():
                 pair = self.trainer.student, self.second
                 labels = [network(batch.weak).argmax(1) for network in pair]
+            # Autocast keeps the weights that it has cast. In PyTorch 2.10 these would have no gradient below.
+            torch.clear_autocast_cache()
             *labels, counted = strong.paste(*labels, batch.inside)
             images = torch.cat((views.images, strong.images))
             logits, supervised = self.classify(images, batch.labels)
