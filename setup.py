@@ -57,6 +57,7 @@ LEVEL_FLAGS = {  # instruction sets beyond the baseline, one file each, chosen a
     "level_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "level_avx512.cpp": AVX512_FLAGS,
     "level_avx512_vnni.cpp": [*AVX512_FLAGS, "-mavx512vnni"],
+    "level_avx512_amx.cpp": [*AVX512_FLAGS, "-mavx512vnni", "-mamx-tile", "-mamx-int8"],
 }
 NVCC_FLAGS = [
     *["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr"],

@@ -14,7 +14,7 @@ from dgcl_ops import backend_info
 from dgcl_ops.doctor.compare import environment
 
 # Narrow to wide. A level that the build or the processor lacks is reported as absent.
-LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_amx")
 REPEATS = 4
 
 

@@ -46,8 +46,8 @@ def backend_info() -> dict[str, Any]:
         - `torch`: the version of PyTorch in use.
         - `extension`: the path of the compiled extension, or None.
         - `build`: how the extension was built, or why it was not.
-        - `cpu_capability`: the instruction set in use ("avx512_vnni", "avx512", "avx2", "portable"), or None without
-          the extension.
+        - `cpu_capability`: the instruction set in use ("avx512_amx", "avx512_vnni", "avx512", "avx2", "portable"), or
+          None without the extension.
         - `devices`: per device type, a dict with "implementation" ("compiled", "mixed", "reference" or "error") and
           "reason".
         - `require_compiled`: whether DGCL_OPS_REQUIRE_COMPILED forbids the plain PyTorch implementation.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # DGCL_OPS_CPU_CAPABILITY, narrowest first.
-LEVELS = ("portable", "avx2", "avx512", "avx512_vnni")
+LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_amx")
 
 # Largest error allowed, as a multiple of the size of the summed terms (1 for cosines).
 TOLERANCES = {

@@ -16,7 +16,7 @@ CPU = (
     "cpu/simd/*",
     "cpu/rows.* cpu/panel.h",
     "cpu/knn/problem.*",
-    "cpu/knn/rows.h",
+    "cpu/knn/rows.h cpu/knn/order.h",
     "cpu/knn/exact.h cpu/knn/float_filter.h cpu/knn/int8_filter.h",
     "cpu/knn/block.h",
     "cpu/knn/search.*",

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../math/score.h"
+#include "order.h"
 #include "rows.h"
 
 namespace dgcl {
@@ -55,6 +56,7 @@ class BlockSearch {
       for (int64_t c = 0; c < kMaxTileColumns; ++c) panel_index_[c] = static_cast<int32_t>(start + c);
       for (int64_t tile = 0; tile < count; tile += scorer_.tile_rows()) scan_tile(tile, start, unresolved);
     }
+    scorer_.end_group();
     finish();
   }
 
@@ -87,7 +89,7 @@ class BlockSearch {
   Buffer<T> scratch_;
   std::vector<Pair> pairs_;
   int32_t panel_index_[kMaxTileColumns];
-  T tile_scores_[kMaxTileRows * kMaxTileColumns];
+  alignas(64) T tile_scores_[kMaxTileRows * kMaxTileColumns];
 
   T* scores(int64_t q) { return score_.get() + q * size_.stride(); }
   int32_t* indices(int64_t q) { return index_.get() + q * size_.stride(); }
@@ -145,7 +147,7 @@ class BlockSearch {
     if constexpr (Scorer::kExact) {
       keep_best(q);
     } else {
-      raise_threshold(q, (k() + unbounded_) * 9 / 8);
+      raise_threshold(q);
       if (kept_[q] > size_.candidates / 4 * 3) {
         unresolved.push_back(queries_[q]);
         threshold_[q] = kNever;
@@ -155,13 +157,13 @@ class BlockSearch {
     }
   }
 
-  // Drops entries that cannot be among the k best, and returns a filter score that k rows reach. Leaves about k if
-  // `most` is. A filter score s and its canonical score differ by at most the error e. So a row below s_(k) - 2 e has k
-  // rows with a higher score. A NaN error drops nothing.
-  T raise_threshold(int64_t q, int64_t most) {
+  // Drops entries that cannot be among the k best, and returns a filter score that k rows reach, and few more. A filter
+  // score s and its canonical score differ by at most the error e. So a row below s_(k) - 2 e has k rows with a higher
+  // score. A NaN error drops nothing.
+  T raise_threshold(int64_t q) {
     const int64_t rank = k() + unbounded_;
     if (kept_[q] <= rank) return kLowest;
-    const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, std::max(rank, most));
+    const T kth = rows_.prims.reached_by(scores(q), kept_[q], rank, rank * 9 / 8);
     threshold_[q] = std::max(kLowest, kth - 2 * scorer_.error(q));
     kept_[q] = rows_.prims.drop_below(scores(q), indices(q), kept_[q], threshold_[q]);
     limit_[q] = next_limit(kept_[q]);
@@ -195,10 +197,8 @@ class BlockSearch {
     for (int64_t q = 0; q < count_; ++q) {
       const int64_t n = kept_[q];
       if (n < 0) continue;
-      for (int64_t i = 0; i < n; ++i) neighbours_[i] = {scores(q)[i], indices(q)[i]};
       const int64_t count = std::min(n, k());
-      std::partial_sort(neighbours_.get(), neighbours_.get() + count, neighbours_.get() + n,
-                        [](const auto& a, const auto& b) { return comes_before(a.score, a.index, b.score, b.index); });
+      sort_best(rows_.prims, scores(q), indices(q), n, count, neighbours_.get());
       emit_(queries_[q], neighbours_.get(), count);
     }
   }
@@ -206,7 +206,7 @@ class BlockSearch {
   // Gives canonical scores to what the filter kept, first to the k or more with the best filter scores. The k-th of
   // these says, with one error instead of two, which others can still be neighbours.
   void rescore() {
-    for (int64_t q = 0; q < count_; ++q) move_best_to_front(q, raise_threshold(q, 0));
+    for (int64_t q = 0; q < count_; ++q) move_best_to_front(q, raise_threshold(q));
     std::fill_n(rescored_.get(), count_, int64_t(0));
     rescore_entries(front_.get());
     for (int64_t q = 0; q < count_; ++q) {

@@ -19,6 +19,7 @@ class ExactScorer {
   int64_t large_norm_rows(int64_t) const { return 0; }
   void set_query(int64_t q, const T* row, T) { queries_[q] = row ? row : queries_[q - 1]; }
   void begin_group(int64_t group) { group_ = group; }
+  void end_group() {}
 
   void begin_panel(int64_t start, int64_t count) {
     for (int64_t c = 0; c < count; ++c) bank_[c] = rows_.bank_row(group_, start + c, scratch_.get() + c * rows_.p.dim);

@@ -65,6 +65,7 @@ class FloatFilter {
   T lowest_filter_score(int64_t, T) const { return -std::numeric_limits<T>::infinity(); }  // error() is tight enough
 
   void begin_group(int64_t group) { group_ = group; }
+  void end_group() {}
 
   // A query with a NaN, of norm NaN, takes part as zeros.
   void set_query(int64_t q, const T* row, T norm) {

@@ -171,7 +171,13 @@ class Int8Filter {
     const float product = rows_.p.metric == Metric::l2 ? -canonical * canonical / 2 : canonical;
     return product - omitted_[q] - error_[q] - rounding_[q];
   }
-  void begin_group(int64_t group) { group_ = group; }
+  void begin_group(int64_t group) {
+    group_ = group;
+    if (prims_.begin_tiles) prims_.begin_tiles(bank_.steps);
+  }
+  void end_group() {
+    if (prims_.end_tiles) prims_.end_tiles();
+  }
 
   // A query with a NaN, of norm NaN, takes part as zeros.
   void set_query(int64_t q, const float* row, float norm) {
@@ -193,9 +199,11 @@ class Int8Filter {
       omitted_[q] = l2 ? -rows_.prims.dot(residual_.get(), residual_.get(), rows_.p.dim) / 2
                        : rows_.prims.dot(bank_.mean(group_), row, rows_.p.dim);
     const int64_t tile_rows = prims_.tile_rows;
-    uint8_t* out = queries_.get() + (q / tile_rows * tile_rows * bank_.steps + q % tile_rows) * 4;
-    for (int64_t s = 0; s < bank_.steps; ++s)
-      for (int i = 0; i < 4; ++i) out[s * tile_rows * 4 + i] = static_cast<uint8_t>(integers_[s * 4 + i] + 128);
+    for (int64_t s = 0; s < bank_.steps; s += prims_.together) {
+      const int64_t bytes = 4 * std::min<int64_t>(prims_.together, bank_.steps - s);
+      uint8_t* out = queries_.get() + (q - q % tile_rows) * bank_.steps * 4 + s * tile_rows * 4 + q % tile_rows * bytes;
+      for (int64_t i = 0; i < bytes; ++i) out[i] = static_cast<uint8_t>(integers_[s * 4 + i] + 128);
+    }
   }
 
   void begin_panel(int64_t start, int64_t) { start_ = start; }

@@ -26,7 +26,7 @@ struct Item {
 };
 
 template <typename T>
-BlockSize block_size(const KnnProblem& p) {
+BlockSize block_size(const KnnProblem& p, int64_t whole_tiles) {
   const int64_t k = std::max<int64_t>(1, std::min(p.k, p.bank_rows));
   BlockSize size;
   size.candidates =
@@ -37,7 +37,7 @@ BlockSize block_size(const KnnProblem& p) {
   size.queries = std::min(size.queries, kBlockBytes / (p.dim * static_cast<int64_t>(sizeof(T)) + 1));
   size.queries =
       std::min(size.queries, kCandidateBytes / (size.stride() * static_cast<int64_t>(sizeof(T) + sizeof(int32_t))));
-  size.queries = std::max<int64_t>(size.queries / 12, 1) * 12;
+  size.queries = std::max<int64_t>(size.queries / whole_tiles, 1) * whole_tiles;
   return size;
 }
 
@@ -105,8 +105,9 @@ void knn_search(const KnnProblem& problem, const KnnEmit<T>& emit) {
   const double bytes = static_cast<double>(groups) * p.bank_rows * p.dim * sizeof(T);  // may exceed int64
   if (!KnnRows<T>::read_in_place(p) && bytes <= kCopyBytes) copy = copy_bank<T>(p);
 
-  const BlockSize size = block_size<T>(p);
   const bool in_int8 = sizeof(T) == sizeof(float) && int8_primitives() && p.dim <= kInt8MaxDim;
+  // Multiples of the rows of a tile.
+  const BlockSize size = block_size<T>(p, in_int8 && int8_primitives()->tile_rows == 16 ? 16 : 12);
   const bool filter = in_int8 || (primitives<T>().filter_pays && p.dim <= kMostBoundedColumns);
   const KnnRows<T> rows(p);
   std::vector<Item> exact, filtered;

@@ -13,14 +13,19 @@ struct Quantized {
 
 struct Int8Primitives {
   int tile_rows;
+  int together;  // steps of a query side by side
   // `out` has dim elements, and zeros up to the next multiple of 4.
   Quantized (*quantize)(const float* x, int64_t dim, int8_t* out);
   // scores[r][c] = bias[c] + query_scale[r] scale[c] (start[c] + sum_d queries[r, d] panel[d, c]), with an exact sum.
   // passes[r] has bit c set if scores[r][c] >= threshold[r].
-  // queries [steps][tile_rows][4] unsigned, panel [steps][kPanelRows][4].
+  // queries [steps / together][tile_rows][together][4] unsigned, where the last group of steps may be smaller.
+  // panel [steps][kPanelRows][4].
   void (*score_tile)(const uint8_t* queries, const int8_t* panel, const int32_t* start, const float* scale,
                      const float* bias, int64_t steps, const float* query_scale, const float* threshold, float* scores,
                      uint64_t* passes);
+  // The calling thread calls these before its first tile and after its last one. Null if there is nothing to do.
+  void (*begin_tiles)(int64_t steps);
+  void (*end_tiles)();
 };
 
 constexpr int kPanelRows = 64;            // bank rows side by side

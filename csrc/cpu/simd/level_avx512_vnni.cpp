@@ -2,13 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "int8_tile.h"
-
 namespace dgcl::avx512_vnni {
-namespace {
-
-constexpr int kRows = 6, kRegisters = kPanelRows / 16;
-
 Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   const auto mask_at = [&](int64_t d) {
     return static_cast<__mmask16>(dim - d >= 16 ? 0xffffu : (1u << (dim - d)) - 1u);
@@ -41,6 +35,10 @@ Quantized quantize(const float* x, int64_t dim, int8_t* out) {
   const float error = scale * (1.001f * _mm_cvtss_f32(root) + 4e-5f * _mm_cvtss_f32(root_dim));
   return {scale, error, _mm512_reduce_add_epi32(sums)};
 }
+
+namespace {
+
+constexpr int kRows = 6, kRegisters = kPanelRows / 16;
 
 // Not the intrinsic, for which GCC 12 copies accumulators back and forth: two moves per product.
 inline void add_products(__m512i& sum, __m512i queries, __m512i bank) {
@@ -88,7 +86,7 @@ void score_tile(const uint8_t* queries, const int8_t* panel, const int32_t* star
 
 }  // namespace
 
-const Int8Primitives int8_table = {kRows, &quantize, &score_tile};
+const Int8Primitives int8_table = {kRows, 1, &quantize, &score_tile, nullptr, nullptr};
 
 }  // namespace dgcl::avx512_vnni
 #endif

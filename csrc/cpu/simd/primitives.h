@@ -43,7 +43,7 @@ struct Primitives {
 };
 
 // The level in use: the widest of this processor, or the one that DGCL_OPS_CPU_CAPABILITY names (portable | avx2 |
-// avx512 | avx512_vnni). The variable is read once. An unknown or unavailable level is an error.
+// avx512 | avx512_vnni | avx512_amx). The variable is read once. An unknown or unavailable level is an error.
 const char* cpu_level();
 
 template <typename T>

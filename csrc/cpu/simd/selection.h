@@ -41,7 +41,7 @@ int64_t append(const typename V::Scalar* scores, const int32_t* index, uint64_t 
   int64_t n = 0;
   for (int c = 0; passes; c += V::width, passes >>= V::width) {
     const uint32_t bits = static_cast<uint32_t>(passes & ((uint64_t(1) << V::width) - 1));
-    if (bits) n += keep_marked<V>(scores + c, index + c, bits, out + n, out_index + n);
+    if (Compresses<V> || bits) n += keep_marked<V>(scores + c, index + c, bits, out + n, out_index + n);
   }
   return n;
 }
@@ -86,6 +86,7 @@ typename V::Scalar reached_by(const typename V::Scalar* scores, int64_t n, int64
     low = scores[i] < low ? scores[i] : low;
     high = scores[i] > high && scores[i] <= kLargest ? scores[i] : high;
   }
+  if (n <= most) return low;
   for (int halvings = 0; halvings < 40; ++halvings) {
     const T middle = low / 2 + high / 2;
     if (!(middle > low && middle < high)) break;
