@@ -83,7 +83,7 @@ def print_occupancy() -> None:
 
 
 def print_steps(survivors: float) -> None:
-    """Prints what columns per step cost and gain: the filter of a VOC step."""
+    """Prints cost and gain of the columns per step, for the filter of a VOC step."""
     print(f"\nColumns per step, {PROBLEMS[1].name}: ms of the filter; * marks the plan's choice\n")
     for (size, step), instructions in STEP_INSTRUCTIONS.items():
         for device in DEVICES:

@@ -1,4 +1,4 @@
-"""What the phases of a search need of a GPU: arithmetic, not measurement. gpu_estimate.py prints it.
+"""What the phases of a search need from a GPU: arithmetic, not measurement. gpu_estimate.py prints it.
 
 A phase takes as long as the resource that it needs longest. Phases do not overlap, so the estimate of a method is their
 sum. Occupancy comes from the compiled kernels (gpu_occupancy.py).
@@ -45,13 +45,13 @@ LOADS_TOGETHER = constant("knn/filter.cuh", "kTogether") * constant(
 )
 # Of a warp, in the code for sm_80: .ci/count_instructions. By bytes of an element and columns of a step.
 STEP_INSTRUCTIONS = {(4, NARROW_STEP): 296, (4, WIDE_STEP): 478, (2, WIDE_STEP): 440}
-# Guesses of ours. Clocks of a wait for L2, of a cut of a list (half of it hidden), and of a warp's pass over a query.
+# Guesses of ours. Clocks of a wait for L2, of cutting a list (half of it hidden), and of a warp's pass over a query.
 LATENCY, CUT_CLOCKS, PASS_CLOCKS = 400, 1500, 700
 SETUP_PASSES = 4  # over the queries of an item: norm, square, length, copy in float16
 ISSUED = 0.85  # share of the issue slots that a kernel fills at best
 LAUNCHES, LAUNCH_SECONDS = 6, 2.3e-6  # one clear and five kernels; a small kernel's time
-# torch.topk on rows of 4,000 and more: its source has counting passes, and one that gathers with two block scans per
-# 256 elements. The instructions of the latter are a guess.
+# torch.topk on rows of 4,000 and more: its source has counting passes, and a gathering pass with two block scans per
+# 256 elements. The instructions of the gathering pass are a guess.
 COUNTING_PASSES, GATHER_INSTRUCTIONS = 4, 6  # instructions of a warp per element
 
 

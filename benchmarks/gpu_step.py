@@ -3,7 +3,7 @@
     python benchmarks/gpu_step.py
 
 A step is forward, backward and push, as launches.py counts it. Its parts are the search (gpu_estimate.py), one launch
-for each small kernel, passes over the maps, the products of the logits, and what the log-sum-exp does in float64.
+for each small kernel, passes over the maps, the products of the logits, and the float64 work of the log-sum-exp.
 """
 
 from gpu_devices import DEVICES, Device

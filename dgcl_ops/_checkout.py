@@ -14,7 +14,7 @@ def _is_built(package: Path) -> bool:
 
 
 def submodule_folders(folders: list[str]) -> list[str]:
-    """Returns the folders to import submodules from: `folders`, or that of the installed package.
+    """Returns the folders to import submodules from: `folders`, or the folder of the installed package.
 
     Args:
         folders: the package's `__path__`.

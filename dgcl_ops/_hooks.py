@@ -1,4 +1,4 @@
-"""What a hook on a user's module needs to know: which pass calls it, and how torch.jit.script gets rid of it."""
+"""For hooks on a user's module: detects which pass calls them, and removes them for torch.jit.script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors as users bring them: subclasses are unwrapped, and labels of another kind get an error that names the fix."""
+"""Tensors as users pass them: subclasses are unwrapped, and unsupported labels raise an error that names the fix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -64,7 +64,7 @@ def checked_labels(op: str, labels: Any, *, allow_bool: bool = False) -> Tensor:
 
 
 def per_pixel(op: str, name: str, values: Tensor, size: Sequence[int], rule: str) -> Tensor:
-    """Values [B, *S], or [B, 1, *S], of maps with so many images and pixels. Returns them as [B, *S].
+    """Returns values [B, *S] or [B, 1, *S] as [B, *S], if they match the maps' images and pixels.
 
     Args:
         op: name for the error.

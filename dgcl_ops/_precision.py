@@ -37,12 +37,12 @@ class FixedDtypeModule(nn.Module):
     """A module whose buffers keep their dtype under `.half()` and `.to(dtype)`, and that refuses DataParallel.
 
     A cast to half precision would break two things: unit rows that are unit to float32's last bit, and a state that
-    resumes exactly. Moves between devices work as usual. `to_empty` after construction on the meta device gives a new
-    module, not whatever lies in memory.
+    resumes exactly. Moves between devices work as usual. `to_empty` resets a module that was built on the meta device,
+    since the new memory is uninitialised.
     """
 
     def reset_parameters(self) -> None:
-        """Sets the buffers to those of a new module."""
+        """Resets the buffers to the state of a new module."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

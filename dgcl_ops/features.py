@@ -37,8 +37,8 @@ class FeatureTap:
 
     - `torch.compile(fullgraph=True)`: create the tap before the model's first compiled call, since compiled code
       ignores hooks added later.
-    - Gradient checkpointing needs `use_reentrant=False`. A second forward in the backward is not captured.
-    - Exports and traces capture nothing. `torch.jit.script` closes the tap, with a warning.
+    - Gradient checkpointing needs `use_reentrant=False`. The recomputed forward pass is not captured.
+    - Exports and traces are not captured. `torch.jit.script` closes the tap, with a warning.
     - Copies of the model (`copy.deepcopy` for an EMA teacher, `AveragedModel`, pickles) carry a closed tap that stores
       nothing.
     - Inside DDP, prefix the path with "module.", or pass DDP's `.module`.
@@ -224,4 +224,4 @@ class FeatureTap:
 
 
 def _nothing() -> None:
-    """Stands for the weak references of a copied tap."""
+    """Replaces the weak references in a copied tap."""

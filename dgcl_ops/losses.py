@@ -250,23 +250,23 @@ class DensityContrastLoss(FixedDtypeModule):
     def included(self) -> Tensor:
         """[C] bool, False for excluded classes. On the bank's device.
 
-        It is no buffer: it follows from `exclude_classes`, and trainers average, cast and broadcast buffers.
+        Not a buffer: it follows from `exclude_classes`, and trainers average, cast and broadcast buffers.
         """
         if self._included.device != self.bank.counts.device:
             self._included = self._new_included(self.bank.counts.device)
         return self._included
 
-    contrasted = included  # its former name
+    contrasted = included  # its old name
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         moved = super()._apply(fn, recurse)
-        self._included = self.included  # here, so that no compiled or captured step has to
+        self._included = self.included  # moved here, so that compiled and captured steps need not
         return moved
 
     def reset_parameters(self) -> None:
         """Empties the bank, restarts its random numbers from the seed, and forgets the last step.
 
-        Call it after `to_empty`. It is called for you if the loss was constructed on the meta device.
+        Call it after `to_empty`. If the loss was constructed on the meta device, `to_empty` calls it.
         """
         self.bank.reset_parameters()
         self._record.reset_parameters()

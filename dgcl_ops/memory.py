@@ -137,7 +137,7 @@ class MemoryBank(FixedDtypeModule):
             )
         self.overlap_exchange = bool(overlap_exchange)
         self._overlap = exchange.new_overlap() if overlap_exchange else None
-        # The version of `features` in a copy that has pushed nothing, when its rows were last known to be exact.
+        # In a copy that has not pushed yet: the version of `features` when its rows were last checked.
         self._copied_at: tuple[int, int] | None = None
         exchange.check_group(op, process_group)
         self.process_group = process_group
@@ -194,7 +194,7 @@ class MemoryBank(FixedDtypeModule):
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         if self._copied_at in (None, buffers.version_of(self.features)):
             copied._copied_at = buffers.version_of(copied.features)
-        return copied  # else it is the copy of a copy that was written: it keeps a version that differs
+        return copied  # the copy of a changed copy keeps the old version, so its rows are checked
 
     # ---- ranks ----------------------------------------------------------------------------------------
 
@@ -303,8 +303,8 @@ class MemoryBank(FixedDtypeModule):
     def assert_synced(self) -> None:
         """Raises unless the ranks that share the bank agree. All ranks must call it. It syncs.
 
-        Compares the settings that decide what travels and what is stored, the number of pushes, the random state and
-        the whole bank. With "sharded", only counts and heads of the bank are compared; with "local", nothing.
+        Compares the settings that affect what is exchanged and stored, the number of pushes, the random state and the
+        whole bank. With "sharded", only counts and heads of the bank are compared; with "local", nothing.
 
         Raises:
             RuntimeError: If a rank differs from rank 0. The text names the rank and what differs.
@@ -420,9 +420,9 @@ class MemoryBank(FixedDtypeModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets the buffers to those of a new bank of the same seed.
+        """Resets the buffers to the state of a new bank with the same seed.
 
-        Call it after `to_empty`. It is called for you if the bank was constructed on the meta device.
+        Call it after `to_empty`. If the bank was constructed on the meta device, `to_empty` calls it.
         """
         self.reset()
         self.rng_state.copy_(_random.new_rng_state(self._seed, "cpu"))

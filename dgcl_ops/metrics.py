@@ -182,7 +182,7 @@ def density_statistics(
     name = "density_statistics"
     density = checked_floats(name, "density", density)
     labels = checked_labels(name, labels)
-    labels = per_pixel(name, "labels", labels, density.shape, ", that of density")
+    labels = per_pixel(name, "labels", labels, density.shape, ", the shape of density")
     if num_classes < 1:
         raise ValueError(f"{name}: num_classes must be positive, got {num_classes}")
     if not all(0 <= quantile <= 1 for quantile in quantiles):

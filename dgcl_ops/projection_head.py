@@ -15,8 +15,8 @@ class ProjectionHead(nn.Module):
 
     The first layer has no bias, since the batch norm would remove it. Give the head the learning rate of the decoder,
     and use it in every step, since DDP waits for its gradients. Wrap the head in DDP as well, if it is not part of the
-    wrapped model; otherwise every rank trains its own copy. A head inside a wrapped model must be called in its
-    `forward`, if DDP has `find_unused_parameters=True`.
+    wrapped model; otherwise every rank trains its own copy. If DDP has `find_unused_parameters=True`, call a head
+    inside the wrapped model from the model's `forward`.
 
     There are two ways to use it. `loss(head(features), labels, features)` projects every pixel.
     `loss(head, labels, features)` projects only the rows that the step chooses, which saves memory. The batch norm then
@@ -106,7 +106,7 @@ class ProjectionHead(nn.Module):
 
 
 def _as_2d(maps: Tensor) -> Tensor:
-    """[B, D, *S] -> [B, D, H, W]. The convolution copies a crop that this cannot view anyway."""
+    """[B, D, *S] -> [B, D, H, W]. May copy a crop, as the convolution would do anyway."""
     return maps.unsqueeze(2) if maps.dim() == 3 else maps.flatten(2, -2)
 
 

@@ -33,6 +33,7 @@ extensions = [
     "myst_nb",  # includes myst_parser
     "mathml",
     "repository_links",
+    "map_shapes",
     "return_types",
 ]
 exclude_patterns = ["**/.ipynb_checkpoints"]

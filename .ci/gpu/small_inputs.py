@@ -1,4 +1,4 @@
-"""Small random inputs of the first checks on a GPU, and what they must agree to."""
+"""Small random inputs for the first checks on a GPU, and the tolerances for their results."""
 
 import torch
 from torch import Tensor

@@ -34,7 +34,7 @@ __device__ __forceinline__ bool has_special(uint4 v, uint64_t exponent) {
   return found;
 }
 
-// Whether pixel `first` + lane, which is at `place`, is special in the part of the map that the calling warp reads.
+// Whether pixel `first` + lane, at `place`, is special in the part of the map that the calling warp reads.
 template <typename Word>
 __device__ __forceinline__ bool warp_finds(const FiniteMaps& m, int64_t place, int64_t first, int64_t num_pixels) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

@@ -9,8 +9,8 @@
 // z_j = <a, b_j> / temperature with unit rows a, b_j. unit_row_backward (unit_row.h) takes gradients back to raw rows.
 // Everything is in double, because a float's rounding error in lse would show in every p_j. A compensated sum of float
 // exponentials would change the loss's bits: each exponential is off by about 2^-24, by another amount in every math
-// library. So GPUs with slow float64 pay for one exponential per logit in each direction. `benchmarks/gpu_step.py`
-// estimates 0.36 ms of a step of 15 ms on an RTX 3090, 0.15 of 8 ms on an RTX 4090, and 0.02 ms on an A100.
+// library. So GPUs with slow float64 pay for one exponential per logit in each direction. Per step,
+// `benchmarks/gpu_step.py` estimates 0.36 of 15 ms on an RTX 3090, 0.15 of 8 ms on an RTX 4090, and 0.02 ms on an A100.
 #pragma once
 #include <cmath>
 #include <limits>

@@ -1,8 +1,8 @@
-// Where the pixels of a map lie. A map has any strides: contiguous, channels last, a crop along any dimension.
+// Where the pixels of a map lie. A map may have any strides: contiguous, channels last, or a crop along any dimension.
 //
 // Pixels are numbered over the images and all spatial dimensions, the last dimension fastest. Neighbouring dimensions
-// that one stride covers are one side of the layout. So the pixels of a contiguous map have two sides, area and images,
-// and a crop of a volume along every axis has four.
+// that one stride covers form one side of the layout. The pixels of a contiguous map have two sides, area and images. A
+// crop of a volume along every axis has four.
 #pragma once
 #include <cstdint>
 

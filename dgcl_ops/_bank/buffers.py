@@ -1,4 +1,4 @@
-"""What trainers do to the buffers of a bank: leave them on the meta device, cast them, average them."""
+"""Detects what trainers do to a bank's buffers: leave them on the meta device, cast them, or average them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ROUNDED = 2**-7
 
 
 def check(bank: MemoryBank, used_with: object) -> None:
-    """Finds buffers that are still on the meta device, or that were cast behind `_apply`.
+    """Finds buffers that are still on the meta device, or that were cast without `_apply`.
 
     A bank whose rows were cast gets its dtypes back, with a warning. The rows stay rounded, but are unit rows again.
 
-    A copy whose rows were written from outside may be an average. It is looked at once after each such write.
+    A copy whose rows were written from outside may be an average. It is checked once after each such write.
 
     Raises:
         RuntimeError: If the bank is on the meta device but `used_with` is not, if it is an average, or if it was cast
@@ -43,7 +43,7 @@ def check(bank: MemoryBank, used_with: object) -> None:
             bank.features, _arguments.METRICS.index(bank.metric)
         ):
             raise RuntimeError(
-                "MemoryBank: the rows of this copy are averages over steps, not unit rows, so its loss means nothing; "
+                "MemoryBank: the rows of this copy are averages over steps, not unit rows, so its loss is meaningless; "
                 "use the student's loss, or keep the loss outside the averaged model"
             )
         bank._copied_at = version
@@ -52,13 +52,13 @@ def check(bank: MemoryBank, used_with: object) -> None:
         return
     found = ", ".join(f"{name} in {dtype}" for name, dtype in cast.items())
     text = (
-        f"MemoryBank: something outside has cast the bank's buffers, got {found} for a bank of {bank.dtype}. FSDP's "
+        f"MemoryBank: the bank's buffers were cast from outside, got {found} for a bank of {bank.dtype}. FSDP's "
         "MixedPrecision(buffer_dtype=...) does this: pass buffer_dtype=None, or the loss in ignored_modules"
     )
     if torch.compiler.is_compiling():
         raise RuntimeError(text)
     warnings.warn(
-        f"{text}. The buffers have their dtype again; rows that were in the bank are rounded",
+        f"{text}. The dtypes are restored, but rows that were already in the bank stay rounded",
         stacklevel=5,
     )
     stored = {name: getattr(bank, name) for name in (*ROWS, "counts")}
@@ -72,9 +72,9 @@ def version_of(tensor: Tensor) -> tuple[int, int]:
 
 
 def averaged(features: Tensor, metric: int) -> bool:
-    """Whether rows [C, slots, D] are averages of rows. Only with metric "cosine" can they show it. It syncs.
+    """Whether rows [C, slots, D] are averages of unit rows. Always False unless the metric is "cosine". It syncs.
 
-    A row of norm 0 is valid, and an inf or NaN shows nothing.
+    Rows of norm 0 are valid. Rows with inf or NaN are ignored.
     """
     if metric != _arguments.METRICS.index("cosine"):
         return False

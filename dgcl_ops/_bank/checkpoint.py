@@ -234,7 +234,7 @@ def _wrong_values(bank: MemoryBank, stored: dict[str, Any]) -> list[str]:
         if not (0 <= count <= capacity and 0 <= head < capacity and count in (head, capacity)):
             wrong.append(
                 f"the stored counts and heads do not describe rings of {capacity} slots filled from slot 0, got "
-                f"count {count} and head {head} for class {c} (an average of states is not a state)"
+                f"count {count} and head {head} for class {c} (an averaged state_dict cannot be loaded)"
             )
             break
     return wrong

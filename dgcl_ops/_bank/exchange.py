@@ -92,7 +92,7 @@ def assert_equal(op: str, ranks: Ranks, state: dict[str, Tensor]) -> None:
             raise RuntimeError(
                 f"{op}: {name} must be equal on all {ranks.world_size} ranks, got {gathered[0]} on rank 0 and "
                 f"{gathered[different[0]]} on rank {different[0]} ({len(different)} differ). All ranks must build "
-                "the bank alike and push in every step, and nothing else may write to the bank's buffers"
+                "the bank with the same settings and push in every step, and nothing else may write to its buffers"
             )
 
 

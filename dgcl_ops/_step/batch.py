@@ -83,7 +83,7 @@ class Batch(NamedTuple):
                     f"{op}: confidence must be a float tensor of the labels' shape {list(labels.shape)}, "
                     f"got {confidence.dtype} {list(confidence.shape)}"
                 )
-            rule = ", that of the labels"
+            rule = ", the shape of the labels"
             confidence = per_pixel(op, "confidence", confidence, labels.shape, rule)
         elif strategy is not None and needed:
             raise ValueError(
@@ -115,7 +115,7 @@ def zero_row(maps: Tensor) -> Tensor:
 def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strategy | None) -> None:
     """Raises unless `projections` is a head that fits the bank and the strategy."""
     head = projections
-    # Wrappers have one child. Of DataParallel, each replica would see other rows.
+    # Wrappers have one child. DataParallel is not unwrapped, since each replica would see different rows.
     while isinstance(head, nn.Module) and not isinstance(head, nn.DataParallel):
         if list(head._modules) not in WRAPPERS:
             break
@@ -138,7 +138,7 @@ def _check_head(op: str, bank: MemoryBank, projections: object, strategy: Strate
             f"{op}: projections must be a ProjectionHead from {ours[0]} to {ours[1]} channels, got one from "
             f"{theirs[0]} to {theirs[1]}"
         )
-    weight = getattr(head.layers[0], "weight", None)  # no parameter, while FSDP has flattened them
+    weight = getattr(head.layers[0], "weight", None)  # not a parameter while FSDP has flattened it
     if isinstance(weight, Tensor) and weight.device != bank.counts.device:
         raise ValueError(
             f"{op}: the ProjectionHead must be on the bank's device {bank.counts.device}, got {weight.device}; "

@@ -49,7 +49,7 @@ class Record(FixedDtypeModule):
             buffer.zero_()
 
     def on(self, device: torch.device) -> Record:
-        """The record. It starts anew if something outside has cast it, or left it on the meta device."""
+        """The record. It is reset if its buffers were cast from outside, or left on the meta device."""
         if self.counts.device != device or self.floats.dtype != torch.float32:
             self._start(device)
         return self
@@ -221,8 +221,8 @@ class Report:
         ]
         if averaged(bank.features, METRICS.index(bank.metric)):
             lines.append(
-                "The bank's rows are not unit rows: something has averaged or overwritten its buffers. The loss of "
-                "this module means nothing."
+                "The bank's rows are not unit rows: its buffers were averaged or overwritten from outside. The "
+                "loss of this module is meaningless."
             )
         if not self.loss.training:
             lines.append("The module is in eval mode: batches do not enter the bank.")

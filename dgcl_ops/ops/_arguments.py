@@ -46,7 +46,7 @@ def one_of(op: str, name: str, value: Choice, choices: Sequence[Choice]) -> Choi
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    """A tuple, a list, or another sequence (OmegaConf's lists), but no text."""
+    """Whether it is a tuple, a list or another sequence (such as OmegaConf's lists), but not a string."""
     if isinstance(value, (tuple, list)):
         return True
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))

@@ -24,7 +24,7 @@ _registry.define(
 
 
 def gather_rows(maps: Tensor, indices: Tensor) -> Tensor:
-    """Gathers the vectors of chosen pixels. The maps are read in place, whatever their strides.
+    """Gathers the vectors of chosen pixels. The maps are read in place, with any strides.
 
     Differentiable in `maps`, any number of times. The gradients of a pixel that is chosen several times are added in
     the order of `indices`, in float32 (float64 for float64 maps), and rounded once. So the gradient has the same bits

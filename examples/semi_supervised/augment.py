@@ -136,7 +136,7 @@ def cutmix(
 
 
 class Box(NamedTuple):
-    """A box that is pasted into an image of a batch, from another image of the batch."""
+    """A box that is copied from one image of a batch into another."""
 
     image: int
     source: int

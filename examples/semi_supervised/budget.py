@@ -1,4 +1,4 @@
-"""Budgets of a run. Methods differ in the passes of a step, so equal passes give them different steps.
+"""Budgets of a run. Methods need different numbers of passes per step, so equal passes mean different numbers of steps.
 
 The steps are known before the run. The learning rate and all schedules therefore end where the run ends.
 """
@@ -11,7 +11,7 @@ from semi_supervised.settings import Settings
 
 
 def check(budget: dict) -> None:
-    """Raises ValueError for a budget that is neither of steps nor of passes."""
+    """Raises ValueError unless a budget has a number of steps or of passes."""
     if len(budget) != 1 or not budget.keys() <= {"steps", "passes"}:
         raise ValueError(f"budget must hold steps or passes, got {budget}")
     [(name, number)] = budget.items()

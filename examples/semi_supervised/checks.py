@@ -1,4 +1,4 @@
-"""Reads every image once before the training, so that a damaged file does not end it hours later."""
+"""Reads every image once before training, so that a damaged file does not stop it hours later."""
 
 import json
 import os
@@ -18,7 +18,7 @@ CACHE = "checked_images"
 def check_images(images: Sequence[Path], folder: Path) -> None:
     """Reads all images. Each rank reads a part.
 
-    A file that was read before is skipped, unless its size or its time of change differs.
+    A file that was read before is skipped, unless its size or modification time has changed.
 
     Args:
         images: paths.
@@ -52,7 +52,7 @@ def check_images(images: Sequence[Path], folder: Path) -> None:
 
 
 def state_of(path: Path) -> list[int]:
-    """Returns size and time of change."""
+    """Returns size and modification time."""
     state = path.stat()
     return [state.st_size, state.st_mtime_ns]
 

@@ -16,9 +16,10 @@ class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
 
     The forward of segmentation_models.pytorch needs sides that are multiples of its stride; 513 is not. This one
-    resizes the coarse map to the size of the fine map. Input: images [B, 3, H, W] in [0, 1]. Output: logits
-    [B, C, H, W], and with `auxiliary=True` also those of the second head. With `perturb`, the logits of its maps follow
-    those of the images.
+    resizes the coarse map to the size of the fine map.
+
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with `auxiliary=True` also the logits of the
+    second head. With `perturb`, the logits of the perturbed maps are appended to the batch.
 
     Args:
         num_classes: C.

@@ -25,9 +25,9 @@ DROPOUT = 0.1
 class PublishedDeepLab(nn.Module):
     """DeepLabV3+ with features of stride 4 and 256 channels. A 513 x 513 crop gives 129 x 129.
 
-    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with `auxiliary=True` also those of the
-    second head. With `perturb`, the logits of its maps follow those of the images. Training needs at least two images:
-    the batch norm after image pooling sees one value per image.
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W], and with `auxiliary=True` also the logits of the
+    second head. With `perturb`, the logits of the perturbed maps are appended to the batch. Training needs at least two
+    images: the batch norm after image pooling sees one value per image.
 
     Args:
         num_classes: C.

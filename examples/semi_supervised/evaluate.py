@@ -175,7 +175,7 @@ def few_of_each(labels: Tensor, num_classes: int, limit: int, rng: np.random.Gen
 def cluster_scores(features: Tensor, labels: Tensor) -> dict[str, float | None]:
     """Computes silhouette and Calinski-Harabasz (higher is better), and Davies-Bouldin (lower is better).
 
-    All are None for fewer than 2 classes, and if a feature is not finite, as after a training that diverged.
+    All are None if there are fewer than 2 classes, or if a feature is not finite because training diverged.
     """
     if len(labels.unique()) < 2 or not features.isfinite().all():
         return dict.fromkeys(SCORES)

@@ -29,7 +29,8 @@ class FolderData:
         num_classes: C. None: one more than the largest label.
         ignore_index: label of pixels without a class. If it is 0, the classes are the labels from 1 on.
         label_values: the label of class 0, of class 1 and so on: [0, 255] for masks of 0 and 255. None: 0, 1, ...
-        colours: a file of the classes' colours, if labels are in colours. See `label_values.read_colours`.
+        colours: a file with the colours of the classes, if labels are stored as colours. See
+            `label_values.read_colours`.
         unlabelled: another folder of images without labels.
         mirror: whether images may be mirrored.
         scale: limits of the magnification.
@@ -41,8 +42,8 @@ class FolderData:
 
     Attributes:
         pixels: [C], labelled training pixels of each class.
-        ignore_index: label of pixels without a class in what this object returns. Differs from that of the files if
-            their values are not the classes.
+        ignore_index: label of pixels without a class in the returned labels. The files may use another value, if their
+            values are not the classes.
         val: samples for validation.
         test: samples for the test. Equal to `val` if there is only one such split.
 
@@ -129,7 +130,7 @@ class FolderData:
     def _check_labels(self, num_classes: int | None) -> np.ndarray:
         """Reads every label in use and returns the labelled training pixels of each class, [C]."""
         pixels, seen = np.zeros((2, LABELS), dtype=np.int64)
-        where: dict[int, Path] = {}  # a file by its largest label
+        where: dict[int, Path] = {}  # for each largest label, a file with it
         labelled = set(self.labelled_samples)
         for sample in dict.fromkeys([*self.labelled_samples, *self.val, *self.test]):
             counts = np.bincount(read_label(sample).ravel())
@@ -162,7 +163,7 @@ class FolderData:
         return sorted(samples | set(self.unlabelled_images))
 
     def notes(self) -> list[str]:
-        """Returns where images and labels were found, and which files there are not used, as lines for the user."""
+        """Describes for the user where images and labels were found, and which files are not used."""
         used, places = {*self.files()}, {}
         for split, samples in self.splits.items():
             used |= {sample.label for sample in samples}

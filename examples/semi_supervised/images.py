@@ -18,7 +18,7 @@ CITYSCAPES_IMAGE = "_leftImg8bit"  # suffix of Cityscapes' image names
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TRAIN_IDS = np.full(34, 255, dtype=np.uint8)
 TRAIN_IDS[list(CITYSCAPES_IDS)] = range(len(CITYSCAPES_IDS))
-TURN = {  # by EXIF orientation: what shows the picture as every viewer does
+TURN = {  # by EXIF orientation: how viewers turn the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     Attributes:
         image: path.
         label: path: an image file with one value per pixel, SBD's .mat, or Cityscapes' *_labelIds.png.
-        values: what the values of the label mean. None: they are the classes.
+        values: maps the values of the label to classes. None: they are the classes.
     """
 
     image: Path
@@ -131,7 +131,7 @@ def read_label(sample: Sample) -> np.ndarray:
 
 
 def _found_colours(pixels: np.ndarray, path: Path) -> str:
-    """Says which colours a label holds, and how to use them."""
+    """Describes which colours a label contains, and how to use them."""
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
         return ""
     colours = np.unique(pixels[..., :3].reshape(-1, 3), axis=0)
@@ -171,12 +171,12 @@ def _open(path: Path) -> Image.Image:
         ) from None
     except FileNotFoundError:
         raise
-    except Exception:  # a decoder of a damaged file may raise anything
+    except Exception:  # decoders may raise anything on a damaged file
         raise ValueError(f"cannot read {path} as an image") from None
     if pages > 1:
         image.close()
         raise ValueError(
-            f"an image must have one page, got {pages} of one size in {path}; {VOLUMES}"
+            f"an image must have one page, got {pages} pages of the same size in {path}; {VOLUMES}"
         )
     return image
 

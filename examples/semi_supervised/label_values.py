@@ -1,4 +1,4 @@
-"""What the values or colours of label files mean, where they are not the classes themselves."""
+"""Maps the values or colours of label files to classes."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from semi_supervised.listing import read_lines
 
 LABELS = 2**16  # number of values that a label file can hold
 NO_CLASS = LABELS - 1  # what LabelValues returns for pixels without a class
-IGNORE = "ignore"  # name of a colour that is no class
+IGNORE = "ignore"  # name of a colour that is not a class
 COLOUR = re.compile(r"(?<![\w.])\d+(?:[\s,;]+\d+){2,}(?![\w.])")  # 3 numbers or more
 PLACES = np.array([1 << 16, 1 << 8, 1], dtype=np.int32)  # of red, green and blue in a number
 
@@ -56,7 +56,7 @@ class LabelValues:
 def label_rule(
     values: Sequence[int] | None, colours: Path | None, ignore_index: int, num_classes: int | None
 ) -> LabelValues | None:
-    """Returns what label files mean.
+    """Returns the rule that maps the values of label files to classes.
 
     Args:
         values: the file's value of each class, or None.
@@ -108,8 +108,8 @@ def count_classes(
         pixels: [LABELS], pixels of each label in all label files.
         num_classes: as configured. None: one more than the largest label.
         ignore_index: label of pixels without a class.
-        rule: what the values of the files mean, or None.
-        where: a file by the largest label that it holds.
+        rule: maps the values of the files to classes. None: they are the classes.
+        where: for each largest label, a file that contains it.
 
     Raises:
         ValueError: If the labels do not fit.

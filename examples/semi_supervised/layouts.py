@@ -17,7 +17,7 @@ from semi_supervised.listing import (
 )
 from semi_supervised.pairs import list_samples
 
-HELD_OUT = 5  # without a split, every fifth image of a fixed random order is for the test
+HELD_OUT = 5  # without splits, every fifth image of a fixed random order is held out
 # Names of folders, in any case.
 SPLITS = {
     "train": ("train", "training", "tr"),
@@ -28,7 +28,7 @@ IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
 LABELS = ("labels", "label", "masks", "mask", "ann_dir", "annotations", "annotation")
 LABELS += ("groundtruth", "ground_truth", "ground truth", "gt")
 LABELS += ("segmentationclass", "segmentationclasspng", "masks_machine")
-# The folder of the images and that of the labels. The first row that fits a split is used.
+# Image folder and label folder. The first row that fits a split is used.
 LAYOUTS = (
     ("{split}/{images}", "{split}/{labels}"),
     ("{images}/{split}", "{labels}/{split}"),  # mmsegmentation, ADE20K, YOLO
@@ -48,7 +48,7 @@ VOC_LISTS = Path("ImageSets", "Segmentation")  # train.txt, val.txt
 
 
 def find_splits(root: Path) -> dict[str, list[Sample]]:
-    """Returns the samples of train and of val or test. In a folder without splits, a fifth is for the test.
+    """Returns the samples of train and of val or test. In a folder without splits, a fifth is held out for testing.
 
     Raises:
         FileNotFoundError: If no layout fits, or an image has no label.
@@ -100,7 +100,7 @@ def refuse_one_split(splits: dict, where: Path) -> None:
 
 
 def hold_out(samples: list[Sample], folder: Path) -> dict[str, list[Sample]]:
-    """Divides the samples: a fixed random fifth is for the test."""
+    """Divides the samples: a fixed random fifth is held out for testing."""
     if len(samples) < HELD_OUT:
         raise ValueError(f"data: {folder} must hold at least {HELD_OUT} images, got {len(samples)}")
     shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
@@ -111,7 +111,7 @@ def hold_out(samples: list[Sample], folder: Path) -> dict[str, list[Sample]]:
 def find_folders(
     there: dict[str, Path], layouts: Iterable[tuple[str, str]], names: tuple[str, ...]
 ) -> tuple[Path, Path] | None:
-    """Returns the folder of the images and that of the labels of a split.
+    """Returns the image folder and the label folder of a split.
 
     Args:
         there: all folders by their path in lower case.
@@ -155,7 +155,7 @@ def find_folders(
 
 
 def find_lists(root: Path) -> dict[str, list[str]]:
-    """Returns the names in VOC's lists of each split, as far as there are any."""
+    """Returns the names in VOC's list of each split that has one."""
     lists = files(root / VOC_LISTS, [".txt"]) if (root / VOC_LISTS).is_dir() else []
     return {
         split: [line.split()[0] for line in read_lines(path)]

@@ -1,4 +1,4 @@
-"""Lists what lies in a folder, skips the hidden files of operating systems, and names the rest in errors."""
+"""Lists the files of a folder, and describes them in errors. Hidden files are skipped."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_TYPES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 VOLUMES = (
-    "volumes are out of scope of this trainer, which trains on 2-D images; docs/guide/volumes.md shows the "
-    "density loss in a loop for volumes"
+    "volumes are out of scope: this trainer reads 2-D images; docs/guide/volumes.md shows the density loss "
+    "on volumes"
 )
 SHAPES = "polygons and boxes must be exported as masks, one PNG per image"
-# Endings of files that people bring, and what to do with them.
+# Endings of files that the trainer cannot read, and what to do with them.
 ADVICE = (
     ((".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm"), VOLUMES),
     ((".npy", ".npz", ".mat", ".h5"), "arrays must be saved as PNG"),
@@ -54,7 +54,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> str:
-    """Says what lies in a folder, with advice about files that the trainer cannot read."""
+    """Describes the contents of a folder, with advice about files that the trainer cannot read."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     found = [f"{path.name}/" for path in subfolders(folder)] + [path.name for path in files(folder)]

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Maps the encoded maps of all images to perturbed maps of some of them.
+# Takes the encoded maps of all images. Returns perturbed maps of some of them.
 Perturbation = Callable[[list[Tensor]], list[Tensor]]
 
 
 class SegmentationNetwork(nn.Module):
     """Convolutions at strides 2, 4, 8, ..., a top-down path to the feature stride, and a 1x1 classifier.
 
-    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of its maps follow.
+    Input: images [B, 3, H, W] in [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of the perturbed maps
+    are appended to the batch.
 
     Args:
         num_classes: C.
@@ -74,7 +75,7 @@ class SegmentationNetwork(nn.Module):
 
 
 def joined(maps: list[Tensor], perturb: Perturbation | None) -> list[Tensor]:
-    """Returns the maps, followed along the batch by their perturbed versions if there is a perturbation."""
+    """Returns the maps. If there is a perturbation, the perturbed maps are appended along the batch."""
     if perturb is None:
         return maps
     return [torch.cat(pair) for pair in zip(maps, perturb(maps), strict=True)]

@@ -7,9 +7,9 @@ from pathlib import Path
 from semi_supervised.images import Sample
 from semi_supervised.listing import LABEL_TYPES, contents, files, list_images
 
-# What stands before or after the common part of the names of an image and its label, in any case.
+# Prefixes and suffixes of the names of images and labels, in any case.
 IMAGE_ENDINGS = ("_image", "_img", "_sat", "_rgb", "_training", "_test", "_leftImg8bit")
-CHANNEL = "_0000"  # stands behind every image of nnU-Net
+CHANNEL = "_0000"  # suffix of every image of nnU-Net
 LABEL_ENDINGS = ("", "_mask", "_masks", "-mask", "_label", "_labels", "_seg", "_segmentation")
 LABEL_ENDINGS += ("_gt", "_L", "_anno", "_manual1", "_1stHO", "_instance_color_RGB")
 LABEL_ENDINGS += ("_gtFine_labelIds", "_gtFine_labelTrainIds")
@@ -111,14 +111,14 @@ def labels_of(image: Path, by_name: dict[str, list[Path]], endings: tuple[str, .
             if label != image
         ]
         found = [*dict.fromkeys(found)]
-        if found:  # of A.png and a.png, the one in the same case
+        if found:  # prefers A.png over a.png for A.jpg
             start = tuple(parts)
             return [label for label in found if composed(label.name).startswith(start)] or found
     return []
 
 
 def composed(name: str) -> str:
-    """Returns a name in one form of Unicode. macOS writes accents as characters of their own."""
+    """Returns a name in one form of Unicode. macOS writes accents as separate characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -130,8 +130,8 @@ def refuse_second(owners: dict, key: object, path: Path, what: str) -> None:
 
 
 def hint(image_folder: Path, label_folder: Path) -> str:
-    """Says what lies in a folder of labels."""
+    """Describes the contents of a folder of labels."""
     lossy = files(label_folder, (".jpg", ".jpeg", ".webp"))
     if lossy and image_folder != label_folder:
-        return f"{lossy[0].name} in {label_folder.name}/ is no label: JPEG changes its values; export PNG"
+        return f"{lossy[0].name} in {label_folder.name}/ is not a label: JPEG changes its values; export PNG"
     return contents(label_folder)

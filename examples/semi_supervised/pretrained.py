@@ -16,7 +16,7 @@ class PretrainedNetwork(nn.Module):
     """Features at four strides, a top-down path to stride 4, and a 1x1 classifier.
 
     The backbone's batch norms are folded into its convolutions, with ImageNet's averages. Input: images [B, 3, H, W] in
-    [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of its maps follow.
+    [0, 1]. Output: logits [B, C, H, W]. With `perturb`, the logits of the perturbed maps are appended to the batch.
 
     Args:
         num_classes: C.

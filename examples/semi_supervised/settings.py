@@ -203,8 +203,8 @@ def check_network(settings: Settings, network: nn.Module, images: int, alone: bo
         settings: see Settings.
         network: see Trainer.
         images: labelled images that a batch norm sees per step, over all ranks that normalise together.
-        alone: whether the method sends as many images through a network at once after the warm-up, too. Otherwise it
-            sends twice as many, or more.
+        alone: whether the method sends only this many images through a network at once after the warm-up, too.
+            Otherwise it sends at least twice as many.
 
     Raises:
         ValueError: If a setting does not fit the network.

@@ -15,8 +15,7 @@ class Teacher(nn.Module):
     Args:
         student: the network to copy.
         settings: see Settings.
-        runs: whether the method runs the teacher. Otherwise its batch norms have no averages of their own, and take the
-            student's.
+        runs: whether the method runs the teacher. If not, its batch norms collect no averages, and copy the student's.
 
     Attributes:
         module: the network.

@@ -1,8 +1,8 @@
 """Semi-supervised training with an EMA teacher.
 
-The method, in `methods/`, has the losses. This file has the steps around them, which are the same for all methods:
-batches, views, optimizer, learning rate, teacher, history. Two methods with one seed therefore see the same batches
-and draw the same first strong view.
+The method, in `methods/`, computes the losses. This file has the training loop, which all methods share: batches,
+views, optimizer, learning rate, teacher, history. With the same seed, all methods see the same batches and draw the
+same first strong view.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ class Trainer:
             rest at `head_factor` times it. Parameters that need no gradient stay unchanged. With
             `settings.auxiliary_weight`, `network(images, auxiliary=True)` also returns the logits of a second head,
             `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on. Some
-            methods call `network(images, perturb=f)`: the decoder also reads f(maps), for the list of encoded maps that
-            it reads, and the logits of these follow those of the images.
+            methods call `network(images, perturb=f)`. `f` perturbs the list of encoded maps, and the decoder reads both
+            lists. The logits of the perturbed maps are appended to the batch.
         data: has `num_classes` and `ignore_index`. `labelled(count, rng)` returns images and labels.
             `unlabelled(count, rng)` returns images and a mask that is False in borders. Both draw from `rng` only.
             `description()` returns a dict that must not change between save and resume. `settings.balance` also needs
@@ -109,7 +109,7 @@ class Trainer:
             return self.placed(self.make_network())
 
     def synchronised(self, network: nn.Module) -> nn.Module:
-        """Returns the network with gradients averaged over the ranks. The averages of batch norms stay each rank's."""
+        """Returns the network with gradients averaged over the ranks. Each rank keeps its own batch-norm averages."""
         if self.ranks == 1:
             return network
         return DistributedDataParallel(network, forward_sync_buffers=False)

@@ -12,7 +12,7 @@ SECOND_STRONG_VIEW = 1
 
 
 class StrongView:
-    """Other colours, and boxes of other images of the batch.
+    """Changed colours, and boxes from other images of the batch.
 
     Args:
         weak: [B, 3, h, w].
@@ -63,6 +63,6 @@ class Views:
         self.images = jitter(batch.images, rng, settings.jitter)
 
     def another_strong(self) -> StrongView:
-        """Draws a second strong view, from a generator of its own: the other views do not depend on it."""
+        """Draws a second strong view. It has its own generator, so the other views do not depend on it."""
         rng = np.random.default_rng((*self._key, SECOND_STRONG_VIEW))
         return StrongView(self.batch.weak, rng, self._settings)

@@ -62,7 +62,7 @@ AVERAGES = {
 
 @pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
 def test_an_averaged_bank_is_not_loaded(average):
-    """Training goes on while it is averaged. A resume that loads the average first, then the student, is exact."""
+    """Training continues while the model is averaged. A resume that loads the average and then the student is exact."""
     torch.manual_seed(0)
     student = Student()
     averaged, update = average(student)
@@ -129,7 +129,7 @@ def test_an_average_with_counters_out_of_step_is_refused_for_every_metric():
     for seed in range(12):
         student.step(seed)
         update()
-    with pytest.raises(RuntimeError, match="an average of states is not a state"):
+    with pytest.raises(RuntimeError, match="an averaged state_dict cannot be loaded"):
         Student(metric="l2").load_state_dict(file_of(averaged))
 
 
@@ -200,7 +200,7 @@ def test_rows_that_were_cast_are_rounded_and_unit():
     features, _ = batch(9)
     rows = features.permute(0, 2, 3, 1).reshape(4, -1, 8)[:, :5]
     arguments = rows, rows, rows[..., 0], torch.full((4,), 5)
-    with pytest.warns(UserWarning, match="rows that were in the bank are rounded"):
+    with pytest.warns(UserWarning, match="rows that were already in the bank stay rounded"):
         loss.bank.push_rows(*arguments)
     expected.bank.push_rows(*arguments)
     assert torch.equal(loss.bank.counts, expected.bank.counts)

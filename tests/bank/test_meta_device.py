@@ -33,7 +33,7 @@ def of_meta_by_a_copy() -> DensityContrastLoss:
 
 
 def of_meta_buffer_by_buffer() -> DensityContrastLoss:
-    """As loaders do that know only names: the rest is left on the meta device."""
+    """Like loaders that only know names: other buffers stay on the meta device."""
     loss = on_meta(build)
     for name, tensor in file_of(trained()).items():
         path, _, leaf = name.rpartition(".")

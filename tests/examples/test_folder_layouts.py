@@ -1,4 +1,4 @@
-"""Layouts of folders: which images and labels are found, and what errors say about the others."""
+"""Folder layouts: which images and labels are found, and which errors the others raise."""
 
 import sys
 from pathlib import Path
@@ -206,7 +206,7 @@ def test_files_of_operating_systems_are_skipped(tmp_path):
             ("train", "valid"),
             r"train/0\.jpg has no label .*; train/ holds 0\.jpg.*polygons and boxes",
         ),
-        ([("images/{i}.jpg", "masks/{i}.jpg")], ("",), r"0\.jpg in masks/ is no label: JPEG"),
+        ([("images/{i}.jpg", "masks/{i}.jpg")], ("",), r"0\.jpg in masks/ is not a label: JPEG"),
         ([("images/{i}.jpg", "labels/{i}.npy")], ("",), r"arrays must be saved as PNG"),
         ([("images/{i}.heic", "labels/{i}.png")], ("",), r"images must be saved as JPEG or PNG"),
         ([("images/{i}.nii.gz", "labels/{i}.nii.gz")], ("",), r"volumes are out of scope"),

@@ -1,4 +1,4 @@
-"""Files of images: orientation, damage, size, pages, and the check of all of them before a training."""
+"""Image files: orientation, damage, size, pages, and the check of all files before training."""
 
 import json
 import sys
@@ -151,7 +151,9 @@ def test_pages_of_one_size_are_a_volume(tmp_path):
     path = tmp_path / "stack.tif"
     first.save(path, save_all=True, append_images=others)
     for read in (read_image, images.check_image, lambda path: read_label(Sample(path, path))):
-        with pytest.raises(ValueError, match=r"got 3 of one size in .*volumes are out of scope"):
+        with pytest.raises(
+            ValueError, match=r"got 3 pages of the same size in .*volumes are out of scope"
+        ):
             read(path)
     first.save(path, save_all=True, append_images=[first.resize((16, 12))])  # an overview
     images.check_image(path)

@@ -1,4 +1,4 @@
-"""What the values of label files mean: 0 and 255, an ignored 0, colours, one bit."""
+"""Mapping label values to classes: 0 and 255, an ignored 0, colours, one bit."""
 
 import sys
 from pathlib import Path

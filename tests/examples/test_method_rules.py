@@ -1,4 +1,4 @@
-"""What methods need of batch and network, and how they run from the command line."""
+"""What methods require of batch and network, and how they run from the command line."""
 
 import contextlib
 import csv

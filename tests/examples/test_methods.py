@@ -1,4 +1,4 @@
-"""Methods: DGCL's step is the one of earlier versions, names and options are checked, each file is short."""
+"""Methods: DGCL's step is unchanged from earlier versions, names and options are checked, each file is short."""
 
 import hashlib
 import sys

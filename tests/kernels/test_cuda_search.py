@@ -41,7 +41,7 @@ def emulator(request):
 
 @pytest.fixture(params=["narrow steps", "wide steps", "exact"])
 def width(request, emulator):
-    """The paths, the filter with both of its steps over columns. float32 rows take the wide ones on large devices."""
+    """The paths, and the filter with narrow and wide steps. float32 rows take wide steps on large devices."""
     shared = 228 if request.param == "wide steps" else 100
     emulator.configure("random", len(request.node.name), shared_kilobytes=shared)
     with search_path("exact" if request.param == "exact" else "auto"):

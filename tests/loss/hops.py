@@ -1,9 +1,9 @@
-"""Counts how often a batch's maps change rooms in one step of the loss: python tests/loss/hops.py
+"""Counts how often a batch's maps move between files of the package in one step of the loss: python tests/loss/hops.py
 
-A room is a file of the package. A stay begins when a function of another room is called with the map's data among its
-arguments, or when control returns to a room that still holds them. Operators are listed apart: like a function of
-PyTorch, an operator is called within a stay and does not end it. The number of channels identifies the data, since it
-is unique here. Rows read from a map count like the map.
+A room is a file of the package. A stay begins when a function in another room is called with the map's data among its
+arguments, or when control returns to a room that still holds the data. Operators are listed separately: like functions
+of PyTorch, they do not end a stay. The number of channels identifies the data, since it is unique here. Rows read from
+a map count like the map.
 """
 
 import sys
@@ -20,7 +20,7 @@ CLASSES, FEATURES, PROJECTIONS = 3, 11, 13
 
 
 class Way(NamedTuple):
-    """The way of a map through one call."""
+    """The path of a map through one call."""
 
     rooms: list[str]  # in the order of the stays
     operators: list[str]  # in the order of the calls

@@ -203,7 +203,7 @@ def test_float32_gradients_hold_down_to_the_smallest_temperature():
         (
             {"confidence": torch.zeros(B, H)},
             ValueError,
-            r"confidence must have shape \[\d+, \d+, \d+\], that of the labels, got",
+            r"confidence must have shape \[\d+, \d+, \d+\], the shape of the labels, got",
         ),
     ],
     ids=str,

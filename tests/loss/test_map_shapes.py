@@ -1,4 +1,4 @@
-"""Maps with any number of spatial dimensions, subclasses of tensors, and labels as loaders hand them over."""
+"""Maps with any number of spatial dimensions, subclasses of tensors, and labels as loaders return them."""
 
 import numpy as np
 import pytest

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builds import needs_extension
 
 from dgcl_ops import reference
 from dgcl_ops.doctor.cases.tensors import VOLUMES
@@ -74,6 +75,7 @@ def copies(function) -> bool:
     return any(event.key in ("aten::clone", "aten::copy_") for event in profile.key_averages())
 
 
+@needs_extension  # plain PyTorch may copy
 def test_maps_are_read_in_place():
     laid_out = [turn(torch.randn(size)) for size, turn in VOLUMES.values()]
 

@@ -1,4 +1,4 @@
-"""NVIDIA's programs are found from any Python, and the counts of instructions are those of the code."""
+"""NVIDIA's programs are found from any Python, and instructions are counted correctly."""
 
 import importlib.machinery
 import importlib.util

@@ -50,7 +50,7 @@ def test_density_statistics_edges():
         (
             {"labels": torch.zeros(3).long()},
             ValueError,
-            r"labels must have shape \[2\], that of density, got \[3\]",
+            r"labels must have shape \[2\], the shape of density, got \[3\]",
         ),
         (
             {"labels": torch.tensor([1, 37])},

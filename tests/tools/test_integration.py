@@ -46,9 +46,9 @@ def test_head_compiles():
     torch.testing.assert_close(compiled(x), head(x))
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 6), (0, 5), (2, 5, 4), (2, 4, 3, 3)])
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (0, 5), (2, 4, 3), (2, 4, 3, 3)])
 def test_head_shape_errors(shape):
-    with pytest.raises(ValueError, match=r"ProjectionHead: .*\[B, 5, H, W\], got \["):
+    with pytest.raises(ValueError, match=r"ProjectionHead: .*\[B, 5, \*S\], got \["):
         ProjectionHead(5, 4, 3)(torch.zeros(shape))
 
 

@@ -139,8 +139,8 @@ struct FilterBlock {
     }
   }
 
-  // scores += queries x bank tile over the tile's first `columns` columns. `column` is the first of them among the query
-  // columns.
+  // scores += queries x bank tile over the tile's first `columns` columns. `column` is the index of the first one among
+  // the query columns.
   __device__ __forceinline__ void multiply(float (&scores)[kRowTiles][kColumnTiles][4],
                                            const float (&scale)[kColumnTiles], const Stored* tile, int column,
                                            int columns) const {

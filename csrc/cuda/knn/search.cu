@@ -15,8 +15,8 @@ struct KnownBlocks {
   std::map<std::pair<int, const void*>, int64_t> blocks;
 };
 
-// The number of blocks of `kernel` that the current device runs at a time: 0 if a block cannot have so much shared memory
-// there. The first call on a device asks it, and opts in to the dynamic shared memory.
+// The number of blocks of `kernel` that fit on the current device at a time, or 0 if a block needs too much shared
+// memory. The first call on a device queries it, and opts in to the dynamic shared memory.
 template <typename Kernel>
 int resident_blocks(Kernel* kernel, int threads, size_t smem, int64_t* blocks) {
   static KnownBlocks& known = *new KnownBlocks;  // never destroyed, since a thread may search while the process exits
@@ -94,7 +94,7 @@ int with_filter(const KnnSearchArguments& a, const Use& use) {
   return use(Filter<float, kNarrowStep>());
 }
 
-// Wide steps of float32 rows need more shared memory. They are taken only if they cost no block.
+// Wide steps of float32 rows need more shared memory. They are used only if as many blocks stay resident.
 int plan_filter(KnnSearchArguments& a) {
   const auto blocks = [&](bool wide, int64_t* number) {
     a.plan.wide_steps = wide;

@@ -13,7 +13,7 @@ constexpr int kMostFilterK = 256;
 // How the work is divided, and how much scratch memory it needs.
 struct KnnSearchPlan {
   bool filter = false;      // tensor cores first; canonical tiles for the rest, or for everything
-  bool wide_steps = false;  // the filter takes more columns of float32 rows at a time
+  bool wide_steps = false;  // the filter processes more columns of float32 rows at a time
   int32_t splits = 1;       // parts of the bank, for different blocks; at most so many in the filter
   int64_t split_rows = 0;   // rows per part of the exact search
   int64_t least_steps = 0;  // of a block of the filter (filter_cut.cuh)

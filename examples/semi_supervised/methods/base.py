@@ -1,4 +1,4 @@
-"""What a method is: the losses of a step, and the networks that it trains with the student."""
+"""The interface of a method: the losses of a step, and the networks that it trains with the student."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,7 +47,7 @@ class Method:
         keys: the keys of Settings that no other part of the trainer uses.
         teaches: whether its steps run the teacher.
         alone: whether its steps send only `batch` images through a network at once, such as the weak view.
-        mixes: whether its steps need boxes of other images.
+        mixes: whether its steps need boxes from other images.
         warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
         contrast: its density loss with the bank, or None.

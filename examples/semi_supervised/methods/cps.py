@@ -3,16 +3,16 @@
     L = CE(f1(x), y) + CE(f2(x), y) + W [mean of CE(f1(s), q2) + mean of CE(f2(s), q1)]
 
 x: labelled images with labels y. f1: student. f2: a second network of the same kind, with other initial weights.
-u: unlabelled images. s: u with boxes of other images. q1, q2: argmax f1(u) and argmax f2(u) with the same boxes, no
-gradient. The means run over all pixels except borders. Labelled and mixed images share a batch norm.
-`cutmix: false` is the method without mixing: s is x and u, with labels of the same pass. The paper's W is then 1.5.
+u: unlabelled images. s: u with boxes from other images. q1, q2: argmax f1(u) and argmax f2(u) with the same boxes, no
+gradient. The means run over all pixels except borders. Labelled and mixed images share a batch norm. `cutmix: false` is
+the method without mixing: s is x and u, with labels of the same pass. The paper's W is then 1.5.
 
 Deviations:
-- The teacher is evaluated, as for all methods. It is the moving average of f1 here, and labels nothing; the program
-  evaluates f1, and `ema_maximum=0` does so.
+- We evaluate the teacher, as for all methods. Here it is the moving average of f1, and does not label. The program
+  evaluates f1; so does `ema_maximum=0`.
 - s also has other colours; `jitter=0` leaves them out. The program pastes three boxes, from a second batch.
-- The program normalises labelled and unlabelled images separately. In both, the passes that label run in training mode
-  and move the batch-norm averages.
+- The program normalises labelled and unlabelled images separately. In both, the labelling passes run in training mode
+  and update the batch-norm averages.
 - The program's mean also counts borders. Without mixing, ours leaves out the pixels of x without a label, too.
 """
 
@@ -41,7 +41,7 @@ class Options:
 
 
 class CPS(Method):
-    """Two networks label for each other."""
+    """Two networks that label for each other."""
 
     Options = Options
     teaches = False

@@ -2,7 +2,7 @@
 
     L = CE(f(x), y) + W c mean of |p(s) - t|^2
 
-x: labelled images with labels y. s: unlabelled images u with boxes of other ones. p: probabilities of the student f.
+x: labelled images with labels y. s: unlabelled images u with boxes from other ones. p: probabilities of the student f.
 t: the same boxes pasted into the probabilities of the teacher f'(u), no gradient. c: the share of pixels where t has a
 probability of at least tau, one number for the batch. The squares are summed over the classes. Mean and share leave out
 borders. Labelled and mixed images share a batch norm.
@@ -37,7 +37,7 @@ class Options:
 
 
 class CutMixSeg(Method):
-    """The student's probabilities of a mixed image move to the teacher's mixed probabilities."""
+    """The student's probabilities on a mixed image move towards the teacher's mixed probabilities."""
 
     Options = Options
     mixes = True

@@ -8,9 +8,9 @@ count as 0. Labelled and strong images share a batch norm.
 
 Deviations:
 - The paper and the first segmentation programs label with the student. Here the teacher does, as in later ones.
-- The segmentation programs halve L. Here W is 1 and the learning rate has to carry the factor.
-- The strong view is that of all methods: colours and CutMix, without blur and greyscale. The boxes come from the batch
-  itself instead of a second batch.
+- The segmentation programs halve L. We do not, so the learning rate must include this factor.
+- The strong view is the same as in all methods: colours and CutMix, without blur and greyscale. The boxes come from the
+  batch itself instead of a second batch.
 """
 
 from dataclasses import dataclass

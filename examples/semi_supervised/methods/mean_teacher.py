@@ -3,15 +3,15 @@
     L = CE(f(x), y) + W mean of |p - p'|^2 / C
 
 x: labelled images with labels y. u: unlabelled images. p: probabilities of the student f on x and u in other colours.
-p': those of the teacher f' on x and u, no gradient. C: classes. The mean runs over x and u, except for borders and
-pixels without a label. One batch norm sees x and u together.
+p': probabilities of the teacher f' on x and u, no gradient. C: classes. The mean runs over x and u, except for borders
+and pixels without a label. One batch norm sees x and u together.
 
 Deviations:
 - The program gives both networks the same pixels, so only batch norm and dropout differ. `jitter=0` does that.
 - The mean leaves out the pixels of x without a label, since some of them are borders.
 - The program normalises x and u separately, and averages from the first step at 0.99. Here `ema_maximum`, `ema_from`
-  and `warm_up` say how.
-- W = 100 is the program's, for a mean over classes and pixels. With a sum over 21 classes that is 4.8.
+  and `warm_up` determine this.
+- W = 100 is the program's value, for a mean over classes and pixels. For a sum over 21 classes, it equals 4.8.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Options:
 
 
 class MeanTeacher(Method):
-    """The student's probabilities move to the teacher's."""
+    """The student's probabilities move towards the teacher's."""
 
     Options = Options
     alone = False

@@ -2,7 +2,7 @@
 
     L = CE(f(x), y) + W_u PLL(f(s), q_u)
 
-The symbols are those of `dgcl.py`. The step is DGCL's with W_c = 0, whatever `contrast_weight` says.
+`dgcl.py` defines the symbols. The step is DGCL's with W_c = 0; `contrast_weight` has no effect.
 """
 
 from typing import Any

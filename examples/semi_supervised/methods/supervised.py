@@ -5,8 +5,7 @@
 x: labelled images with labels y. f: student. Unlabelled images are not used.
 
 Deviations:
-- The teacher is evaluated, as for all methods. It is the moving average of the student here, and labels nothing.
-  `ema_maximum=0` evaluates the student itself.
+- We evaluate the teacher, as for all methods. Here it does not label. `ema_maximum=0` evaluates the student itself.
 - Other programs double the labelled batch to see as many images as their method does. Here a budget of passes gives the
   run more steps.
 """
@@ -30,5 +29,5 @@ class Supervised(Method):
         return Passes(trained=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        """Returns the losses of one step, those of a warm-up step."""
+        """Returns the losses of one step, which equal those of a warm-up step."""
         return self.warm_up_losses(views.images, views.batch.labels)

@@ -8,12 +8,12 @@ encoder's maps of u with dropped channels. The means run over all pixels except 
 and s2. The decoder's also see the maps with dropped channels.
 
 Deviations:
-- The program halves L. Here W is 1 and the learning rate has to carry the factor.
-- The program evaluates the student. Here it is the teacher, as for all methods; `ema_maximum=0` evaluates the student.
-- The program's boxes come from a second batch, labelled by a pass of its own. Here they come from the batch itself,
-  so no pass without gradients is needed.
+- The program halves L. We do not, so the learning rate must include this factor.
+- The program evaluates the student. We evaluate the teacher, as for all methods; `ema_maximum=0` evaluates the student.
+- The program's boxes come from a second batch, which a separate pass labels. Here they come from the batch itself, so
+  no pass without gradients is needed.
 - The program normalises (x, u) and (s1, s2) separately, and also drops channels of x, without a loss on them.
-- The strong views are those of all methods: colours and CutMix, without blur and greyscale. The first is the strong
+- The strong views are made as in all methods: colours and CutMix, without blur and greyscale. The first is the strong
   view of the other methods.
 """
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = harness.CACHE / "emulator"
 MODES = ("plain", "address", "thread")
 SCHEDULES = ("sequential", "reverse", "random")
-# Each schedule runs on another device: KB of shared memory per multiprocessor, as of sm_86, sm_80 and sm_90. The
+# Each schedule runs on a different device: KB of shared memory per multiprocessor, as on sm_86, sm_80 and sm_90. The
 # search's filter depends on it.
 SHARED_KILOBYTES = {"reverse": 100, "sequential": 164, "random": 228}
 MODULE = "_emulated"

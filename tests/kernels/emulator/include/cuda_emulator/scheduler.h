@@ -19,7 +19,7 @@ struct Options {
   Schedule schedule = Schedule::sequential;
   uint64_t seed = 1;
   int multiprocessors = 3;     // of the device that launchers see; few, so that loops over the grid iterate
-  int shared_kilobytes = 100;  // of a multiprocessor; a block may have one less
+  int shared_kilobytes = 100;  // per multiprocessor; a block may use one less
   int refuse_launch = 0;  // an error code: the next kernel does not run, and cudaGetLastError() returns the code once
 };
 Options& options();
