@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 
 from dgcl_ops import _hooks
 from dgcl_ops._classifiers import CLASSIFIERS as CLASSIFIERS
-from dgcl_ops._classifiers import WRAPPERS as WRAPPERS
 from dgcl_ops._classifiers import classifier_path, find_module
 from dgcl_ops._inputs import plain
 from dgcl_ops.ops import _arguments

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops._classifiers import WRAPPERS
 from dgcl_ops._inputs import checked_labels, checked_tensor, per_pixel, plain
-from dgcl_ops.features import WRAPPERS
 from dgcl_ops.ops import finite_rows
 from dgcl_ops.ops._pixel_checks import MOST_SPATIAL
 from dgcl_ops.projection_head import ProjectionHead

@@ -25,9 +25,14 @@ def check_map_shapes(op: str, given: dict[str, Any]) -> None:
         raise RuntimeError(f"{op}: maps must have shape {rule}, got {list(given['maps'].shape)}")
 
 
-def count_pixels(op: str, name: str, shape: Sequence[int]) -> int:
+def num_pixels(shape: Sequence[int]) -> int:
     """The number of pixels of maps, [B, D, *S] or [M, D]."""
-    pixels = math.prod([*shape[:1], *shape[2:]])
+    return math.prod([*shape[:1], *shape[2:]])
+
+
+def count_pixels(op: str, name: str, shape: Sequence[int]) -> int:
+    """The number of pixels, if int64 holds it."""
+    pixels = num_pixels(shape)
     if pixels >= 2**63:
         raise RuntimeError(f"{op}: {name} must have fewer than 2^63 pixels, got {list(shape)}")
     return pixels

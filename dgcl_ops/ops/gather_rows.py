@@ -1,7 +1,5 @@
 """The vectors of chosen pixels of a feature map."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from dgcl_ops import reference
 from dgcl_ops.ops import _arguments, _registry
+from dgcl_ops.ops._pixel_checks import num_pixels
 from dgcl_ops.reference import backward as reference_backward
 
 _OP = "dgcl_ops::gather_rows"
@@ -82,13 +81,8 @@ def _second_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     (indices,) = ctx.saved_tensors
     rows = torch.ops.dgcl_ops.gather_rows(gradient, indices)
     if not indices.is_cpu:  # the CPU refuses strays
-        rows = _without_strays(rows, indices, _pixels(gradient.shape))
+        rows = _without_strays(rows, indices, num_pixels(gradient.shape))
     return rows, None, None
-
-
-def _pixels(shape: Sequence[int]) -> int:
-    """The pixels of maps [B, D, *S]."""
-    return math.prod([*shape[:1], *shape[2:]])
 
 
 def _strays(indices: Tensor, pixels: int) -> Tensor:
@@ -118,7 +112,7 @@ def _in_all_maps(indices: Tensor, pixels: int) -> Tensor:
 def _vmap(info: Any, in_dims: tuple, maps: Tensor, indices: Tensor) -> tuple[Tensor, int]:
     """Concatenates the images of all batches."""
     maps, indices = _registry.leading(info, in_dims, maps, indices)
-    indices = _in_all_maps(indices, _pixels(maps.shape[1:]))
+    indices = _in_all_maps(indices, num_pixels(maps.shape[1:]))
     return torch.ops.dgcl_ops.gather_rows(maps.flatten(0, 1), indices), 0
 
 
@@ -128,7 +122,7 @@ def _backward_vmap(
 ) -> tuple[Tensor, int]:
     """Concatenates the images of all batches."""
     dL_drows, indices = _registry.leading(info, in_dims, dL_drows, indices)
-    indices = _in_all_maps(indices, _pixels(shape))
+    indices = _in_all_maps(indices, num_pixels(shape))
     total = [info.batch_size * shape[0], *shape[1:]]
     dL_dmaps = torch.ops.dgcl_ops.gather_rows_backward(dL_drows, indices, total)
     return dL_dmaps.view(info.batch_size, *shape), 0

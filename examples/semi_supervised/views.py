@@ -27,8 +27,7 @@ class StrongView:
     def __init__(self, weak: Tensor, rng: np.random.Generator, settings: Settings):
         self.recoloured = jitter(weak, rng, settings.jitter)
         count, _, height, width = weak.shape
-        rules = settings.cutmix, settings.cutmix_mode
-        self._boxes = draw_boxes(rng, count, height, width, *rules)
+        self._boxes = draw_boxes(rng, count, height, width, settings.cutmix, settings.cutmix_mode)
         [self.images] = self.paste(self.recoloured)
 
     def paste(self, *maps: Tensor | None) -> list[Tensor | None]:
