@@ -184,6 +184,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.teacher.follow(self.student, self.step)
+        self.method.after_step()
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 

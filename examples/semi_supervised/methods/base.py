@@ -86,6 +86,9 @@ class Method:
         _, supervised = self.trainer.classify(images, labels)
         return {"total": supervised, "supervised": supervised}
 
+    def after_step(self) -> None:
+        """Called at the end of each step, when the student and the teacher have their new weights."""
+
     def report(self) -> dict[str, float]:
         """Returns what the history records with the losses."""
         return {}
