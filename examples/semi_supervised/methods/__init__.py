@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from semi_supervised.methods.augseg import AugSeg
 from semi_supervised.methods.base import Method
 from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
@@ -12,6 +13,7 @@ from semi_supervised.methods.mean_teacher import MeanTeacher
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
 from semi_supervised.methods.unimatch import UniMatch
+from semi_supervised.methods.unimatch_v2 import UniMatchV2
 from semi_supervised.settings import Settings, refuse_unknown
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "cutmix_seg": CutMixSeg,
     "unimatch": UniMatch,
     "cps": CPS,
+    "augseg": AugSeg,
+    "unimatch_v2": UniMatchV2,
 }
 
 
