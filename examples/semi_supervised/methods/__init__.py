@@ -7,6 +7,7 @@ from semi_supervised.methods.augseg import AugSeg
 from semi_supervised.methods.base import Method
 from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
+from semi_supervised.methods.density_step import DensityStep
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
 from semi_supervised.methods.mean_teacher import MeanTeacher
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "augseg": AugSeg,
     "unimatch_v2": UniMatchV2,
+    "density_step": DensityStep,
 }
 
 
