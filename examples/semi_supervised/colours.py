@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS = 255  # of an 8-bit channel
-LUMINANCE = (0.299, 0.587, 0.114)
 BLUR_RADIUS = 6  # pixels, three times the largest sigma
 
 
@@ -28,7 +27,8 @@ def random_operations(images: Tensor, rng: np.random.Generator, most: int) -> Te
 
 def grey(image: Tensor) -> Tensor:
     """Returns the luminance [1, H, W]."""
-    return (image * image.new_tensor(LUMINANCE)[:, None, None]).sum(0, keepdim=True)
+    red, green, blue = image
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[None]
 
 
 def identity(image: Tensor, _: float) -> Tensor:
@@ -104,7 +104,7 @@ def hue(image: Tensor, turn: float) -> Tensor:
         (green - blue) / span,
         torch.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span),
     )
-    position = (image.new_tensor((5, 3, 1))[:, None, None] + sixth + 6 * turn) % 6
+    position = torch.stack([(start + sixth + 6 * turn) % 6 for start in (5, 3, 1)])
     return high - (high - low) * torch.minimum(position, 4 - position).clamp(0, 1)
 
 

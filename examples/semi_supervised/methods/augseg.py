@@ -81,8 +81,8 @@ class AugSeg(Method):
         images = views.strong.recoloured
         if self.options.operations:
             images = random_operations(batch.weak, rng, self.options.operations)
-        covered = boxes(rng, *batch.labels.shape).to(images.device)
-        drawn = torch.from_numpy(rng.random(len(images))).to(certainty)
+        covered = boxes(rng, *batch.labels.shape).to(images.device, non_blocking=True)
+        drawn = torch.from_numpy(rng.random(len(images))).to(certainty, non_blocking=True)
         covered = covered & (drawn >= certainty)[:, None, None]
 
         known = batch.labels != self.trainer.data.ignore_index
