@@ -20,6 +20,7 @@ sys.path.insert(0, str(EXAMPLES))
 from semi_supervised import augment, methods  # noqa: E402
 from semi_supervised import trainer as trainer_module  # noqa: E402
 from semi_supervised.config import Config  # noqa: E402
+from semi_supervised.methods.base import Method  # noqa: E402
 from test_examples import CONTRAST, PUBLISHED, assert_same, make_trainer, state_of  # noqa: E402
 
 from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
@@ -28,12 +29,13 @@ from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fract
 CONFIDENT = {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}
 
 
-class Before:
+class Before(Method):
     """DGCL's step as it was before methods had files of their own. It draws, teaches and adds in the same order."""
 
     def __init__(self, trainer):
         self.trainer, self.method, self.networks = trainer, trainer.method, trainer.method.networks
         self.contrast, self.report = self.method.contrast, self.method.report
+        self.optimizers = self.method.optimizers
 
     def train(self, batch, rng):
         """The losses of a step after the warm-up."""
