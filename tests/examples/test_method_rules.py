@@ -29,7 +29,7 @@ from test_trainer_parts import Pooling  # noqa: E402
 PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch")  # each pass has two batches or more
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "cutmix_seg", "unimatch", "cps"])
+@pytest.mark.parametrize("name", ["fixmatch", "cutmix_seg", "unimatch", "cps", "gta_seg"])
 def test_a_method_that_mixes_needs_two_images(name):
     message = rf"batch must be at least 2 with method {name} and CutMix, got 1: the boxes come from"
     with pytest.raises(ValueError, match=message):

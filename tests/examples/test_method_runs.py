@@ -26,6 +26,7 @@ CONTRAST = {**SMALL, "bank_capacity": 64}
 PLAIN_CPS = {"name": "cps", "cutmix": False}
 METHODS = [*({"name": name} for name in methods.METHODS), PLAIN_CPS]
 EACH = pytest.mark.parametrize("method", METHODS, ids=str)
+RESUMED = [{"name": "cps"}, {"name": "gta_seg"}]
 NEW = [each for each in METHODS if each["name"] not in ("dgcl", "self_training")]
 
 
@@ -66,6 +67,7 @@ def test_methods_share_batches_and_views(mode):
         "cutmix_seg": [labelled, strong],
         "unimatch": [labelled, weak, strong],
         "cps": [labelled, strong],
+        "gta_seg": [labelled, strong],
     }
     assert expected.keys() == methods.METHODS.keys()
     for name, views in expected.items():
@@ -130,7 +132,7 @@ def test_equal_passes_are_other_steps():
     for method in METHODS:
         settings = Settings(method=method, steps=12, warm_up=0, contrast_view="strong")
         steps[str(method)] = methods.passes_of(settings) // 12
-    assert list(steps.values()) == [3, 8, 8, 7, 8, 7, 12, 14, 12]
+    assert list(steps.values()) == [3, 8, 8, 7, 8, 7, 12, 14, 15, 12]
 
 
 def test_the_page_has_the_passes_of_each_method():
@@ -249,15 +251,15 @@ def test_gradients_reach_every_weight_under_autocast(method):
 
 
 def run_on_a_rank(rank, folder):
-    """Trains every method without a bank for two steps, and resumes the one with two networks."""
+    """Trains every method without a bank for two steps, and resumes those with another network or optimizer."""
     found = {}
     for number, method in enumerate(NEW):
         whole = make_trainer(method, steps=2, warm_up=1)
         whole.run(until=1)
-        if method == {"name": "cps"}:
+        if method in RESUMED:
             whole.save(folder / "checkpoint.pt")
         whole.run()
-        if method == {"name": "cps"}:
+        if method in RESUMED:
             resumed = make_trainer(method, steps=2, warm_up=1)
             resumed.load(folder / "checkpoint.pt")
             resumed.run()
