@@ -8,6 +8,7 @@ from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
+from semi_supervised.methods.gct import GCT
 from semi_supervised.methods.gta_seg import GTASeg
 from semi_supervised.methods.mean_teacher import MeanTeacher
 from semi_supervised.methods.self_training import SelfTraining
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "cps": CPS,
     "gta_seg": GTASeg,
+    "gct": GCT,
 }
 
 

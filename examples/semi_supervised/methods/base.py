@@ -117,3 +117,33 @@ class Method:
     def report(self) -> dict[str, float]:
         """Returns what the history records with the losses."""
         return {}
+
+
+class TwoNetworks(Method):
+    """A method that trains a second network of the student's kind, with other initial weights.
+
+    Attributes:
+        second: the second network.
+        second_model: the same, with gradients averaged over the ranks.
+    """
+
+    teaches = False
+    warm_up_passes = Passes(trained=2)
+
+    def __init__(self, trainer: "Trainer", options: Any):
+        super().__init__(trainer, options)
+        self.second = self.networks["second"] = trainer.another_network(1)
+        self.second_model = trainer.synchronised(self.second)
+
+    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of a warm-up step: both networks are supervised."""
+        _, supervised = self.classify(images, labels)
+        return {"total": supervised, "supervised": supervised}
+
+    def classify(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns the logits of both networks, and the sum of their supervised losses."""
+        models = self.trainer.model, self.second_model
+        logits, losses = zip(
+            *(self.trainer.classify(images, labels, each) for each in models), strict=True
+        )
+        return [*logits], sum(losses)
