@@ -20,7 +20,8 @@ from semi_supervised.settings import Settings
 if TYPE_CHECKING:
     from semi_supervised.trainer import Trainer
 
-# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second".
+# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second", GTA-Seg's has "assistant"
+# and "assistant_optimizer".
 KINDS = dict.fromkeys(("student", "teacher", "optimizer", "averages", "run"), dict)
 KINDS |= {"network": str, "ranks": int, "step": int, "history": list}
 # Keys of a run that earlier versions did not write, and what they did.
@@ -49,6 +50,12 @@ def banks(trainer: "Trainer") -> list[MemoryBank]:
     return [module for module in modules if isinstance(module, MemoryBank)]
 
 
+def optimizers(trainer: "Trainer") -> dict[str, torch.optim.Optimizer]:
+    """Returns the run's optimizers by their name in the checkpoint."""
+    further = trainer.method.optimizers.items()
+    return {"optimizer": trainer.optimizer} | {f"{name}_optimizer": each for name, each in further}
+
+
 def save(trainer: "Trainer", path: Path) -> None:
     """Writes everything that the next step depends on, including the memory bank.
 
@@ -68,7 +75,8 @@ def save(trainer: "Trainer", path: Path) -> None:
         part: {name: whole(tensor) for name, tensor in module.state_dict().items()}
         for part, module in parts(trainer).items()
     }
-    state |= {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
+    state |= {name: each.state_dict() for name, each in optimizers(trainer).items()}
+    state["scaler"] = trainer.scaler.state_dict()
     state["averages"] = averages_of_ranks(trainer)
     state |= {"run": description(trainer), "network": str(trainer.student), "ranks": trainer.ranks}
     state |= {"step": trainer.step, "history": trainer.history}
@@ -116,7 +124,8 @@ def load(trainer: "Trainer", path: Path) -> int:
             raise ValueError(f"{path}: {error}") from None
     for name, network in networks(trainer).items():
         network.load_state_dict(state[name])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    for name, each in optimizers(trainer).items():
+        each.load_state_dict(state[name])
     trainer.scaler.load_state_dict(state["scaler"])
     if state["ranks"] == trainer.ranks:
         for name, average in averages(trainer).items():
@@ -144,7 +153,7 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
         raise ValueError(
             f"{path} must hold a step in [0, {trainer.settings.steps}], got {state['step']}"
         )
-    check_entries(state, dict.fromkeys(parts(trainer), dict), path)
+    check_entries(state, dict.fromkeys(parts(trainer) | optimizers(trainer), dict), path)
     # Dilations and dropout rates do not change shapes, so the weights alone would fit.
     if state["network"] != str(trainer.student):
         raise ValueError(f"the network must have the structure of the one in {path}")
@@ -164,8 +173,11 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
     if not isinstance(theirs, dict) or shapes(theirs) != ours:
         raise ValueError(f"{path} must hold the state of a gradient scaler as {ours}, got {theirs}")
     check_scaler(theirs, path)
-    if not optimizer_fits(trainer.optimizer, state["optimizer"]):
-        raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
+    for name, each in optimizers(trainer).items():
+        if not optimizer_fits(each, state[name]):
+            raise ValueError(
+                f"{path} must hold as {name!r} the state of an optimizer of the same parameters"
+            )
 
 
 def check_entries(state: Any, kinds: dict[str, type], path: Path) -> None:

@@ -28,12 +28,12 @@ from test_trainer_parts import Pooling  # noqa: E402
 
 # Methods that report the share of kept pixels.
 KEEPING = ("fixmatch", "cutmix_seg", "unimatch", "augseg", "unimatch_v2", "density_step")
-PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch")  # each pass has two batches or more
+# Each pass has two batches or more.
+PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch", "gct")
+MIXING = ("fixmatch", "cutmix_seg", "unimatch", "cps", "augseg", "unimatch_v2", "density_step", "gta_seg")
 
 
-@pytest.mark.parametrize(
-    "name", ["fixmatch", "cutmix_seg", "unimatch", "cps", "augseg", "unimatch_v2", "density_step"]
-)
+@pytest.mark.parametrize("name", MIXING)
 def test_a_method_that_mixes_needs_two_images(name):
     message = rf"batch must be at least 2 with method {name} and CutMix, got 1: the boxes come from"
     with pytest.raises(ValueError, match=message):

@@ -24,8 +24,10 @@ from test_examples import Recorded, assert_same, state_of  # noqa: E402
 
 CONTRAST = {**SMALL, "bank_capacity": 64}
 PLAIN_CPS = {"name": "cps", "cutmix": False}
-METHODS = [*({"name": name} for name in methods.METHODS), PLAIN_CPS]
+CHEAP = {"gct": {"detector_width": 4}}
+METHODS = [*({"name": name, **CHEAP.get(name, {})} for name in methods.METHODS), PLAIN_CPS]
 EACH = pytest.mark.parametrize("method", METHODS, ids=str)
+RESUMED = [each for each in METHODS if each["name"] in ("cps", "gta_seg", "gct")]
 NEW = [each for each in METHODS if each["name"] not in ("dgcl", "self_training")]
 
 
@@ -69,6 +71,8 @@ def test_methods_share_batches_and_views(mode):
         "augseg": [labelled],
         "unimatch_v2": [labelled, strong],
         "density_step": [labelled, strong],
+        "gta_seg": [labelled, strong],
+        "gct": [labelled, recoloured],
     }
     others = {"unimatch": 1, "augseg": 1, "unimatch_v2": 1}  # further views
     assert expected.keys() == methods.METHODS.keys()
@@ -137,6 +141,7 @@ def test_equal_passes_are_other_steps():
         settings = Settings(method=method, steps=12, warm_up=0, contrast_view="strong")
         steps[str(method)] = methods.passes_of(settings) // 12
     assert list(steps.values()) == [3, 8, 8, 7, 8, 7, 12, 14, 7, 10, 7, 12]
+    assert list(steps.values()) == [3, 8, 8, 7, 8, 7, 12, 14, 15, 12, 12]
 
 
 def test_the_page_has_the_passes_of_each_method():
@@ -255,15 +260,15 @@ def test_gradients_reach_every_weight_under_autocast(method):
 
 
 def run_on_a_rank(rank, folder):
-    """Trains every method without a bank for two steps, and resumes the one with two networks."""
+    """Trains every method without a bank for two steps, and resumes those with another network or optimizer."""
     found = {}
     for number, method in enumerate(NEW):
         whole = make_trainer(method, steps=2, warm_up=1)
         whole.run(until=1)
-        if method == {"name": "cps"}:
+        if method in RESUMED:
             whole.save(folder / "checkpoint.pt")
         whole.run()
-        if method == {"name": "cps"}:
+        if method in RESUMED:
             resumed = make_trainer(method, steps=2, warm_up=1)
             resumed.load(folder / "checkpoint.pt")
             resumed.run()

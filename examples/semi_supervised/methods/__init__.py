@@ -10,6 +10,8 @@ from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.density_step import DensityStep
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
+from semi_supervised.methods.gct import GCT
+from semi_supervised.methods.gta_seg import GTASeg
 from semi_supervised.methods.mean_teacher import MeanTeacher
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
@@ -29,6 +31,8 @@ METHODS: dict[str, type[Method]] = {
     "augseg": AugSeg,
     "unimatch_v2": UniMatchV2,
     "density_step": DensityStep,
+    "gta_seg": GTASeg,
+    "gct": GCT,
 }
 
 
