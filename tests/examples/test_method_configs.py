@@ -48,6 +48,10 @@ EXPECTED = {
     "augseg_cityscapes": (4, 240 * 174, 0, 1e-2, 1, 0.996),
     "density_step_voc": (4, 80 * 620, 620, 1e-3, 10, 0.999),
     "density_step_cityscapes": (8, 200 * 174, 1740, 1e-2, 1, 0.999),
+    "gta_seg_voc": (4, 80 * 826, 826, 1e-3, 10, 0.999),
+    "gta_seg_cityscapes": (8, 200 * 174, 174, 1e-2, 1, 0.999),
+    "gct_voc": (4, 32 * 1240, 0, 2.5e-3, 1, 0),
+    "gct_cityscapes": (4, 128 * 348, 0, 2.5e-3, 1, 0),
 }
 # Rate and weight decay of programs that minimise a part of the loss, and that part.
 SCALED = {
@@ -61,6 +65,8 @@ SCALED = {
     "mean_teacher_cityscapes": (2e-2, 1e-4, 1 / 8),
     "cps_voc": (1e-2, 1e-4, 1 / 4),
     "cps_cityscapes": (2e-2, 1e-4, 1 / 8),
+    "gct_voc": (1e-2, 1e-4, 1 / 4),
+    "gct_cityscapes": (2e-2, 1e-4, 1 / 8),
 }
 
 
