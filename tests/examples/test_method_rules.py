@@ -26,7 +26,13 @@ from test_method_runs import EACH, NEW, PLAIN_CPS, make_network, make_trainer  #
 from test_paper_trainer import SHORT, TwoHeads, run, small_network, tree_of  # noqa: E402, F401
 from test_trainer_parts import Pooling  # noqa: E402
 
-PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch")  # each pass has two batches or more
+PAIRED = (
+    "dgcl",
+    "self_training",
+    "mean_teacher",
+    "unimatch",
+    "cct",
+)  # each pass has two batches or more
 
 
 @pytest.mark.parametrize("name", ["fixmatch", "cutmix_seg", "unimatch", "cps"])

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from semi_supervised.methods.base import Method
+from semi_supervised.methods.cct import CCT
 from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.dgcl import DGCL
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "cutmix_seg": CutMixSeg,
     "unimatch": UniMatch,
     "cps": CPS,
+    "cct": CCT,
 }
 
 
