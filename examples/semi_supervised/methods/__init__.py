@@ -10,6 +10,7 @@ from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
 from semi_supervised.methods.mean_teacher import MeanTeacher
+from semi_supervised.methods.ps_mt import PSMT
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
 from semi_supervised.methods.unimatch import UniMatch
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "cps": CPS,
     "cct": CCT,
+    "ps_mt": PSMT,
 }
 
 
