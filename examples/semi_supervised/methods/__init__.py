@@ -5,6 +5,7 @@ from typing import Any
 
 from semi_supervised.methods.augseg import AugSeg
 from semi_supervised.methods.base import Method
+from semi_supervised.methods.cct import CCT
 from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.density_step import DensityStep
@@ -13,6 +14,7 @@ from semi_supervised.methods.fixmatch import FixMatch
 from semi_supervised.methods.gct import GCT
 from semi_supervised.methods.gta_seg import GTASeg
 from semi_supervised.methods.mean_teacher import MeanTeacher
+from semi_supervised.methods.ps_mt import PSMT
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
 from semi_supervised.methods.unimatch import UniMatch
@@ -33,6 +35,8 @@ METHODS: dict[str, type[Method]] = {
     "density_step": DensityStep,
     "gta_seg": GTASeg,
     "gct": GCT,
+    "cct": CCT,
+    "ps_mt": PSMT,
 }
 
 

@@ -13,15 +13,19 @@ from semi_supervised.settings import check_types
 def check_options(options: Any) -> None:
     """Raises TypeError or ValueError unless each option has its type and is finite and not negative.
 
-    Thresholds and dropout must lie in [0, 1].
+    None is allowed where the type allows it. Thresholds, dropout and ramps must lie in [0, 1]. xi must be positive.
     """
     check_types(options)
     for each in fields(options):
         value = getattr(options, each.name)
-        if each.name in ("threshold", "dropout") and not 0 <= value <= 1:
+        if value is None:
+            continue
+        if each.name in ("threshold", "dropout", "ramp") and not 0 <= value <= 1:
             raise ValueError(f"{each.name} must lie in [0, 1], got {value}")
         if not 0 <= value < math.inf:
             raise ValueError(f"{each.name} must be finite and not negative, got {value}")
+        if each.name == "xi" and value == 0:
+            raise ValueError(f"xi must be positive, got {value}")
 
 
 def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
