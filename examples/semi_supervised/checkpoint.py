@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops import MemoryBank
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
 
@@ -27,14 +28,25 @@ EARLIER = {"method": {"name": "dgcl"}}
 
 
 def networks(trainer: "Trainer") -> dict[str, nn.Module]:
-    """Returns the run's networks by their name in the checkpoint."""
-    return {"student": trainer.student, "teacher": trainer.teacher, **trainer.method.networks}
+    """Returns the run's networks and moving averages by their name in the checkpoint."""
+    method = trainer.method
+    return {
+        "student": trainer.student,
+        "teacher": trainer.teacher,
+        **method.networks,
+        **method.averages,
+    }
 
 
 def parts(trainer: "Trainer") -> dict[str, nn.Module]:
-    """Returns the networks, and the density loss with its bank if the method has one."""
-    bank = {} if trainer.contrast is None else {"contrast": trainer.contrast}
-    return networks(trainer) | bank
+    """Returns the networks, and the other state of the method, such as its bank."""
+    return networks(trainer) | trainer.method.state
+
+
+def banks(trainer: "Trainer") -> list[MemoryBank]:
+    """Returns the method's banks."""
+    modules = (module for part in trainer.method.state.values() for module in part.modules())
+    return [module for module in modules if isinstance(module, MemoryBank)]
 
 
 def save(trainer: "Trainer", path: Path) -> None:
@@ -49,8 +61,9 @@ def save(trainer: "Trainer", path: Path) -> None:
     Raises:
         RuntimeError: If the ranks' banks differ.
     """
-    if trainer.ranks > 1 and trainer.contrast is not None:
-        trainer.contrast.bank.assert_synced()
+    if trainer.ranks > 1:
+        for bank in banks(trainer):
+            bank.assert_synced()
     state = {
         part: {name: whole(tensor) for name, tensor in module.state_dict().items()}
         for part, module in parts(trainer).items()
@@ -96,9 +109,9 @@ def load(trainer: "Trainer", path: Path) -> int:
                 f"{path} is not a checkpoint of this program, or is incomplete"
             ) from error
     check(trainer, state, path)
-    if trainer.contrast is not None:
-        try:  # first, since the bank checks its rows and then takes all or nothing
-            trainer.contrast.load_state_dict(state["contrast"])
+    for name, module in trainer.method.state.items():
+        try:  # first, since a bank checks its rows and then takes all or nothing
+            module.load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"{path}: {error}") from None
     for name, network in networks(trainer).items():

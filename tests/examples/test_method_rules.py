@@ -29,7 +29,9 @@ from test_trainer_parts import Pooling  # noqa: E402
 PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch")  # each pass has two batches or more
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "cutmix_seg", "unimatch", "cps"])
+@pytest.mark.parametrize(
+    "name", ["fixmatch", "cutmix_seg", "unimatch", "cps", "u2pl", "pcr", "reco"]
+)
 def test_a_method_that_mixes_needs_two_images(name):
     message = rf"batch must be at least 2 with method {name} and CutMix, got 1: the boxes come from"
     with pytest.raises(ValueError, match=message):
@@ -122,7 +124,8 @@ def test_forty_steps_on_the_scenes(method, tmp_path, capsys):
     assert [row["step"] for row in rows] == [str(step) for step in range(5, 41, 5)]
     supervised = [float(row["supervised"]) for row in rows]
     assert min(supervised[-2:]) < supervised[0]
-    assert ("kept" in rows[0]) == (method["name"] in ("fixmatch", "cutmix_seg", "unimatch"))
+    keeping = ("fixmatch", "cutmix_seg", "unimatch", "pcr", "reco")
+    assert ("kept" in rows[0]) == (method["name"] in keeping)
     measured = json.loads((run / "metrics.json").read_text())
     assert measured["passes"] == methods.passes_of(Settings(method=method, steps=40, warm_up=10))
     assert measured["method"] == method["name"]

@@ -9,8 +9,11 @@ from semi_supervised.methods.cutmix_seg import CutMixSeg
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
 from semi_supervised.methods.mean_teacher import MeanTeacher
+from semi_supervised.methods.pcr import PCR
+from semi_supervised.methods.reco import ReCo
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
+from semi_supervised.methods.u2pl import U2PL
 from semi_supervised.methods.unimatch import UniMatch
 from semi_supervised.settings import Settings, refuse_unknown
 
@@ -23,6 +26,9 @@ METHODS: dict[str, type[Method]] = {
     "cutmix_seg": CutMixSeg,
     "unimatch": UniMatch,
     "cps": CPS,
+    "u2pl": U2PL,
+    "pcr": PCR,
+    "reco": ReCo,
 }
 
 

@@ -50,6 +50,9 @@ class Method:
         mixes: whether its steps need boxes from other images.
         warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
+        averages: its further moving averages, by their name in the checkpoint. The method updates them.
+        state: its other modules, such as a bank or prototypes, by their name in the checkpoint. No optimizer trains
+            them. They are equal on all ranks.
         contrast: its density loss with the bank, or None.
     """
 
@@ -64,6 +67,8 @@ class Method:
     def __init__(self, trainer: "Trainer", options: Any):
         self.trainer, self.options = trainer, options
         self.networks: dict[str, nn.Module] = {}
+        self.averages: dict[str, nn.Module] = {}
+        self.state: dict[str, nn.Module] = {}
         settings = trainer.settings
         if self.mixes and settings.cutmix and settings.batch < 2:
             name = settings.method["name"]
