@@ -28,9 +28,10 @@ from test_trainer_parts import Pooling  # noqa: E402
 
 # Methods that report the share of kept pixels.
 KEEPING = ("fixmatch", "cutmix_seg", "unimatch", "augseg", "unimatch_v2", "density_step", "ps_mt")
+KEEPING += ("pcr", "reco")
 # Each pass has two batches or more.
 PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch", "gct", "cct")
-MIXING = (*KEEPING, "cps", "gta_seg")
+MIXING = (*KEEPING, "cps", "gta_seg", "u2pl")
 
 
 @pytest.mark.parametrize("name", MIXING)
