@@ -44,7 +44,8 @@ class Trainer:
             `settings.auxiliary_weight`, `network(images, auxiliary=True)` also returns the logits of a second head,
             `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on. Some
             methods call `network(images, perturb=f)`. `f` perturbs the list of encoded maps, and the decoder reads both
-            lists. The logits of the perturbed maps are appended to the batch.
+            lists. The logits of the perturbed maps are appended to the batch. Some methods perturb the input of
+            `last_convolutions`, the convolutions before the classifier.
         data: has `num_classes` and `ignore_index`. `labelled(count, rng)` returns images and labels.
             `unlabelled(count, rng)` returns images and a mask that is False in borders. Both draw from `rng` only.
             `description()` returns a dict that must not change between save and resume. `settings.balance` also needs
@@ -56,7 +57,7 @@ class Trainer:
 
     Attributes:
         student: the network.
-        teacher: its moving average. Evaluate and keep this one.
+        teacher: its moving average.
         method: the method that `settings.method` names.
         history: what `run` recorded: dicts of step, losses and what the method reports. A checkpoint holds the first
             rank's.
@@ -122,12 +123,17 @@ class Trainer:
         """The density loss with its bank, or None if the method has none."""
         return self.method.contrast
 
+    @property
+    def predictor(self) -> nn.Module:
+        """The network to evaluate and keep. It is the teacher, unless the method has another one."""
+        return self.method.predictor()
+
     # ---- what methods share ----------------------------------------------------------------------
 
-    def teach(self, images: Tensor) -> Tensor:
-        """Returns the teacher's logits, without a gradient. The teacher never runs in float16."""
+    def teach(self, images: Tensor, teacher: nn.Module | None = None) -> Tensor:
+        """Returns the logits of the teacher or of another one, without a gradient. Teachers never run in float16."""
         with torch.no_grad(), self.autocast("bfloat16"):
-            return self.teacher(images)
+            return (self.teacher if teacher is None else teacher)(images)
 
     def classify(
         self, images: Tensor, labels: Tensor, model: nn.Module | None = None, **options: Any

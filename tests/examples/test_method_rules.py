@@ -27,10 +27,11 @@ from test_paper_trainer import SHORT, TwoHeads, run, small_network, tree_of  # n
 from test_trainer_parts import Pooling  # noqa: E402
 
 # Methods that report the share of kept pixels.
-KEEPING = ("fixmatch", "cutmix_seg", "unimatch", "augseg", "unimatch_v2", "density_step")
+KEEPING = ("fixmatch", "cutmix_seg", "unimatch", "augseg", "unimatch_v2", "density_step", "ps_mt")
+KEEPING += ("pcr", "reco")
 # Each pass has two batches or more.
-PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch", "gct")
-MIXING = ("fixmatch", "cutmix_seg", "unimatch", "cps", "augseg", "unimatch_v2", "density_step", "gta_seg")
+PAIRED = ("dgcl", "self_training", "mean_teacher", "unimatch", "gct", "cct")
+MIXING = (*KEEPING, "cps", "gta_seg", "u2pl")
 
 
 @pytest.mark.parametrize("name", MIXING)

@@ -26,6 +26,9 @@ from test_examples import CONTRAST, PUBLISHED, assert_same, make_trainer, state_
 from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction  # noqa: E402
 
+# Files that are no methods.
+HELPERS = {"__init__", "base", "flaw_detector", "perturbations", "pixels"}
+HELPERS |= {"prototypes", "ramps", "representations"}
 CONFIDENT = {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}
 
 
@@ -183,7 +186,7 @@ def test_wrong_methods_and_options_are_named(overrides, message):
 def test_each_method_is_a_short_file_with_its_formula_on_top():
     folder = EXAMPLES / "semi_supervised" / "methods"
     files = {path.stem: path.read_text() for path in folder.glob("*.py")}
-    assert files.keys() - {"__init__", "base", "pixels", "flaw_detector"} == methods.METHODS.keys()
+    assert files.keys() - HELPERS == methods.METHODS.keys()
     for name, kind in methods.METHODS.items():
         assert kind.__module__.endswith(f".{name}")
         assert files[name].count("\n") < 150

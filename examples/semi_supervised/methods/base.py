@@ -50,7 +50,7 @@ class NoOptions:
 
 
 class Method:
-    """A method of semi-supervised training. It is evaluated by its teacher, the moving average of the student.
+    """A method of semi-supervised training.
 
     Args:
         trainer: the run. It already has the student and the teacher.
@@ -115,6 +115,10 @@ class Method:
         """Returns the losses of a warm-up step: supervised only, as the teacher is still untrained."""
         _, supervised = self.trainer.classify(images, labels)
         return {"total": supervised, "supervised": supervised}
+
+    def predictor(self) -> nn.Module:
+        """Returns the network to evaluate."""
+        return self.trainer.teacher.module
 
     def after_step(self) -> None:
         """Called at the end of each step, when the student and the teacher have their new weights."""
