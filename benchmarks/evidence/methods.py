@@ -46,7 +46,7 @@ from evidence.run import described, together
 # `curve` holds the test mIoU after each tenth of the steps, as passes:mIoU.
 MEASURED = ("steps", "passes", "miou", "val_miou", "curve", "networks", "cpu_seconds", "peak_mb")
 COLUMNS = ("method", "budget", "seed", *MEASURED, "settings", "versions", *MACHINE_COLUMNS)
-STEPS = 240
+STEPS = 300
 LEGS = 10  # evaluations of a run
 PLAN = Plan()
 
