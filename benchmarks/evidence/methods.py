@@ -199,8 +199,9 @@ def train(method: str, matched: str, seed: int, settings: Settings) -> dict:
 
 
 def evaluated(trainer: Trainer) -> nn.Module:
-    """Returns the network that predicts."""
-    return trainer.teacher.module
+    """Returns the network that predicts: the teacher, unless the method has another."""
+    predictor = getattr(trainer.method, "predictor", None)
+    return predictor() if predictor else trainer.teacher.module
 
 
 def parameters(network: nn.Module) -> int:

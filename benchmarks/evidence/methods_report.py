@@ -222,8 +222,14 @@ def plot(rows: list[dict], path: Path, columns: int = 5) -> None:
             axes.errorbar(ends[0]["passes"], mean, yerr=reach, **point)
         axes.set_title(name, fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e9ee", lw=0.7)
     for axes in all_axes.flat[len(names) :]:
         axes.set_visible(False)
+    for axes in all_axes.flat[max(0, len(names) - columns) : len(names)]:
+        axes.tick_params(labelbottom=True)  # the lowest of each column
+    late = [low for curve in curves.values() if curve for low in curve[2][len(curve[2]) // 2 :]]
+    ends = [row["miou"] for row in of_budget(rows, "steps")]
+    all_axes[0, 0].set_ylim(bottom=min(late + ends) - 2)  # the first half would hide differences
     figure.supxlabel("passes: forward passes of a labelled batch", fontsize=9)
     figure.supylabel("mIoU on the test scenes, %", fontsize=9)
     figure.savefig(path, dpi=90)
