@@ -92,7 +92,7 @@ class Loops:
         return np.mean(found) * float(inverse_share)
 
     def label(self, at, source):
-        """The class of which a pixel at the features' size is certain, or None."""
+        """The class that a pixel at the features' size certainly has, or None."""
         if at[0] < B:
             return None if self.labels[source] == self.ignore else self.labels[source]
         return self.q[source] if source in self.sure else None
