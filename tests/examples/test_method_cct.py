@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
@@ -181,6 +182,23 @@ def test_guided_perturbations_follow_the_prediction():
     assert torch.equal(objects_gone, torch.where(empty, maps, 0.0))
     assert torch.equal(context_gone, torch.where(empty, 0.0, maps))
     assert (cut != maps).any(1).sum((1, 2)).tolist() == [1] * B  # one pixel of each image
+
+
+def test_each_adversarial_decoder_has_its_own_direction():
+    step = Step({**VAT, "vat_heads": 3, "eps": 0.1})
+    maps = step.maps[B:].detach()
+    *_, first, second, third = step.method.perturbed(maps, torch.zeros(B, *SMALL).long())
+
+    def divergence(k, changed):
+        """Of the decoder's probabilities, by its own weights."""
+        weight, bias = (p.detach().chunk(6)[k] for p in step.method.decoders.parameters())
+        p, q = (F.conv2d(x, weight, bias).log_softmax(1) for x in (maps, changed))
+        return F.kl_div(q, p, log_target=True, reduction="sum").item()
+
+    for k in range(3):
+        found = [divergence(3 + k, changed) for changed in (first, second, third)]
+        assert found[k] == max(found)
+        assert len(set(found)) == 3
 
 
 def test_ramps_rise_to_one():
