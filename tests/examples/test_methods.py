@@ -26,7 +26,9 @@ from test_examples import CONTRAST, PUBLISHED, assert_same, make_trainer, state_
 from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction  # noqa: E402
 
-HELPERS = {"__init__", "base", "perturbations", "pixels", "ramps"}  # files that are no methods
+# Files that are no methods.
+HELPERS = {"__init__", "base", "flaw_detector", "perturbations", "pixels"}
+HELPERS |= {"prototypes", "ramps", "representations"}
 CONFIDENT = {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}
 
 
@@ -36,6 +38,7 @@ class Before(Method):
     def __init__(self, trainer):
         self.trainer, self.method, self.networks = trainer, trainer.method, trainer.method.networks
         self.contrast, self.report = self.method.contrast, self.method.report
+        self.optimizers = self.method.optimizers
 
     def train(self, batch, rng):
         """The losses of a step after the warm-up."""
