@@ -18,7 +18,8 @@ Deviations:
 - We evaluate the teacher, as for all methods. Here it is the moving average of f_1, and does not label.
 - The detector learns in the warm-up, too. The programs have no warm-up.
 - In the programs, pixels without a label look flawed. Here they are no flaws.
-- R grows during a share of the steps, in the programs for three or five epochs.
+- R grows during a share of the steps, in the programs for three or five epochs. They multiply the detector's learning
+  rate by the number of processes.
 - The programs do not change colours; `jitter=0` leaves them out.
 """
 
@@ -77,11 +78,10 @@ class GCT(TwoNetworks):
     def phases(self, views: Views) -> Iterator[Phase]:
         batch = views.batch
         images = torch.cat((views.images, views.strong.recoloured))
-        labelled = batch.labels != self.trainer.data.ignore_index
         logits, supervised = self.classify(images, batch.labels)
         probabilities = torch.cat(logits).softmax(1)
         flaws = self.detect(images, probabilities)
-        counted = torch.cat((labelled, batch.inside))
+        counted = torch.cat((batch.labels != self.trainer.data.ignore_index, batch.inside))
         losses = self.losses_of(supervised, probabilities, flaws, counted)
         yield Phase(losses, self.trainer.optimizer)
         yield self.detector_phase(images, probabilities, batch.labels)
