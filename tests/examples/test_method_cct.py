@@ -214,7 +214,8 @@ def test_ramps_rise_to_one():
     [
         ({"ramp": 1.5}, r"cct: ramp must lie in \[0, 1\], got 1\.5"),
         ({"xi": 0.0}, r"cct: xi must be positive, got 0\.0"),
-        ({"heads": 0}, r"cct: heads must be at least 1, got 0"),
+        ({"heads": -1}, r"cct: heads must be finite and not negative, got -1"),
+        ({"heads": 0}, r"cct: heads or vat_heads must be at least 1, got 0 and 0"),
         ({"vat_heads": -1}, r"cct: vat_heads must be finite and not negative, got -1"),
         ({"heads": 1.0}, r"cct: heads must be of type int, got 1\.0"),
         ({"background": "none"}, r"cct: background must be of type int \| None, got 'none'"),

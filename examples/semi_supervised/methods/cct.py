@@ -55,6 +55,8 @@ class Options:
 
     def __post_init__(self):
         check_options(self)
+        if self.heads + self.vat_heads == 0:
+            raise ValueError("heads or vat_heads must be at least 1, got 0 and 0")
 
 
 class CCT(Method):
