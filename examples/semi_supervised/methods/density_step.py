@@ -50,9 +50,6 @@ class Options:
 
     def __post_init__(self):
         check_options(self)
-        for name in ("bank_capacity", "rows_per_push"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class DensityStep(Method):
