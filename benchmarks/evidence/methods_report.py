@@ -150,7 +150,7 @@ def power(rows: list[dict]) -> str:
         and len(difference.differences) > 1
     ]
     if not compared:
-        return "One seed shows no difference. A difference needs at least two."
+        return "No method has two seeds in common with a control, so there are no intervals."
     seeds = min(len(each.differences) for each in compared)
     deviation = statistics.median(statistics.stdev(each.differences) for each in compared)
     effect = detectable(seeds)
