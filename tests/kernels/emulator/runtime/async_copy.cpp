@@ -28,7 +28,7 @@ bool start_copy(void* to, const void* from, size_t bytes, size_t zeros) {
   PendingCopy copy{to, from, static_cast<unsigned>(bytes), static_cast<unsigned>(zeros), thread.open_group};
   const bool now = lands_at_once();
   if (now) copy.bytes = copy.zeros = 0;
-  thread.copies[(thread.first_copy + thread.num_copies++) % kMostCopies] = copy;
+  running->copies[thread.number][(thread.first_copy + thread.num_copies++) % kMostCopies] = copy;
   return now;
 }
 
@@ -36,7 +36,7 @@ void commit_copies() { ++current_thread->open_group; }
 
 bool next_due(size_t prior, PendingCopy* copy) {
   Thread& thread = *current_thread;
-  const PendingCopy& oldest = thread.copies[thread.first_copy];
+  const PendingCopy& oldest = running->copies[thread.number][thread.first_copy];
   if (thread.num_copies == 0 || oldest.group + prior >= thread.open_group) return false;
   *copy = oldest;
   thread.first_copy = (thread.first_copy + 1) % kMostCopies;

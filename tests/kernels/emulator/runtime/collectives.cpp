@@ -1,5 +1,6 @@
 // Every collective is a meeting. The last thread to arrive does the work for all.
-#include <cstring>
+#include <bit>
+#include <utility>
 
 #include "state.h"
 
@@ -17,15 +18,10 @@ bool arrive(uint32_t mask, Site site, Meeting& meeting) {
 
 Meeting& find_or_open(uint32_t mask, Site site, bool fence) {
   Thread& me = *current_thread;
-  Meeting* meetings = running->collectives[me.warp];
+  WarpMeetings& warp = running->collectives[me.warp];
   if (!(mask >> me.lane & 1)) fail("%s: mask %08x does not name the calling lane %u", site.what, mask, me.lane);
-  Meeting* unused = nullptr;
-  for (unsigned i = 0; i < kWarpSize; ++i) {
-    Meeting& m = meetings[i];
-    if (!m.open) {
-      if (!unused) unused = &m;
-      continue;
-    }
+  for (uint32_t open = warp.open; open; open &= open - 1) {
+    Meeting& m = warp.meetings[std::countr_zero(open)];
     if (!(m.mask & mask)) continue;
     if (m.mask != mask || !same_site(m.site, site))
       fail("divergent warp collective: %s(mask %08x) at %s:%d meets %s(mask %08x) at %s:%d", site.what, mask,
@@ -39,9 +35,10 @@ Meeting& find_or_open(uint32_t mask, Site site, bool fence) {
       fail("%s at %s:%d: mask %08x names lane %u, which has exited or does not exist", site.what, file_name(site),
            site.line, mask, l);
   }
-  const unsigned needed = static_cast<unsigned>(__builtin_popcount(mask));
-  *unused = Meeting{true, mask, site, needed, 0, fence ? fresh_token() : nullptr};
-  return *unused;
+  const int unused = std::countr_one(warp.open);
+  warp.open |= 1u << unused;
+  const unsigned needed = static_cast<unsigned>(std::popcount(mask));
+  return warp.meetings[unused] = Meeting{mask, site, needed, 0, fence ? fresh_token() : nullptr};
 }
 
 }  // namespace
@@ -52,7 +49,8 @@ void meet(uint32_t mask, Site site, bool fence, Answer answer) {
   const void* token = meeting.token;
   if (arrive(mask, site, meeting)) {
     Thread* lanes = &running->threads[me.warp * kWarpSize];
-    meeting.open = false;
+    WarpMeetings& warp = running->collectives[me.warp];
+    warp.open &= ~(1u << (&meeting - warp.meetings));
     if (answer) answer(lanes, mask);
     for (unsigned l = 0; l < kWarpSize; ++l)
       if ((mask >> l & 1) && &lanes[l] != &me) wake(lanes[l]);
@@ -67,7 +65,7 @@ namespace {
 
 void open_barrier() {
   RunningBlock& b = *running;
-  b.barrier.open = false;
+  b.barrier_open = false;
   ++b.barriers;
   for (unsigned i = 0; i < b.num_threads; ++i)
     if (b.threads[i].state == Thread::State::waiting) wake(b.threads[i]);
@@ -98,8 +96,8 @@ void block_barrier(Site site) {
   RunningBlock& b = *running;
   Thread& me = *current_thread;
   Meeting& barrier = b.barrier;
-  if (!barrier.open)
-    barrier = Meeting{true, 0, site, b.num_threads, 0, fresh_token()};
+  if (!std::exchange(b.barrier_open, true))
+    barrier = Meeting{0, site, b.num_threads, 0, fresh_token()};
   else if (!same_site(barrier.site, site))
     fail("divergent %s at %s:%d: others wait in %s at %s:%d", site.what, file_name(site), site.line, barrier.site.what,
          file_name(barrier.site), barrier.site.line);
@@ -132,12 +130,15 @@ uint32_t ballot(uint32_t mask, bool vote, Site site) {
 }
 
 void leave_collectives(Thread& thread) {
-  for (const Meeting& m : running->collectives[thread.warp])
-    if (m.open && (m.mask >> thread.lane & 1))
+  const WarpMeetings& warp = running->collectives[thread.warp];
+  for (uint32_t open = warp.open; open; open &= open - 1) {
+    const Meeting& m = warp.meetings[std::countr_zero(open)];
+    if (m.mask >> thread.lane & 1)
       fail("lane %u exited, but %s at %s:%d (mask %08x) waits for it", thread.lane, m.site.what, file_name(m.site),
            m.site.line, m.mask);
+  }
   const Meeting& barrier = running->barrier;
-  if (barrier.open)
+  if (running->barrier_open)
     fail("thread %u exited, but %s at %s:%d waits for it", thread.number, barrier.site.what, file_name(barrier.site),
          barrier.site.line);
 }

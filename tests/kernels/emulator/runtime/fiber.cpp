@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #if defined(CUDA_EMULATOR_ADDRESS)
 #include <sanitizer/asan_interface.h>
@@ -47,6 +48,14 @@ ucontext_t scheduler_context;
 #if defined(CUDA_EMULATOR_ADDRESS)
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
+bool scheduler_stack_is_known = false;
+
+// The first fiber that runs after the scheduler learns the scheduler's stack.
+void finish_switch(void* fake_stack) {
+  const bool learn = !std::exchange(scheduler_stack_is_known, true);
+  __sanitizer_finish_switch_fiber(fake_stack, learn ? &scheduler_stack : nullptr,
+                                  learn ? &scheduler_stack_bytes : nullptr);
+}
 #elif defined(CUDA_EMULATOR_THREAD)
 void* scheduler_identity = nullptr;
 #endif
@@ -65,7 +74,7 @@ void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
     mprotect(map, kGuard, PROT_NONE);
     stack_ = static_cast<char*>(map) + kGuard;
   }
-  unpoison(stack_, kStack);  // left by an abandoned kernel
+  if (std::exchange(abandoned_, true)) unpoison(stack_, kStack);
 #if defined(CUDA_EMULATOR_THREAD)
   if (!identity_) identity_ = __tsan_create_fiber(0);
 #endif
@@ -87,6 +96,7 @@ void Fiber::prepare(void (*entry)(), [[maybe_unused]] unsigned number) {
 void Fiber::switch_to() {
 #if defined(CUDA_EMULATOR_ADDRESS)
   void* fake_stack = nullptr;
+  scheduler_stack_is_known = false;
   __sanitizer_start_switch_fiber(&fake_stack, stack_, kStack);
 #elif defined(CUDA_EMULATOR_THREAD)
   scheduler_identity = __tsan_get_current_fiber();
@@ -102,7 +112,26 @@ void Fiber::switch_to() {
 #endif
 }
 
-void Fiber::switch_back([[maybe_unused]] bool finished) {
+void Fiber::switch_to(Fiber& next, bool finished) {
+  abandoned_ = !finished;
+#if defined(CUDA_EMULATOR_ADDRESS)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(finished ? nullptr : &fake_stack, next.stack_, kStack);
+#elif defined(CUDA_EMULATOR_THREAD)
+  __tsan_switch_to_fiber(next.identity_, 1);
+#endif
+#if defined(__x86_64__)
+  swap_stacks(&pointer_, next.pointer_);
+#else
+  swapcontext(&context_, &next.context_);
+#endif
+#if defined(CUDA_EMULATOR_ADDRESS)
+  finish_switch(fake_stack);
+#endif
+}
+
+void Fiber::switch_back(bool finished) {
+  abandoned_ = !finished;
 #if defined(CUDA_EMULATOR_ADDRESS)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(finished ? nullptr : &fake_stack, scheduler_stack, scheduler_stack_bytes);
@@ -115,13 +144,13 @@ void Fiber::switch_back([[maybe_unused]] bool finished) {
   swapcontext(&context_, &scheduler_context);
 #endif
 #if defined(CUDA_EMULATOR_ADDRESS)
-  __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack, &scheduler_stack_bytes);
+  finish_switch(fake_stack);
 #endif
 }
 
 void Fiber::begin() {
 #if defined(CUDA_EMULATOR_ADDRESS)
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+  finish_switch(nullptr);
 #endif
 }
 

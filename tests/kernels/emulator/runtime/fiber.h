@@ -16,14 +16,17 @@ class Fiber {
   // The next switch_to() calls `entry`; the old contents of the stack do not matter. `entry` must not return.
   // `number` spreads the stacks over the cache's sets.
   void prepare(void (*entry)(), unsigned number);
-  // From the scheduler: runs until the fiber calls switch_back(), which also ends it if `finished`.
+  // From the scheduler. It goes on when a fiber calls switch_back().
   void switch_to();
+  // From this fiber to another one, or to the scheduler. Ends this fiber if `finished`.
+  void switch_to(Fiber& next, bool finished);
   void switch_back(bool finished);
   // First thing in `entry`.
   static void begin();
 
  private:
   char* stack_ = nullptr;
+  bool abandoned_ = false;  // its kernel failed, and may have left marks on the stack
 #if defined(__x86_64__)
   void* pointer_ = nullptr;
 #else

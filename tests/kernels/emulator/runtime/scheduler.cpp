@@ -48,21 +48,29 @@ void exit_thread() {
   release(running.get());
 }
 
+// Runs the next thread, or the scheduler if there is none.
+void leave(bool finished) {
+  RunningBlock& b = *running;
+  Fiber& own = b.fibers[current_thread->number];
+  if (b.ready.empty()) return own.switch_back(finished);
+  current_thread = &b.threads[b.ready.pop()];
+  own.switch_to(b.fibers[current_thread->number], finished);
+}
+
 void fiber_entry() {
   Fiber::begin();
   acquire(&running->context);  // the launch
   acquire(running->earlier_ends);
   running->entry(running->context);
   exit_thread();
-  running->fibers[current_thread->number].switch_back(true);
+  leave(true);
   std::abort();
 }
 
 void prepare_threads(RunningBlock& b) {
   b.num_alive = b.num_threads;
-  b.barrier = Meeting{};
-  for (unsigned w = 0; w < (b.num_threads + kWarpSize - 1) / kWarpSize; ++w)
-    for (Meeting& m : b.collectives[w]) m = Meeting{};
+  b.barrier_open = false;
+  for (unsigned w = 0; w < (b.num_threads + kWarpSize - 1) / kWarpSize; ++w) b.collectives[w].open = 0;
   b.ready.clear();
   for (unsigned i = 0; i < b.num_threads; ++i) {
     Thread& t = b.threads[i];
@@ -82,12 +90,10 @@ void prepare_threads(RunningBlock& b) {
 void run_block(RunningBlock& b) {
   prepare_threads(b);
   current_block = &b;
-  while (!b.failed && !b.ready.empty()) {
-    const unsigned i = b.ready.pop();
-    current_thread = &b.threads[i];
-    b.fibers[i].switch_to();
-    current_thread = nullptr;
-  }
+  const unsigned first = b.ready.pop();
+  current_thread = &b.threads[first];
+  b.fibers[first].switch_to();  // until all threads have finished or wait, or one fails
+  current_thread = nullptr;
   if (!b.failed && b.num_alive) report_deadlock(b);
 }
 
@@ -131,12 +137,13 @@ const char* file_name(const Site& site) {
 }
 
 bool same_site(const Site& a, const Site& b) {
+  if (a.line == b.line && a.what == b.what && a.file == b.file) return true;  // nearly always; sanitizers slow strcmp
   return a.line == b.line && !std::strcmp(a.what, b.what) && !std::strcmp(a.file, b.file);
 }
 
 void wait() {
   current_thread->state = Thread::State::waiting;
-  running->fibers[current_thread->number].switch_back(false);
+  leave(false);
 }
 
 void wake(Thread& thread) {
@@ -165,7 +172,7 @@ void fail(const char* format, ...) {
   std::strcat(b.error, "]");
   b.failed = true;
   release(&b);
-  b.fibers[current_thread->number].switch_back(true);
+  b.fibers[current_thread->number].switch_back(false);  // abandoned, as all others
   std::abort();
 }
 

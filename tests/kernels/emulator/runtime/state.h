@@ -9,7 +9,6 @@ namespace cuda_emulator {
 
 // A barrier or warp collective that some threads have reached and others have not.
 struct Meeting {
-  bool open;
   uint32_t mask;
   Site site;
   unsigned needed, arrived;
@@ -30,8 +29,15 @@ class ReadyQueue {
   unsigned head_ = 0, size_ = 0;
 };
 
+// The warp collectives of one warp.
+struct WarpMeetings {
+  uint32_t open = 0;  // a bit per meeting
+  Meeting meetings[kWarpSize];
+};
+
 struct RunningBlock : Block {
   Thread threads[kMostThreads];
+  PendingCopy copies[kMostThreads][kMostCopies];  // not in Thread, where all lanes of a warp share a few cache lines
   Fiber all_fibers[kMostFibers];
   Fiber* fibers;                        // of this block's threads
   unsigned set;                         // which part of all fibers they are
@@ -39,8 +45,9 @@ struct RunningBlock : Block {
   const void *earlier_ends, *own_ends;  // two in turns: no thread's end is before another's start in a block
   ReadyQueue ready;
   unsigned num_alive;
+  bool barrier_open;
   Meeting barrier;
-  Meeting collectives[kMostThreads / kWarpSize][kWarpSize];
+  WarpMeetings collectives[kMostThreads / kWarpSize];
   uint64_t random_state;
   void (*entry)(void*);
   void* context;

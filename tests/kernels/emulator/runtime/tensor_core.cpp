@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -31,24 +32,33 @@ Rounding choose_rounding() {
   return r;
 }
 
-// Toward zero, to a multiple of 2^exponent.
-double cut(double value, int exponent) { return std::scalbn(std::trunc(std::scalbn(value, -exponent)), exponent); }
+// Of a positive, normal number.
+int exponent_of(double value) { return static_cast<int>(std::bit_cast<uint64_t>(value) >> 52) - 1023; }
+
+double power_of_two(int exponent) { return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52); }
+
+// Toward zero, to a multiple of 2^exponent. The quotient must fit into 64 bits.
+double cut(double value, int exponent) {
+  return static_cast<double>(static_cast<int64_t>(value * power_of_two(-exponent))) * power_of_two(exponent);
+}
 
 float add_chunk(float start, const double* products, int count, int extra_bits) {
   double sum = start;
   double largest = std::fabs(sum);
-  for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(products[i]));
   bool finite = std::isfinite(sum);
-  for (int i = 0; i < count; ++i) finite = finite && std::isfinite(products[i]);
+  for (int i = 0; i < count; ++i) {
+    largest = std::max(largest, std::fabs(products[i]));
+    finite = finite && std::isfinite(products[i]);
+  }
   if (!finite || largest == 0 || extra_bits < 0) {
     for (int i = 0; i < count; ++i) sum += products[i];
     return static_cast<float>(sum);
   }
-  const int last_bit = std::ilogb(largest) - 23 - extra_bits;
+  const int last_bit = exponent_of(largest) - 23 - extra_bits;
   sum = cut(sum, last_bit);
   for (int i = 0; i < count; ++i) sum += cut(products[i], last_bit);  // exact: few bits, one scale
   if (sum == 0) return 0;
-  return static_cast<float>(cut(sum, std::max(std::ilogb(sum) - 23, -149)));
+  return static_cast<float>(cut(sum, std::max(exponent_of(std::fabs(sum)) - 23, -149)));
 }
 
 float sum_products(float start, const float* a, const float* b, const Rounding& r) {

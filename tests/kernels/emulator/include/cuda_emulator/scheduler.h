@@ -68,8 +68,7 @@ struct Thread {
   Site site;      // where it waits
   uint32_t mask;  // lanes it waits for; 0: the block
   WarpArgument argument;
-  PendingCopy copies[kMostCopies];  // a ring
-  unsigned first_copy, num_copies, open_group;
+  unsigned first_copy, num_copies, open_group;  // of its ring of pending copies
 };
 
 struct Block {
