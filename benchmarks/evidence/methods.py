@@ -7,10 +7,10 @@
 Each run adds one row to the CSV file when it ends. You can stop the program at any time; it continues when you start it
 again. A run that ended is not repeated, even if the code has changed since: use another --out for a new comparison.
 
-Data, network, optimizer, learning rate, teacher and batches are the same for all methods. Each method has its default
-options, but for SIZES. The demo's settings are used, and none is tuned for a method. A third of the steps is the supervised warm-up.
-With equal passes, all runs get as many passes as self-training needs for --steps. Runs with the same seed share scenes,
-initial weights and batches. Each run has one thread. Needs `pip install ".[examples]"`.
+Data, network, optimizer, learning rate, teacher and batches are the same for all methods. The settings are the demo's,
+and none is tuned for a method. Each method has its default options, except for SIZES. A third of the steps is the
+supervised warm-up. With equal passes, all runs get as many passes as self-training needs for --steps. Runs with the
+same seed share scenes, initial weights and batches. Each run has one thread. Needs `pip install ".[examples]"`.
 """
 
 import argparse
