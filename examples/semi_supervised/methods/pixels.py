@@ -13,7 +13,7 @@ from semi_supervised.settings import check_types
 
 # Options that lie in [0, 1].
 SHARES = ("threshold", "weak_threshold", "dropout", "unreliable", "momentum", "ramp")
-MAY_BE_ZERO = ("vat_heads",)
+MAY_BE_ZERO = ("heads", "vat_heads", "operations")
 
 
 def check_options(options: Any) -> None:
