@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -146,3 +147,9 @@ def recorded(monkeypatch, module, name):
 
     monkeypatch.setattr(module, name, record)
     return results
+
+
+def run_without_values(step):
+    """Computes the losses on tensors without values. Python code that reads one, and so waits for a GPU, raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return step.losses()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
@@ -183,6 +184,23 @@ def test_guided_perturbations_follow_the_prediction():
     assert (cut != maps).any(1).sum((1, 2)).tolist() == [1] * B  # one pixel of each image
 
 
+def test_each_adversarial_decoder_has_its_own_direction():
+    step = Step({**VAT, "vat_heads": 3, "eps": 0.1})
+    maps = step.maps[B:].detach()
+    *_, first, second, third = step.method.perturbed(maps, torch.zeros(B, *SMALL).long())
+
+    def divergence(k, changed):
+        """Of the decoder's probabilities, by its own weights."""
+        weight, bias = (p.detach().chunk(6)[k] for p in step.method.decoders.parameters())
+        p, q = (F.conv2d(x, weight, bias).log_softmax(1) for x in (maps, changed))
+        return F.kl_div(q, p, log_target=True, reduction="sum").item()
+
+    for k in range(3):
+        found = [divergence(3 + k, changed) for changed in (first, second, third)]
+        assert found[k] == max(found)
+        assert len(set(found)) == 3
+
+
 def test_ramps_rise_to_one():
     assert [sigmoid_ramp(p, 0.1) for p in (0.0, 0.05, 0.1, 1.0)] == pytest.approx(
         [0.006737947, 0.286504797, 1, 1], rel=1e-8
@@ -198,6 +216,7 @@ def test_ramps_rise_to_one():
         ({"xi": 0.0}, r"cct: xi must be positive, got 0\.0"),
         ({"heads": -1}, r"cct: heads must be finite and not negative, got -1"),
         ({"heads": 0}, r"cct: heads or vat_heads must be at least 1, got 0 and 0"),
+        ({"vat_heads": -1}, r"cct: vat_heads must be finite and not negative, got -1"),
         ({"heads": 1.0}, r"cct: heads must be of type int, got 1\.0"),
         ({"background": "none"}, r"cct: background must be of type int \| None, got 'none'"),
         ({"background": -1}, r"cct: background must be finite and not negative, got -1"),

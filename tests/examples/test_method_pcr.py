@@ -13,7 +13,15 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from method_steps import LABELS, B, Step, cosine, cross_entropy, softmax  # noqa: E402
+from method_steps import (  # noqa: E402
+    LABELS,
+    B,
+    Step,
+    cosine,
+    cross_entropy,
+    run_without_values,
+    softmax,
+)
 from semi_supervised import distributed, methods  # noqa: E402
 from semi_supervised.methods.prototypes import Prototypes  # noqa: E402
 from test_method_runs import make_trainer  # noqa: E402
@@ -153,6 +161,13 @@ def test_without_a_pixel_that_counts_the_loss_is_a_connected_zero(started):
     assert step.method.prototypes.started.all() == started
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_does_not_wait_for_the_device(first):
+    step = make_step()
+    step.trainer.step = 0 if first else 1
+    assert run_without_values(step)["prototypes"].shape == ()
+
+
 def test_kmeans_finds_separate_groups():
     rng = torch.Generator().manual_seed(0)
     centres = F.normalize(torch.randn(2, 3, 16, generator=rng), dim=2)
@@ -193,6 +208,7 @@ def test_the_prototypes_start_at_the_end_of_the_warm_up(warm_up):
     trainer.run(until=warm_up + 1)
     assert bank.num_pushes == warm_up + 1  # labelled pixels of the first step, too
     assert torch.equal(prototypes.started, bank.counts > 0)
+    assert trainer.method.report() == {"started": prototypes.started.sum()}
     trainer.run(until=warm_up + 2)
     assert bank.num_pushes == warm_up + 1
     assert not bank.density.any()  # nothing was searched

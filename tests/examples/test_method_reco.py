@@ -21,6 +21,7 @@ from method_steps import (  # noqa: E402
     cosine,
     cross_entropy,
     recorded,
+    run_without_values,
     softmax,
 )
 from semi_supervised import methods  # noqa: E402
@@ -133,6 +134,10 @@ def test_without_a_pixel_that_counts_the_loss_is_a_connected_zero():
     losses["contrast"].backward()
     assert step.student.grad is not None
     assert not step.student.grad.any()
+
+
+def test_a_step_does_not_wait_for_the_device():
+    assert run_without_values(make_step())["contrast"].shape == ()
 
 
 def test_one_class_alone_has_no_negatives():

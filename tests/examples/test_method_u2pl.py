@@ -7,13 +7,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from method_steps import LABELS, B, Step, contrast, cross_entropy, recorded, softmax  # noqa: E402
+from method_steps import (  # noqa: E402
+    LABELS,
+    B,
+    Step,
+    contrast,
+    cross_entropy,
+    recorded,
+    run_without_values,
+    softmax,
+)
 from semi_supervised import methods  # noqa: E402
 from semi_supervised.methods import representations as reps  # noqa: E402
 from test_examples import assert_same, state_of  # noqa: E402
@@ -82,7 +92,7 @@ class Loops:
         return np.mean(found) * float(inverse_share)
 
     def label(self, at, source):
-        """The class of which a pixel at the features' size is certain, or None."""
+        """The class that a pixel at the features' size certainly has, or None."""
         if at[0] < B:
             return None if self.labels[source] == self.ignore else self.labels[source]
         return self.q[source] if source in self.sure else None
@@ -173,6 +183,14 @@ def test_without_a_pixel_that_counts_the_loss_is_a_connected_zero():
     assert not step.student.grad.any()
 
 
+def test_a_step_does_not_wait_for_the_device(monkeypatch):
+    assert run_without_values(make_step())["contrast"].shape == ()
+    waits = lambda allowed, number: (allowed.nonzero()[:number], allowed.sum(0))
+    monkeypatch.setattr(reps, "draw", waits)
+    with pytest.raises(DynamicOutputShapeException):
+        run_without_values(make_step())
+
+
 # ---- traps ----------------------------------------------------------------------------------------
 
 
@@ -234,6 +252,7 @@ def test_the_queue_holds_the_newest_rows_and_costs_no_search():
     queue = trainer.method.queue
     assert queue.counts.max() == 50
     assert not queue.density.any()
+    assert trainer.method.report() == {"queue": queue.counts.float().mean()}
     norms = queue.features.norm(dim=2)[queue.valid_slots()]
     torch.testing.assert_close(norms, torch.ones_like(norms))
 

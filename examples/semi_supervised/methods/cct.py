@@ -16,7 +16,8 @@ Deviations:
   without I-VAT. The paper perturbs the encoder's last map, and each g_k upsamples it with several convolutions; K = 30.
 - The paper cuts a window out of each connected object. Here it is one for each predicted class. That needs no contours
   on the host.
-- The paper's I-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`.
+- The paper's I-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
+  it is below the rounding of most positive features; `per_pixel` makes it larger.
 - The supervised loss is the trainer's. The programs can use a bootstrapped cross-entropy instead.
 - We evaluate the teacher, as for all methods. It does not label. `ema_maximum=0` evaluates the student.
 """

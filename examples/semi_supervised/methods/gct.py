@@ -18,11 +18,11 @@ Deviations:
 - We evaluate the teacher, as for all methods. Here it is the moving average of f_1, and does not label.
 - The detector learns in the warm-up, too. The programs have no warm-up.
 - In the programs, pixels without a label look flawed. Here they are no flaws.
-- R grows during a share of the steps, in the programs for three or five epochs.
+- R grows during a share of the steps, in the programs for three or five epochs. They multiply the detector's learning
+  rate by the number of processes.
 - The programs do not change colours; `jitter=0` leaves them out.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ from torch.func import functional_call
 from semi_supervised.methods.base import Passes, Phase, TwoNetworks
 from semi_supervised.methods.flaw_detector import FlawDetector, true_flaws, without_noise
 from semi_supervised.methods.pixels import check_options, mean_over
+from semi_supervised.methods.ramps import sigmoid_ramp
 from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
@@ -51,8 +52,6 @@ class Options:
 
     def __post_init__(self):
         check_options(self)
-        if self.ramp > 1:
-            raise ValueError(f"ramp must lie in [0, 1], got {self.ramp}")
         if self.detector_width < 2:
             raise ValueError(f"detector_width must be at least 2, got {self.detector_width}")
 
@@ -79,11 +78,10 @@ class GCT(TwoNetworks):
     def phases(self, views: Views) -> Iterator[Phase]:
         batch = views.batch
         images = torch.cat((views.images, views.strong.recoloured))
-        labelled = batch.labels != self.trainer.data.ignore_index
         logits, supervised = self.classify(images, batch.labels)
         probabilities = torch.cat(logits).softmax(1)
         flaws = self.detect(images, probabilities)
-        counted = torch.cat((labelled, batch.inside))
+        counted = torch.cat((batch.labels != self.trainer.data.ignore_index, batch.inside))
         losses = self.losses_of(supervised, probabilities, flaws, counted)
         yield Phase(losses, self.trainer.optimizer)
         yield self.detector_phase(images, probabilities, batch.labels)
@@ -131,8 +129,7 @@ class GCT(TwoNetworks):
 
     def ramp(self) -> float:
         """Returns R."""
-        done = self.trainer.progress() / self.options.ramp if self.options.ramp else 1.0
-        return math.exp(-5 * (1 - min(done, 1)) ** 2)
+        return sigmoid_ramp(self.trainer.progress(), self.options.ramp)
 
     def detector_phase(self, images: Tensor, probabilities: Tensor, labels: Tensor) -> Phase:
         """Returns the detector's losses. They use the labelled images, which come first."""

@@ -128,3 +128,7 @@ class PCR(Method):
         if self.seen is not None:
             self.prototypes.update(*self.seen, self.options.momentum)
             self.seen = None
+
+    def report(self) -> dict[str, float]:
+        """Returns the number of classes with prototypes. The others have no prototype loss."""
+        return {"started": float(self.prototypes.started.sum())}

@@ -14,7 +14,7 @@ decay `ema_maximum`. We evaluate both teachers, with the mean of their logits. T
 
 Deviations:
 - The program's T-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
-  most of r is lost when it is added to the features; `per_pixel` makes it larger.
+  r is below the rounding of most positive features; `per_pixel` makes it larger.
 - In the program's warm-up, the teachers see weak views and the student strong ones. Here all see the same images.
   Without a warm-up, both teachers start as copies of the student.
 - The program replaces the logits of the teacher that rests by the other's, outside its 7 best classes.

@@ -143,3 +143,6 @@ class U2PL(Method):
 
     def after_step(self) -> None:
         self.teacher_head.follow(self.head.module, self.trainer.step)
+
+    def report(self) -> dict[str, float]:
+        return {"queue": float(self.queue.counts.float().mean())}
