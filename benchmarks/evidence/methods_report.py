@@ -150,15 +150,15 @@ def power(rows: list[dict]) -> str:
         and len(difference.differences) > 1
     ]
     if not compared:
-        return "One seed shows no difference. A difference needs at least two."
+        return "No method has two seeds in common with a control, so there are no intervals."
     seeds = min(len(each.differences) for each in compared)
     deviation = statistics.median(statistics.stdev(each.differences) for each in compared)
     effect = detectable(seeds)
     return (
-        f"**What {seeds} seeds can show.** A true difference must be {effect:.1f} standard deviations of the seeds' "
-        f"differences for a t test to find it in 80 % of the cases. Half of the comparisons have a standard deviation "
-        f"above {deviation:.2f}. So they find {effect * deviation:.1f} points of mIoU, and often miss less. The tables "
-        f"have {len(compared)} such intervals. About one in twenty excludes 0 by chance."
+        f"**What {seeds} seeds can show.** A t test finds a true difference in 80 % of the cases if it is "
+        f"{effect:.1f} standard deviations of the seeds' differences. For half of the comparisons, this is more than "
+        f"{effect * deviation:.1f} points of mIoU. The tables have {len(compared)} such intervals. About one in "
+        "twenty excludes 0 by chance."
     )
 
 
