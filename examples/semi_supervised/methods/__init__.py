@@ -25,24 +25,26 @@ from semi_supervised.methods.unimatch_v2 import UniMatchV2
 from semi_supervised.settings import Settings, refuse_unknown
 
 METHODS: dict[str, type[Method]] = {
+    # The systems of the paper's tables, and self-training: DGCL without its contrast.
     "supervised": Supervised,
     "self_training": SelfTraining,
-    "dgcl": DGCL,
-    "fixmatch": FixMatch,
     "mean_teacher": MeanTeacher,
     "cutmix_seg": CutMixSeg,
-    "unimatch": UniMatch,
-    "cps": CPS,
-    "augseg": AugSeg,
-    "unimatch_v2": UniMatchV2,
-    "density_step": DensityStep,
-    "gta_seg": GTASeg,
-    "gct": GCT,
     "cct": CCT,
-    "ps_mt": PSMT,
+    "gct": GCT,
+    "cps": CPS,
     "u2pl": U2PL,
+    "ps_mt": PSMT,
     "pcr": PCR,
+    "gta_seg": GTASeg,
+    "dgcl": DGCL,
+    # Others.
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
+    "augseg": AugSeg,
     "reco": ReCo,
+    "density_step": DensityStep,
 }
 
 
