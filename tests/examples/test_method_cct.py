@@ -213,7 +213,7 @@ def test_ramps_rise_to_one():
     ("options", "message"),
     [
         ({"ramp": 1.5}, r"cct: ramp must lie in \[0, 1\], got 1\.5"),
-        ({"xi": 0.0}, r"cct: xi must be positive, got 0\.0"),
+        ({"xi": 0.0}, r"cct: xi must be positive and finite, got 0\.0"),
         ({"heads": -1}, r"cct: heads must be finite and not negative, got -1"),
         ({"heads": 0}, r"cct: heads or vat_heads must be at least 1, got 0 and 0"),
         ({"vat_heads": -1}, r"cct: vat_heads must be finite and not negative, got -1"),

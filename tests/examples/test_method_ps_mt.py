@@ -147,7 +147,7 @@ def test_without_a_pixel_that_counts_the_loss_is_a_connected_zero(options, ignor
     [
         ({"threshold": 1.5}, r"ps_mt: threshold must lie in \[0, 1\], got 1\.5"),
         ({"ramp": -0.1}, r"ps_mt: ramp must lie in \[0, 1\], got -0\.1"),
-        ({"xi": 0.0}, r"ps_mt: xi must be positive, got 0\.0"),
+        ({"xi": 0.0}, r"ps_mt: xi must be positive and finite, got 0\.0"),
         ({"eps": float("inf")}, r"ps_mt: eps must be finite and not negative, got inf"),
         ({"per_pixel": 1}, r"ps_mt: per_pixel must be of type bool, got 1"),
         ({"tau": 1}, r"unknown key 'tau' of method ps_mt"),

@@ -271,7 +271,7 @@ def run_on_a_rank(rank, folder):
         whole = make_trainer(method, steps=2, warm_up=1)
         whole.run(until=1)
         parts = whole.method
-        resumes = parts.networks or parts.averages or parts.state or parts.optimizers
+        resumes = parts.networks or parts.state or parts.optimizers
         if resumes:
             whole.save(folder / "checkpoint.pt")
         whole.run()

@@ -27,7 +27,7 @@ from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction  # noqa: E402
 
 # Files that are no methods.
-HELPERS = {"__init__", "base", "flaw_detector", "perturbations", "pixels"}
+HELPERS = {"__init__", "base", "flaw_detector", "options", "perturbations", "pixels"}
 HELPERS |= {"prototypes", "ramps", "representations"}
 CONFIDENT = {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}
 

@@ -70,8 +70,8 @@ class DGCL(Method):
         self.needs_confidence = self.contrast.strategy.by_confidence
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
 
-    @staticmethod
-    def passes(settings: Settings, options: Any) -> Passes:
+    @classmethod
+    def passes(cls, settings: Settings, options: Any) -> Passes:
         return Passes(trained=3 if settings.contrast_view == "weak" else 2, forward=2)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
