@@ -138,6 +138,7 @@ def test_the_loss_is_that_of_the_formula(options, case):
     assert found == pytest.approx(expected(step, seen), rel=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)  # I-VAT's own gradient is not followed
 def test_gradients_are_those_of_the_loss(options):
     step = Step(options)

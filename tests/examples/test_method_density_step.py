@@ -189,6 +189,7 @@ def test_the_loss_is_that_of_the_formula(case):
     assert losses["moved"] == pytest.approx(moved.any(1).double().mean())
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss_with_the_step_held_fixed():
     step = Step()
     moved = step.method.step_down(

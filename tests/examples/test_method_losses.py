@@ -217,6 +217,7 @@ def test_the_loss_is_that_of_the_formula(name, options, case):
     assert found.item() == pytest.approx(Loops(step).total(), rel=1e-12)
 
 
+@pytest.mark.long
 @EACH
 def test_gradients_are_those_of_the_loss(name, options):
     step = Step(name, options)

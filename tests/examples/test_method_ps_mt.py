@@ -122,6 +122,7 @@ def test_the_loss_is_that_of_the_formula(case):
     assert 0 < kept < 1
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = Step(OPTIONS)
     assert torch.autograd.gradcheck(lambda logits: step.losses()["total"], [step.logits])
