@@ -15,8 +15,8 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+from method_steps import batch_of  # noqa: E402
 from semi_supervised import methods  # noqa: E402
-from semi_supervised.loading import Batch  # noqa: E402
 from semi_supervised.methods.ramps import cosine_ramp, sigmoid_ramp  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.views import Views  # noqa: E402
@@ -53,15 +53,8 @@ class Step:
         draw = lambda *shape: torch.randn(shape, generator=rng, dtype=torch.float64)
         self.maps = draw(2 * B, D, *SMALL).requires_grad_()
         self.logits = draw(2 * B, classes, H, W).requires_grad_()
-        labels = torch.randint(present, (B, H, W), generator=rng)
-        labels[0, :2] = ignore
-        inside = torch.ones(B, H, W, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of((H, W), present, ignore, ignored, rng)
         settings = Settings(method={"name": "cct", **options}, batch=B)
-        images = torch.rand(2 * B, 3, H, W, generator=rng)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), settings, (0, 0, 0))
         self.data = SimpleNamespace(num_classes=classes, ignore_index=ignore)
         self.student = Fixed(self.maps, self.logits)

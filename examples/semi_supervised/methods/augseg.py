@@ -27,11 +27,7 @@ from torch import Tensor
 from semi_supervised.colours import random_operations
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.methods.options import MethodOptions, NumberOrZero, Share
-from semi_supervised.methods.pixels import (
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.views import AUGSEG, Views
 
 

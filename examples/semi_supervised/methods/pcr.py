@@ -30,11 +30,7 @@ from dgcl_ops import resize_labels
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.methods.options import MethodOptions, Share, Temperature
-from semi_supervised.methods.pixels import (
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.methods.prototypes import Prototypes
 from semi_supervised.views import Views
 

@@ -27,11 +27,7 @@ from torch.nn import functional as F
 
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.methods.options import MethodOptions, Share
-from semi_supervised.methods.pixels import (
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.views import Views
 
 

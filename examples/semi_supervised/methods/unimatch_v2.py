@@ -26,11 +26,7 @@ from torch import Tensor
 
 from semi_supervised.methods.base import Passes
 from semi_supervised.methods.options import MethodOptions, Share
-from semi_supervised.methods.pixels import (
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.methods.unimatch import UniMatch
 from semi_supervised.views import Views
 
