@@ -76,7 +76,7 @@ class U2PL(Method):
         if options.low_rank >= classes:
             raise ValueError(
                 f"method u2pl: low_rank must be below the number of classes {classes}, got {options.low_rank}: no "
-                "class has such a rank, so there would be no negatives"
+                "class has such a rank, so there would be no negatives; method.low_rank=1 always works"
             )
         self.head = reps.Head(trainer)
         self.teacher_head = reps.TeacherHead(self.head.module, settings)
