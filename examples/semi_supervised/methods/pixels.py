@@ -1,4 +1,4 @@
-"""Losses and shares of pixels that several methods use. Pixels in a border count nowhere."""
+"""Losses and shares of pixels that several methods use. Border pixels never count."""
 
 from torch import Tensor
 from torch.nn import functional as F
