@@ -32,7 +32,7 @@ soak: $(VENV)/installed  ## runs 20,000 steps of the loss under adverse conditio
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
-	$(BIN)/python .ci/inspect_kernels
+	$(BIN)/python .ci/inspect_kernels $(INSPECT)
 
 doctor: $(VENV)/installed  ## shows what is installed, which code runs and why, and checks it
 	$(BIN)/python -m dgcl_ops.doctor
