@@ -185,8 +185,8 @@ def _cpu_model() -> str:
     return name
 
 
-def _commit() -> str:
-    """Returns the short hash of the source tree, with + if the library's own sources differ from it.
+def _commit(sources: tuple[str, ...]) -> str:
+    """Returns the short hash of the source tree, with + if one of these folders differs from it.
 
     DGCL_OPS_COMMIT replaces it where the benchmarks were copied without the repository.
     """
@@ -196,25 +196,28 @@ def _commit() -> str:
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
         changed = subprocess.check_output(
-            [*git, "status", "--porcelain", "-uno", "--", "csrc", "dgcl_ops"], text=True
+            [*git, "status", "--porcelain", "-uno", "--", *sources], text=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed.strip() else "")
 
 
-def machine(device: torch.device, others: float | None) -> dict[str, object]:
+def machine(
+    device: torch.device, others: float | None, sources: tuple[str, ...] = ("csrc", "dgcl_ops")
+) -> dict[str, object]:
     """Returns the columns that describe the machine.
 
     Args:
         device: the device that is measured.
         others: the fraction that `alternate` returned, or None.
+        sources: the folders that determine the results.
     """
     cuda = device.type == "cuda"
     more = on_cuda.facts(device) if cuda else {}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-        "commit": _commit(),
+        "commit": _commit(sources),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

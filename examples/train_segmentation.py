@@ -212,22 +212,22 @@ def run_training(trainer: Trainer, out: Path, options: argparse.Namespace, every
 def confusion_matrix(
     trainer: Trainer, samples: list, window: tuple[int, int] | None
 ) -> torch.Tensor:
-    """Evaluates the teacher. Each rank predicts a part of the images."""
+    """Evaluates the predictor. Each rank predicts a part of the images."""
     sizes = trainer.data.num_classes, trainer.data.ignore_index
     own = batches(samples[trainer.rank :: trainer.ranks])
-    return evaluate.confusion_matrix(evaluated_teacher(trainer, window), own, *sizes)
+    return evaluate.confusion_matrix(evaluated_network(trainer, window), own, *sizes)
 
 
-def evaluated_teacher(trainer: Trainer, window: tuple[int, int] | None) -> torch.nn.Module:
-    return evaluate.as_evaluated(trainer.teacher.module, window, trainer.data.border_colour)
+def evaluated_network(trainer: Trainer, window: tuple[int, int] | None) -> torch.nn.Module:
+    return evaluate.as_evaluated(trainer.predictor, window, trainer.data.border_colour)
 
 
 def report(
     trainer: Trainer, method: str, out: Path, started: float, window: tuple[int, int] | None
 ) -> summary.Run | None:
-    """Evaluates the teacher on the test images, and writes metrics, IoU by class and overlays.
+    """Evaluates the predictor on the test images, and writes metrics, IoU by class and overlays.
 
-    Features and densities are always measured on whole images.
+    Features and densities are always measured on whole images. The features are the teacher's.
 
     Args:
         trainer: the finished run.
@@ -247,7 +247,7 @@ def report(
     errors = evaluate.error_by_density(
         trainer.student, trainer.contrast, batches(data.test), data.ignore_index
     )
-    network = evaluated_teacher(trainer, window)
+    network = evaluated_network(trainer, window)
     strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
     if trainer.rank > 0:
         return None

@@ -16,11 +16,9 @@ published program uses the weak view. Needs `pip install ".[evidence]"`.
 import argparse
 import itertools
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -38,6 +36,7 @@ from semi_supervised.settings import SMALL, Settings
 from semi_supervised.trainer import Trainer
 
 from evidence.compare import read_rows
+from evidence.pool import outcomes
 from evidence.report import report
 
 MEASURED = ("miou", "val_miou", *evaluate.SCORES, "class_iou", "ready_classes", "mean_density")
@@ -171,24 +170,15 @@ def train_all(options: argparse.Namespace) -> None:
     say(f"{len(done)} runs done, {len(cases)} to do")
     started = time.perf_counter()
     jobs = [(variant, *case[1:], options) for case, variant in cases.items()]
-    for finished, row in enumerate(results(jobs, options.workers), 1):
+    for finished, (_, row) in enumerate(outcomes(train, jobs, options.workers), 1):
+        if isinstance(row, BaseException):
+            raise row
         append_rows(options.out, COLUMNS, [row])
         left = (time.perf_counter() - started) / finished * (len(jobs) - finished) / 60
         say(
             f"{row['variant']}, {row['labelled']} labels, seed {row['seed']}: mIoU {row['miou']:.2f} "
             f"({row['seconds']:.0f} s; {finished} of {len(jobs)}, {left:.0f} min left)"
         )
-
-
-def results(jobs: list[tuple], workers: int) -> Iterator[dict]:
-    """Trains, and yields rows as the runs end."""
-    if workers == 1:
-        yield from (train(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-    with ProcessPoolExecutor(workers, context) as pool:
-        for done in as_completed([pool.submit(train, *job) for job in jobs]):
-            yield done.result()
 
 
 def settings_of(variant: Variant, seed: int, options: argparse.Namespace) -> Settings:

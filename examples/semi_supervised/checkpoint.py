@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dgcl_ops import MemoryBank
 from semi_supervised import distributed
 from semi_supervised.settings import Settings
 
 if TYPE_CHECKING:
     from semi_supervised.trainer import Trainer
 
-# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second".
+# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second", GTA-Seg's has "assistant"
+# and "assistant_optimizer".
 KINDS = dict.fromkeys(("student", "teacher", "optimizer", "averages", "run"), dict)
 KINDS |= {"network": str, "ranks": int, "step": int, "history": list}
 # Keys of a run that earlier versions did not write, and what they did.
@@ -27,14 +29,31 @@ EARLIER = {"method": {"name": "dgcl"}}
 
 
 def networks(trainer: "Trainer") -> dict[str, nn.Module]:
-    """Returns the run's networks by their name in the checkpoint."""
-    return {"student": trainer.student, "teacher": trainer.teacher, **trainer.method.networks}
+    """Returns the run's networks and moving averages by their name in the checkpoint."""
+    method = trainer.method
+    return {
+        "student": trainer.student,
+        "teacher": trainer.teacher,
+        **method.networks,
+        **method.averages,
+    }
 
 
 def parts(trainer: "Trainer") -> dict[str, nn.Module]:
-    """Returns the networks, and the density loss with its bank if the method has one."""
-    bank = {} if trainer.contrast is None else {"contrast": trainer.contrast}
-    return networks(trainer) | bank
+    """Returns the networks, and the other state of the method, such as its bank."""
+    return networks(trainer) | trainer.method.state
+
+
+def banks(trainer: "Trainer") -> list[MemoryBank]:
+    """Returns the method's banks."""
+    modules = (module for part in trainer.method.state.values() for module in part.modules())
+    return [module for module in modules if isinstance(module, MemoryBank)]
+
+
+def optimizers(trainer: "Trainer") -> dict[str, torch.optim.Optimizer]:
+    """Returns the run's optimizers by their name in the checkpoint."""
+    further = trainer.method.optimizers.items()
+    return {"optimizer": trainer.optimizer} | {f"{name}_optimizer": each for name, each in further}
 
 
 def save(trainer: "Trainer", path: Path) -> None:
@@ -49,13 +68,15 @@ def save(trainer: "Trainer", path: Path) -> None:
     Raises:
         RuntimeError: If the ranks' banks differ.
     """
-    if trainer.ranks > 1 and trainer.contrast is not None:
-        trainer.contrast.bank.assert_synced()
+    if trainer.ranks > 1:
+        for bank in banks(trainer):
+            bank.assert_synced()
     state = {
         part: {name: whole(tensor) for name, tensor in module.state_dict().items()}
         for part, module in parts(trainer).items()
     }
-    state |= {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
+    state |= {name: each.state_dict() for name, each in optimizers(trainer).items()}
+    state["scaler"] = trainer.scaler.state_dict()
     state["averages"] = averages_of_ranks(trainer)
     state |= {"run": description(trainer), "network": str(trainer.student), "ranks": trainer.ranks}
     state |= {"step": trainer.step, "history": trainer.history}
@@ -96,14 +117,15 @@ def load(trainer: "Trainer", path: Path) -> int:
                 f"{path} is not a checkpoint of this program, or is incomplete"
             ) from error
     check(trainer, state, path)
-    if trainer.contrast is not None:
-        try:  # first, since the bank checks its rows and then takes all or nothing
-            trainer.contrast.load_state_dict(state["contrast"])
+    for name, module in trainer.method.state.items():
+        try:  # first, since a bank checks its rows and then takes all or nothing
+            module.load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"{path}: {error}") from None
     for name, network in networks(trainer).items():
         network.load_state_dict(state[name])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    for name, each in optimizers(trainer).items():
+        each.load_state_dict(state[name])
     trainer.scaler.load_state_dict(state["scaler"])
     if state["ranks"] == trainer.ranks:
         for name, average in averages(trainer).items():
@@ -131,7 +153,7 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
         raise ValueError(
             f"{path} must hold a step in [0, {trainer.settings.steps}], got {state['step']}"
         )
-    check_entries(state, dict.fromkeys(parts(trainer), dict), path)
+    check_entries(state, dict.fromkeys(parts(trainer) | optimizers(trainer), dict), path)
     # Dilations and dropout rates do not change shapes, so the weights alone would fit.
     if state["network"] != str(trainer.student):
         raise ValueError(f"the network must have the structure of the one in {path}")
@@ -151,8 +173,11 @@ def check(trainer: "Trainer", state: Any, path: Path) -> None:
     if not isinstance(theirs, dict) or shapes(theirs) != ours:
         raise ValueError(f"{path} must hold the state of a gradient scaler as {ours}, got {theirs}")
     check_scaler(theirs, path)
-    if not optimizer_fits(trainer.optimizer, state["optimizer"]):
-        raise ValueError(f"{path} must hold the state of an optimizer of the same parameters")
+    for name, each in optimizers(trainer).items():
+        if not optimizer_fits(each, state[name]):
+            raise ValueError(
+                f"{path} must hold as {name!r} the state of an optimizer of the same parameters"
+            )
 
 
 def check_entries(state: Any, kinds: dict[str, type], path: Path) -> None:

@@ -76,7 +76,7 @@ class Config:
     """A checked configuration.
 
     Args:
-        path: a YAML file. Its key `base` names another file in the same folder, whose keys it extends or changes.
+        path: a YAML file. Its key `base` names another file, relative to its folder, whose keys it extends or changes.
         overrides: "key=value", or `contrast.temperature=0.1` for a key inside `contrast`. They override the file.
         given: keys with values. They override both. None leaves a key as it is.
 

@@ -89,6 +89,11 @@ class DeepLabV3Plus(nn.Module):
             return logits
         return logits, resize(self.auxiliary(maps[-2]), size, self.align_corners)
 
+    @property
+    def last_convolutions(self) -> nn.Module:
+        """The convolutions before the classifier."""
+        return self.decoder.block2
+
     def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 

@@ -109,6 +109,11 @@ class PublishedDeepLab(nn.Module):
     def _enlarge(self, x: Tensor, size: torch.Size) -> Tensor:
         return resize(x, size, self.align_corners)
 
+    @property
+    def last_convolutions(self) -> nn.Module:
+        """The convolutions before the classifier."""
+        return self.fuse
+
     def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 

@@ -70,6 +70,11 @@ class SegmentationNetwork(nn.Module):
             x = finer + resize(x, finer.shape[-2:], self.align_corners)
         return resize(self.classifier(self.smooth(x)), images.shape[-2:], self.align_corners)
 
+    @property
+    def last_convolutions(self) -> nn.Module:
+        """The convolutions before the classifier."""
+        return self.smooth
+
     def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 

@@ -50,6 +50,11 @@ class PretrainedNetwork(nn.Module):
             x = smooth(finer + resize(x, finer.shape[-2:], self.align_corners))
         return resize(self.classifier(x), images.shape[-2:], self.align_corners)
 
+    @property
+    def last_convolutions(self) -> nn.Module:
+        """The convolutions before the classifier."""
+        return self.smooth[0]
+
     def extra_repr(self) -> str:  # checkpoints compare it
         return f"align_corners={self.align_corners}"
 

@@ -85,7 +85,7 @@ def train(
     def after_step(trainer: Trainer) -> None:
         report((method, seed, trainer.step))
         if trainer.step % plan.evaluate_every == 0 or trainer.step == trainer.settings.steps:
-            matrices[trainer.step] = evaluate.confusion_matrix(trainer.teacher, held_out, *sizes)
+            matrices[trainer.step] = evaluate.confusion_matrix(trainer.predictor, held_out, *sizes)
             densities[f"step {trainer.step}"] = viz.bank_densities(trainer.contrast.bank).numpy()
 
     trainer.run(record_every=1, after_step=after_step)

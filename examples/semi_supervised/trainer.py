@@ -5,7 +5,7 @@ views, optimizer, learning rate, teacher, history. With the same seed, all metho
 same first strong view.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dgcl_ops.schedules import poly_learning_rate, training_progress
 from semi_supervised import checkpoint, distributed, methods
 from semi_supervised.augment import jitter
 from semi_supervised.loading import Batches
+from semi_supervised.methods.base import Phase
 from semi_supervised.settings import (
     Settings,
     check_network,
@@ -43,7 +44,8 @@ class Trainer:
             `settings.auxiliary_weight`, `network(images, auxiliary=True)` also returns the logits of a second head,
             `auxiliary`. `min_batch`, if there is one, is the smallest batch that its batch norms can train on. Some
             methods call `network(images, perturb=f)`. `f` perturbs the list of encoded maps, and the decoder reads both
-            lists. The logits of the perturbed maps are appended to the batch.
+            lists. The logits of the perturbed maps are appended to the batch. Some methods perturb the input of
+            `last_convolutions`, the convolutions before the classifier.
         data: has `num_classes` and `ignore_index`. `labelled(count, rng)` returns images and labels.
             `unlabelled(count, rng)` returns images and a mask that is False in borders. Both draw from `rng` only.
             `description()` returns a dict that must not change between save and resume. `settings.balance` also needs
@@ -55,7 +57,7 @@ class Trainer:
 
     Attributes:
         student: the network.
-        teacher: its moving average. Evaluate and keep this one.
+        teacher: its moving average.
         method: the method that `settings.method` names.
         history: what `run` recorded: dicts of step, losses and what the method reports. A checkpoint holds the first
             rank's.
@@ -86,7 +88,9 @@ class Trainer:
         self.class_weights = torch.ones(data.num_classes, device=self.device)
         if settings.balance:
             self.class_weights = class_weights(data.pixels, settings.balance).to(self.device)
-        self.optimizer = optimizer(settings, self.student, *self.method.networks.values())
+        own = self.method.optimizers  # the other networks share the student's optimizer
+        others = [each for name, each in self.method.networks.items() if name not in own]
+        self.optimizer = optimizer(settings, self.student, *others)
         scaled = settings.precision == "float16"  # otherwise the scaler is a no-op
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.model = self.synchronised(self.student)
@@ -119,12 +123,17 @@ class Trainer:
         """The density loss with its bank, or None if the method has none."""
         return self.method.contrast
 
+    @property
+    def predictor(self) -> nn.Module:
+        """The network to evaluate and keep. It is the teacher, unless the method has another one."""
+        return self.method.predictor()
+
     # ---- what methods share ----------------------------------------------------------------------
 
-    def teach(self, images: Tensor) -> Tensor:
-        """Returns the teacher's logits, without a gradient. The teacher never runs in float16."""
+    def teach(self, images: Tensor, teacher: nn.Module | None = None) -> Tensor:
+        """Returns the logits of the teacher or of another one, without a gradient. Teachers never run in float16."""
         with torch.no_grad(), self.autocast("bfloat16"):
-            return self.teacher(images)
+            return (self.teacher if teacher is None else teacher)(images)
 
     def classify(
         self, images: Tensor, labels: Tensor, model: nn.Module | None = None, **options: Any
@@ -171,22 +180,39 @@ class Trainer:
         with self.autocast("bfloat16", "float16"):
             if warm_up:
                 images = jitter(batch.images, rng, settings.jitter)
-                losses = self.method.warm_up_losses(images, batch.labels)
+                phases = self.method.warm_up_phases(images, batch.labels)
             else:
                 views = Views(batch, rng, settings, (settings.seed, self.step, self.rank))
-                losses = self.method.losses(views)
-        for group in self.optimizer.param_groups:
-            rate = poly_learning_rate(settings.learning_rate, self.step, settings.steps)
-            group["lr"] = rate * group["factor"]
-        self.optimizer.zero_grad()
-        self.scaler.scale(losses["total"]).backward()
-        # The scaler skips a step whose float16 gradients overflow. The bank and the teacher are updated anyway.
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+                phases = self.method.phases(views)
+        for each in (self.optimizer, *self.method.optimizers.values()):
+            for group in each.param_groups:
+                first = group.get("initial_lr", settings.learning_rate)
+                group["lr"] = poly_learning_rate(first, self.step, settings.steps) * group["factor"]
+        losses = self.minimise(phases)
         self.teacher.follow(self.student, self.step)
         self.method.after_step()
         self.step += 1
-        return {name: loss.detach() for name, loss in losses.items()}
+        return losses
+
+    def minimise(self, phases: Iterator[Phase]) -> dict[str, Tensor]:
+        """Runs the phases of a step. Returns their losses. "total" is the sum of their totals."""
+        logged: dict[str, Tensor] = {}
+        while True:
+            with self.autocast("bfloat16", "float16"):
+                phase = next(phases, None)
+            if phase is None:
+                break
+            losses, chosen = phase
+            chosen.zero_grad()
+            self.scaler.scale(losses["total"]).backward()
+            # The scaler skips a step whose float16 gradients overflow. The bank and the teacher are updated anyway.
+            self.scaler.step(chosen)
+            losses = {name: loss.detach() for name, loss in losses.items()}
+            if logged:
+                losses["total"] = losses["total"] + logged["total"]
+            logged |= losses
+        self.scaler.update()
+        return logged
 
     def progress(self) -> float:
         """Returns the progress after the warm-up, in [0, 1]. It changes once per epoch or at each step."""

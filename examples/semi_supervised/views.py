@@ -9,6 +9,7 @@ from semi_supervised.settings import Settings
 
 # Purposes of further generators. 0 is the generator of the batch.
 SECOND_STRONG_VIEW = 1
+AUGSEG = 2
 
 
 class StrongView:
@@ -63,5 +64,9 @@ class Views:
 
     def another_strong(self) -> StrongView:
         """Draws a second strong view. It has its own generator, so the other views do not depend on it."""
-        rng = np.random.default_rng((*self._key, SECOND_STRONG_VIEW))
+        rng = self.generator(SECOND_STRONG_VIEW)
         return StrongView(self.batch.weak, rng, self._settings)
+
+    def generator(self, purpose: int) -> np.random.Generator:
+        """Returns the generator of a further purpose. What it draws changes no other view."""
+        return np.random.default_rng((*self._key, purpose))

@@ -36,7 +36,7 @@ def assert_refused(trainer, path, message):
 
 def everything(trainer):
     state = {name: part.state_dict() for name, part in checkpoint.parts(trainer).items()}
-    state["optimizer"] = trainer.optimizer.state_dict()
+    state |= {name: each.state_dict() for name, each in checkpoint.optimizers(trainer).items()}
     return state | {"step": trainer.step, "history": trainer.history}
 
 

@@ -66,7 +66,7 @@ def make_trainer(settings=SETTINGS, **changes):
 def state_of(trainer):
     """Returns all tensors of a trainer by name."""
     parts = {name: part.state_dict() for name, part in checkpoint.parts(trainer).items()}
-    parts["optimizer"] = trainer.optimizer.state_dict()
+    parts |= {name: each.state_dict() for name, each in checkpoint.optimizers(trainer).items()}
     flat = {}
 
     def walk(prefix, value):

@@ -60,7 +60,7 @@ class Step:
         classes, ignore, present = LABELS[case]
         rng = torch.Generator().manual_seed(1)
         draw = lambda n: torch.randn(n, classes, H, W, generator=rng, dtype=torch.float64)
-        parts = {"supervised": 1, "unimatch": 5}.get(name, 2)
+        parts = {"supervised": 1, "unimatch": 5, "unimatch_v2": 4}.get(name, 2)
         self.student, self.second = (draw(parts * B).requires_grad_() for _ in range(2))
         self.teacher = draw(2 * B) * 2
         self.labelling = [draw(B), draw(B)]

@@ -3,26 +3,48 @@
 from dataclasses import fields
 from typing import Any
 
+from semi_supervised.methods.augseg import AugSeg
 from semi_supervised.methods.base import Method
+from semi_supervised.methods.cct import CCT
 from semi_supervised.methods.cps import CPS
 from semi_supervised.methods.cutmix_seg import CutMixSeg
+from semi_supervised.methods.density_step import DensityStep
 from semi_supervised.methods.dgcl import DGCL
 from semi_supervised.methods.fixmatch import FixMatch
+from semi_supervised.methods.gct import GCT
+from semi_supervised.methods.gta_seg import GTASeg
 from semi_supervised.methods.mean_teacher import MeanTeacher
+from semi_supervised.methods.pcr import PCR
+from semi_supervised.methods.ps_mt import PSMT
+from semi_supervised.methods.reco import ReCo
 from semi_supervised.methods.self_training import SelfTraining
 from semi_supervised.methods.supervised import Supervised
+from semi_supervised.methods.u2pl import U2PL
 from semi_supervised.methods.unimatch import UniMatch
+from semi_supervised.methods.unimatch_v2 import UniMatchV2
 from semi_supervised.settings import Settings, refuse_unknown
 
 METHODS: dict[str, type[Method]] = {
+    # The systems of the paper's tables, and self-training: DGCL without its contrast.
     "supervised": Supervised,
     "self_training": SelfTraining,
-    "dgcl": DGCL,
-    "fixmatch": FixMatch,
     "mean_teacher": MeanTeacher,
     "cutmix_seg": CutMixSeg,
-    "unimatch": UniMatch,
+    "cct": CCT,
+    "gct": GCT,
     "cps": CPS,
+    "u2pl": U2PL,
+    "ps_mt": PSMT,
+    "pcr": PCR,
+    "gta_seg": GTASeg,
+    "dgcl": DGCL,
+    # Others.
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
+    "augseg": AugSeg,
+    "reco": ReCo,
+    "density_step": DensityStep,
 }
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from semi_supervised.methods.base import Method, Passes
+from semi_supervised.methods.base import Passes, TwoNetworks
 from semi_supervised.methods.pixels import check_options, mean_over
 from semi_supervised.settings import Settings
 from semi_supervised.views import Views
@@ -40,19 +40,14 @@ class Options:
         check_options(self)
 
 
-class CPS(Method):
+class CPS(TwoNetworks):
     """Two networks that label for each other."""
 
     Options = Options
-    teaches = False
-    warm_up_passes = Passes(trained=2)
 
     def __init__(self, trainer: Any, options: Options):
         self.mixes = options.cutmix
         super().__init__(trainer, options)
-        self.second = trainer.another_network(1)
-        self.networks = {"second": self.second}
-        self.second_model = trainer.synchronised(self.second)
 
     @staticmethod
     def passes(settings: Settings, options: Options) -> Passes:
@@ -82,17 +77,3 @@ class CPS(Method):
         )
         total = supervised + self.options.weight * unlabelled
         return {"total": total, "supervised": supervised, "unlabelled": unlabelled}
-
-    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Returns the losses of a warm-up step: both networks are supervised."""
-        _, supervised = self.classify(images, labels)
-        return {"total": supervised, "supervised": supervised}
-
-    def classify(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Returns the logits of both networks, and the sum of their supervised losses."""
-        trainer = self.trainer
-        models = trainer.model, self.second_model
-        logits, losses = zip(
-            *(trainer.classify(images, labels, each) for each in models), strict=True
-        )
-        return [*logits], sum(losses)

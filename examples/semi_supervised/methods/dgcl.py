@@ -65,6 +65,7 @@ class DGCL(Method):
         # DDP must not see the bank: it would broadcast the buffers.
         self.contrast = contrast_loss(settings, data, width, trainer.ranks).to(trainer.device)
         self.networks = {"projection": self.projection.to(trainer.device)}
+        self.state = {"contrast": self.contrast}
         self.project = trainer.synchronised(self.projection)
         self.needs_confidence = self.contrast.strategy.by_confidence
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)

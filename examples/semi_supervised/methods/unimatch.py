@@ -59,8 +59,8 @@ class UniMatch(Method):
         student = self.trainer.student
         if "perturb" not in inspect.signature(student.forward).parameters:
             raise ValueError(
-                "method unimatch needs a network whose forward takes perturb, see SegmentationNetwork; "
-                f"{type(student).__name__} does not"
+                f"method {self.trainer.settings.method['name']} needs a network whose forward takes perturb, see "
+                f"SegmentationNetwork; {type(student).__name__} does not"
             )
 
     @staticmethod

@@ -1,0 +1,146 @@
+"""PS-MT: perturbed and strict mean teachers. Liu et al., CVPR 2022.
+
+    L = CE(g(h(x) + r_x), y) + W R mean over the pixels with m >= tau of m CE(g(h(s) + r_s), q)
+
+x: labelled images in other colours, with labels y. u, s: weak and strong view of the unlabelled images. The student is
+g(h(.)); g is its last convolutions and its classifier. t: mean logits of two teachers on u. q: argmax t. m: the largest
+probability of t. r: the perturbation of norm `eps` that changes the mean output of the teachers' g most (T-VAT). R:
+cosine ramp over the first `ramp` of the steps after the warm-up. The mean leaves out borders. One batch norm sees x
+and s.
+
+In the warm-up, student and teachers are trained on labels, each alone and from other initial weights. After it, each
+epoch moves one teacher only, in turns: a moving average of the student's weights and batch-norm averages, with the
+decay `ema_maximum`. We evaluate both teachers, with the mean of their logits. That is two networks at inference.
+
+Deviations:
+- The program's T-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
+  r is below the rounding of most positive features; `per_pixel` makes it larger.
+- In the program's warm-up, the teachers see weak views and the student strong ones. Here all see the same images.
+  Without a warm-up, both teachers start as copies of the student.
+- The program replaces the logits of the teacher that rests by the other's, outside its 7 best classes.
+- The program normalises x and s separately, and finds r for the logits at the images' size.
+- The strong view is the same as in all methods: colours and CutMix, without blur and greyscale.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dgcl_ops.schedules import ema_decay
+from semi_supervised.methods.base import Method, Passes
+from semi_supervised.methods.perturbations import adversarial
+from semi_supervised.methods.pixels import check_options, mean_over, most_likely, share
+from semi_supervised.methods.ramps import cosine_ramp
+from semi_supervised.settings import Settings
+from semi_supervised.views import Views
+
+
+@dataclass(frozen=True)
+class Options:
+    """The hyper-parameters of PS-MT."""
+
+    weight: float = 1.5  # W
+    ramp: float = 0.15  # share of the steps after the warm-up; 0: no ramp
+    threshold: float = 0.6  # tau; 0 keeps all pixels
+    xi: float = 0.1  # of T-VAT
+    eps: float = 2.0  # of T-VAT
+    per_pixel: bool = False  # whether eps is the norm per pixel instead of per image
+
+    def __post_init__(self):
+        check_options(self)
+
+
+class Teachers(nn.Module):
+    """The mean of the logits of two networks."""
+
+    def __init__(self, *networks: nn.Module):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return sum(network(images) for network in self.networks) / len(self.networks)
+
+    def decode(self, maps: Tensor) -> Tensor:
+        """Returns the mean logits for inputs of the last convolutions."""
+        found = [each.classifier(each.last_convolutions(maps)) for each in self.networks]
+        return sum(found) / len(found)
+
+
+class PSMT(Method):
+    """Two teachers label, and perturb the student's features."""
+
+    Options = Options
+    teaches, mixes = False, True
+    warm_up_passes = Passes(trained=3)
+
+    def __init__(self, trainer: Any, options: Options):
+        super().__init__(trainer, options)
+        student = trainer.student
+        if not hasattr(student, "last_convolutions"):
+            raise ValueError(
+                "method ps_mt needs a network with last_convolutions, see SegmentationNetwork; "
+                f"{type(student).__name__} has none"
+            )
+        pair = [trainer.another_network(number) for number in (1, 2)]
+        if not trainer.settings.warm_up:
+            for teacher in pair:
+                teacher.load_state_dict(student.state_dict())
+        self.networks = dict(zip(("first_teacher", "second_teacher"), pair, strict=True))
+        self.models = [trainer.synchronised(teacher) for teacher in pair]
+        self.teachers = Teachers(*pair)
+
+    @staticmethod
+    def passes(settings: Settings, options: Options) -> Passes:
+        return Passes(trained=2, forward=2)
+
+    def predictor(self) -> nn.Module:
+        return self.teachers
+
+    def losses(self, views: Views) -> dict[str, Tensor]:
+        """Returns the losses of one step."""
+        trainer, options, strong = self.trainer, self.options, views.strong
+        self.teachers.train(trainer.settings.teacher_mode == "train")
+        confidence, label = most_likely(trainer.teach(views.batch.weak, self.teachers))
+        confidence, label, inside = strong.paste(confidence, label, views.batch.inside)
+
+        self.teachers.eval()  # T-VAT leaves their batch norms as they are
+        images = torch.cat((views.images, strong.images))
+        with trainer.student.last_convolutions.register_forward_pre_hook(self.perturb):
+            logits, supervised = trainer.classify(images, views.batch.labels)
+        kept = confidence >= options.threshold
+        each = F.cross_entropy(logits[-len(label) :], label, reduction="none")
+        unlabelled = mean_over(confidence * each, kept & inside)
+        weight = options.weight * cosine_ramp(trainer.progress(), options.ramp)
+        total = supervised + weight * unlabelled
+        parts = {"supervised": supervised, "unlabelled": unlabelled}
+        return {"total": total, **parts, "kept": share(kept, inside)}
+
+    def perturb(self, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        """Adds r to the input of the student's last convolutions."""
+        [maps], options = inputs, self.options
+        sizes = {"xi": options.xi, "size": options.eps, "per_pixel": options.per_pixel}
+        return maps + adversarial(self.teachers.decode, maps, **sizes).to(maps.dtype)
+
+    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of a warm-up step: all three networks are supervised."""
+        models = self.trainer.model, *self.models
+        supervised = sum(self.trainer.classify(images, labels, each)[1] for each in models)
+        return {"total": supervised, "supervised": supervised}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Moves the teacher whose turn it is towards the student."""
+        trainer, settings = self.trainer, self.trainer.settings
+        updates = trainer.step - settings.warm_up
+        if updates < 0:
+            return
+        teacher = self.teachers.networks[updates // settings.epoch_steps % 2]
+        weight = 1 - ema_decay(trainer.step, settings.ema_maximum)
+        pairs = zip(
+            teacher.state_dict().values(), trainer.student.state_dict().values(), strict=True
+        )
+        for mine, new in pairs:
+            mine.lerp_(new, weight) if mine.is_floating_point() else mine.copy_(new)
