@@ -114,9 +114,9 @@ def check_perturbed(network):
 
 
 @EACH_NEW
-def test_steps_on_the_scenes(method, tmp_path, capsys):
+def test_forty_steps_on_the_scenes(method, tmp_path, capsys):
     keys = (
-        "labelled=4 unlabelled=6 evaluated=3 steps=24 warm_up=8 batch=2 report_every=4 widths=[8,16] feature_dim=8 "
+        "labelled=4 unlabelled=6 evaluated=3 steps=40 warm_up=10 batch=2 report_every=5 widths=[8,16] feature_dim=8 "
         "learning_rate=0.01 --device cpu"
     )
     chosen = [f"method.{name}={json.dumps(value)}" for name, value in method.items()]
@@ -127,12 +127,12 @@ def test_steps_on_the_scenes(method, tmp_path, capsys):
     run = tmp_path / f"{method['name']}-seed-0"
     with open(run / "log.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == [str(step) for step in range(4, 25, 4)]
+    assert [row["step"] for row in rows] == [str(step) for step in range(5, 41, 5)]
     supervised = [float(row["supervised"]) for row in rows]
     assert min(supervised[-2:]) < supervised[0]
     assert ("kept" in rows[0]) == (method["name"] in KEEPING)
     measured = json.loads((run / "metrics.json").read_text())
-    assert measured["passes"] == methods.passes_of(Settings(method=method, steps=24, warm_up=8))
+    assert measured["passes"] == methods.passes_of(Settings(method=method, steps=40, warm_up=10))
     assert measured["method"] == method["name"]
     assert measured["error_by_density"] == []
     printed = capsys.readouterr().out
