@@ -9,8 +9,9 @@ cosine ramp over the first `ramp` of the steps after the warm-up. The mean leave
 and s.
 
 In the warm-up, student and teachers are trained on labels, each alone and from other initial weights. After it, each
-epoch moves one teacher only, in turns: a moving average of the student's weights and batch-norm averages, with the
-decay `ema_maximum`. We evaluate both teachers, with the mean of their logits. That is two networks at inference.
+epoch moves one teacher only, in turns: a moving average of the student's weights and batch-norm averages. Its decay
+is min(1 - 1 / (i + 1), `ema_maximum`), i: steps since the start. We evaluate both teachers, with the mean of their
+logits. That is two networks at inference. `ema_from` and `teacher_averages` do not apply.
 
 Deviations:
 - The program's T-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
