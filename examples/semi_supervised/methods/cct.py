@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgcl_ops import FeatureTap, resize_labels
+from dgcl_ops import resize_labels
 from semi_supervised.methods import perturbations
+from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.methods.pixels import check_options, mean_over, squared_differences
 from semi_supervised.methods.ramps import sigmoid_ramp
@@ -73,8 +74,7 @@ class CCT(Method):
                 f"method cct: background must be one of {classes} classes or null, got {background}"
             )
         self.count = options.heads * (3 if background is None else 6) + options.vat_heads
-        self.tap = FeatureTap(trainer.student, "classifier")
-        sizes = self.count * self.tap.channels, self.count * classes
+        sizes = self.count * reps.feature_dim(trainer), self.count * classes
         decoders = nn.Conv2d(*sizes, kernel_size=1, groups=self.count)  # a group per decoder
         self.decoders = decoders.to(trainer.device)
         self.networks = {"decoders": self.decoders}
@@ -88,9 +88,9 @@ class CCT(Method):
         """Returns the losses of one step."""
         trainer, options, batch = self.trainer, self.options, views.batch
         images = torch.cat((views.images, batch.weak))
-        logits, supervised = trainer.classify(images, batch.labels)
+        logits, supervised, features = reps.classify(trainer, images, batch.labels)
         count = len(batch.weak)
-        maps, targets = self.tap.pop()[-count:], logits[-count:].detach().softmax(1)
+        maps, targets = features[-count:], logits[-count:].detach().softmax(1)
         classes = resize_labels(targets.argmax(1), maps.shape[-2:])
 
         found = self.decode(torch.cat(self.perturbed(maps, classes), 1))
@@ -137,8 +137,3 @@ class CCT(Method):
             per_pixel=options.per_pixel,
         )
         return maps + found.to(maps.dtype)
-
-    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        losses = super().warm_up_losses(images, labels)
-        self.tap.pop()
-        return losses
