@@ -186,7 +186,7 @@ def _cpu_model() -> str:
 
 
 def _commit(sources: tuple[str, ...]) -> str:
-    """Returns the short hash of the source tree, with + if one of these folders differs from it.
+    """Returns the short hash of the commit, with + if one of these folders has changed since.
 
     DGCL_OPS_COMMIT replaces it where the benchmarks were copied without the repository.
     """

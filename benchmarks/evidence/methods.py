@@ -8,9 +8,9 @@ Each run adds one row to the CSV file when it ends. You can stop the program at 
 again. A run that ended is not repeated, even if the code has changed since: use another --out for a new comparison.
 
 Data, network, optimizer, learning rate, teacher and batches are the same for all methods. The settings are the demo's,
-and none is tuned for a method. Each method has its default options, except for SIZES. A third of the steps is the
+and none is tuned for a method. Each method has its default options, except in SIZES. A third of the steps is the
 supervised warm-up. With equal passes, all runs get as many passes as self-training needs for --steps. Runs with the
-same seed share scenes, initial weights and batches. Each run has one thread. Needs `pip install ".[examples]"`.
+same seed share scenes, initial weights and batches. Each run uses one thread. Needs `pip install ".[examples]"`.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), metavar="NAME")
     add("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--steps", type=int, default=STEPS, help="steps per run; use few to try the program")
+    add("--steps", type=int, default=STEPS, help="steps per run; a few suffice for a trial")
     add("--workers", type=int, default=available_cores(), help="runs at a time")
     add("--out", type=Path, default=results / "methods.csv", help="CSV file")
     add("--report", action="store_true", help="only tables and plot")
@@ -95,7 +95,7 @@ def settings_of(method: str, matched: str, seed: int, steps: int) -> Settings:
         method: a key of METHODS.
         matched: one of BUDGETS.
         seed: the seed of scenes, weights and batches.
-        steps: the equal number of steps, or the steps of self-training that give the equal number of passes.
+        steps: steps of the run. With equal passes: of self-training, whose passes every run gets.
     """
     equal = {"steps": steps}
     if matched == "passes":

@@ -37,7 +37,7 @@ def report(rows: list[dict], path: Path) -> str:
 
     Args:
         rows: the runs.
-        path: the CSV file. The plot goes to the same folder, under its name.
+        path: the CSV file. The plot gets the same path with the suffix .png.
     """
     if not rows:
         return "No runs have been recorded yet."
@@ -126,7 +126,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def methods_table(rows: list[dict]) -> str:
-    """Says what each method is, by the first line of its class's docstring."""
+    """Returns the table of the methods. The first line of the class's docstring describes each."""
     body = []
     for name in methods_of(rows):
         kind, options = choose({"name": name})
@@ -139,7 +139,7 @@ def methods_table(rows: list[dict]) -> str:
 
 
 def power(rows: list[dict]) -> str:
-    """Says which differences so few seeds can show."""
+    """Returns a paragraph about the differences that so few seeds can show."""
     compared = [
         difference
         for matched in BUDGETS
@@ -155,10 +155,10 @@ def power(rows: list[dict]) -> str:
     deviation = statistics.median(statistics.stdev(each.differences) for each in compared)
     effect = detectable(seeds)
     return (
-        f"**What {seeds} seeds can show.** A t test finds a true difference in 80 % of the cases if it is "
-        f"{effect:.1f} standard deviations of the seeds' differences. For half of the comparisons, this is more than "
-        f"{effect * deviation:.1f} points of mIoU. The tables have {len(compared)} such intervals. About one in "
-        "twenty excludes 0 by chance."
+        f"**What {seeds} seeds can show.** A t test finds a true difference with a chance of 80 % if it is "
+        f"{effect:.1f} times the standard deviation of the seeds' differences. For half of the comparisons, that is "
+        f"more than {effect * deviation:.1f} points of mIoU. The tables have {len(compared)} such intervals. By chance "
+        "alone, about one in twenty of them excludes 0."
     )
 
 

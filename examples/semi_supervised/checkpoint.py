@@ -20,8 +20,8 @@ from semi_supervised.settings import Settings
 if TYPE_CHECKING:
     from semi_supervised.trainer import Trainer
 
-# The entries of any method. DGCL's has "projection" and "contrast" too, CPS's has "second", GTA-Seg's has "assistant"
-# and "assistant_optimizer".
+# The entries of every method. DGCL adds "projection" and "contrast", CPS adds "second", GTA-Seg adds "assistant" and
+# "assistant_optimizer".
 KINDS = dict.fromkeys(("student", "teacher", "optimizer", "averages", "run"), dict)
 KINDS |= {"network": str, "ranks": int, "step": int, "history": list}
 # Keys of a run that earlier versions did not write, and what they did.

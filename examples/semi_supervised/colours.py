@@ -1,4 +1,4 @@
-"""Random colour operations, as in RandAugment. They move no pixel, so labels stay as they are.
+"""Random colour operations, as in RandAugment. They do not move pixels, so the labels stay valid.
 
 Each takes an image [3, H, W] in [0, 1] and returns another one. All random numbers come from the NumPy generator.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS = 255  # of an 8-bit channel
+LEVELS = 255  # largest level of an 8-bit channel
 BLUR_RADIUS = 6  # pixels, three times the largest sigma
 
 
@@ -76,7 +76,7 @@ def saturation(image: Tensor, factor: float) -> Tensor:
 
 
 def sharpness(image: Tensor, factor: float) -> Tensor:
-    """Moves each pixel towards the mean of its 3x3 window, where it counts five times. Border pixels stay."""
+    """Blends each pixel with the mean of its 3x3 window, in which it counts five times. Border pixels stay."""
     smooth = image.clone()
     inner = image[:, 1:-1, 1:-1]
     smooth[:, 1:-1, 1:-1] = (9 * F.avg_pool2d(image, 3, stride=1) + 4 * inner) / 13
@@ -90,12 +90,12 @@ def posterize(image: Tensor, bits: float) -> Tensor:
 
 
 def solarize(image: Tensor, threshold: float) -> Tensor:
-    """Inverts the values from the threshold on."""
+    """Inverts the values at or above the threshold."""
     return torch.where(image < threshold, image, 1 - image)
 
 
 def hue(image: Tensor, turn: float) -> Tensor:
-    """Turns the hue by a part of the full circle. Lightest and darkest channel of each pixel keep their values."""
+    """Rotates the hue by a part of the circle. Each pixel keeps its largest and its smallest channel value."""
     high, low = image.amax(0), image.amin(0)
     span = (high - low).clamp(min=1e-6)
     red, green, blue = image
@@ -108,7 +108,7 @@ def hue(image: Tensor, turn: float) -> Tensor:
     return high - (high - low) * torch.minimum(position, 4 - position).clamp(0, 1)
 
 
-# Each operation with the limits of its strength.
+# Each operation with the range of its strength.
 OPERATIONS = (
     (identity, 0.0, 1.0),
     (autocontrast, 0.0, 1.0),

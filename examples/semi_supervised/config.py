@@ -107,7 +107,6 @@ class Config:
                 )
         self.dataset = DATASETS[self.values["dataset"]]
         self.network = NETWORKS[self.values["network"]]
-        self._check_keys()
         method = self.values.get("method")
         method = {"name": "dgcl"} if method is None else method
         if not isinstance(method, dict):
@@ -116,6 +115,7 @@ class Config:
             )
         self.method, _ = methods.choose(method)
         self.method_name = method["name"]
+        self._check_keys()
         for key in sorted(overridden):
             self.check_use(key)
         self.run = checked(RunKeys, self._of(field.name for field in fields(RunKeys)))
@@ -127,6 +127,10 @@ class Config:
         known |= {field.name for kind in (RunKeys, Settings) for field in fields(kind)}
         where = f"dataset {self.values['dataset']} and network {self.values['network']}"
         given = {key for key, value in self.values.items() if value is not None}
+        for key in sorted(self._options() & given - known):
+            raise ValueError(
+                f"{key} is an option of method {self.method_name}, not a key; write method.{key}"
+            )
         refuse_unknown(given, known, where)
         contrast = self.values.get("contrast") or {}
         if not isinstance(contrast, dict):
@@ -143,9 +147,13 @@ class Config:
         """Raises ValueError for a key that other methods use, but not this one."""
         users = [name for name, kind in methods.METHODS.items() if key in kind.keys]
         if users and key not in self.method.keys:
+            own = f"; write method.{key}" if key in self._options() else ""
             raise ValueError(
-                f"{key} is a key of method {' and '.join(users)}, and method {self.method_name} does not use it"
+                f"{key} is a key of method {' and '.join(users)}, and method {self.method_name} does not use it{own}"
             )
+
+    def _options(self) -> set[str]:
+        return {field.name for field in fields(self.method.Options)}
 
     def _of(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: self.values[name] for name in names if name in self.values}

@@ -61,7 +61,7 @@ class Settings:
     warm_up: int = (
         160  # first steps, with labelled images only; equal to `steps`: supervised training
     )
-    epoch_steps: int = 1  # steps per epoch, for `ema_from` and `schedule_by`
+    epoch_steps: int = 1  # steps per epoch, for `ema_from`, `schedule_by` and ps_mt
     batch: int = 8  # labelled images per step, and as many unlabelled ones
     optimizer: str = "adamw"  # or "sgd"
     learning_rate: float = 3e-3

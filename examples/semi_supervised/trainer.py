@@ -131,7 +131,7 @@ class Trainer:
     # ---- what methods share ----------------------------------------------------------------------
 
     def teach(self, images: Tensor, teacher: nn.Module | None = None) -> Tensor:
-        """Returns the logits of the teacher or of another one, without a gradient. Teachers never run in float16."""
+        """Returns the logits of the teacher or of `teacher`, without a gradient. Teachers never run in float16."""
         with torch.no_grad(), self.autocast("bfloat16"):
             return (self.teacher if teacher is None else teacher)(images)
 

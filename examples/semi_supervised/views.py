@@ -68,5 +68,5 @@ class Views:
         return StrongView(self.batch.weak, rng, self._settings)
 
     def generator(self, purpose: int) -> np.random.Generator:
-        """Returns the generator of a further purpose. What it draws changes no other view."""
+        """Returns the generator for another purpose. Its draws do not change the other views."""
         return np.random.default_rng((*self._key, purpose))

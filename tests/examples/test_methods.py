@@ -176,6 +176,14 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path):
             ["method.name=self_training", "contrast_weight=1"],
             r"contrast_weight is a key of method dgcl, and method self_training does not use it",
         ),
+        (
+            ["method.name=ps_mt", "threshold=0.7"],
+            r"threshold is an option of method ps_mt, not a key; write method\.threshold",
+        ),
+        (
+            ["method.name=u2pl", "contrast_weight=1"],
+            r"method u2pl does not use it; write method\.contrast_weight",
+        ),
     ],
 )
 def test_wrong_methods_and_options_are_named(overrides, message):

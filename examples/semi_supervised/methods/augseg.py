@@ -4,18 +4,20 @@
 
 x: labelled images with labels y. u: weak view of the unlabelled images. f: student, f': teacher. q: argmax f'(u).
 m: the largest probability of f'(u). s: u after 1 to `operations` random colour operations, with boxes from another
-image u'. With probability 1 - rho(u'), a box of a labelled image lies in u' first, with its labels and m = 1.
-rho(u') = mean of m (1 - H / log C) over the pixels of u', H: entropy of f'(u'), C: classes. So the less certain the
-teacher is of an image, the likelier labelled pixels cover it. The means run over all pixels except borders and pasted
+image u'. Before that, u' gets a box of a labelled image with probability 1 - rho(u'), with its labels and m = 1.
+rho(u') = mean of m (1 - H / log C) over the pixels of u', H: entropy of f'(u'), C: classes. So an image is more likely
+to get labelled pixels if the teacher is less certain about it. The means run over all pixels except borders and pasted
 pixels without a label. Labelled and mixed images share a batch norm.
 
 Deviations:
-- The boxes between unlabelled images are those of all methods. The program's have sides sqrt(1 - Beta(4, 4)) of the
-  image's. With `cutmix` 0, no labelled pixel is pasted.
-- The labelled boxes have the program's sides, sqrt(1 - Beta(8, 2)), but are drawn for each image and lie inside it.
-- The program's mean also counts borders. Its teacher averages the batch-norm averages, too.
-- Hue turns in floating point, posterize and equalize on 8 bits. `operations=0` gives the colours of all methods.
-- Labelled pixels have the colours that the student's labelled images have.
+- The boxes between unlabelled images are the same as in all methods. In the program, their sides are
+  sqrt(1 - Beta(4, 4)) of the image's. With `cutmix` 0, no labelled pixel is pasted.
+- The labelled boxes have the program's sides, sqrt(1 - Beta(8, 2)). Each image draws its own, and it lies inside the
+  image.
+- The program's mean also counts borders. Its teacher also averages the batch-norm averages.
+- Hue is rotated in floating point. Posterize and equalize work on 8 bits. `operations=0` uses the colours of the other
+  methods.
+- Pasted labelled pixels have the same colours as in the student's labelled images.
 """
 
 from dataclasses import dataclass
@@ -49,7 +51,7 @@ class Options:
 
 
 class AugSeg(Method):
-    """Pseudo labels above a fixed confidence. Labelled boxes cover uncertain images."""
+    """Pseudo labels above a fixed confidence. Uncertain images get boxes of labelled ones."""
 
     Options = Options
     mixes = True
@@ -76,7 +78,7 @@ class AugSeg(Method):
     def mix(
         self, views: Views, confidence: Tensor, label: Tensor, certainty: Tensor
     ) -> list[Tensor]:
-        """Returns s with its confidence, its labels and where it is inside."""
+        """Returns s, its confidence, its labels, and a mask that is False where nothing counts."""
         batch, rng = views.batch, views.generator(AUGSEG)
         images = views.strong.recoloured
         if self.options.operations:

@@ -37,7 +37,7 @@ class Phase(NamedTuple):
 
     Attributes:
         losses: "total" is minimised. The rest is logged.
-        optimizer: what minimises it.
+        optimizer: minimises the total.
     """
 
     losses: dict[str, Tensor]
@@ -64,11 +64,11 @@ class Method:
         mixes: whether its steps need boxes from other images.
         warm_up_passes: the passes of a warm-up step.
         networks: the networks that it trains with the student, by their name in the checkpoint.
-        averages: its further moving averages, by their name in the checkpoint. The method updates them.
+        averages: its own moving averages, by their name in the checkpoint. The method updates them.
         state: its other modules, such as a bank or prototypes, by their name in the checkpoint. No optimizer trains
             them. They are equal on all ranks.
-        optimizers: by name, those of its networks that do not share the student's optimizer. Each parameter group has a
-            `factor`, and may have an `initial_lr`. Without one, it starts at `settings.learning_rate`.
+        optimizers: the optimizers of its networks that do not share the student's, by the network's name. Each
+            parameter group has a `factor`. It may have an `initial_lr`; the default is `settings.learning_rate`.
         contrast: its density loss with the bank, or None.
     """
 

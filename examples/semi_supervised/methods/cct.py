@@ -2,24 +2,25 @@
 
     L = CE(g(e(x)), y) + W R (1 / K) sum over k of mean of |softmax g_k(P_k(z)) - p|^2 / C
 
-x: labelled images with labels y. u: weak view of the unlabelled images. e: encoder, g: classifier; both form the
-student. z = e(u). p = softmax g(z), no gradient. g_k: auxiliary decoder k of K. P_k: its perturbation. C: classes.
+x: labelled images with labels y. u: weak view of the unlabelled images. e: encoder, g: classifier; together they are
+the student. z = e(u). p = softmax g(z), no gradient. g_k: auxiliary decoder k of K. P_k: its perturbation. C: classes.
 R: sigmoid ramp over the first `ramp` of the steps after the warm-up. The mean runs over all pixels except borders. One
 batch norm sees x and u.
 
-The perturbations: spatial dropout, noise, no strongest pixels; and with a `background` also no objects, no context, and
-windows cut out of the objects. Each has `heads` decoders. I-VAT is the perturbation that changes its decoder's output
-most, with `vat_heads` decoders. `background: null` suits data without a background class, such as Cityscapes.
+Three perturbations always run: spatial dropout, noise, and removal of the strongest pixels. A `background` adds three:
+removal of the objects, removal of the context, and windows cut out of the objects. Each has `heads` decoders. I-VAT is
+the perturbation that changes its decoder's output most. It has `vat_heads` decoders. Set `background: null` for data
+without a background class, such as Cityscapes.
 
 Deviations:
 - z is the input of the classifier, and each g_k is a 1x1 convolution with upsampling, as in the tables of CPS: K = 12
   without I-VAT. The paper perturbs the encoder's last map, and each g_k upsamples it with several convolutions; K = 30.
-- The paper cuts a window out of each connected object. Here it is one for each predicted class. That needs no contours
+- The paper cuts a window out of each connected object. We cut one out of each predicted class, which needs no contours
   on the host.
 - The paper's I-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
-  it is below the rounding of most positive features; `per_pixel` makes it larger.
+  the perturbation itself is lost in the rounding of most positive features; `per_pixel` makes it larger.
 - The supervised loss is the trainer's. The programs can use a bootstrapped cross-entropy instead.
-- We evaluate the teacher, as for all methods. It does not label. `ema_maximum=0` evaluates the student.
+- We evaluate the teacher, as with all methods. It gives no pseudo labels. `ema_maximum=0` evaluates the student.
 """
 
 from collections.abc import Callable

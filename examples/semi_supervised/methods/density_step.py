@@ -1,4 +1,4 @@
-"""Density step: the labels must survive a step of the features into a sparser region. Ours, after DDFP.
+"""Density step: pseudo labels for features that took a step into a sparser region. Ours, after DDFP.
 
     L = CE(f(x), y) + W [l(h) + l(h + r)] / 2,    l(.) = mean of 1[m >= tau] CE(g(.), q)
     r = -eps |h| d / |d|,    d = gradient of rho_q at h
@@ -10,13 +10,13 @@ mean cosine to its nearest neighbours. `knn_density` differentiates it. The bank
 labels y and with q where m >= tau. r is 0 for the other pixels of s, and while class q is not ready. The means run over
 all pixels except borders. Labelled and mixed images share a batch norm.
 
-DDFP (Wang et al., CVPR 2024) is the model for this method. It differs in these points:
-- It fits a normalising flow to the teacher's features. Its density is one for all classes.
-- It perturbs the input of the decoder's last three convolutions, and doubles their batch norms for it. Here g alone
-  reads the step.
-- Its step has length 4. Ours is relative to |h|, since the cosine does not depend on |h|: a feature turns by
+This method follows DDFP (Wang et al., CVPR 2024). DDFP differs in these points:
+- It fits a normalising flow to the teacher's features. One density serves all classes.
+- It perturbs the input of the decoder's last three convolutions, and gives it batch norms of its own. Here only g sees
+  the perturbed features.
+- Its step has length 4. Ours is relative to |h|, since the cosine does not depend on |h|: a feature rotates by
   atan(eps). We have not tuned eps.
-- Its unlabelled loss runs over the pixels that are kept.
+- Its unlabelled loss is the mean over the kept pixels only.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Options:
 
 
 class DensityStep(Method):
-    """Pseudo labels above a fixed confidence, for features as they are and in a sparser region."""
+    """Pseudo labels above a fixed confidence, for the features and for a sparser region."""
 
     Options = Options
     mixes = True
@@ -114,7 +114,7 @@ class DensityStep(Method):
         numbers = numbers.where(numbers != self.trainer.data.ignore_index, classes[-1])
         numbers, order = numbers.sort(stable=True)
         rows = features.movedim(1, -1).flatten(0, 2)
-        with self.trainer.autocast():  # none
+        with self.trainer.autocast():  # off
             queries = rows[order].to(torch.promote_types(rows.dtype, torch.float32))
             queries.requires_grad_()
             density = self.bank.density_of(queries, torch.searchsorted(numbers, classes))

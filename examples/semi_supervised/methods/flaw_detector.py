@@ -1,8 +1,8 @@
 """The flaw detector of GCT. It predicts where a network's probabilities are wrong. Ke et al., ECCV 2020.
 
-Deviations: the program's layers lose a pixel per layer, so they need images of 60 pixels. Here all layers are padded to
-half their input's size, rounded up, or to the same size. The program's instance norm is a group norm here. It has the
-same values, and works on a single pixel.
+Deviations: each of the program's layers loses a pixel, so images need at least 60 pixels. Ours are padded: a layer
+keeps its input's size, or halves it and rounds up. The program's instance norm is a group norm here. It gives the same
+values, and also works on a single pixel.
 """
 
 import torch
@@ -57,7 +57,7 @@ def padded(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.ZeroPad2d((1, 2, 1, 2)), convolution)
 
 
-# ---- maps of flaws, [B, 1, H, W], without gradients, in float32 or float64 ---------------------------
+# ---- flaw maps [B, 1, H, W], without gradients, scaled in float32 or float64 -------------------------
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def without_noise(flaws: Tensor) -> Tensor:
 def true_flaws(probabilities: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
     """Returns what the detector should predict, in [0, 1].
 
-    The sum over the classes of |one-hot(y) - p|, halved, is 1 - p of the label. It is blurred, dilated and blurred.
+    The sum over the classes of |one-hot(y) - p|, halved, is 1 - p of the label. It is blurred, dilated, and blurred.
 
     Args:
         probabilities: [B, C, H, W].
@@ -91,7 +91,7 @@ def scaled(maps: Tensor) -> Tensor:
 
 
 def blurred(maps: Tensor, share: int) -> Tensor:
-    """Blurs with a Gaussian. Its kernel has 1 / `share` of the map's sides. Borders are reflected."""
+    """Blurs with a Gaussian. Its kernel spans 1 / `share` of each side of the map. Borders are reflected."""
     with torch.autocast(maps.device.type, enabled=False):
         for kernel_shape, side in (((1, 1, -1, 1), maps.shape[2]), ((1, 1, 1, -1), maps.shape[3])):
             size = side // share | 1  # odd

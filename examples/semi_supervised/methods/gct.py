@@ -11,15 +11,16 @@ and scaled, see `flaw_detector.py`. R: exp(-5 (1 - r)^2) where r grows from 0 to
 borders and pixels of x without a label.
 
 A step has two phases: f_1 and f_2 minimise L with fixed weights of the detector, then the detector minimises L_d with
-the same p_k. In a network, one batch norm sees all of z. In the detector, one sees z with p_1 and z with p_2.
+the same p_k. In a network, one batch norm sees all of z. In the detector, one sees z with p_1 and z with p_2
+together.
 
 Deviations:
 - The programs compute h_k and t_k in a pass without gradients, before the trained pass. Here one pass does both.
-- We evaluate the teacher, as for all methods. Here it is the moving average of f_1, and does not label.
+- We evaluate the teacher, as with all methods: the moving average of f_1. It gives no pseudo labels.
 - The detector learns in the warm-up, too. The programs have no warm-up.
-- In the programs, pixels without a label look flawed. Here they are no flaws.
-- R grows during a share of the steps, in the programs for three or five epochs. They multiply the detector's learning
-  rate by the number of processes.
+- In the programs, pixels without a label count as flaws. Here they do not.
+- R grows during a share of the steps. In the programs, it grows for three or five epochs.
+- The programs multiply the detector's learning rate by the number of processes.
 - The programs do not change colours; `jitter=0` leaves them out.
 """
 

@@ -6,20 +6,20 @@
 
 x: labelled images with labels y. u, s: weak and strong view of the unlabelled images. f: student, f': teacher.
 a: assistant, a copy of f at the end of the warm-up. q: argmax f'(u) with the boxes of s. m: the largest probability of
-f'(s). The share `dropped` of the pixels, those with the smallest m, is dropped. Borders count nowhere. i: steps since
+f'(s). The share `dropped` of the pixels, those with the smallest m, is dropped. Borders never count. i: steps since
 the warm-up.
 
-A step has two phases, in this order: a minimises L_a, the extractor of f moves, f minimises L. So only a learns pseudo
+A step has two phases. First a minimises L_a, and the extractor of f moves. Then f minimises L. So only a learns pseudo
 labels, and only f learns labels. In f', a and f, one batch norm sees x and s together. The extractor is the whole
-network without `classifier` and `auxiliary`. f moves its weights only: it has its own batch-norm averages.
+network without `classifier` and `auxiliary`. Only its weights move: f has its own batch-norm averages.
 
 Deviations:
-- The program's classifier, which a does not pass on, has three convolutions. Here it has one.
+- a does not pass on its classifier. The program's has three convolutions. Here it has one.
 - In the program the two classifiers share their storage, so both optimizers train one classifier. `program: true` does
   the same with copies. In the first epoch after its warm-up, the program's a and f share all weights. Ours never do.
-- The program labels with a teacher in evaluation mode, and runs it in training mode for m. Here `teacher_mode` holds
-  for both.
-- The program moves the auxiliary head of f to that of a, which learns nothing. Here a has no auxiliary head.
+- The program labels with a teacher in evaluation mode, and runs it in training mode for m. Here `teacher_mode`
+  applies to both passes.
+- The program moves the auxiliary head of f towards a's, which learns nothing. Here a has no auxiliary head.
 - s also has other colours; `jitter=0` leaves them out.
 """
 
@@ -93,7 +93,7 @@ class GTASeg(Method):
         kept = most_confident(confidence, inside, self.options.dropped)
 
         logits = self.assistant_model(images)[count:]
-        # Smoothing: a dropped pixel weighs 1.
+        # A dropped pixel weighs 1 in the denominator.
         weights = (confidence * kept + 1) * inside
         each = F.cross_entropy(logits, label, reduction="none")
         unlabelled = (each * weights * kept).sum() / weights.sum().clamp(min=1)

@@ -12,11 +12,11 @@ label, so pixels below tau count as 0. Labelled and mixed images share a batch n
 
 The pixels of c are those with label c, and those of s with q = c and m >= tau, on all ranks.
 
-The authors have not published their training program. This is from the paper, and these points are ours:
+The authors have not published their training program. We follow the paper. These points are ours:
 - The prototypes start when the warm-up ends: k-means with 10 rounds, on random labelled pixels of its last steps. The
   paper clusters the features of another, supervised network. A class that appears later starts with its mean.
-- h takes all pixels at the features' size. The paper resizes z to the image and draws 1,024 pixels.
-- m >= tau applies to h(s) as it does to f(s), without a ramp. The features are normalised before they are averaged.
+- h covers all pixels at the features' size. The paper resizes z to the image and draws 1,024 pixels.
+- The threshold applies to h(s) as well as f(s), without a ramp. The features are normalised before averaging.
 - s also has other colours; `jitter=0` leaves them out.
 """
 
@@ -50,7 +50,7 @@ class Options:
     prototypes: int = 4  # K
     temperature: float = 0.1  # T
     momentum: float = 0.99  # mu
-    rows: int = 1_000  # per class, that the prototypes start from
+    rows: int = 1_000  # per class; the prototypes start from them
     rows_per_push: int = 100
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class Options:
 
 
 class PCR(Method):
-    """The classifier and the prototypes learn the same labels."""
+    """The classifier and the prototypes learn the same pseudo labels."""
 
     Options = Options
     mixes = True
@@ -97,7 +97,7 @@ class PCR(Method):
         return {"total": total, **parts, **prototypes, "kept": share(kept, inside)}
 
     def prototype_losses(self, features: Tensor, known: Tensor) -> Tensor:
-        """Returns the cross-entropy of h at each pixel, [N]. It is 0 without a label, or if a class has not started.
+        """Returns the cross-entropy of h at each pixel, [N]. It is 0 without a label, or if its class has not started.
 
         Args:
             features: [2B, D, h, w].

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def noisy(maps: Tensor, limit: float = 0.3) -> Tensor:
-    """Returns z + z n. n is uniform in [-limit, limit], drawn per channel and pixel, and equal in all images."""
+    """Returns z + z n. n is uniform in [-limit, limit], drawn per channel and pixel, and the same for all images."""
     return maps + maps * torch.empty_like(maps[:1]).uniform_(-limit, limit)
 
 
@@ -77,8 +77,8 @@ def adversarial(
 
         r = eps g / |g|,    g = gradient with respect to d of KL(p(z) || p(z + xi d)),    d random, |d| = 1
 
-    An entry of d is about 1 / sqrt(D h w). In float32, with the published xi = 1e-6, xi d is lost beside the values of
-    z, and r is rounding noise. So this always runs in float32, and xi must be larger, such as 0.1.
+    An entry of d is about 1 / sqrt(D h w). With the published xi = 1e-6, z + xi d rounds to z in float32, and r is
+    rounding noise. So this always runs in float32 or float64, and xi must be larger, such as 0.1.
 
     Args:
         decode: returns logits [B, C, h, w] for maps like `maps`.
@@ -89,7 +89,7 @@ def adversarial(
             an image, so the change of a pixel depends on the crop's size.
 
     Returns:
-        r [B, D, h, w] without a gradient, in float32 at least.
+        r [B, D, h, w] without a gradient, in float32 or float64.
     """
     dimensions = (1,) if per_pixel else (1, 2, 3)
 

@@ -1,4 +1,4 @@
-"""Losses and shares of pixels that several methods use. Pixels in a border count nowhere."""
+"""Losses and shares of pixels that several methods use. Border pixels never count."""
 
 import math
 from dataclasses import fields

@@ -9,7 +9,7 @@ from semi_supervised import distributed
 
 
 class Prototypes(nn.Module):
-    """Prototypes of each class: `vectors` [C, K, D], and `started` [C] bool, which classes have them."""
+    """Prototypes of each class: `vectors` [C, K, D], and `started` [C] bool, True for the classes that have them."""
 
     vectors: Tensor
     started: Tensor

@@ -8,17 +8,17 @@ probability of t. r: the perturbation of norm `eps` that changes the mean output
 cosine ramp over the first `ramp` of the steps after the warm-up. The mean leaves out borders. One batch norm sees x
 and s.
 
-In the warm-up, student and teachers are trained on labels, each alone and from other initial weights. After it, each
-epoch moves one teacher only, in turns: a moving average of the student's weights and batch-norm averages. Its decay
-is min(1 - 1 / (i + 1), `ema_maximum`), i: steps since the start. We evaluate both teachers, with the mean of their
-logits. That is two networks at inference. `ema_from` and `teacher_averages` do not apply.
+In the warm-up, the student and both teachers are trained on the labels, each from its own initial weights. After it,
+each epoch moves only one teacher, in turns. It is a moving average of the student's weights and batch-norm averages.
+The decay is min(1 - 1 / (i + 1), `ema_maximum`), i: steps since the start. `ema_from` and `teacher_averages` do not
+apply. We evaluate the mean of both teachers' logits, so inference runs two networks.
 
 Deviations:
 - The program's T-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
-  r is below the rounding of most positive features; `per_pixel` makes it larger.
+  r is lost in the rounding of most positive features; `per_pixel` makes it larger.
 - In the program's warm-up, the teachers see weak views and the student strong ones. Here all see the same images.
   Without a warm-up, both teachers start as copies of the student.
-- The program replaces the logits of the teacher that rests by the other's, outside its 7 best classes.
+- Outside its 7 best classes, the program replaces the logits of the resting teacher with the other's.
 - The program normalises x and s separately, and finds r for the logits at the images' size.
 - The strong view is the same as in all methods: colours and CutMix, without blur and greyscale.
 """
@@ -71,7 +71,7 @@ class Teachers(nn.Module):
 
 
 class PSMT(Method):
-    """Two teachers label, and perturb the student's features."""
+    """Two teachers give the pseudo labels, and perturb the student's features."""
 
     Options = Options
     teaches, mixes = False, True

@@ -1,10 +1,10 @@
-"""Ramps: factors of a loss that rise from the end of the warm-up on."""
+"""Ramps: factors of a loss that rise after the warm-up."""
 
 import math
 
 
 def ramp_position(progress: float, length: float) -> float:
-    """Returns how much of a ramp is done, in [0, 1].
+    """Returns the position in a ramp, in [0, 1].
 
     Args:
         progress: progress of the training after the warm-up, in [0, 1].

@@ -11,10 +11,10 @@ r over the pixels of c. n_cj: r at random pixels of other classes. The class is 
 e(r_c, r_k), and then one of its pixels. r_c and n_cj have no gradient. The means leave out borders.
 
 Deviations:
-- The anchors of a class share their negatives. The program draws other ones for each anchor.
+- The anchors of a class share their negatives. The program draws new ones for each anchor.
 - L_c is the mean over the classes with an anchor and a negative. The program divides by the number of classes.
-- s is the strong view of all methods. The program always mixes, also by CutOut or ClassMix, and then changes colours,
-  blurs and mirrors.
+- s is the strong view of all methods. The program always mixes, or uses CutOut or ClassMix instead. Then it changes
+  colours, blurs and mirrors.
 - The head is a `ProjectionHead` on the classifier's input. The program's has a 3x3 convolution.
 - Labelled and mixed images share a batch norm. The program normalises them separately.
 """
@@ -51,7 +51,7 @@ class Options:
 
 
 class ReCo(Method):
-    """Pixels whose class is hard to predict are contrasted with similar classes."""
+    """Pixels whose class is hard to predict, contrasted with pixels of similar classes."""
 
     Options = Options
     keys = frozenset({"projection_dim"})

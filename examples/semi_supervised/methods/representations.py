@@ -1,4 +1,4 @@
-"""What the methods with a contrast of pixels share: a head, random pixels of each class, and the loss.
+"""Shared by the methods with a contrast of pixels: a head, random pixels of each class, and the loss.
 
 Pixels are numbered over images, rows and columns. All shapes are static, and nothing waits for the device.
 """
@@ -43,7 +43,7 @@ class TeacherHead(Teacher):
     """The moving average of a head."""
 
     @torch.no_grad()
-    def judge(self, trainer: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def teach(self, trainer: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the teacher's logits at the images' size and at the features' size, and its representations."""
         self.train(trainer.settings.teacher_mode == "train")
         with trainer.autocast("bfloat16"), FeatureTap(trainer.teacher.module, "classifier") as tap:
@@ -63,7 +63,7 @@ def feature_dim(trainer: Any) -> int:
 
 
 def queue(trainer: Any, width: int, capacity: int, rows_per_push: int) -> MemoryBank:
-    """Builds a bank of unit rows [C, capacity, width] that never searches. `push` fills it."""
+    """Builds a bank of unit rows [C, capacity, width] that is never searched. `push` fills it."""
     options = {"capacity": capacity, "rows_per_push": rows_per_push, "backfill": False}
     options |= {"seed": trainer.settings.seed, "device": trainer.device}
     return MemoryBank(trainer.data.num_classes, width, 1, **options)
@@ -144,7 +144,7 @@ def push(bank: MemoryBank, rows: Tensor, allowed: Tensor) -> None:
     """Appends random rows of each class to a bank, at most its `rows_per_push`. Their density is 0.
 
     Args:
-        bank: the bank, with projections of one channel. They are 0.
+        bank: the bank. Its projections have one channel, which stays 0.
         rows: [N, D].
         allowed: [N, C] bool, the rows of each class to draw from.
     """
@@ -169,7 +169,7 @@ def mean_contrast(
     active: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Returns the mean of `density_contrast` over the anchors of the active classes, or a connected 0 without one.
+    """Returns the mean of `density_contrast` over the anchors of the active classes, or 0 without one.
 
     Args:
         maps: [B, E, h, w], the representations. They receive the gradient.

@@ -76,7 +76,7 @@ class U2PL(Method):
         if options.low_rank >= classes:
             raise ValueError(
                 f"method u2pl: low_rank must be below the number of classes {classes}, got {options.low_rank}: no "
-                "class has such a rank, so there would be no negatives"
+                "class has such a rank, so there would be no negatives; method.low_rank=1 always works"
             )
         self.head = reps.Head(trainer)
         self.teacher_head = reps.TeacherHead(self.head.module, settings)
@@ -98,11 +98,11 @@ class U2PL(Method):
         label = trainer.teach(batch.weak).argmax(1)
         label, inside = views.strong.paste(label, batch.inside)
         images = torch.cat((views.images, views.strong.images))
-        judged, small, targets = self.teacher_head.judge(trainer, images)
+        predicted, small, targets = self.teacher_head.teach(trainer, images)
         logits, supervised, maps = self.head.classify(images, batch.labels)
 
         alpha = linear_schedule(options.unreliable, 0.0, trainer.progress())
-        reliable, sure = (certain(judged[count:], each, inside) for each in (1 - alpha, alpha))
+        reliable, sure = (certain(predicted[count:], each, inside) for each in (1 - alpha, alpha))
         kept = label.masked_fill(~reliable, ignore)
         unlabelled = self.pseudo_label_loss(logits[count:], kept)
 
@@ -117,19 +117,19 @@ class U2PL(Method):
         return {"total": total, **parts}
 
     def contrast_of(
-        self, maps: Tensor, targets: Tensor, judged: Tensor, known: Tensor, unsure: Tensor
+        self, maps: Tensor, targets: Tensor, predicted: Tensor, known: Tensor, unsure: Tensor
     ) -> Tensor:
         """Fills the queues and returns L_c.
 
         Args:
             maps: [2B, E, h, w], z.
             targets: [2B, E, h, w], z'.
-            judged: [2B, C, h, w], logits of f'.
+            predicted: [2B, C, h, w], logits of f'.
             known: [2B, h, w], labels of the certain pixels.
             unsure: [B, h, w] bool, the pixels of s of highest entropy.
         """
         options, queue, half = self.options, self.queue, unsure.numel()
-        targets, p = reps.rows_of(targets), reps.rows_of(judged).softmax(1)
+        targets, p = reps.rows_of(targets), reps.rows_of(predicted).softmax(1)
         sure = reps.pixels_of(known, queue.num_classes)
         rank = p.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         confused = (rank[:half] < options.low_rank) & ~sure[:half] & sure[:half].any(1, True)

@@ -3,18 +3,18 @@
     L = CE(f(x), y) + W (l(s1) + l(s2)) / 2,    l(.) = mean of 1[m >= tau] CE(f(.), q)
 
 x: labelled images with labels y. u: unlabelled images. s1, s2: two strong views of u. f: student, f': teacher.
-q: argmax f'(u). m: the largest probability of f'(u). Half of the pairs (s1, s2) have complementary dropout: a channel
-of the encoder's maps is 0 in one of the two and doubled in the other, each with chance 1/2. The means run over all
-pixels except borders. One batch norm sees x, s1 and s2.
+q: argmax f'(u). m: the largest probability of f'(u). Half of the pairs (s1, s2) have complementary dropout: each
+channel of the encoder's maps is 0 in one view and doubled in the other. A fair coin chooses the view. The means run
+over all pixels except borders. One batch norm sees x, s1 and s2.
 
 Deviations:
-- The program trains DINOv2 with a DPT decoder. Figures of another encoder cannot be compared with the published ones.
+- The program trains DINOv2 with a DPT decoder. Results with another encoder cannot be compared with its figures.
 - Its four encoder maps have the same channels, and share a mask. Ours differ, so each map has a mask of its own.
 - The decoder reads the maps of all images once without dropout, since `perturb` appends to the batch. Its batch norms
   see those too. The logits without dropout are used for the other half of the pairs only.
-- Of B pairs, the last B - B // 2 have dropout. The program draws them; our batches are drawn at random.
+- Of B pairs, the last B - B // 2 have dropout. The program draws the pairs; our batches are random already.
 - The program halves L. We do not, so the learning rate must include this factor.
-- The program normalises x and (s1, s2) separately. Its teacher averages the batch-norm averages, too.
+- The program normalises x and (s1, s2) separately. Its teacher also averages the batch-norm averages.
 - The strong views are made as in all methods: colours and CutMix, without blur and greyscale. The first is the strong
   view of the other methods.
 """
@@ -48,7 +48,7 @@ class Options:
 
 
 class UniMatchV2(UniMatch):
-    """The teacher's labels, on two strong views with complementary channels. The network needs `perturb`."""
+    """The teacher's pseudo labels, on two strong views with complementary channels. The network needs `perturb`."""
 
     Options = Options
     teaches, alone = True, True

@@ -16,9 +16,9 @@ class Fiber {
   // The next switch_to() calls `entry`; the old contents of the stack do not matter. `entry` must not return.
   // `number` spreads the stacks over the cache's sets.
   void prepare(void (*entry)(), unsigned number);
-  // From the scheduler. It goes on when a fiber calls switch_back().
+  // Called by the scheduler. Returns when a fiber calls switch_back().
   void switch_to();
-  // From this fiber to another one, or to the scheduler. Ends this fiber if `finished`.
+  // Called by this fiber, to run another one or the scheduler. `finished` ends this fiber.
   void switch_to(Fiber& next, bool finished);
   void switch_back(bool finished);
   // First thing in `entry`.
@@ -26,7 +26,7 @@ class Fiber {
 
  private:
   char* stack_ = nullptr;
-  bool abandoned_ = false;  // its kernel failed, and may have left marks on the stack
+  bool abandoned_ = false;  // its kernel failed, and may have left its stack poisoned
 #if defined(__x86_64__)
   void* pointer_ = nullptr;
 #else

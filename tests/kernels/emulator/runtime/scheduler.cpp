@@ -92,7 +92,7 @@ void run_block(RunningBlock& b) {
   current_block = &b;
   const unsigned first = b.ready.pop();
   current_thread = &b.threads[first];
-  b.fibers[first].switch_to();  // until all threads have finished or wait, or one fails
+  b.fibers[first].switch_to();  // returns when all threads have finished or wait, or when one fails
   current_thread = nullptr;
   if (!b.failed && b.num_alive) report_deadlock(b);
 }
@@ -137,7 +137,7 @@ const char* file_name(const Site& site) {
 }
 
 bool same_site(const Site& a, const Site& b) {
-  if (a.line == b.line && a.what == b.what && a.file == b.file) return true;  // nearly always; sanitizers slow strcmp
+  if (a.line == b.line && a.what == b.what && a.file == b.file) return true;  // usual; strcmp is slow under sanitizers
   return a.line == b.line && !std::strcmp(a.what, b.what) && !std::strcmp(a.file, b.file);
 }
 
@@ -172,7 +172,7 @@ void fail(const char* format, ...) {
   std::strcat(b.error, "]");
   b.failed = true;
   release(&b);
-  b.fibers[current_thread->number].switch_back(false);  // abandoned, as all others
+  b.fibers[current_thread->number].switch_back(false);  // abandoned, like all others
   std::abort();
 }
 

@@ -37,7 +37,7 @@ struct WarpMeetings {
 
 struct RunningBlock : Block {
   Thread threads[kMostThreads];
-  PendingCopy copies[kMostThreads][kMostCopies];  // not in Thread, where all lanes of a warp share a few cache lines
+  PendingCopy copies[kMostThreads][kMostCopies];  // outside Thread, so that a warp's lanes fit into a few cache lines
   Fiber all_fibers[kMostFibers];
   Fiber* fibers;                        // of this block's threads
   unsigned set;                         // which part of all fibers they are

@@ -32,12 +32,12 @@ Rounding choose_rounding() {
   return r;
 }
 
-// Of a positive, normal number.
+// The value must be positive and normal.
 int exponent_of(double value) { return static_cast<int>(std::bit_cast<uint64_t>(value) >> 52) - 1023; }
 
 double power_of_two(int exponent) { return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52); }
 
-// Toward zero, to a multiple of 2^exponent. The quotient must fit into 64 bits.
+// Rounds toward zero, to a multiple of 2^exponent. The quotient must fit into 64 bits.
 double cut(double value, int exponent) {
   return static_cast<double>(static_cast<int64_t>(value * power_of_two(-exponent))) * power_of_two(exponent);
 }
