@@ -108,6 +108,39 @@ def check_perturbed(network):
     assert not torch.allclose(other[2:], plain, rtol=1e-4, atol=1e-4)
 
 
+# ---- around a method's losses ---------------------------------------------------------------------
+
+
+@EACH
+def test_networks_are_trained_in_training_mode(method):
+    trainer, modes = make_trainer(method, warm_up=1), []
+    networks = (trainer.student, *trainer.method.networks.values())
+    for network in networks:
+        network.register_forward_hook(
+            lambda network, _, found: (
+                modes.append(network.training) if found.requires_grad else None
+            )
+        )
+    for _ in range(2):
+        for network in networks:
+            network.eval()  # as an evaluation leaves it
+        trainer.train_step()
+    assert len(modes) >= 2
+    assert all(modes)
+
+
+def test_a_method_updates_its_state_after_student_and_teacher():
+    trainer, seen = make_trainer({"name": "fixmatch"}, ema_maximum=0.0), []
+    trainer.method.after_step = lambda: seen.append(
+        (trainer.step, *(x.classifier.weight.clone() for x in (trainer.student, trainer.predictor)))
+    )
+    trainer.run(until=1)
+    [(step, student, teacher)] = seen
+    assert step == 0
+    assert torch.equal(student, trainer.student.classifier.weight)
+    assert torch.equal(student, teacher)
+
+
 # ---- waiting for the device -----------------------------------------------------------------------
 
 
