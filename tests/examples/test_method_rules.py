@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train_segmentation  # noqa: E402
-from semi_supervised import methods  # noqa: E402
+from semi_supervised import checkpoint, methods  # noqa: E402
 from semi_supervised.deeplab_published import PublishedDeepLab  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
@@ -139,6 +139,32 @@ def test_a_method_updates_its_state_after_student_and_teacher():
     assert step == 0
     assert torch.equal(student, trainer.student.classifier.weight)
     assert torch.equal(student, teacher)
+
+
+@EACH
+def test_gradients_of_earlier_steps_do_not_count(method):
+    trainer = make_trainer(method, warm_up=1)
+    networks = (trainer.student, *trainer.method.networks.values())
+    weights = [weight for network in networks for weight in network.parameters()]
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, torch.nan)
+        trainer.train_step()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_teachers_head_of_u2pl_has_the_teachers_mode(mode):
+    trainer, seen = make_trainer({"name": "u2pl"}, warm_up=0, teacher_mode=mode), []
+    head = trainer.method.teacher_head.module
+    head.register_forward_hook(lambda head, *_: seen.append(head.training))
+    trainer.train_step()
+    assert seen == [mode == "train"]
+
+
+def test_the_ranks_banks_are_compared_before_a_checkpoint():
+    with_bank = {m["name"] for m in METHODS if checkpoint.banks(make_trainer(m))}
+    assert with_bank == {"dgcl", "self_training", "u2pl", "pcr", "density_step"}
 
 
 # ---- waiting for the device -----------------------------------------------------------------------
