@@ -16,8 +16,8 @@ demo: $(VENV)/installed  ## trains with plain self-training and with the density
 test: $(VENV)/installed  ## the tests that matter to users, one process per core; 5 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
-test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core"
+test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools (PART="0 2": half)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core" $(if $(PART),--part $(PART))
 
 test-all: test test-rest
 
@@ -32,7 +32,7 @@ soak: $(VENV)/installed  ## runs 20,000 steps of the loss under adverse conditio
 
 inspect: $(VENV)/installed  ## compiles the CUDA kernels with nvcc: registers, spills, instructions
 	$(BIN)/python -m pip install -qq nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51
-	$(BIN)/python .ci/inspect_kernels
+	$(BIN)/python .ci/inspect_kernels $(INSPECT)
 
 doctor: $(VENV)/installed  ## shows what is installed, which code runs and why, and checks it
 	$(BIN)/python -m dgcl_ops.doctor

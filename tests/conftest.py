@@ -28,7 +28,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    text = "every N-th file from the I-th on, and all tests marked core or kernels"
+    parser.addoption("--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help=text)
+
+
+def files_left(config) -> set[Path]:
+    """The files that --part leaves to other parts."""
+    part, parts = config.getoption("--part", default=(0, 1))
+    files = sorted(file for file in TESTS.rglob("test_*.py") if file.parent.name != "kernels")
+    return {file for i, file in enumerate(files) if i % parts != part % parts}
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if TESTS not in item.path.parents:
             continue
@@ -42,6 +54,16 @@ def pytest_collection_modifyitems(items):
             item.get_closest_marker(name) for name in ("kernels", "long")
         ):
             item.add_marker("core")
+    left = files_left(config)
+    of_another_part = [
+        item
+        for item in items
+        if item.path in left
+        and not any(item.get_closest_marker(name) for name in ("kernels", "core"))
+    ]
+    if of_another_part:
+        config.hook.pytest_deselected(items=of_another_part)
+        items[:] = [item for item in items if item not in set(of_another_part)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +118,10 @@ def checks_values(request, implementation):
 
 def pytest_terminal_summary(terminalreporter):
     """Counts skips by reason. pytest's own list has a line for each of a hundred functions."""
+    left = sorted(str(file.relative_to(TESTS)) for file in files_left(terminalreporter.config))
+    if left:
+        words = "not this time: tests that are marked neither core nor kernels in"
+        terminalreporter.write_line(f"{words} {', '.join(left)}")
     skipped = terminalreporter.stats.get("skipped", [])
     for reason, count in Counter(report.longrepr[2] for report in skipped).most_common():
         terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")

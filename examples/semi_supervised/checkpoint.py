@@ -30,13 +30,7 @@ EARLIER = {"method": {"name": "dgcl"}}
 
 def networks(trainer: "Trainer") -> dict[str, nn.Module]:
     """Returns the run's networks and moving averages by their name in the checkpoint."""
-    method = trainer.method
-    return {
-        "student": trainer.student,
-        "teacher": trainer.teacher,
-        **method.networks,
-        **method.averages,
-    }
+    return {"student": trainer.student, "teacher": trainer.teacher, **trainer.method.networks}
 
 
 def parts(trainer: "Trainer") -> dict[str, nn.Module]:

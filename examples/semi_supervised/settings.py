@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -134,6 +134,8 @@ def check_types(values: Any) -> None:
     """Raises TypeError if a field of a dataclass does not have its declared type."""
     for each in fields(values):
         value, kind = getattr(values, each.name), each.type
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
         if not fits(value, kind):
             raise TypeError(
                 f"{each.name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}"

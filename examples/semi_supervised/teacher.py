@@ -50,7 +50,14 @@ class Teacher(nn.Module):
         """Moves towards the student. Called once after each step."""
         weight = 1 - self.decay(step)
         for mine, new in zip(self.module.parameters(), student.parameters(), strict=True):
-            mine.lerp_(new, weight) if weight < 1 else mine.copy_(new)
+            move(mine, new, weight)
         if not self.own_averages or step < self.settings.warm_up:
             for mine, new in zip(self.module.buffers(), student.buffers(), strict=True):
                 mine.copy_(new)
+
+
+@torch.no_grad()
+def move(average: Tensor, new: Tensor, weight: float) -> None:
+    """Moves an average towards a new value, in place. With weight 1 it copies the value, and always an integer."""
+    copied = weight >= 1 or not average.is_floating_point()
+    average.copy_(new) if copied else average.lerp_(new, weight)

@@ -179,7 +179,7 @@ def test_runs_begin_with_the_same_weights_and_the_teacher_is_measured(small_camv
             begun.append(
                 [
                     p.clone()
-                    for p in (*self.student.parameters(), *self.method.projection.parameters())
+                    for p in (*self.student.parameters(), *self.method.head.module.parameters())
                 ]
             )
 

@@ -37,6 +37,26 @@ class Fixed(nn.Module):
         return F.interpolate(logits, LARGE, mode="bilinear", align_corners=True)
 
 
+def batch_of(size, present, ignore, ignored, rng=None):
+    """Draws a batch with pixels that do not count, or with these only.
+
+    Args:
+        size: height and width.
+        present: the number of classes that labels hold.
+        ignore: the label of ignored pixels.
+        ignored: whether no pixel counts.
+        rng: a generator. None: the global one.
+    """
+    labels = torch.randint(present, (B, *size), generator=rng)
+    labels[0, :2] = ignore
+    inside = torch.ones(B, *size, dtype=torch.bool)
+    inside[1, :, :2] = False
+    if ignored:
+        labels[:], inside[:] = ignore, False
+    images = torch.rand(2 * B, 3, *size, generator=rng)
+    return Batch(images[:B], labels, images[B:], inside)
+
+
 class Step:
     """One step after the warm-up.
 
@@ -52,17 +72,10 @@ class Step:
         draw = lambda n: torch.randn(n, D, *SMALL, generator=rng, dtype=torch.float64)
         self.student = draw(2 * B).requires_grad_()
         self.weak, self.mixed = 2 * draw(B), 2 * draw(2 * B)
-        labels = torch.randint(present, (B, *LARGE), generator=rng)
-        labels[0, :2] = ignore
-        inside = torch.ones(B, *LARGE, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of(LARGE, present, ignore, ignored, rng)
         settings = Settings(
             method={"name": name, **options}, batch=B, cutmix=1.0, seed=3, steps=10, warm_up=0
         )
-        images = torch.rand(2 * B, 3, *LARGE, generator=rng)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), settings, (3, 0, 0))
         torch.manual_seed(0)
         trainer = self.trainer = object.__new__(Trainer)

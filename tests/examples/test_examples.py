@@ -178,13 +178,13 @@ def test_learning_rates_of_backbone_head_and_frozen_parameters():
     network.backbone = network.down
     network.lateral.requires_grad_(False)
     settings = replace(SETTINGS, optimizer="sgd", head_factor=10.0, learning_rate=0.1)
-    groups = optimizer(settings, network, trainer.method.projection).param_groups
+    groups = optimizer(settings, network, trainer.method.head.module).param_groups
     assert [group["factor"] for group in groups] == [1.0, 10.0]
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.down.parameters()}
     optimized = {id(p) for group in groups for p in group["params"]}
     assert optimized.isdisjoint(id(p) for p in network.lateral.parameters())
     assert optimized >= {
-        id(p) for p in (*trainer.method.projection.parameters(), network.classifier.weight)
+        id(p) for p in (*trainer.method.head.module.parameters(), network.classifier.weight)
     }
 
 

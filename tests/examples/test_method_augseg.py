@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_formula(case, half_covered):
     assert labelled == 1
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = Step("augseg", OPTIONS)
     assert torch.autograd.gradcheck(lambda _: step.losses()["total"], [step.student])

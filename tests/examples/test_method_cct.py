@@ -15,8 +15,8 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+from method_steps import batch_of  # noqa: E402
 from semi_supervised import methods  # noqa: E402
-from semi_supervised.loading import Batch  # noqa: E402
 from semi_supervised.methods.ramps import cosine_ramp, sigmoid_ramp  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.views import Views  # noqa: E402
@@ -53,15 +53,8 @@ class Step:
         draw = lambda *shape: torch.randn(shape, generator=rng, dtype=torch.float64)
         self.maps = draw(2 * B, D, *SMALL).requires_grad_()
         self.logits = draw(2 * B, classes, H, W).requires_grad_()
-        labels = torch.randint(present, (B, H, W), generator=rng)
-        labels[0, :2] = ignore
-        inside = torch.ones(B, H, W, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of((H, W), present, ignore, ignored, rng)
         settings = Settings(method={"name": "cct", **options}, batch=B)
-        images = torch.rand(2 * B, 3, H, W, generator=rng)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), settings, (0, 0, 0))
         self.data = SimpleNamespace(num_classes=classes, ignore_index=ignore)
         self.student = Fixed(self.maps, self.logits)
@@ -138,6 +131,7 @@ def test_the_loss_is_that_of_the_formula(options, case):
     assert found == pytest.approx(expected(step, seen), rel=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)  # I-VAT's own gradient is not followed
 def test_gradients_are_those_of_the_loss(options):
     step = Step(options)
@@ -213,7 +207,7 @@ def test_ramps_rise_to_one():
     ("options", "message"),
     [
         ({"ramp": 1.5}, r"cct: ramp must lie in \[0, 1\], got 1\.5"),
-        ({"xi": 0.0}, r"cct: xi must be positive, got 0\.0"),
+        ({"xi": 0.0}, r"cct: xi must be positive and finite, got 0\.0"),
         ({"heads": -1}, r"cct: heads must be finite and not negative, got -1"),
         ({"heads": 0}, r"cct: heads or vat_heads must be at least 1, got 0 and 0"),
         ({"vat_heads": -1}, r"cct: vat_heads must be finite and not negative, got -1"),

@@ -148,6 +148,7 @@ def test_other_rates_and_decays_make_the_same_updates(stem):
     torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stem", FILES)
 def test_each_file_runs(stem, tmp_path, monkeypatch):
     monkeypatch.setitem(config.NETWORKS, "deeplab_published", Small)

@@ -19,9 +19,9 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+from method_steps import batch_of  # noqa: E402
 from processes import on_ranks  # noqa: E402
 from semi_supervised import distributed, methods  # noqa: E402
-from semi_supervised.loading import Batch  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.views import Views  # noqa: E402
 from test_examples import assert_same, state_of  # noqa: E402
@@ -52,15 +52,8 @@ class Step:
         classes, ignore, present = LABELS[case]
         torch.manual_seed(1)
         self.teacher = 2 * torch.randn(2 * B, classes, H, W, dtype=torch.float64)
-        labels = torch.randint(present, (B, H, W))
-        labels[0, :2] = ignore
-        inside = torch.ones(B, H, W, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of((H, W), present, ignore, ignored)
         self.settings = Settings(method={**NAME, **options}, batch=B, cutmix=1.0, seed=3)
-        images = torch.rand(2 * B, 3, H, W)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), self.settings, (3, 0, 0))
         self.network = FromFeatures(torch.randn(2 * B, D, *SIZE, dtype=torch.float64), classes)
         self.data = SimpleNamespace(num_classes=classes, ignore_index=ignore)
@@ -189,6 +182,7 @@ def test_the_loss_is_that_of_the_formula(case):
     assert losses["moved"] == pytest.approx(moved.any(1).double().mean())
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss_with_the_step_held_fixed():
     step = Step()
     moved = step.method.step_down(

@@ -117,6 +117,7 @@ def test_the_losses_are_those_of_the_formula(case):
     assert losses["total"].item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_losses():
     """Along a random line. Targets and choices have no gradient."""
     case = Case(correction_weight=0.7, consistency_weight=3.0, ramp=0.0)

@@ -83,6 +83,7 @@ def test_the_losses_are_those_of_the_formula(case):
     assert student.item() == pytest.approx(np.mean(found), rel=1e-12)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_losses():
     step = Phases(OPTIONS)
     assert torch.autograd.gradcheck(lambda logits: step.totals()[0], [step.second])

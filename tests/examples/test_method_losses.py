@@ -15,8 +15,8 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+from method_steps import batch_of, softmax  # noqa: E402
 from semi_supervised import methods  # noqa: E402
-from semi_supervised.loading import Batch  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.views import Views  # noqa: E402
 
@@ -64,15 +64,8 @@ class Step:
         self.student, self.second = (draw(parts * B).requires_grad_() for _ in range(2))
         self.teacher = draw(2 * B) * 2
         self.labelling = [draw(B), draw(B)]
-        labels = torch.randint(present, (B, H, W), generator=rng)
-        labels[0, :2] = ignore
-        inside = torch.ones(B, H, W, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of((H, W), present, ignore, ignored, rng)
         self.settings = Settings(method={"name": name, **options}, batch=B, cutmix=1.0, seed=3)
-        images = torch.rand(2 * B, 3, H, W, generator=rng)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), self.settings, (3, 0, 0))
         self.data = SimpleNamespace(num_classes=classes, ignore_index=ignore)
         self.model = "first"
@@ -108,11 +101,6 @@ class Step:
 
 def pixels():
     return [(b, i, j) for b in range(B) for i in range(H) for j in range(W)]
-
-
-def softmax(row):
-    z = np.exp(row - row.max())
-    return z / z.sum()
 
 
 class Loops:
@@ -217,6 +205,7 @@ def test_the_loss_is_that_of_the_formula(name, options, case):
     assert found.item() == pytest.approx(Loops(step).total(), rel=1e-12)
 
 
+@pytest.mark.long
 @EACH
 def test_gradients_are_those_of_the_loss(name, options):
     step = Step(name, options)

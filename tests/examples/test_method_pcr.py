@@ -136,6 +136,7 @@ def test_prototypes_move_towards_the_means_of_their_pixels(missing):
     assert after.started.all()
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = make_step(missing=1)
     total = lambda _: step.losses()["total"]

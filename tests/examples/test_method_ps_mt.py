@@ -14,9 +14,9 @@ for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+from method_steps import batch_of  # noqa: E402
 from semi_supervised import methods  # noqa: E402
 from semi_supervised.deeplab_published import PublishedDeepLab  # noqa: E402
-from semi_supervised.loading import Batch  # noqa: E402
 from semi_supervised.network import SegmentationNetwork, resize  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.views import Views  # noqa: E402
@@ -62,15 +62,8 @@ class Step:
         rng = torch.Generator().manual_seed(1)
         draw = lambda n: torch.randn(n, classes, H, W, generator=rng, dtype=torch.float64)
         self.logits, self.taught = draw(2 * B).requires_grad_(), [2 * draw(B), 2 * draw(B)]
-        labels = torch.randint(present, (B, H, W), generator=rng)
-        labels[0, :2] = ignore
-        inside = torch.ones(B, H, W, dtype=torch.bool)
-        inside[1, :, :2] = False
-        if ignored:
-            labels[:], inside[:] = ignore, False
+        batch = batch_of((H, W), present, ignore, ignored, rng)
         settings = Settings(method={**PS_MT, **options}, batch=B, cutmix=1.0)
-        images = torch.rand(2 * B, 3, H, W, generator=rng)
-        batch = Batch(images[:B], labels, images[B:], inside)
         self.views = Views(batch, np.random.default_rng(0), settings, (0, 0, 0))
         self.data = SimpleNamespace(num_classes=classes, ignore_index=ignore)
         trainer = SimpleNamespace(
@@ -122,6 +115,7 @@ def test_the_loss_is_that_of_the_formula(case):
     assert 0 < kept < 1
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = Step(OPTIONS)
     assert torch.autograd.gradcheck(lambda logits: step.losses()["total"], [step.logits])
@@ -147,7 +141,7 @@ def test_without_a_pixel_that_counts_the_loss_is_a_connected_zero(options, ignor
     [
         ({"threshold": 1.5}, r"ps_mt: threshold must lie in \[0, 1\], got 1\.5"),
         ({"ramp": -0.1}, r"ps_mt: ramp must lie in \[0, 1\], got -0\.1"),
-        ({"xi": 0.0}, r"ps_mt: xi must be positive, got 0\.0"),
+        ({"xi": 0.0}, r"ps_mt: xi must be positive and finite, got 0\.0"),
         ({"eps": float("inf")}, r"ps_mt: eps must be finite and not negative, got inf"),
         ({"per_pixel": 1}, r"ps_mt: per_pixel must be of type bool, got 1"),
         ({"tau": 1}, r"unknown key 'tau' of method ps_mt"),

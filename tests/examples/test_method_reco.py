@@ -89,6 +89,7 @@ def test_the_loss_is_that_of_the_formula(monkeypatch, case):
         assert found[name].item() == pytest.approx(expected[name], rel=1e-12), name
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = make_step()
 

@@ -23,7 +23,7 @@ from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
-from test_method_runs import EACH, METHODS, NEW, PLAIN_CPS, make_network, make_trainer  # noqa: E402
+from test_method_runs import EACH, EACH_NEW, METHODS, PLAIN_CPS, make_network, make_trainer  # noqa: E402
 from test_paper_trainer import SHORT, TwoHeads, run, small_network, tree_of  # noqa: E402, F401
 from test_trainer_parts import Pooling  # noqa: E402
 
@@ -41,6 +41,9 @@ def test_a_method_that_mixes_needs_two_images(name):
     with pytest.raises(ValueError, match=message):
         make_trainer({"name": name}, batch=1)
     make_trainer({"name": name}, batch=1, cutmix=0.0)
+
+
+def test_a_method_that_does_not_mix_needs_one_image():
     make_trainer(PLAIN_CPS, batch=1)
 
 
@@ -240,10 +243,10 @@ def test_waiting_for_the_device_is_seen(read):
 # ---- the command line -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", NEW, ids=str)
-def test_forty_steps_on_the_scenes(method, tmp_path, capsys):
+@EACH_NEW
+def test_steps_on_the_scenes(method, tmp_path, capsys):
     keys = (
-        "labelled=4 unlabelled=6 evaluated=3 steps=40 warm_up=10 batch=2 report_every=5 widths=[8,16] feature_dim=8 "
+        "labelled=4 unlabelled=6 evaluated=3 steps=24 warm_up=8 batch=2 report_every=4 widths=[8,16] feature_dim=8 "
         "learning_rate=0.01 --device cpu"
     )
     chosen = [f"method.{name}={json.dumps(value)}" for name, value in method.items()]
@@ -254,12 +257,12 @@ def test_forty_steps_on_the_scenes(method, tmp_path, capsys):
     run = tmp_path / f"{method['name']}-seed-0"
     with open(run / "log.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == [str(step) for step in range(5, 41, 5)]
+    assert [row["step"] for row in rows] == [str(step) for step in range(4, 25, 4)]
     supervised = [float(row["supervised"]) for row in rows]
     assert min(supervised[-2:]) < supervised[0]
     assert ("kept" in rows[0]) == (method["name"] in KEEPING)
     measured = json.loads((run / "metrics.json").read_text())
-    assert measured["passes"] == methods.passes_of(Settings(method=method, steps=40, warm_up=10))
+    assert measured["passes"] == methods.passes_of(Settings(method=method, steps=24, warm_up=8))
     assert measured["method"] == method["name"]
     assert measured["error_by_density"] == []
     printed = capsys.readouterr().out
@@ -267,6 +270,7 @@ def test_forty_steps_on_the_scenes(method, tmp_path, capsys):
     assert "density" not in printed.replace(method["name"], "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["voc_1_16.yaml", "cityscapes_1_16.yaml"])
 def test_a_published_configuration_runs_with_another_method(name, tmp_path, small_network):  # noqa: F811
     keys = [key for key in SHORT if not key.startswith(("contrast", "projection"))]

@@ -26,8 +26,21 @@ CONTRAST = {**SMALL, "bank_capacity": 64}
 PLAIN_CPS = {"name": "cps", "cutmix": False}
 CHEAP = {"gct": {"detector_width": 4}}
 METHODS = [*({"name": name, **CHEAP.get(name, {})} for name in methods.METHODS), PLAIN_CPS]
-EACH = pytest.mark.parametrize("method", METHODS, ids=str)
 NEW = [each for each in METHODS if each["name"] not in ("dgcl", "self_training")]
+# The methods that `make test` runs: without other state, with averages and a bank, and with an optimizer of its own.
+SHORT = ("fixmatch", "u2pl", "gta_seg")
+
+
+def each_of(chosen):
+    """Parametrizes a test by method. Only those of SHORT are core."""
+    marks = [[] if each["name"] in SHORT else [pytest.mark.long] for each in chosen]
+    both = zip(chosen, marks, strict=True)
+    return pytest.mark.parametrize(
+        "method", [pytest.param(each, marks=own, id=str(each)) for each, own in both]
+    )
+
+
+EACH, EACH_NEW = each_of(METHODS), each_of(NEW)
 
 
 def make_network():
@@ -53,6 +66,7 @@ def seen_by_the_student(method, **changes):
     return images.split(2), trainer.data.batches
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["image", "batch"])
 def test_methods_share_batches_and_views(mode):
     rules = {"cutmix": 1.0, "cutmix_mode": mode}
@@ -131,12 +145,13 @@ def counted(trainer):
     return Passes(*(images[trained] / trainer.settings.batch for trained in (True, False)))
 
 
-@pytest.mark.parametrize("view", ["weak", "strong"])
 @EACH
-def test_declared_passes_are_those_of_a_step(method, view):
-    trainer = make_trainer(method, warm_up=1, contrast_view=view)
-    assert counted(trainer) == trainer.method.warm_up_passes
-    assert counted(trainer) == trainer.method.passes(trainer.settings, trainer.method.options)
+def test_declared_passes_are_those_of_a_step(method):
+    keys = methods.METHODS[method["name"]].keys
+    for view in ("weak", "strong") if "contrast_view" in keys else ("weak",):
+        trainer = make_trainer(method, warm_up=1, contrast_view=view)
+        assert counted(trainer) == trainer.method.warm_up_passes
+        assert counted(trainer) == trainer.method.passes(trainer.settings, trainer.method.options)
 
 
 def test_equal_passes_are_other_steps():
@@ -162,18 +177,18 @@ def test_the_page_has_the_passes_of_each_method():
     assert rows.keys() == methods.METHODS.keys()
 
 
-@pytest.mark.parametrize("stopped", [1, 3])  # in the warm-up, and after it
-@pytest.mark.parametrize("method", NEW, ids=str)
-def test_resume_equals_uninterrupted(method, stopped, tmp_path):
-    whole, first, second = (make_trainer(method, teacher_averages="own") for _ in range(3))
+@EACH_NEW
+def test_resume_equals_uninterrupted(method, tmp_path):
+    whole, first, *others = (make_trainer(method, teacher_averages="own") for _ in range(4))
     whole.run(record_every=1)
-    first.run(until=stopped, record_every=1)
-    first.save(tmp_path / "checkpoint.pt")
-    torch.rand(1)  # another process has other random numbers
-    second.load(tmp_path / "checkpoint.pt")
-    second.run(record_every=1)
-    assert whole.history == second.history
-    assert_same(state_of(whole), state_of(second))
+    for stopped, second in zip((1, 3), others, strict=True):  # in the warm-up, and after it
+        first.run(until=stopped, record_every=1)
+        first.save(tmp_path / "checkpoint.pt")
+        torch.rand(1)  # another process has other random numbers
+        second.load(tmp_path / "checkpoint.pt")
+        second.run(record_every=1)
+        assert whole.history == second.history
+        assert_same(state_of(whole), state_of(second))
     with pytest.raises(ValueError, match=r"method must be \{.*\} as in the checkpoint .*'dgcl'"):
         make_trainer({"name": "dgcl"}, teacher_averages="own").load(tmp_path / "checkpoint.pt")
 
@@ -271,7 +286,7 @@ def run_on_a_rank(rank, folder):
         whole = make_trainer(method, steps=2, warm_up=1)
         whole.run(until=1)
         parts = whole.method
-        resumes = parts.networks or parts.averages or parts.state or parts.optimizers
+        resumes = parts.networks or parts.state or parts.optimizers
         if resumes:
             whole.save(folder / "checkpoint.pt")
         whole.run()

@@ -156,6 +156,7 @@ def test_the_loss_is_that_of_the_formula(monkeypatch, case):
     )
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = make_step()
 

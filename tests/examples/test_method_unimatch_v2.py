@@ -41,6 +41,7 @@ def test_the_loss_is_that_of_the_formula(case):
     assert step.losses()["total"].item() == pytest.approx(wanted, rel=1e-12)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_loss():
     step = Step("unimatch_v2", OPTIONS)
     assert torch.autograd.gradcheck(lambda _: step.losses()["total"], [step.student])

@@ -23,11 +23,11 @@ from semi_supervised.config import Config  # noqa: E402
 from semi_supervised.methods.base import Method  # noqa: E402
 from test_examples import CONTRAST, PUBLISHED, assert_same, make_trainer, state_of  # noqa: E402
 
-from dgcl_ops import entropy_filter, resize_labels  # noqa: E402
+from dgcl_ops import FeatureTap, entropy_filter, resize_labels  # noqa: E402
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction  # noqa: E402
 
 # Files that are no methods.
-HELPERS = {"__init__", "base", "flaw_detector", "perturbations", "pixels"}
+HELPERS = {"__init__", "base", "flaw_detector", "options", "perturbations", "pixels"}
 HELPERS |= {"prototypes", "ramps", "representations"}
 CONFIDENT = {**CONTRAST, "anchors": "low_confidence", "keys": "high_confidence"}
 
@@ -39,6 +39,7 @@ class Before(Method):
         self.trainer, self.method, self.networks = trainer, trainer.method, trainer.method.networks
         self.contrast, self.report = self.method.contrast, self.method.report
         self.optimizers = self.method.optimizers
+        self.tap = FeatureTap(trainer.student, "classifier")
 
     def train(self, batch, rng):
         """The losses of a step after the warm-up."""
@@ -70,10 +71,10 @@ class Before(Method):
         images = torch.cat((augment.jitter(images, rng, settings.jitter), *parts))
         logits = trainer.model(images)
         supervised = trainer.supervised(logits[: len(labels)], labels)
-        features = method.tap.pop()
+        features = self.tap.pop()
         unlabelled = method.pseudo_label_loss(logits[-len(strong) :], pseudo)
 
-        projections, size = method.project(features), features.shape[-2:]
+        projections, size = method.head.project(features), features.shape[-2:]
         small = torch.cat([resize_labels(each, size) for each in (labels, reliable)])
         optional = ()
         if method.needs_confidence:
@@ -91,7 +92,7 @@ class Before(Method):
 
     def warm_up_losses(self, images, labels):
         supervised = self.trainer.supervised(self.trainer.model(images), labels)
-        self.method.tap.pop()
+        self.tap.pop()
         return {"total": supervised, "supervised": supervised}
 
 

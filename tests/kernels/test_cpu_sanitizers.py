@@ -1,5 +1,6 @@
 """`.ci/check_cpu_sanitizers` covers everything. It takes minutes, so only its coverage is tested here."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dgcl_ops.doctor.cases import all_cases
 from dgcl_ops.doctor.compare import Target
 from dgcl_ops.ops import _registry
 from kernels.sanitizers import build, faults
+from kernels.sanitizers.run import HARNESS, pairs_of
 
 
 def test_each_sanitizer_has_faults_and_every_operator_cases():
@@ -26,6 +28,20 @@ def test_each_sanitizer_has_faults_and_every_operator_cases():
 def test_instruction_sets_are_those_of_the_kernels():
     assert build.LEVELS[0] == "portable"
     assert dgcl_ops.backend_info()["cpu_capability"] in build.LEVELS
+
+
+@pytest.mark.parametrize("levels", range(1, 6))
+def test_a_part_has_every_operator_and_all_parts_have_every_pair(levels):
+    used, ops = build.LEVELS[:levels], list(HARNESS.ops)
+    every = pairs_of(used, ops, 0, 1)
+    assert every == list(itertools.product(used, ops))
+    parts = [pairs_of(used, ops, part, 3) for part in range(3)]
+    assert set(itertools.chain(*parts)) == set(every)
+    for pairs in parts:
+        assert {level for level, _ in pairs} == set(used)
+        assert {op for _, op in pairs} == set(ops)
+    if levels >= 3:
+        assert sum(map(len, parts)) == len(every)
 
 
 def test_cases_pass_without_a_sanitizer():

@@ -33,6 +33,13 @@ def test_every_pair_has_its_turn(script, pythons):
         assert sorted(pair for (pair,) in turns) == pairs
 
 
+@pytest.mark.parametrize("pairs", [4, 5, 15, 19])
+def test_every_pair_has_each_third(script, pairs):
+    met = {(turn % pairs, script.third_of(turn, pairs)) for turn in range(3 * pairs)}
+    assert met == set(product(range(pairs), range(3)))
+    assert {script.third_of(turn, pairs) for turn in range(1, 5)} == {0, 1, 2}
+
+
 def test_counts_and_reasons(script):
     output = """
 SKIPPED [1233] needs a GPU

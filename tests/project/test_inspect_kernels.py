@@ -5,8 +5,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -252,29 +250,3 @@ def test_all_of_nvccs_half_of_compat_is_probed(edits):
     said = {edit.says.split()[0].rstrip(":") for edit in edits}
     kernels = set(re.findall(r"__global__ void (\w+)\(", probe))
     assert said >= kernels | {"DGCL_LAUNCH", "copied"}
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_it_runs_on_one_file():
-    """End to end for one file, without SASS, which needs one more package. .ci/inspect_kernels covers all files."""
-    code = (
-        "import importlib.machinery, importlib.util, sys\n"
-        f"loader = importlib.machinery.SourceFileLoader('inspect_kernels', {str(SCRIPT)!r})\n"
-        "module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))\n"
-        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "loader.exec_module(module)\n"
-        "source = module.ROOT / 'csrc/cuda/memory_push_kernel.cu'\n"
-        "part = module.inspect(source, module.find_nvcc(), None)\n"
-        "rows, listings, faults = module.merged([part], '13')\n"
-        "faults += module.rules.memory_faults(rows)\n"
-        "flags = module.setup_value('NVCC_FLAGS')\n"
-        "faults += module.compat_probe.probe_faults(module.find_nvcc(), flags, source.parent)\n"
-        "faults += [f for f in module.rules.instruction_faults(listings) if 'no kernel matches' not in f]\n"
-        "assert not faults, faults\n"
-        "print(sorted({row['kernel'] for row in rows}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code], capture_output=True, text=True, timeout=1800
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'copy_rows_kernel'" in done.stdout

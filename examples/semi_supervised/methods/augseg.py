@@ -28,26 +28,18 @@ from torch import Tensor
 
 from semi_supervised.colours import random_operations
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import (
-    check_options,
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, NumberOrZero, Share
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.views import AUGSEG, Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of AugSeg."""
 
     weight: float = 1.0  # W
-    threshold: float = 0.95  # tau; 0 keeps all pixels
-    operations: int = 3
-
-    def __post_init__(self):
-        check_options(self)
+    threshold: Share = 0.95  # tau; 0 keeps all pixels
+    operations: NumberOrZero = 3
 
 
 class AugSeg(Method):
@@ -55,10 +47,7 @@ class AugSeg(Method):
 
     Options = Options
     mixes = True
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=1)
+    step_passes = Passes(trained=2, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

@@ -1,13 +1,13 @@
 """The interface of a method: the losses of a step, and the networks that it trains with the student."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dgcl_ops import DensityContrastLoss
+from semi_supervised.methods.options import MethodOptions
 from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
@@ -44,11 +44,6 @@ class Phase(NamedTuple):
     optimizer: Optimizer
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """A method without options."""
-
-
 class Method:
     """A method of semi-supervised training.
 
@@ -57,14 +52,15 @@ class Method:
         options: its Options.
 
     Attributes:
-        Options: a frozen dataclass of its own hyper-parameters.
+        Options: its MethodOptions.
         keys: the keys of Settings that no other part of the trainer uses.
         teaches: whether its steps run the teacher.
         alone: whether its steps send only `batch` images through a network at once, such as the weak view.
         mixes: whether its steps need boxes from other images.
+        step_passes: the passes of a step after the warm-up, unless they depend on settings or options, see `passes`.
         warm_up_passes: the passes of a warm-up step.
-        networks: the networks that it trains with the student, by their name in the checkpoint.
-        averages: its own moving averages, by their name in the checkpoint. The method updates them.
+        networks: the networks that it trains with the student, and its own moving averages, by their name in the
+            checkpoint. The method updates the averages. Their weights need no gradient.
         state: its other modules, such as a bank or prototypes, by their name in the checkpoint. No optimizer trains
             them. They are equal on all ranks.
         optimizers: the optimizers of its networks that do not share the student's, by the network's name. Each
@@ -72,18 +68,18 @@ class Method:
         contrast: its density loss with the bank, or None.
     """
 
-    Options: type = NoOptions
+    Options: type = MethodOptions
     keys: frozenset[str] = frozenset()
     teaches = True
     alone = True
     mixes = False
+    step_passes: Passes
     warm_up_passes = Passes(trained=1)
     contrast: DensityContrastLoss | None = None
 
     def __init__(self, trainer: "Trainer", options: Any):
         self.trainer, self.options = trainer, options
         self.networks: dict[str, nn.Module] = {}
-        self.averages: dict[str, nn.Module] = {}
         self.state: dict[str, nn.Module] = {}
         self.optimizers: dict[str, Optimizer] = {}
         settings = trainer.settings
@@ -94,10 +90,10 @@ class Method:
                 "other images of the batch"
             )
 
-    @staticmethod
-    def passes(settings: Settings, options: Any) -> Passes:
+    @classmethod
+    def passes(cls, settings: Settings, options: Any) -> Passes:
         """Returns the passes of a step after the warm-up."""
-        raise NotImplementedError
+        return cls.step_passes
 
     def phases(self, views: Views) -> Iterator[Phase]:
         """Yields the phases of a step. The trainer minimises each before it asks for the next."""

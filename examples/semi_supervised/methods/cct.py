@@ -35,28 +35,28 @@ from dgcl_ops import resize_labels
 from semi_supervised.methods import perturbations
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import check_options, mean_over, squared_differences
+from semi_supervised.methods.options import MethodOptions, NumberOrZero, Positive, Share
+from semi_supervised.methods.pixels import mean_over, squared_differences
 from semi_supervised.methods.ramps import sigmoid_ramp
 from semi_supervised.network import resize
-from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of CCT."""
 
     weight: float = 30.0  # W
-    ramp: float = 0.1  # share of the steps after the warm-up; 0: no ramp
-    heads: int = 2  # decoders of each perturbation
+    ramp: Share = 0.1  # share of the steps after the warm-up; 0: no ramp
+    heads: NumberOrZero = 2  # decoders of each perturbation
     background: int | None = 0  # a class; None leaves out the three perturbations that need it
-    vat_heads: int = 0  # decoders with I-VAT
-    xi: float = 0.1  # of I-VAT
+    vat_heads: NumberOrZero = 0  # decoders with I-VAT
+    xi: Positive = 0.1  # of I-VAT
     eps: float = 2.0  # of I-VAT
     per_pixel: bool = False  # whether eps is the norm per pixel instead of per image
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.heads + self.vat_heads == 0:
             raise ValueError("heads or vat_heads must be at least 1, got 0 and 0")
 
@@ -66,6 +66,7 @@ class CCT(Method):
 
     Options = Options
     teaches, alone = False, False
+    step_passes = Passes(trained=2)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
@@ -81,17 +82,13 @@ class CCT(Method):
         self.networks = {"decoders": self.decoders}
         self.decode = trainer.synchronised(self.decoders)
 
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2)
-
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""
         trainer, options, batch = self.trainer, self.options, views.batch
         images = torch.cat((views.images, batch.weak))
-        logits, supervised, features = reps.classify(trainer, images, batch.labels)
+        logits, supervised, maps = reps.classify(trainer, images, batch.labels)
         count = len(batch.weak)
-        maps, targets = features[-count:], logits[-count:].detach().softmax(1)
+        maps, targets = maps[-count:], logits[-count:].detach().softmax(1)
         classes = resize_labels(targets.argmax(1), maps.shape[-2:])
 
         found = self.decode(torch.cat(self.perturbed(maps, classes), 1))

@@ -24,20 +24,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from semi_supervised.methods.base import Passes, TwoNetworks
-from semi_supervised.methods.pixels import check_options, mean_over
+from semi_supervised.methods.options import MethodOptions
+from semi_supervised.methods.pixels import mean_over
 from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of CPS."""
 
     weight: float = 1.0  # W
     cutmix: bool = True
-
-    def __post_init__(self):
-        check_options(self)
 
 
 class CPS(TwoNetworks):
@@ -49,8 +47,8 @@ class CPS(TwoNetworks):
         self.mixes = options.cutmix
         super().__init__(trainer, options)
 
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
+    @classmethod
+    def passes(cls, settings: Settings, options: Options) -> Passes:
         return Passes(trained=4, forward=2 if options.cutmix else 0)
 
     def losses(self, views: Views) -> dict[str, Tensor]:

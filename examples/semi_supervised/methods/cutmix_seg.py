@@ -20,20 +20,17 @@ import torch
 from torch import Tensor
 
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import check_options, mean_over, share, squared_differences
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, Share
+from semi_supervised.methods.pixels import mean_over, share, squared_differences
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of CutMix-Seg."""
 
     weight: float = 1.0  # W
-    threshold: float = 0.97  # tau
-
-    def __post_init__(self):
-        check_options(self)
+    threshold: Share = 0.97  # tau
 
 
 class CutMixSeg(Method):
@@ -41,10 +38,7 @@ class CutMixSeg(Method):
 
     Options = Options
     mixes = True
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=1)
+    step_passes = Passes(trained=2, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

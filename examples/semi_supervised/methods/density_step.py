@@ -27,29 +27,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgcl_ops import MemoryBank, resize_labels
+from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import (
-    check_options,
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, Share
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of the density step."""
 
     weight: float = 1.0  # W
-    threshold: float = 0.95  # tau; 0 keeps all pixels
+    threshold: Share = 0.95  # tau; 0 keeps all pixels
     step: float = 0.5  # eps
     bank_capacity: int = 1024  # rows per class
     rows_per_push: int = 64  # per class and step
-
-    def __post_init__(self):
-        check_options(self)
 
 
 class DensityStep(Method):
@@ -57,12 +50,13 @@ class DensityStep(Method):
 
     Options = Options
     mixes = True
+    step_passes = Passes(trained=2, forward=1)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
         self.bank = MemoryBank(
             trainer.data.num_classes,
-            trainer.student.classifier.in_channels,
+            reps.feature_dim(trainer),
             1,
             capacity=options.bank_capacity,
             rows_per_push=options.rows_per_push,
@@ -70,10 +64,6 @@ class DensityStep(Method):
             device=trainer.device,
         )
         self.state = {"bank": self.bank}
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

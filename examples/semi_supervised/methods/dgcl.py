@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgcl_ops import FeatureTap, ProjectionHead, PseudoLabelLoss, entropy_filter, resize_labels
+from dgcl_ops import PseudoLabelLoss, entropy_filter, resize_labels
 from dgcl_ops.schedules import classification_drop_fraction, contrast_drop_fraction
-from semi_supervised import distributed
 from semi_supervised.loading import Batch
+from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.settings import Settings, contrast_loss
 from semi_supervised.views import Views
@@ -58,20 +58,16 @@ class DGCL(Method):
         super().__init__(*given)
         trainer, settings, data = self.trainer, self.trainer.settings, self.trainer.data
         self.weight = settings.contrast_weight
-        self.tap = FeatureTap(trainer.student, "classifier")
-        width = self.tap.channels
-        projection = ProjectionHead(width, width, settings.projection_dim)
-        self.projection = distributed.with_shared_batch_norm(projection, trainer.device)
+        self.head, width = reps.Head(trainer), reps.feature_dim(trainer)
         # DDP must not see the bank: it would broadcast the buffers.
         self.contrast = contrast_loss(settings, data, width, trainer.ranks).to(trainer.device)
-        self.networks = {"projection": self.projection.to(trainer.device)}
+        self.networks = {"projection": self.head.module}
         self.state = {"contrast": self.contrast}
-        self.project = trainer.synchronised(self.projection)
         self.needs_confidence = self.contrast.strategy.by_confidence
         self.pseudo_label_loss = PseudoLabelLoss(data.ignore_index)
 
-    @staticmethod
-    def passes(settings: Settings, options: Any) -> Passes:
+    @classmethod
+    def passes(cls, settings: Settings, options: Any) -> Passes:
         return Passes(trained=3 if settings.contrast_view == "weak" else 2, forward=2)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
@@ -87,13 +83,12 @@ class DGCL(Method):
             pseudo, reliable, confidence = views.strong.paste(pseudo, reliable, confidence)
             unmixed = []
         images = torch.cat((views.images, *unmixed, views.strong.images))
-        logits, supervised = trainer.classify(images, batch.labels)
-        features = self.tap.pop()
+        logits, supervised, features = reps.classify(trainer, images, batch.labels)
         unlabelled = self.pseudo_label_loss(logits[-len(pseudo) :], pseudo)
 
         # The density loss computes densities from the features and sends its gradient to the projections. It also
         # fills the bank. It uses the labelled images and the unlabelled ones that follow them in the batch.
-        projections, size = self.project(features), features.shape[-2:]
+        projections, size = self.head.project(features), features.shape[-2:]
         small = torch.cat([resize_labels(each, size) for each in (batch.labels, reliable)])
         optional = ()
         if self.needs_confidence:
@@ -133,11 +128,6 @@ class DGCL(Method):
             confidence = contrast_logits.softmax(1).amax(1)
             labelled, unlabelled = confidence.tensor_split((len(images),))
         return PseudoLabels(classification, contrast, unlabelled, labelled)
-
-    def warm_up_losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        losses = super().warm_up_losses(images, labels)
-        self.tap.pop()
-        return losses
 
     def report(self) -> dict[str, float]:
         """Returns the mean density of the bank's rows over the ready classes, or 0 if there are none."""

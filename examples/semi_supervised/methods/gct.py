@@ -26,7 +26,7 @@ Deviations:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -34,27 +34,22 @@ from torch.func import functional_call
 
 from semi_supervised.methods.base import Passes, Phase, TwoNetworks
 from semi_supervised.methods.flaw_detector import FlawDetector, true_flaws, without_noise
-from semi_supervised.methods.pixels import check_options, mean_over
+from semi_supervised.methods.options import MethodOptions, Share, at_least
+from semi_supervised.methods.pixels import mean_over
 from semi_supervised.methods.ramps import sigmoid_ramp
-from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of GCT."""
 
     correction_weight: float = 1.0  # W_f
     consistency_weight: float = 100.0  # W_c
-    threshold: float = 0.6  # xi
-    ramp: float = 0.1  # share of the steps after the warm-up; 0: R is 1
+    threshold: Share = 0.6  # xi
+    ramp: Share = 0.1  # share of the steps after the warm-up; 0: R is 1
     detector_learning_rate: float = 1e-4  # at the start
-    detector_width: int = 64  # channels of its first layer
-
-    def __post_init__(self):
-        check_options(self)
-        if self.detector_width < 2:
-            raise ValueError(f"detector_width must be at least 2, got {self.detector_width}")
+    detector_width: Annotated[int, at_least(2)] = 64  # channels of its first layer
 
 
 class GCT(TwoNetworks):
@@ -62,6 +57,7 @@ class GCT(TwoNetworks):
 
     Options = Options
     alone = False
+    step_passes = Passes(trained=4)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
@@ -71,10 +67,6 @@ class GCT(TwoNetworks):
         group = {"params": [*self.detector.parameters()], "initial_lr": rate, "factor": 1.0}
         self.optimizers = {"detector": torch.optim.Adam([group], lr=rate, betas=(0.9, 0.99))}
         self.detector_model = trainer.synchronised(self.detector)
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=4)
 
     def phases(self, views: Views) -> Iterator[Phase]:
         batch = views.batch

@@ -34,27 +34,23 @@ from torch.nn import functional as F
 
 from dgcl_ops.schedules import ema_decay
 from semi_supervised.methods.base import Method, Passes, Phase
-from semi_supervised.methods.pixels import check_options, most_likely
-from semi_supervised.settings import Settings, optimizer
+from semi_supervised.methods.options import MethodOptions, Share
+from semi_supervised.methods.pixels import most_likely
+from semi_supervised.settings import optimizer
+from semi_supervised.teacher import move
 from semi_supervised.views import Views
 
 HEADS = ("classifier.", "auxiliary.")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of GTA-Seg."""
 
     weight: float = 1.0  # W
-    dropped: float = 0.2
-    extractor_ema_maximum: float = 0.999  # D
+    dropped: Share = 0.2
+    extractor_ema_maximum: Share = 0.999  # D
     program: bool = False  # one classifier for student and assistant
-
-    def __post_init__(self):
-        check_options(self)
-        for name in ("dropped", "extractor_ema_maximum"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class GTASeg(Method):
@@ -62,6 +58,7 @@ class GTASeg(Method):
 
     Options = Options
     mixes = True
+    step_passes = Passes(trained=4, forward=3)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
@@ -70,10 +67,6 @@ class GTASeg(Method):
         self.networks = {"assistant": self.assistant}
         self.optimizers = {"assistant": optimizer(trainer.settings, self.assistant)}
         self.assistant_model = trainer.synchronised(self.assistant)
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=4, forward=3)
 
     def phases(self, views: Views) -> Iterator[Phase]:
         trainer = self.trainer
@@ -99,7 +92,6 @@ class GTASeg(Method):
         unlabelled = (each * weights * kept).sum() / weights.sum().clamp(min=1)
         return {"total": self.options.weight * unlabelled, "unlabelled": unlabelled}
 
-    @torch.no_grad()
     def move_extractor(self) -> None:
         """Moves the student's feature extractor towards the assistant's."""
         student, updates = self.trainer.student, self.trainer.step - self.trainer.settings.warm_up
@@ -107,7 +99,7 @@ class GTASeg(Method):
         own = dict(student.named_parameters())
         for name, new in self.assistant.named_parameters():
             if not name.startswith(HEADS):
-                own[name].lerp_(new, weight) if weight < 1 else own[name].copy_(new)
+                move(own[name], new, weight)
         if self.options.program:
             copy_into(student.classifier, self.assistant.classifier)
 

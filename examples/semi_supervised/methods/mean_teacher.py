@@ -20,19 +20,16 @@ import torch
 from torch import Tensor
 
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import check_options, mean_over, squared_differences
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions
+from semi_supervised.methods.pixels import mean_over, squared_differences
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of Mean Teacher."""
 
     weight: float = 100.0  # W
-
-    def __post_init__(self):
-        check_options(self)
 
 
 class MeanTeacher(Method):
@@ -40,10 +37,7 @@ class MeanTeacher(Method):
 
     Options = Options
     alone = False
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=2)
+    step_passes = Passes(trained=2, forward=2)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

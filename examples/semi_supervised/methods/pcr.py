@@ -29,32 +29,24 @@ from torch import Tensor
 from dgcl_ops import resize_labels
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import (
-    check_options,
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.options import MethodOptions, Share, Temperature
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.methods.prototypes import Prototypes
-from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of PCR."""
 
     weight: float = 1.0  # W
     prototype_weight: float = 1.0  # W_p
-    threshold: float = 0.8  # tau
+    threshold: Share = 0.8  # tau
     prototypes: int = 4  # K
-    temperature: float = 0.1  # T
-    momentum: float = 0.99  # mu
+    temperature: Temperature = 0.1  # T
+    momentum: Share = 0.99  # mu
     rows: int = 1_000  # per class; the prototypes start from them
     rows_per_push: int = 100
-
-    def __post_init__(self):
-        check_options(self)
 
 
 class PCR(Method):
@@ -62,6 +54,7 @@ class PCR(Method):
 
     Options = Options
     mixes = True
+    step_passes = Passes(trained=2, forward=1)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
@@ -70,10 +63,6 @@ class PCR(Method):
         self.rows = reps.queue(trainer, width, options.rows, options.rows_per_push)
         self.state = {"rows": self.rows, "prototypes": self.prototypes}
         self.seen: tuple[Tensor, Tensor] | None = None  # rows and classes of this step
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

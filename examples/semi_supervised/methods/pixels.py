@@ -1,44 +1,9 @@
 """Losses and shares of pixels that several methods use. Border pixels never count."""
 
-import math
-from dataclasses import fields
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from dgcl_ops import entropy_filter
-from dgcl_ops.losses import MIN_TEMPERATURE
-from semi_supervised.settings import check_types
-
-# Options that lie in [0, 1].
-SHARES = ("threshold", "weak_threshold", "dropout", "unreliable", "momentum", "ramp")
-MAY_BE_ZERO = ("heads", "vat_heads", "operations")
-
-
-def check_options(options: Any) -> None:
-    """Raises TypeError or ValueError unless each option has its type and is finite and not negative.
-
-    None is allowed where the type allows it. Thresholds and other shares must lie in [0, 1]. Integers must be at least
-    1, temperatures at least MIN_TEMPERATURE. xi must be positive.
-    """
-    check_types(options)
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if value is None:
-            continue
-        if each.name in SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{each.name} must lie in [0, 1], got {value}")
-        if each.type is int and value < 1 and each.name not in MAY_BE_ZERO:
-            raise ValueError(f"{each.name} must be at least 1, got {value}")
-        if each.name == "temperature" and not MIN_TEMPERATURE <= value < math.inf:
-            raise ValueError(
-                f"temperature must be finite and at least {MIN_TEMPERATURE}, got {value}"
-            )
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{each.name} must be finite and not negative, got {value}")
-        if each.name == "xi" and value == 0:
-            raise ValueError(f"xi must be positive, got {value}")
 
 
 def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:

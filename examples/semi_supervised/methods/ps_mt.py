@@ -32,26 +32,24 @@ from torch.nn import functional as F
 
 from dgcl_ops.schedules import ema_decay
 from semi_supervised.methods.base import Method, Passes
+from semi_supervised.methods.options import MethodOptions, Positive, Share
 from semi_supervised.methods.perturbations import adversarial
-from semi_supervised.methods.pixels import check_options, mean_over, most_likely, share
+from semi_supervised.methods.pixels import mean_over, most_likely, share
 from semi_supervised.methods.ramps import cosine_ramp
-from semi_supervised.settings import Settings
+from semi_supervised.teacher import move
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of PS-MT."""
 
     weight: float = 1.5  # W
-    ramp: float = 0.15  # share of the steps after the warm-up; 0: no ramp
-    threshold: float = 0.6  # tau; 0 keeps all pixels
-    xi: float = 0.1  # of T-VAT
+    ramp: Share = 0.15  # share of the steps after the warm-up; 0: no ramp
+    threshold: Share = 0.6  # tau; 0 keeps all pixels
+    xi: Positive = 0.1  # of T-VAT
     eps: float = 2.0  # of T-VAT
     per_pixel: bool = False  # whether eps is the norm per pixel instead of per image
-
-    def __post_init__(self):
-        check_options(self)
 
 
 class Teachers(nn.Module):
@@ -75,6 +73,7 @@ class PSMT(Method):
 
     Options = Options
     teaches, mixes = False, True
+    step_passes = Passes(trained=2, forward=2)
     warm_up_passes = Passes(trained=3)
 
     def __init__(self, trainer: Any, options: Options):
@@ -92,10 +91,6 @@ class PSMT(Method):
         self.networks = dict(zip(("first_teacher", "second_teacher"), pair, strict=True))
         self.models = [trainer.synchronised(teacher) for teacher in pair]
         self.teachers = Teachers(*pair)
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=2)
 
     def predictor(self) -> nn.Module:
         return self.teachers
@@ -131,7 +126,6 @@ class PSMT(Method):
         supervised = sum(self.trainer.classify(images, labels, each)[1] for each in models)
         return {"total": supervised, "supervised": supervised}
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Moves the teacher whose turn it is towards the student."""
         trainer, settings = self.trainer, self.trainer.settings
@@ -144,4 +138,4 @@ class PSMT(Method):
             teacher.state_dict().values(), trainer.student.state_dict().values(), strict=True
         )
         for mine, new in pairs:
-            mine.lerp_(new, weight) if mine.is_floating_point() else mine.copy_(new)
+            move(mine, new, weight)

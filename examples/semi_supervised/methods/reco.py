@@ -29,25 +29,22 @@ from torch.nn import functional as F
 from dgcl_ops import resize_labels
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import check_options, mean_over, most_likely
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, Share, Temperature
+from semi_supervised.methods.pixels import mean_over, most_likely
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of ReCo."""
 
     weight: float = 1.0  # W
     contrast_weight: float = 1.0  # W_c
-    threshold: float = 0.97  # delta_s
-    weak_threshold: float = 0.7  # delta_w
+    threshold: Share = 0.97  # delta_s
+    weak_threshold: Share = 0.7  # delta_w
     anchors: int = 256  # per class
     negatives: int = 512  # per class
-    temperature: float = 0.5  # tau
-
-    def __post_init__(self):
-        check_options(self)
+    temperature: Temperature = 0.5  # tau
 
 
 class ReCo(Method):
@@ -56,15 +53,12 @@ class ReCo(Method):
     Options = Options
     keys = frozenset({"projection_dim"})
     mixes = True
+    step_passes = Passes(trained=2, forward=1)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
         self.head = reps.Head(trainer)
         self.networks = {"projection": self.head.module}
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

@@ -98,15 +98,14 @@ def draw(allowed: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
     places = allowed.T.cumsum(1)  # the allowed pixels of each class, numbered from 1
     counts = places[:, -1]
-    numbers = 1 + random_below(counts, number)
+    numbers = 1 + random_below(counts[:, None].expand(-1, number))
     pixels = torch.searchsorted(places.contiguous(), numbers)
     return pixels.clamp(max=len(allowed) - 1), counts
 
 
-def random_below(counts: Tensor, *shape: int) -> Tensor:
-    """Draws integers in [0, counts[c]), [C, *shape] for counts [C]. For a count of 0, draws 0."""
-    counts = counts.view(-1, *[1] * len(shape))
-    drawn = torch.rand(len(counts), *shape, device=counts.device) * counts
+def random_below(counts: Tensor) -> Tensor:
+    """Draws an integer in [0, count) for each count. For a count of 0, draws 0."""
+    drawn = torch.rand(counts.shape, device=counts.device) * counts
     return torch.minimum(drawn.long(), counts - 1).clamp(min=0)  # the product may round up
 
 
@@ -134,10 +133,8 @@ def draw_similar(members: Tensor, keys: Tensor, temperature: float, number: int)
     by_class = (members.to(torch.int8).argmax(1) + ~members.any(1) * len(counts)).argsort(
         stable=True
     )
-    starts, of_class = counts.cumsum(0) - counts, counts[classes]
-    within = torch.rand(classes.shape, device=keys.device) * of_class
-    within = torch.minimum(within.long(), of_class - 1).clamp(min=0)
-    return by_class[(starts[classes] + within).clamp(max=len(members) - 1)]
+    places = (counts.cumsum(0) - counts)[classes] + random_below(counts[classes])
+    return by_class[places.clamp(max=len(members) - 1)]
 
 
 def push(bank: MemoryBank, rows: Tensor, allowed: Tensor) -> None:
@@ -157,8 +154,9 @@ def push(bank: MemoryBank, rows: Tensor, allowed: Tensor) -> None:
 
 def draw_rows(bank: MemoryBank, *shape: int) -> Tensor:
     """Draws rows of each class of a bank with replacement, [C, *shape, D]. They are arbitrary for an empty class."""
-    classes = torch.arange(bank.num_classes, device=bank.counts.device)
-    return bank.features[classes.view(-1, *[1] * len(shape)), random_below(bank.counts, *shape)]
+    numbers = torch.arange(bank.num_classes, device=bank.counts.device)
+    classes = numbers.view(-1, *[1] * len(shape)).expand(-1, *shape)
+    return bank.features[classes, random_below(bank.counts[classes])]
 
 
 def mean_contrast(

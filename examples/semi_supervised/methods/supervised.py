@@ -10,12 +10,9 @@ Deviations:
   run more steps.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
@@ -23,10 +20,7 @@ class Supervised(Method):
     """Labelled images only."""
 
     teaches = False
-
-    @staticmethod
-    def passes(settings: Settings, options: Any) -> Passes:
-        return Passes(trained=1)
+    step_passes = Passes(trained=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step, which equal those of a warm-up step."""

@@ -34,29 +34,29 @@ from dgcl_ops import PseudoLabelLoss, resize_labels
 from dgcl_ops.schedules import linear_schedule
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import certain, check_options
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, Share, Temperature
+from semi_supervised.methods.pixels import certain
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of U2PL."""
 
     weight: float = 1.0  # W_u
     contrast_weight: float = 0.1  # W_c
-    unreliable: float = 0.2  # alpha_0
-    threshold: float = 0.3  # delta
+    unreliable: Share = 0.2  # alpha_0
+    threshold: Share = 0.3  # delta
     low_rank: int = 3  # r_l
     high_rank: int = 20  # r_h
     anchors: int = 256  # per class
     negatives: int = 50  # per anchor
-    temperature: float = 0.5  # tau
+    temperature: Temperature = 0.5  # tau
     queue: int = 30_000  # rows per class
     rows_per_push: int = 1_000
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.high_rank <= self.low_rank:
             raise ValueError(
                 f"high_rank must be above low_rank {self.low_rank}, got {self.high_rank}"
@@ -69,6 +69,7 @@ class U2PL(Method):
     Options = Options
     keys = frozenset({"projection_dim"})
     mixes = True
+    step_passes = Passes(trained=2, forward=3)
 
     def __init__(self, trainer: Any, options: Options):
         super().__init__(trainer, options)
@@ -82,14 +83,9 @@ class U2PL(Method):
         self.teacher_head = reps.TeacherHead(self.head.module, settings)
         width = settings.projection_dim
         self.queue = reps.queue(trainer, width, options.queue, options.rows_per_push)
-        self.networks = {"projection": self.head.module}
-        self.averages = {"teacher_projection": self.teacher_head}
+        self.networks = {"projection": self.head.module, "teacher_projection": self.teacher_head}
         self.state = {"queue": self.queue}
         self.pseudo_label_loss = PseudoLabelLoss(trainer.data.ignore_index)
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=2, forward=3)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

@@ -26,26 +26,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from semi_supervised.methods.base import Method, Passes
-from semi_supervised.methods.pixels import (
-    check_options,
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
-from semi_supervised.settings import Settings
+from semi_supervised.methods.options import MethodOptions, Share
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of UniMatch."""
 
     weight: float = 1.0  # W
-    threshold: float = 0.95  # tau; 0 keeps all pixels
-    dropout: float = 0.5  # share of the channels that are dropped
-
-    def __post_init__(self):
-        check_options(self)
+    threshold: Share = 0.95  # tau; 0 keeps all pixels
+    dropout: Share = 0.5  # share of the channels that are dropped
 
 
 class UniMatch(Method):
@@ -53,6 +45,7 @@ class UniMatch(Method):
 
     Options = Options
     teaches, alone, mixes = False, False, True
+    step_passes = Passes(trained=4)
 
     def __init__(self, *given: Any):
         super().__init__(*given)
@@ -62,10 +55,6 @@ class UniMatch(Method):
                 f"method {self.trainer.settings.method['name']} needs a network whose forward takes perturb, see "
                 f"SegmentationNetwork; {type(student).__name__} does not"
             )
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=4)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

@@ -25,26 +25,18 @@ import torch
 from torch import Tensor
 
 from semi_supervised.methods.base import Passes
-from semi_supervised.methods.pixels import (
-    check_options,
-    confident_cross_entropy,
-    most_likely,
-    share,
-)
+from semi_supervised.methods.options import MethodOptions, Share
+from semi_supervised.methods.pixels import confident_cross_entropy, most_likely, share
 from semi_supervised.methods.unimatch import UniMatch
-from semi_supervised.settings import Settings
 from semi_supervised.views import Views
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(MethodOptions):
     """The hyper-parameters of UniMatch V2."""
 
     weight: float = 1.0  # W
-    threshold: float = 0.95  # tau; 0 keeps all pixels
-
-    def __post_init__(self):
-        check_options(self)
+    threshold: Share = 0.95  # tau; 0 keeps all pixels
 
 
 class UniMatchV2(UniMatch):
@@ -52,10 +44,7 @@ class UniMatchV2(UniMatch):
 
     Options = Options
     teaches, alone = True, True
-
-    @staticmethod
-    def passes(settings: Settings, options: Options) -> Passes:
-        return Passes(trained=3, forward=1)
+    step_passes = Passes(trained=3, forward=1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""

@@ -2,8 +2,9 @@
 
 Every file that setup.py compiles is compiled with its flags and -Werror. leaf_bits.cpp calls the numeric functions. It
 is built for x86-64 and for aarch64, where qemu runs it. The printed lines are compared: all of them with x86-64's
-portable level, and with the other levels only those that are the same on every level. A build that lets the compiler
-fuse products and sums must show a difference. The operators are not run: that would need PyTorch for aarch64.
+portable level, and with the other levels only those that are the same on every level. With --faults, a build that lets
+the compiler fuse products and sums must show a difference. The operators are not run, because that would need PyTorch
+for aarch64.
 """
 
 import os
@@ -31,6 +32,9 @@ FUSED = "-ffp-contract=fast"
 def add_options(parser) -> None:
     parser.add_argument(
         "--install", action="store_true", help="install missing packages with apt-get, as root"
+    )
+    parser.add_argument(
+        "--faults", action="store_true", help="also fuse products and sums, which must be found"
     )
 
 
@@ -67,7 +71,8 @@ def undefined_names(objects: list[Path], folder: Path) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in output.splitlines() if "dgcl::" in line]
 
 
-def check_compiles(folder: Path) -> int:
+def check_compiles(folder: Path) -> tuple[int, dict[Path, Path]]:
+    """The number of faults, and the object of each source."""
     files = extension_argument("sources")
     objects = [folder / f"{n}.o" for n in range(len(files))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -84,17 +89,22 @@ def check_compiles(folder: Path) -> int:
         print("FAILED", text)
     version = subprocess.run([CROSS, "-dumpfullversion"], capture_output=True, text=True).stdout
     print(f"{len(files)} files compiled for aarch64 by g++ {version.strip()}: {len(failed)} faults")
-    return len(failed)
+    return len(failed), dict(zip(files, objects, strict=True))
 
 
-def build_leaves(compiler: str, folder: Path, *more: str) -> Path:
-    """Builds the program that prints bits, with the files that it needs."""
+def build_leaves(
+    compiler: str, folder: Path, *more: str, built: dict[Path, Path] | None = None
+) -> Path:
+    """Builds the program that prints bits, with the files that it needs. Does not compile those in `built` again."""
     folder.mkdir()
+    built = built or {}
     sources = [LEAVES, CSRC / "cpu" / "rows.cpp"]
     sources += sorted((CSRC / "cpu" / "simd").glob("*.cpp"))
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    objects = [built.get(source, folder / f"{source.stem}.o") for source in sources]
 
     def one(source: Path, output: Path) -> str:
+        if source in built:
+            return ""
         levels = setup_value("LEVEL_FLAGS") if compiler == COMPILER else {}
         return compile_one(compiler, source, output, *levels.get(source.name, []), *more)
 
@@ -130,9 +140,9 @@ def promised(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith("level ")]
 
 
-def check_bits(folder: Path) -> int:
+def check_bits(folder: Path, built: dict[Path, Path], faults: bool) -> int:
     native = build_leaves(COMPILER, folder / "x86-64")
-    foreign = build_leaves(CROSS, folder / "aarch64")
+    foreign = build_leaves(CROSS, folder / "aarch64", built=built)
     here = lines_of(QEMU, foreign)
     failed = 0
     for level in LEVELS:
@@ -148,6 +158,8 @@ def check_bits(folder: Path) -> int:
         failed += bool(different)
         print(f"aarch64 against x86-64 {level}: {len(different)} of {len(pair[0])} lines differ")
         print(*different[:10], sep="\n", end="\n" if different else "")
+    if not faults:
+        return failed
     fused = differing(lines_of(QEMU, build_leaves(CROSS, folder / "fused", FUSED)), here)
     names = ", ".join(sorted({line.split()[line.startswith("level ")] for line in fused}))
     print(f"with {FUSED}: {len(fused)} of {len(here)} lines differ ({names})")
@@ -161,6 +173,8 @@ def run(chosen) -> int:
     provide_tools(chosen.install)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        failed = check_compiles(Path(folder)) + check_bits(Path(folder))
+        failed, built = check_compiles(Path(folder))
+        if not failed:
+            failed = check_bits(Path(folder), built, chosen.faults)
     print(f"aarch64: {failed} checks failed; {time.monotonic() - began:.0f} s")
     return 1 if failed else 0

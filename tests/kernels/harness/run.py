@@ -91,7 +91,7 @@ def add_options(parser: argparse.ArgumentParser, harness: Harness) -> None:
         nargs=2,
         metavar=("I", "N"),
         default=(0, 1),
-        help="every N-th fault from the I-th on",
+        help="every N-th fault from the I-th on; without --faults, the sanitizers' part of their runs",
     )
 
 
