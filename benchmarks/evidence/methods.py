@@ -49,7 +49,7 @@ COLUMNS = ("method", "budget", "seed", *MEASURED, "settings", "versions", *MACHI
 STEPS = 270
 LEGS = 10  # evaluations of a run
 PLAN = Plan()
-# A detector of the default width, 64, costs ten times as much as the networks at this size.
+# A detector of the default width, 64, costs several times as much as the networks at this size.
 SIZES = {"gct": {"detector_width": 8}}
 
 

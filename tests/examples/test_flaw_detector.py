@@ -125,6 +125,13 @@ def test_a_pixel_without_a_label_is_no_flaw():
     assert true_flaws(right.double().softmax(1), labels * 0 + 1, labels == 0).max() > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_without_flaws_stay_zero_in_half_precision(dtype):
+    labels, probabilities = torch.zeros(B, H, W, dtype=torch.int64), torch.full((B, C, H, W), 1 / 3)
+    assert not true_flaws(probabilities.to(dtype), labels, labels == 1).any()
+    assert not without_noise(torch.zeros(B, 1, H, W, dtype=dtype)).any()
+
+
 # ---- the detector ---------------------------------------------------------------------------------
 
 

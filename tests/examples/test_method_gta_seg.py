@@ -183,6 +183,21 @@ def test_the_assistant_starts_as_the_student_of_the_warm_up():
     assert not torch.equal(seen[1]["classifier.weight"], at_the_end["classifier.weight"])
 
 
+def test_the_student_learns_from_the_features_of_the_trained_assistant():
+    trainer = make_trainer(GTA, warm_up=0)  # the first move copies the extractor
+    student, assistant, seen = trainer.student, trainer.method.assistant, []
+    before = {name: weight.clone() for name, weight in assistant.named_parameters()}
+    student.register_forward_pre_hook(
+        lambda *_: seen.append({name: x.clone() for name, x in student.named_parameters()})
+    )
+    trainer.train_step()
+    [learning] = seen
+    for name, new in assistant.named_parameters():
+        assert not torch.equal(new, before[name])
+        kept = name.startswith("classifier")
+        assert torch.equal(learning[name], before[name] if kept else new), name
+
+
 @pytest.mark.parametrize("program", [False, True])
 def test_the_classifiers_are_one_only_as_in_the_program(program):
     trainer = make_trainer({**GTA, "program": program})

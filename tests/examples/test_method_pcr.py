@@ -23,6 +23,7 @@ from method_steps import (  # noqa: E402
     softmax,
 )
 from semi_supervised import distributed, methods  # noqa: E402
+from semi_supervised.methods import representations as reps  # noqa: E402
 from semi_supervised.methods.prototypes import Prototypes  # noqa: E402
 from test_method_runs import make_trainer  # noqa: E402
 
@@ -213,6 +214,19 @@ def test_the_prototypes_start_at_the_end_of_the_warm_up(warm_up):
     trainer.run(until=warm_up + 2)
     assert bank.num_pushes == warm_up + 1
     assert not bank.density.any()  # nothing was searched
+
+
+def test_the_prototypes_start_from_labelled_pixels_only(monkeypatch):
+    trainer, pushed = make_trainer({"name": "pcr", "threshold": 0.0}, warm_up=0), []
+    monkeypatch.setattr(reps, "push", lambda bank, *given: pushed.append(given))
+    seen = []
+    monkeypatch.setattr(trainer.method.prototypes, "update", lambda *given: seen.append(given))
+    trainer.train_step()
+    [(rows, allowed)], [(both, members, _)] = pushed, seen
+    half = len(both) // 2  # the labelled images come first
+    assert torch.equal(rows, both[:half])
+    assert torch.equal(allowed, members[:half])
+    assert members[half:].any()
 
 
 def test_prototypes_are_means_over_all_ranks(monkeypatch):

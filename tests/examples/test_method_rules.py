@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 for package in ("scipy", "sklearn", "tqdm", "torchmetrics", "yaml", "PIL"):
     pytest.importorskip(package)
@@ -16,13 +17,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train_segmentation  # noqa: E402
-from semi_supervised import methods  # noqa: E402
+from semi_supervised import checkpoint, methods  # noqa: E402
 from semi_supervised.deeplab_published import PublishedDeepLab  # noqa: E402
 from semi_supervised.network import SegmentationNetwork  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 from semi_supervised.settings import Settings  # noqa: E402
 from semi_supervised.trainer import Trainer  # noqa: E402
-from test_method_runs import EACH, EACH_NEW, PLAIN_CPS, make_network, make_trainer  # noqa: E402
+from test_method_runs import EACH, EACH_NEW, METHODS, PLAIN_CPS, make_network, make_trainer  # noqa: E402
 from test_paper_trainer import SHORT, TwoHeads, run, small_network, tree_of  # noqa: E402, F401
 from test_trainer_parts import Pooling  # noqa: E402
 
@@ -108,6 +109,135 @@ def check_perturbed(network):
     # float32 convolutions of another batch size may add in another order
     torch.testing.assert_close(same, torch.cat((plain, plain[1:])), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(other[2:], plain, rtol=1e-4, atol=1e-4)
+
+
+# ---- around a method's losses ---------------------------------------------------------------------
+
+
+@EACH
+def test_networks_are_trained_in_training_mode(method):
+    trainer, modes = make_trainer(method, warm_up=1), []
+    networks = (trainer.student, *trainer.method.networks.values())
+    for network in networks:
+        network.register_forward_hook(
+            lambda network, _, found: (
+                modes.append(network.training) if found.requires_grad else None
+            )
+        )
+    for _ in range(2):
+        for network in networks:
+            network.eval()  # as an evaluation leaves it
+        trainer.train_step()
+    assert len(modes) >= 2
+    assert all(modes)
+
+
+def test_a_method_updates_its_state_after_student_and_teacher():
+    trainer, seen = make_trainer({"name": "fixmatch"}, ema_maximum=0.0), []
+    trainer.method.after_step = lambda: seen.append(
+        (trainer.step, *(x.classifier.weight.clone() for x in (trainer.student, trainer.predictor)))
+    )
+    trainer.run(until=1)
+    [(step, student, teacher)] = seen
+    assert step == 0
+    assert torch.equal(student, trainer.student.classifier.weight)
+    assert torch.equal(student, teacher)
+
+
+@EACH
+def test_gradients_of_earlier_steps_do_not_count(method):
+    trainer = make_trainer(method, warm_up=1)
+    networks = (trainer.student, *trainer.method.networks.values())
+    weights = [weight for network in networks for weight in network.parameters()]
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, torch.nan)
+        trainer.train_step()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_teachers_head_of_u2pl_has_the_teachers_mode(mode):
+    trainer, seen = make_trainer({"name": "u2pl"}, warm_up=0, teacher_mode=mode), []
+    head = trainer.method.teacher_head.module
+    head.register_forward_hook(lambda head, *_: seen.append(head.training))
+    trainer.train_step()
+    assert seen == [mode == "train"]
+
+
+def test_the_ranks_banks_are_compared_before_a_checkpoint():
+    with_bank = {m["name"] for m in METHODS if checkpoint.banks(make_trainer(m))}
+    assert with_bank == {"dgcl", "self_training", "u2pl", "pcr", "density_step"}
+
+
+# ---- waiting for the device -----------------------------------------------------------------------
+
+
+class NoSync(TorchDispatchMode):
+    """Raises if an operator reads values of a tensor on the host, or indexes with a mask. On a GPU, both wait."""
+
+    reading = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.equal.default,
+    )
+    indexing = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indices = args[1] if func in self.indexing else ()
+        masks = [each for each in indices if each is not None and each.dtype == torch.bool]
+        if func in self.reading or masks:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **kwargs or {})
+
+
+def checked_step(trainer):
+    """Runs one step. Whatever the method computes before a backward pass, or after the step, must not wait."""
+    method = trainer.method
+    phases, warm_up_phases, after_step = method.phases, method.warm_up_phases, method.after_step
+
+    def each_phase(generator, *given):
+        phases = generator(*given)
+        while True:
+            with NoSync():
+                phase = next(phases, None)
+            if phase is None:
+                return
+            yield phase
+
+    def checked_after_step():
+        with NoSync():
+            after_step()
+
+    method.phases = lambda *given: each_phase(phases, *given)
+    method.warm_up_phases = lambda *given: each_phase(warm_up_phases, *given)
+    method.after_step = checked_after_step
+    trainer.train_step()
+
+
+# On a CPU, `one_hot` of PCR reads its input. Its own test uses tensors without values.
+@pytest.mark.parametrize("method", [each for each in METHODS if each["name"] != "pcr"], ids=str)
+@pytest.mark.parametrize("warm_up", [0, 1])
+def test_a_step_does_not_wait_for_the_device(method, warm_up):
+    checked_step(make_trainer(method, warm_up=warm_up))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.clone().index_put_((x > 0,), x[0, 0, 0, 0]),
+        lambda x: x.nonzero(),
+    ],
+)
+def test_waiting_for_the_device_is_seen(read):
+    trainer = make_trainer({"name": "fixmatch"}, warm_up=0)
+    trainer.teacher.register_forward_hook(lambda _, inputs, logits: (read(logits), logits)[1])
+    with pytest.raises(AssertionError, match="waits for the device"):
+        checked_step(trainer)
 
 
 # ---- the command line -----------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def padded(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.ZeroPad2d((1, 2, 1, 2)), convolution)
 
 
-# ---- flaw maps [B, 1, H, W], without gradients and in their own precision ----------------------------
+# ---- flaw maps [B, 1, H, W], without gradients, scaled in float32 or float64 -------------------------
 
 
 @torch.no_grad()
@@ -85,6 +85,7 @@ def true_flaws(probabilities: Tensor, labels: Tensor, counted: Tensor) -> Tensor
 
 def scaled(maps: Tensor) -> Tensor:
     """Scales each map to [0, 1]. A constant map becomes 0."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # in float16, 1e-9 is 0
     least, most = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
     return (maps - least) / (most - least + 1e-9)
 

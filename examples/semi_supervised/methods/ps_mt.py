@@ -9,8 +9,9 @@ cosine ramp over the first `ramp` of the steps after the warm-up. The mean leave
 and s.
 
 In the warm-up, the student and both teachers are trained on the labels, each from its own initial weights. After it,
-each epoch moves only one teacher, in turns. It is a moving average of the student's weights and batch-norm averages,
-with the decay `ema_maximum`. We evaluate the mean of both teachers' logits, so inference runs two networks.
+each epoch moves only one teacher, in turns. It is a moving average of the student's weights and batch-norm averages.
+The decay is min(1 - 1 / (i + 1), `ema_maximum`), i: steps since the start. `ema_from` and `teacher_averages` do not
+apply. We evaluate the mean of both teachers' logits, so inference runs two networks.
 
 Deviations:
 - The program's T-VAT has xi = 1e-6, which finds rounding noise in float32; see `perturbations.adversarial`. In bfloat16
