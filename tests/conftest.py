@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):
-    text = "every N-th file from the I-th on, and all tests marked core or kernels"
+    text = "every N-th file from the I-th on, all tests marked core, and those marked kernels in fewer schedules"
     parser.addoption("--part", type=int, nargs=2, metavar=("I", "N"), default=(0, 1), help=text)
 
 
@@ -38,6 +38,14 @@ def files_left(config) -> set[Path]:
     part, parts = config.getoption("--part", default=(0, 1))
     files = sorted(file for file in TESTS.rglob("test_*.py") if file.parent.name != "kernels")
     return {file for i, file in enumerate(files) if i % parts != part % parts}
+
+
+def leaves_schedule(config, item) -> bool:
+    """Whether --part leaves this schedule of the emulator to another part. All parts run "random"."""
+    part, parts = config.getoption("--part", default=(0, 1))
+    in_turn, callspec = ("sequential", "reverse"), getattr(item, "callspec", None)
+    schedule = callspec and callspec.params.get("schedule")
+    return schedule in in_turn and in_turn.index(schedule) % parts != part % parts
 
 
 def pytest_collection_modifyitems(config, items):
@@ -58,8 +66,11 @@ def pytest_collection_modifyitems(config, items):
     of_another_part = [
         item
         for item in items
-        if item.path in left
-        and not any(item.get_closest_marker(name) for name in ("kernels", "core"))
+        if leaves_schedule(config, item)
+        or (
+            item.path in left
+            and not any(item.get_closest_marker(name) for name in ("kernels", "core"))
+        )
     ]
     if of_another_part:
         config.hook.pytest_deselected(items=of_another_part)

@@ -6,15 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TESTS, files_left
+from conftest import TESTS, files_left, leaves_schedule
+from kernels.emulator import build
 
 RUN = TESTS.parent / ".ci" / "run"
 if not RUN.exists():
     pytest.skip("needs .ci/, which is missing here", allow_module_level=True)
 
 
+def config(part: int, parts: int) -> SimpleNamespace:
+    return SimpleNamespace(getoption=lambda *_, **__: (part, parts))
+
+
 def left(part: int, parts: int) -> set[Path]:
-    return files_left(SimpleNamespace(getoption=lambda *_, **__: (part, parts)))
+    return files_left(config(part, parts))
 
 
 def test_every_file_outside_of_kernels_is_in_one_part():
@@ -23,6 +28,18 @@ def test_every_file_outside_of_kernels_is_in_one_part():
     assert first & second == set()
     every = {file for file in TESTS.rglob("test_*.py") if file.parent != TESTS / "kernels"}
     assert first | second == every
+
+
+def test_every_schedule_is_in_one_part_and_random_in_all():
+    def run(schedule: str | None, part: int, parts: int) -> bool:
+        callspec = schedule and SimpleNamespace(params={"schedule": schedule})
+        return not leaves_schedule(config(part, parts), SimpleNamespace(callspec=callspec))
+
+    assert build.SCHEDULES == ("sequential", "reverse", "random")
+    assert [run(each, 0, 2) for each in build.SCHEDULES] == [True, False, True]
+    assert [run(each, 1, 2) for each in build.SCHEDULES] == [False, True, True]
+    assert all(run(each, 0, 1) for each in build.SCHEDULES)
+    assert run(None, 0, 2)
 
 
 def turns(text: str) -> list[tuple[int, int, str]]:
