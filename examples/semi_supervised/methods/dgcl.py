@@ -68,7 +68,8 @@ class DGCL(Method):
 
     @classmethod
     def passes(cls, settings: Settings, options: Any) -> Passes:
-        return Passes(trained=3 if settings.contrast_view == "weak" else 2, forward=2)
+        trained = 3 if settings.contrast_view == "weak" else 2
+        return Passes(trained, forward=2 if teaches_labelled(settings) else 1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""
@@ -106,17 +107,19 @@ class DGCL(Method):
     def teach(self, batch: Batch) -> PseudoLabels:
         """Labels the weak view with the teacher and ignores the least certain pixels."""
         trainer, settings = self.trainer, self.trainer.settings
-        images, _, weak, inside = batch
+        count, images = len(batch.weak), batch.weak
+        if teaches_labelled(settings):
+            images = torch.cat((batch.images, images))
         with torch.no_grad(), trainer.autocast("bfloat16"):
-            logits, small = trainer.teacher.two_sizes(torch.cat((images, weak)))
+            logits, small = trainer.teacher.two_sizes(images)
         contrast_logits = small if settings.contrast_view == "weak" else logits
         progress = trainer.progress()
         classification, contrast = (
             entropy_filter(
-                each[len(images) :],
+                each[-count:],
                 1 - drop(progress),
                 ignore_index=trainer.data.ignore_index,
-                valid_mask=resize_labels(inside, each.shape[-2:]),
+                valid_mask=resize_labels(batch.inside, each.shape[-2:]),
             )
             for each, drop in (
                 (logits, classification_drop_fraction),
@@ -126,7 +129,7 @@ class DGCL(Method):
         labelled = unlabelled = None
         if self.needs_confidence:
             confidence = contrast_logits.softmax(1).amax(1)
-            labelled, unlabelled = confidence.tensor_split((len(images),))
+            labelled, unlabelled = confidence.tensor_split((len(batch.images),))
         return PseudoLabels(classification, contrast, unlabelled, labelled)
 
     def report(self) -> dict[str, float]:
@@ -135,3 +138,12 @@ class DGCL(Method):
         ready = state["ready"]
         density = (state["mean_density"] * ready).sum() / ready.sum().clamp(min=1)
         return {"density": float(density)}
+
+
+def teaches_labelled(settings: Settings) -> bool:
+    """Returns whether the teacher sees the labelled images, too.
+
+    In train mode they are part of its batch statistics. The contrast may also need their confidence.
+    """
+    strategy = (settings.contrast.get("anchors"), settings.contrast.get("keys"))
+    return settings.teacher_mode == "train" or any("confidence" in str(x) for x in strategy)

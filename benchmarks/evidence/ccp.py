@@ -1,0 +1,306 @@
+"""Does the density loss help on photographs? Trains on CCP with few labels, in matched runs, seed by seed.
+
+    python benchmarks/evidence/ccp.py --data DIR             # the gates; if they hold, all missing runs; then the test
+    python benchmarks/evidence/ccp.py --data DIR --gates     # only the gates
+    python benchmarks/evidence/ccp.py --report               # tables and plots only, no training
+
+DIR holds train/, val/ and test/, each with images/ and labels/, and unlabelled/. CCP has 14 classes, 255 for void.
+
+Each run adds a row to runs.csv when it ends, measured on the validation images. You can stop the program at any time.
+It continues when you start it again, also inside a run. The test images are read once, after the last run.
+
+Runs with the same seed are matched: they share labelled images, initial weights, batches and random numbers.
+Self-training is the same code with contrast weight 0. Two gates decide whether the data can judge the method, with two
+seeds and on the validation images:
+- All labels beat few labels by 8 points.
+- Self-training beats supervised training by 3 points.
+
+Needs `pip install ".[evidence]"`.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import MACHINE_COLUMNS, ROOT, append_rows, machine, say
+
+sys.path.insert(0, str(ROOT / "examples"))
+from semi_supervised import evaluate
+from semi_supervised.pretrained import PretrainedNetwork
+from semi_supervised.settings import Settings
+from semi_supervised.trainer import Trainer
+
+from evidence.ccp_report import ALL, FEW, gates, gates_text, read_rows
+from evidence.compare import CONTROL, METHOD, RANDOM, SUPERVISED
+from evidence.photos import Photos, in_batches
+from evidence.pool import outcomes
+from evidence.run import described
+
+CLASSES = (
+    *("background", "skin", "hair", "top", "outerwear", "dress", "skirt", "trousers"),
+    *("shorts", "legwear", "shoes", "bag", "hat", "scarf"),
+)
+MEASURED = ("val_miou", "val_class_iou", "ready_classes", "mean_density", "start", "inputs")
+COLUMNS = ("variant", "labelled", "seed", *MEASURED, "seconds", "settings", *MACHINE_COLUMNS)
+HASHED_EVERY = 50  # steps
+SAVED_EVERY = 250
+CONTRAST = {
+    "exclude_classes": (0,),
+    "temperature": 0.5,
+    "bank_capacity": 4096,
+    "rows_per_push": 256,
+    "scales": (3, 6, 13),  # the published 8, 16 and 32 of 10,000 rows
+    "max_candidates": 4096,
+    "num_anchors": 256,
+    "num_keys": 32,
+    "num_negatives": 512,
+}
+BASE = Settings(
+    steps=2000,
+    warm_up=400,
+    batch=4,
+    learning_rate=2e-3,
+    ema_maximum=0.996,
+    teacher_mode="eval",
+    cutmix=1.0,
+    balance=0.5,
+    precision="bfloat16",
+    contrast_view="weak",
+    projection_dim=64,
+    contrast=CONTRAST,
+)
+CROP = (160, 128)
+SCALE = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        arm: a key of ARMS.
+        labelled: number of labelled images.
+        seed: of the labelled images, weights and batches.
+    """
+
+    arm: str
+    labelled: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name in messages and of the checkpoint."""
+        return f"{self.arm}, {self.labelled} labels, seed {self.seed}"
+
+
+# An arm's changes of BASE. All arms run the same code.
+ARMS: dict[str, dict[str, Any]] = {
+    SUPERVISED: {"warm_up": BASE.steps, "contrast_weight": 0.0},
+    CONTROL: {"contrast_weight": 0.0},
+    METHOD: {},
+    RANDOM: {"contrast": CONTRAST | {"anchors": "random", "keys": "average"}},
+}
+
+
+def gate_cases() -> list[Case]:
+    """Returns the runs of the two gates."""
+    kinds = (CONTROL, FEW), (SUPERVISED, FEW), (SUPERVISED, ALL)
+    return [Case(*kind, seed) for kind in kinds for seed in (0, 1)]
+
+
+def study_cases(seeds: Iterable[int]) -> list[Case]:
+    """Returns the runs of the study, seed by seed. The long ones come first."""
+    return [Case(arm, FEW, seed) for seed in seeds for arm in reversed(ARMS)]
+
+
+def settings_of(case: Case, steps: int) -> Settings:
+    """Returns a run's settings, with the warm-up scaled to the number of steps."""
+    settings = replace(BASE, seed=case.seed, **ARMS[case.arm])
+    return replace(settings, steps=steps, warm_up=settings.warm_up * steps // BASE.steps)
+
+
+def load(case: Case, folder: Path) -> Photos:
+    """Reads the images of a run."""
+    return Photos(
+        folder,
+        labelled=str(case.labelled),
+        unlabelled=folder / "unlabelled",
+        num_classes=len(CLASSES),
+        crop=CROP,
+        scale=SCALE,
+        pad=True,
+        seed=case.seed,
+        shown_in=2,
+    )
+
+
+def prepare(case: Case, data: Photos, steps: int) -> Trainer:
+    """Builds a run. Its initial weights depend on the seed only."""
+    torch.manual_seed(case.seed)
+    return Trainer(PretrainedNetwork(data.num_classes, frozen=True), data, settings_of(case, steps))
+
+
+class Inputs:
+    """Hashes what the student sees in every 50th step. A run that continues starts from the saved hash."""
+
+    def __init__(self, trainer: Trainer, digest: str = ""):
+        self.digest, self.trainer = digest, trainer
+        trainer.student.register_forward_pre_hook(self._see)
+
+    def _see(self, network: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        if self.trainer.step % HASHED_EVERY == 0 and torch.is_grad_enabled():
+            self.digest = hashed([given[0]], self.digest)
+
+
+def hashed(tensors: Iterable[Tensor], before: str = "") -> str:
+    """Returns a hash of the values of tensors, and of an earlier hash."""
+    state = hashlib.sha256(before.encode())
+    for tensor in tensors:
+        state.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def train(case: Case, options: argparse.Namespace) -> dict:
+    """Trains a run, or continues it, and evaluates it on the validation images.
+
+    Args:
+        case: the run.
+        options: the command line.
+
+    Returns:
+        A row of runs.csv.
+    """
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    data = load(case, options.data)
+    trainer = prepare(case, data, options.steps)
+    names = "".join(sample.name for sample in data.labelled_samples)
+    modules = (trainer.student, trainer.method.head.module)
+    start = hashed((p for m in modules for p in m.parameters()), names)
+    inputs = Inputs(trainer)
+    path, note = (options.work / f"{case.name}{suffix}" for suffix in (".pt", ".json"))
+    spent = 0.0
+    if path.exists():
+        trainer.load(path)
+        inputs.digest, spent = json.loads(note.read_text())[str(trainer.step)]
+
+    def keep(trainer: Trainer) -> None:
+        if trainer.step % SAVED_EVERY == 0 or trainer.step == trainer.settings.steps:
+            notes = json.loads(note.read_text()) if note.exists() else {}
+            notes[trainer.step] = inputs.digest, spent + time.perf_counter() - started
+            note.write_text(json.dumps(notes))
+            trainer.save(path)
+
+    trainer.run(record_every=SAVED_EVERY, after_step=keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        matrix = evaluate.confusion_matrix(
+            trainer.predictor, in_batches(data.val, 10), data.num_classes, data.ignore_index
+        )
+    iou = evaluate.class_iou(matrix).tolist()
+    return {
+        "variant": case.arm,
+        "labelled": case.labelled,
+        "seed": case.seed,
+        "val_miou": round(evaluate.mean_iou(matrix), 3),
+        "val_class_iou": " ".join(f"{value:.1f}" for value in iou),
+        "ready_classes": int(trainer.contrast.diagnostics()["ready"].sum()),
+        "mean_density": round(trainer.method.report()["density"], 4),
+        "start": start,
+        "inputs": inputs.digest,
+        "seconds": round(spent + time.perf_counter() - started, 1),
+        "settings": described(trainer.settings),
+        **machine(torch.device("cpu"), None, ("csrc", "dgcl_ops", "examples")),
+    }
+
+
+def train_all(cases: Iterable[Case], options: argparse.Namespace) -> list[dict]:
+    """Trains every case that is missing from runs.csv.
+
+    Returns:
+        All rows.
+
+    Raises:
+        SystemExit: If the file has runs with other settings, or if runs failed.
+    """
+    path = options.out / "runs.csv"
+    cases = dict.fromkeys(cases)
+    for row in read_rows(path):
+        case = Case(row["variant"], row["labelled"], row["seed"])
+        if case in cases:
+            del cases[case]
+            if row["settings"] != described(settings_of(case, options.steps)):
+                raise SystemExit(f"ccp: {path} holds '{case.name}' with other settings")
+    options.work.mkdir(parents=True, exist_ok=True)
+    say(f"{len(cases)} runs to do, {options.workers} at a time")
+    started, failed = time.perf_counter(), []
+    jobs = [(case, options) for case in cases]
+    for finished, ((case, _), row) in enumerate(outcomes(train, jobs, options.workers), 1):
+        if isinstance(row, BaseException):
+            failed.append(case.name)
+            say(f"{case.name} failed with {type(row).__name__}: {row}")
+            continue
+        append_rows(path, COLUMNS, [row])
+        left = (time.perf_counter() - started) / finished * (len(jobs) - finished) / 60
+        say(
+            f"{case.name}: validation mIoU {row['val_miou']:.2f} ({row['seconds']:.0f} s; "
+            f"{finished} of {len(jobs)}, {left:.0f} min left)"
+        )
+    if failed:
+        raise SystemExit(f"ccp: {len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
+    return read_rows(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if not options.report:
+        rows = train_all(gate_cases(), options)
+        print(gates_text(rows))
+        if options.gates:
+            return
+        if not all(gate.holds for gate in gates(rows)) and not options.past_gates:
+            raise SystemExit("ccp: a gate does not hold, so the data cannot judge the method")
+        train_all(study_cases(options.seeds), options)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, results = parser.add_argument, Path(__file__).parent / "results" / "ccp"
+    add("--data", type=Path, help="CCP's folder")
+    add("--out", type=Path, default=results, help="folder of the CSV files")
+    add("--work", type=Path, default=Path("runs/ccp"), help="folder of the checkpoints")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    add("--workers", type=int, default=2, help="runs at a time, with one thread each")
+    add("--steps", type=int, default=BASE.steps, help="steps per run; use few to try the program")
+    add("--gates", action="store_true", help="only the gates")
+    add("--past-gates", action="store_true", help="train all arms even if a gate does not hold")
+    add("--report", action="store_true", help="only tables and plots")
+    options = parser.parse_args(arguments)
+    for name, least in (("steps", 5), ("workers", 1)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    if min(options.seeds) < 0:
+        parser.error(f"--seeds must not be negative, got {options.seeds}")
+    if not options.report:
+        if options.data is None:
+            parser.error("--data must name CCP's folder")
+        if not (options.data / "unlabelled").is_dir():
+            parser.error(
+                f"--data must hold train/, val/, test/ and unlabelled/, got {options.data}"
+            )
+    return options
+
+
+if __name__ == "__main__":
+    main()

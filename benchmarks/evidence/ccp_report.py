@@ -1,0 +1,74 @@
+"""Gates, tables and plot of the study on CCP."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from evidence.compare import CONTROL, SUPERVISED, paired
+
+FEW, ALL = 44, 704  # labelled images
+
+
+class Gate(NamedTuple):
+    """A condition under which the data can judge the method.
+
+    Attributes:
+        name: what is compared.
+        gain: mean difference in validation mIoU, in points. None: a run is missing.
+        least: the smallest gain that is enough.
+    """
+
+    name: str
+    gain: float | None
+    least: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the gain is large enough."""
+        return self.gain is not None and self.gain >= self.least
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Reads the runs of a CSV file. A file that does not exist has none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {"labelled": int(row["labelled"]), "seed": int(row["seed"])}
+        row |= {name: float(row[name]) for name in ("val_miou", "miou") if name in row}
+    return rows
+
+
+def gates(rows: list[dict], seeds: tuple[int, ...] = (0, 1)) -> list[Gate]:
+    """Returns the two gates, measured on the validation images with the first seeds."""
+    chosen = [row for row in rows if row["seed"] in seeds]
+    scores = {(r["variant"], r["labelled"], r["seed"]): r["val_miou"] for r in chosen}
+    all_labels = [
+        scores[SUPERVISED, ALL, seed] - scores[SUPERVISED, FEW, seed]
+        for seed in seeds
+        if {(SUPERVISED, ALL, seed), (SUPERVISED, FEW, seed)} <= scores.keys()
+    ]
+    gain = paired(chosen, CONTROL, SUPERVISED, FEW, "val_miou")
+    return [
+        Gate(f"{ALL} labels over {FEW}", mean_of(all_labels, len(seeds)), 8.0),
+        Gate(
+            "self-training over supervised",
+            mean_of(gain.differences if gain else [], len(seeds)),
+            3.0,
+        ),
+    ]
+
+
+def mean_of(values: list[float], count: int) -> float | None:
+    """Returns the mean, or None unless there are `count` values."""
+    return sum(values) / count if len(values) == count else None
+
+
+def gates_text(rows: list[dict]) -> str:
+    """Returns a line for each gate."""
+    return "\n".join(
+        f"{gate.name}: {'not run' if gate.gain is None else f'{gate.gain:+.2f} points'}, "
+        f"needed {gate.least:.0f}: {'holds' if gate.holds else 'does not hold'}"
+        for gate in gates(rows)
+    )
