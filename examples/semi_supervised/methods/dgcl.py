@@ -95,14 +95,22 @@ class DGCL(Method):
         if self.needs_confidence:
             halves = (labelled_confidence, confidence)
             optional = (torch.cat([F.interpolate(each[:, None], size)[:, 0] for each in halves]),)
-        density_source = features if settings.density_of == "features" else projections
+        density_source = self.density_source(features, projections)[: len(small)]
         contrast = self.contrast(
-            projections[: len(small)], small, density_source[: len(small)].detach(), *optional
+            projections[: len(small)], small, density_source.detach(), *optional
         )
 
         total = supervised + settings.unlabelled_weight * unlabelled + self.weight * contrast
         parts = {"supervised": supervised, "unlabelled": unlabelled, "contrast": contrast}
         return {"total": total, **parts}
+
+    def density_source(self, features: Tensor, projections: Tensor) -> Tensor:
+        """Returns the maps whose densities are computed and that enter the bank, [B, D, h, w]."""
+        return features if self.trainer.settings.density_of == "features" else projections
+
+    def contrast_drop(self, progress: float) -> float:
+        """Returns the share of pseudo labels that the contrast drops."""
+        return contrast_drop_fraction(progress)
 
     def teach(self, batch: Batch) -> PseudoLabels:
         """Labels the weak view with the teacher and ignores the least certain pixels."""
@@ -117,13 +125,13 @@ class DGCL(Method):
         classification, contrast = (
             entropy_filter(
                 each[-count:],
-                1 - drop(progress),
+                1 - drop,
                 ignore_index=trainer.data.ignore_index,
                 valid_mask=resize_labels(batch.inside, each.shape[-2:]),
             )
             for each, drop in (
-                (logits, classification_drop_fraction),
-                (contrast_logits, contrast_drop_fraction),
+                (logits, classification_drop_fraction(progress)),
+                (contrast_logits, self.contrast_drop(progress)),
             )
         )
         labelled = unlabelled = None
