@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## trains with plain self-training and with the density
 test: $(VENV)/installed  ## the tests that matter to users, one process per core; 5 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m core
 
-test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools (PART="0 2": half)
+test-rest: $(VENV)/installed  ## all other tests: emulated kernels, compiled backends, benchmarks, the project's own tools (PART="0 3": a third)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not core" $(if $(PART),--part $(PART))
 
 test-all: test test-rest
