@@ -268,7 +268,7 @@ def train_all(options: argparse.Namespace) -> None:
         SystemExit: If the file has runs with other settings, or if runs failed.
     """
     jobs = dict.fromkeys(
-        (name, seed, options.steps) for name in options.variants for seed in options.seeds
+        (name, seed, options.steps) for seed in options.seeds for name in options.variants
     )
     for row in read_rows(options.out):
         job = row["variant"], row["seed"], options.steps
