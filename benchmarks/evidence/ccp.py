@@ -15,6 +15,7 @@ seeds and on the validation images:
 - All labels beat few labels by 8 points.
 - Self-training beats supervised training by 3 points.
 
+ccp_settings.py has the settings. ccp_on_gpu.py trains the same arms with a tuned backbone on a GPU.
 Needs `pip install ".[evidence]"`.
 """
 
@@ -23,10 +24,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,80 +35,20 @@ from common import MACHINE_COLUMNS, ROOT, append_rows, machine, say
 
 sys.path.insert(0, str(ROOT / "examples"))
 from semi_supervised import evaluate
+from semi_supervised.images import Sample
 from semi_supervised.pretrained import PretrainedNetwork
 from semi_supervised.settings import Settings
 from semi_supervised.trainer import Trainer
 
 from evidence.ccp_report import ALL, FEW, gates, gates_text, read_rows
-from evidence.compare import CONTROL, METHOD, RANDOM, SUPERVISED
+from evidence.ccp_settings import ARMS, BASE, CLASSES, FROZEN, Case, Setting
+from evidence.compare import CONTROL, SUPERVISED
 from evidence.photos import Photos, in_batches
 from evidence.pool import outcomes
-from evidence.run import described
 
-CLASSES = (
-    *("background", "skin", "hair", "top", "outerwear", "dress", "skirt", "trousers"),
-    *("shorts", "legwear", "shoes", "bag", "hat", "scarf"),
-)
 MEASURED = ("val_miou", "val_class_iou", "ready_classes", "mean_density", "start", "inputs")
 COLUMNS = ("variant", "labelled", "seed", *MEASURED, "seconds", "settings", *MACHINE_COLUMNS)
 HASHED_EVERY = 50  # steps
-SAVED_EVERY = 250
-CONTRAST = {
-    "exclude_classes": (0,),
-    "temperature": 0.5,
-    "bank_capacity": 4096,
-    "rows_per_push": 256,
-    "scales": (3, 6, 13),  # the published 8, 16 and 32 of 10,000 rows
-    "max_candidates": 4096,
-    "num_anchors": 256,
-    "num_keys": 32,
-    "num_negatives": 512,
-}
-BASE = Settings(
-    steps=2000,
-    warm_up=400,
-    batch=4,
-    learning_rate=2e-3,
-    ema_maximum=0.996,
-    teacher_mode="eval",
-    cutmix=1.0,
-    balance=0.5,
-    precision="bfloat16",
-    contrast_view="weak",
-    projection_dim=64,
-    contrast=CONTRAST,
-)
-CROP = (160, 128)
-SCALE = (0.5, 2.0)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run.
-
-    Attributes:
-        arm: a key of ARMS.
-        labelled: number of labelled images.
-        seed: of the labelled images, weights and batches.
-    """
-
-    arm: str
-    labelled: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The name in messages and of the checkpoint."""
-        return f"{self.arm}, {self.labelled} labels, seed {self.seed}"
-
-
-# An arm's changes of BASE. All arms run the same code.
-ARMS: dict[str, dict[str, Any]] = {
-    SUPERVISED: {"warm_up": BASE.steps, "contrast_weight": 0.0},
-    CONTROL: {"contrast_weight": 0.0},
-    METHOD: {},
-    RANDOM: {"contrast": CONTRAST | {"anchors": "random", "keys": "average"}},
-}
 
 
 def gate_cases() -> list[Case]:
@@ -123,31 +62,34 @@ def study_cases(seeds: Iterable[int]) -> list[Case]:
     return [Case(arm, FEW, seed) for seed in seeds for arm in reversed(ARMS)]
 
 
-def settings_of(case: Case, steps: int) -> Settings:
+def settings_of(case: Case, steps: int, setting: Setting = FROZEN) -> Settings:
     """Returns a run's settings, with the warm-up scaled to the number of steps."""
-    settings = replace(BASE, seed=case.seed, **ARMS[case.arm])
-    return replace(settings, steps=steps, warm_up=settings.warm_up * steps // BASE.steps)
+    return setting.settings(case.arm, case.seed, steps)
 
 
-def load(case: Case, folder: Path) -> Photos:
-    """Reads the images of a run."""
+def load(
+    case: Case, folder: Path, setting: Setting = FROZEN, device: str | torch.device = "cpu"
+) -> Photos:
+    """Reads the images of a run into the memory of a device."""
     return Photos(
         folder,
         labelled=str(case.labelled),
         unlabelled=folder / "unlabelled",
         num_classes=len(CLASSES),
-        crop=CROP,
-        scale=SCALE,
+        crop=setting.crop,
+        scale=setting.scale,
         pad=True,
         seed=case.seed,
         shown_in=2,
+        device=device,
     )
 
 
-def prepare(case: Case, data: Photos, steps: int) -> Trainer:
-    """Builds a run. Its initial weights depend on the seed only."""
+def prepare(case: Case, data: Photos, steps: int, setting: Setting = FROZEN) -> Trainer:
+    """Builds a run on the device of its images. Its initial weights depend on the seed only."""
     torch.manual_seed(case.seed)
-    return Trainer(PretrainedNetwork(data.num_classes, frozen=True), data, settings_of(case, steps))
+    network = PretrainedNetwork(data.num_classes, **setting.network)
+    return Trainer(network, data, settings_of(case, steps, setting), data.device)
 
 
 class Inputs:
@@ -181,9 +123,24 @@ def train(case: Case, options: argparse.Namespace) -> dict:
         A row of runs.csv.
     """
     torch.set_num_threads(1)
+    _, row = trained(case, options, lambda: load(case, options.data), FROZEN)
+    return row
+
+
+def trained(
+    case: Case, options: argparse.Namespace, load: Callable[[], Photos], setting: Setting
+) -> tuple[Trainer, dict]:
+    """Returns the run after its last step, and its row of runs.csv.
+
+    Args:
+        case: the run.
+        options: with the number of steps, and the folder of the checkpoints.
+        load: reads the images.
+        setting: how all runs train.
+    """
     started = time.perf_counter()
-    data = load(case, options.data)
-    trainer = prepare(case, data, options.steps)
+    data = load()
+    trainer = prepare(case, data, options.steps, setting)
     names = "".join(sample.name for sample in data.labelled_samples)
     modules = (trainer.student, trainer.method.head.module)
     start = hashed((p for m in modules for p in m.parameters()), names)
@@ -195,19 +152,19 @@ def train(case: Case, options: argparse.Namespace) -> dict:
         inputs.digest, spent = json.loads(note.read_text())[str(trainer.step)]
 
     def keep(trainer: Trainer) -> None:
-        if trainer.step % SAVED_EVERY == 0 or trainer.step == trainer.settings.steps:
+        if trainer.step % setting.saved_every == 0 or trainer.step == trainer.settings.steps:
             notes = json.loads(note.read_text()) if note.exists() else {}
             notes[trainer.step] = inputs.digest, spent + time.perf_counter() - started
-            note.write_text(json.dumps(notes))
+            written = note.with_suffix(".written")
+            written.write_text(json.dumps(notes))
+            written.replace(note)  # at once, since the program may be stopped at any time
             trainer.save(path)
 
-    trainer.run(record_every=SAVED_EVERY, after_step=keep)
-    with torch.autocast("cpu", torch.bfloat16):
-        matrix = evaluate.confusion_matrix(
-            trainer.predictor, in_batches(data.val, 10), data.num_classes, data.ignore_index
-        )
+    trainer.run(record_every=setting.saved_every, after_step=keep)
+    matrix = matrix_of(trainer, data.val[: setting.most])
     iou = evaluate.class_iou(matrix).tolist()
-    return {
+    facts = machine(data.device, None, ("csrc", "dgcl_ops", "examples"))
+    return trainer, {
         "variant": case.arm,
         "labelled": case.labelled,
         "seed": case.seed,
@@ -218,9 +175,34 @@ def train(case: Case, options: argparse.Namespace) -> dict:
         "start": start,
         "inputs": inputs.digest,
         "seconds": round(spent + time.perf_counter() - started, 1),
-        "settings": described(trainer.settings),
-        **machine(torch.device("cpu"), None, ("csrc", "dgcl_ops", "examples")),
+        "settings": setting.described(trainer.settings),
+        **{name: facts[name] for name in MACHINE_COLUMNS},
     }
+
+
+def matrix_of(trainer: Trainer, samples: list[Sample]) -> Tensor:
+    """Counts pixels by label and by the class that the run's network predicts, [C, C]."""
+    data = trainer.data
+    with torch.autocast(data.device.type, torch.bfloat16):
+        return evaluate.confusion_matrix(
+            trainer.predictor, in_batches(samples, 10), data.num_classes, data.ignore_index
+        )
+
+
+def missing(cases: Iterable[Case], path: Path, steps: int, setting: Setting = FROZEN) -> list[Case]:
+    """Returns the runs without a row.
+
+    Raises:
+        SystemExit: If the file holds one of the runs with other settings.
+    """
+    left = dict.fromkeys(cases)
+    for row in read_rows(path):
+        case = Case(row["variant"], row["labelled"], row["seed"])
+        if case in left:
+            del left[case]
+            if row["settings"] != setting.described(settings_of(case, steps, setting)):
+                raise SystemExit(f"ccp: {path} holds '{case.name}' with other settings")
+    return list(left)
 
 
 def train_all(cases: Iterable[Case], options: argparse.Namespace) -> list[dict]:
@@ -233,13 +215,7 @@ def train_all(cases: Iterable[Case], options: argparse.Namespace) -> list[dict]:
         SystemExit: If the file has runs with other settings, or if runs failed.
     """
     path = options.out / "runs.csv"
-    cases = dict.fromkeys(cases)
-    for row in read_rows(path):
-        case = Case(row["variant"], row["labelled"], row["seed"])
-        if case in cases:
-            del cases[case]
-            if row["settings"] != described(settings_of(case, options.steps)):
-                raise SystemExit(f"ccp: {path} holds '{case.name}' with other settings")
+    cases = missing(cases, path, options.steps)
     options.work.mkdir(parents=True, exist_ok=True)
     say(f"{len(cases)} runs to do, {options.workers} at a time")
     started, failed = time.perf_counter(), []

