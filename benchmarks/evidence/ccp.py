@@ -127,8 +127,8 @@ def settings_of(case: Case, steps: int) -> Settings:
     return replace(settings, steps=steps, warm_up=settings.warm_up * steps // BASE.steps)
 
 
-def load(case: Case, folder: Path) -> Photos:
-    """Reads the images of a run."""
+def load(case: Case, folder: Path, hidden: int | None = None) -> Photos:
+    """Reads the images of a run. Training does not see the labels of a hidden class."""
     return Photos(
         folder,
         labelled=str(case.labelled),
@@ -139,6 +139,7 @@ def load(case: Case, folder: Path) -> Photos:
         pad=True,
         seed=case.seed,
         shown_in=2,
+        hidden=hidden,
     )
 
 

@@ -209,11 +209,15 @@ def error_table(rows: list[dict]) -> str:
 
 def less_entropy(rows: list[dict], column: str) -> str:
     """Formats the difference of a score's AUROC from that of entropy among the same pixels."""
-    base = "all_entropy" if column.startswith("all") else "banked_entropy"
+    return less(rows, column, "all_entropy" if column.startswith("all") else "banked_entropy")
+
+
+def less(rows: list[dict], column: str, base: str) -> str:
+    """Formats the difference of two columns of the same runs."""
     if column == base:
         return ""
     pairs = [(row[column], row[base]) for row in rows if None not in (row[column], row[base])]
-    differences = [mine - entropy for mine, entropy in pairs]
+    differences = [mine - other for mine, other in pairs]
     return Paired(differences, sum(d > 0 for d in differences)).text(3) if pairs else "-"
 
 
