@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TRAIN, FURTHER = 12, 4
+TRAIN, FURTHER = 16, 4
 SIZE = 48, 40  # height, width
 BAG, OUTERWEAR = 11, 4
 
