@@ -1,13 +1,14 @@
 """Does the density loss help on photographs? Trains on CCP with few labels, in matched runs, seed by seed.
 
-    python benchmarks/evidence/ccp.py --data DIR             # the gates; if they hold, all missing runs; then the test
-    python benchmarks/evidence/ccp.py --data DIR --gates     # only the gates
-    python benchmarks/evidence/ccp.py --report               # tables and plots only, no training
+    python benchmarks/evidence/ccp.py --data DIR            # the gates; if they hold, all missing runs
+    python benchmarks/evidence/ccp.py --data DIR --gates    # only the gates
+    python benchmarks/evidence/ccp_test.py --data DIR       # then: the test images, tables and plot
+    python benchmarks/evidence/ccp.py --report              # tables and plot only, no training
 
 DIR holds train/, val/ and test/, each with images/ and labels/, and unlabelled/. CCP has 14 classes, 255 for void.
 
 Each run adds a row to runs.csv when it ends, measured on the validation images. You can stop the program at any time.
-It continues when you start it again, also inside a run. The test images are read once, after the last run.
+It continues when you start it again, also inside a run. ccp_test.py reads the test images once, after the last run.
 
 Runs with the same seed are matched: they share labelled images, initial weights, batches and random numbers.
 Self-training is the same code with contrast weight 0. Two gates decide whether the data can judge the method, with two
@@ -42,6 +43,7 @@ from semi_supervised.trainer import Trainer
 
 from evidence.ccp_report import ALL, FEW, gates, gates_text, read_rows
 from evidence.ccp_settings import ARMS, BASE, CLASSES, FROZEN, Case, Setting
+from evidence.ccp_tables import report
 from evidence.compare import CONTROL, SUPERVISED
 from evidence.photos import Photos, in_batches
 from evidence.pool import outcomes
@@ -68,9 +70,13 @@ def settings_of(case: Case, steps: int, setting: Setting = FROZEN) -> Settings:
 
 
 def load(
-    case: Case, folder: Path, setting: Setting = FROZEN, device: str | torch.device = "cpu"
+    case: Case,
+    folder: Path,
+    setting: Setting = FROZEN,
+    device: str | torch.device = "cpu",
+    hidden: int | None = None,
 ) -> Photos:
-    """Reads the images of a run into the memory of a device."""
+    """Reads the images of a run into the memory of a device. Training does not see the labels of a hidden class."""
     return Photos(
         folder,
         labelled=str(case.labelled),
@@ -82,6 +88,7 @@ def load(
         seed=case.seed,
         shown_in=2,
         device=device,
+        hidden=hidden,
     )
 
 
@@ -246,6 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not all(gate.holds for gate in gates(rows)) and not options.past_gates:
             raise SystemExit("ccp: a gate does not hold, so the data cannot judge the method")
         train_all(study_cases(options.seeds), options)
+    print(report(options.out))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

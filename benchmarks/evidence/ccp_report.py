@@ -1,4 +1,4 @@
-"""Gates, tables and plot of the study on CCP."""
+"""The runs of the study on CCP: reads them, checks the gates, and checks that runs of a seed are matched."""
 
 import csv
 from pathlib import Path
@@ -38,6 +38,48 @@ def read_rows(path: Path) -> list[dict]:
         row |= {"labelled": int(row["labelled"]), "seed": int(row["seed"])}
         row |= {name: float(row[name]) for name in ("val_miou", "miou") if name in row}
     return rows
+
+
+class Matching(NamedTuple):
+    """Whether all runs of a seed share a hash.
+
+    Attributes:
+        name: what is hashed.
+        seeds: number of seeds with two runs or more.
+        differing: the seeds whose runs differ.
+    """
+
+    name: str
+    seeds: int
+    differing: list[int]
+
+    def text(self) -> str:
+        """Formats the result in one line."""
+        equal = f"equal in {self.seeds - len(self.differing)} of {self.seeds} seeds"
+        return f"{self.name}: {equal}" + (f", NOT in {self.differing}" if self.differing else "")
+
+
+def matchings(rows: list[dict]) -> list[Matching]:
+    """Compares the runs with few labels, seed by seed.
+
+    All arms share labelled images and initial weights. The arms with unlabelled images share all inputs of the student.
+    """
+    few = [row for row in rows if row["labelled"] == FEW]
+    unsupervised = [row for row in few if row["variant"] != SUPERVISED]
+    return [
+        matching("labelled images and initial weights", "start", few),
+        matching("inputs of the student, without supervised runs", "inputs", unsupervised),
+    ]
+
+
+def matching(name: str, column: str, rows: list[dict]) -> Matching:
+    """Compares a column of hashes, seed by seed."""
+    hashes: dict[int, list[str]] = {}
+    for row in rows:
+        hashes.setdefault(row["seed"], []).append(row[column])
+    several = {seed: found for seed, found in hashes.items() if len(found) > 1}
+    differing = sorted(seed for seed, found in several.items() if len(set(found)) > 1)
+    return Matching(name, len(several), differing)
 
 
 def gates(rows: list[dict], seeds: tuple[int, ...] = (0, 1)) -> list[Gate]:
