@@ -64,7 +64,7 @@ def study_cases(seeds: Iterable[int]) -> list[Case]:
     return [Case(arm, FEW, seed) for seed in seeds for arm in reversed(ARMS)]
 
 
-def settings_of(case: Case, steps: int, setting: Setting = FROZEN) -> Settings:
+def settings_of(case: Case, steps: int, setting: Setting) -> Settings:
     """Returns a run's settings, with the warm-up scaled to the number of steps."""
     return setting.settings(case.arm, case.seed, steps)
 
@@ -72,7 +72,7 @@ def settings_of(case: Case, steps: int, setting: Setting = FROZEN) -> Settings:
 def load(
     case: Case,
     folder: Path,
-    setting: Setting = FROZEN,
+    setting: Setting,
     device: str | torch.device = "cpu",
     hidden: int | None = None,
 ) -> Photos:
@@ -92,7 +92,7 @@ def load(
     )
 
 
-def prepare(case: Case, data: Photos, steps: int, setting: Setting = FROZEN) -> Trainer:
+def prepare(case: Case, data: Photos, steps: int, setting: Setting) -> Trainer:
     """Builds a run on the device of its images. Its initial weights depend on the seed only."""
     torch.manual_seed(case.seed)
     network = PretrainedNetwork(data.num_classes, **setting.network)
@@ -130,7 +130,7 @@ def train(case: Case, options: argparse.Namespace) -> dict:
         A row of runs.csv.
     """
     torch.set_num_threads(1)
-    _, row = trained(case, options, lambda: load(case, options.data), FROZEN)
+    _, row = trained(case, options, lambda: load(case, options.data, FROZEN), FROZEN)
     return row
 
 
@@ -196,7 +196,7 @@ def matrix_of(trainer: Trainer, samples: list[Sample]) -> Tensor:
         )
 
 
-def missing(cases: Iterable[Case], path: Path, steps: int, setting: Setting = FROZEN) -> list[Case]:
+def missing(cases: Iterable[Case], path: Path, steps: int, setting: Setting) -> list[Case]:
     """Returns the runs without a row.
 
     Raises:
@@ -222,7 +222,7 @@ def train_all(cases: Iterable[Case], options: argparse.Namespace) -> list[dict]:
         SystemExit: If the file has runs with other settings, or if runs failed.
     """
     path = options.out / "runs.csv"
-    cases = missing(cases, path, options.steps)
+    cases = missing(cases, path, options.steps, FROZEN)
     options.work.mkdir(parents=True, exist_ok=True)
     say(f"{len(cases)} runs to do, {options.workers} at a time")
     started, failed = time.perf_counter(), []

@@ -86,7 +86,7 @@ def train(name: str, seed: int, folder: Path) -> dict:
     """Trains a run and returns its row."""
     torch.set_num_threads(1)
     started, attempt = time.perf_counter(), ATTEMPTS[name]
-    data = ccp.load(ccp.Case(name, attempt.labelled, seed), folder)
+    data = ccp.load(ccp.Case(name, attempt.labelled, seed), folder, ccp.FROZEN)
     torch.manual_seed(seed)
     network = PretrainedNetwork(data.num_classes, frozen=not attempt.tuned)
     trainer = Trainer(network, data, attempt.settings_of(seed))

@@ -29,7 +29,6 @@ from evidence.ccp import Case
 from evidence.ccp_report import read_rows
 from evidence.ccp_tables import report
 from evidence.photos import in_batches
-from evidence.run import described
 
 COLUMNS = (
     *("variant", "labelled", "seed", "miou", "class_iou", "class_pixels", *evaluate.SCORES),
@@ -52,8 +51,8 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
-    data = ccp.load(case, options.data)
-    trainer = ccp.prepare(case, data, options.steps)
+    data = ccp.load(case, options.data, ccp.FROZEN)
+    trainer = ccp.prepare(case, data, options.steps, ccp.FROZEN)
     path = checkpoint_of(case, options)
     trainer.load(path)
     if trainer.step != options.steps:
@@ -81,7 +80,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
         **{name: None if value is None else round(value, 4) for name, value in scores.items()},
         **detection.error_columns(pixels, detection.fitted(held_out), data.num_classes),
         "seconds": round(time.perf_counter() - started, 1),
-        "settings": described(trainer.settings),
+        "settings": ccp.FROZEN.described(trainer.settings),
         **machine(torch.device("cpu"), None, ("csrc", "dgcl_ops", "examples")),
     }
 
@@ -98,7 +97,10 @@ def measure_all(options: argparse.Namespace) -> None:
         SystemExit: If runs are missing, unless the split is val, or if files do not fit the settings.
     """
     trained, cases = read_rows(options.out / "runs.csv"), ccp.study_cases(options.seeds)
-    settings = {case: described(ccp.settings_of(case, options.steps)) for case in cases}
+    settings = {
+        case: ccp.FROZEN.described(ccp.settings_of(case, options.steps, ccp.FROZEN))
+        for case in cases
+    }
     stored = {case_of(row): row["settings"] for row in trained}
     for case in cases:
         if stored.get(case, settings[case]) != settings[case]:

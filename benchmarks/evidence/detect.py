@@ -78,12 +78,12 @@ class Case:
 
 def photos(case: Case, folder: Path) -> Photos:
     """Reads CCP without the hidden class."""
-    return ccp.load(ccp.Case(case.arm, FEW, case.seed), folder, hidden=case.hidden)
+    return ccp.load(ccp.Case(case.arm, FEW, case.seed), folder, ccp.FROZEN, hidden=case.hidden)
 
 
 def photo_settings(case: Case, steps: int) -> Settings:
     """Returns the settings of the study on CCP."""
-    return ccp.settings_of(ccp.Case(case.arm, FEW, case.seed), steps)
+    return ccp.settings_of(ccp.Case(case.arm, FEW, case.seed), steps, ccp.FROZEN)
 
 
 def unknown_figures(case: Case, trainer: Trainer) -> dict:

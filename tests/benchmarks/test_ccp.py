@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,9 +32,8 @@ def small_study():
     with pytest.MonkeyPatch.context() as patch:
         for module in (ccp, ccp_report, ccp_tables):
             patch.setattr(module, "FEW", LABELLED)
-        patch.setattr(ccp, "CROP", (32, 32))
+        patch.setattr(ccp, "FROZEN", replace(ccp.FROZEN, crop=(32, 32), saved_every=2))
         patch.setattr(ccp, "HASHED_EVERY", 2)
-        patch.setattr(ccp, "SAVED_EVERY", 2)
         yield
 
 
@@ -82,7 +82,7 @@ def test_runs_of_a_seed_share_weights_and_inputs_and_other_seeds_do_not(study, p
 def test_a_run_with_other_inputs_or_weights_is_found(study, photos, tmp_path, monkeypatch):
     rows = ccp_report.read_rows(study / "runs.csv")
     rows = [row for row in rows if row["variant"] != METHOD]
-    monkeypatch.setitem(ccp.ARMS, METHOD, {"jitter": 0.1})
+    monkeypatch.setattr(ccp, "FROZEN", replace(ccp.FROZEN, base=replace(ccp.BASE, jitter=0.1)))
     kept = ccp.PretrainedNetwork
 
     def other_network(*arguments, **options):
@@ -97,15 +97,19 @@ def test_a_run_with_other_inputs_or_weights_is_found(study, photos, tmp_path, mo
 
 
 def test_arms_differ_in_the_contrast_alone():
-    control = ccp.settings_of(ccp.Case(CONTROL, LABELLED, 3), 2000)
-    for arm, changed in ccp.ARMS.items():
-        settings = ccp.settings_of(ccp.Case(arm, LABELLED, 3), 2000)
+    def settings_of(arm):
+        return ccp.settings_of(ccp.Case(arm, LABELLED, 3), 2000, ccp.FROZEN)
+
+    control = settings_of(CONTROL)
+    for arm in ccp.ARMS:
+        settings = settings_of(arm)
         same = {n for n in vars(settings) if getattr(settings, n) == getattr(control, n)}
         allowed = {"contrast_weight", "contrast"} if arm != SUPERVISED else {"warm_up"}
-        assert set(vars(settings)) - same <= allowed, changed
-    contrast = ccp.settings_of(ccp.Case(RANDOM, LABELLED, 3), 2000).contrast
-    ours = ccp.settings_of(ccp.Case(METHOD, LABELLED, 3), 2000).contrast
-    assert contrast == ours | {"anchors": "random", "keys": "average"}
+        assert set(vars(settings)) - same <= allowed, arm
+    assert settings_of(RANDOM).contrast == settings_of(METHOD).contrast | {
+        "anchors": "random",
+        "keys": "average",
+    }
 
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no runs of the study are committed yet")
@@ -205,7 +209,7 @@ def test_a_gate_that_does_not_hold_stops_the_study(
 
     def train(case, options):
         score = scores.get((case.arm, case.labelled, case.seed), 0.0)
-        settings = ccp.described(ccp.settings_of(case, options.steps))
+        settings = ccp.FROZEN.described(ccp.settings_of(case, options.steps, ccp.FROZEN))
         return row(case.arm, case.labelled, case.seed, score, settings=settings)
 
     monkeypatch.setattr(ccp, "train", train)
@@ -240,7 +244,7 @@ def test_photos_draw_the_batches_of_a_folder(photos):
 
 def test_a_hidden_class_never_enters_the_training_labels(photos):
     case = ccp.Case(METHOD, LABELLED, 0)
-    plain, without = (ccp.load(case, photos, hidden=hidden) for hidden in (None, BAG))
+    plain, without = (ccp.load(case, photos, ccp.FROZEN, hidden=hidden) for hidden in (None, BAG))
     seen = 0
     for step in range(10):
         pairs = [each.labelled(4, np.random.default_rng(step)) for each in (plain, without)]
@@ -297,7 +301,9 @@ def test_each_run_is_measured_once_and_as_in_the_training(study, photos, tmp_pat
         for text in ((tmp_path / "test.csv").read_text(), whole)
     )
     assert again == first
-    pixels = sum(int((s.read()[1] == 0).sum()) for s in ccp.load(measured[0], photos).test)
+    pixels = sum(
+        int((s.read()[1] == 0).sum()) for s in ccp.load(measured[0], photos, ccp.FROZEN).test
+    )
     assert first[0]["class_pixels"].split()[0] == str(pixels)
     by_arm = {r["variant"]: r for r in first}
     assert by_arm[SUPERVISED]["banked_density"] == "-"  # its bank is empty

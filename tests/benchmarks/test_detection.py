@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,7 @@ def test_without_a_bank_there_is_no_density(student):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     monkeypatch.setattr(detect, "FEW", 6)
-    monkeypatch.setattr(detect.ccp, "CROP", (32, 32))
+    monkeypatch.setattr(detect.ccp, "FROZEN", replace(detect.ccp.FROZEN, crop=(32, 32)))
     monkeypatch.setattr(run, "CROP", (32, 32))
     monkeypatch.setattr(detect, "SAVED_EVERY", 2)
     return write_photos(tmp_path / "photos")
