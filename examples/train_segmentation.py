@@ -246,11 +246,10 @@ def report(
     val = matrix if data.val is data.test else confusion_matrix(trainer, data.val, window)
     # On all ranks, since each rank may hold only a shard of the bank.
     figures = advice.measure(trainer, val)
-    errors = evaluate.error_by_density(
-        trainer.student, trainer.contrast, batches(data.test), data.ignore_index
-    )
-    network = evaluated_network(trainer, window)
-    strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
+    of_features = trainer.settings.density_of == "features"
+    source = trainer.student, trainer.contrast if of_features else None
+    errors = evaluate.error_by_density(*source, batches(data.test), data.ignore_index)
+    strips = evaluate.overlays(evaluated_network(trainer, window), *source, data)
     if trainer.rank > 0:
         return None
     features, classes = evaluate.sample_features(

@@ -95,7 +95,7 @@ def error_of(root: Path, capsys) -> str:
 
 
 GOOD = {"S": [50.0, 51.0, 49.0], "C": [54.0, 55.2, 53.1]}  # self-training gains 4.1 points
-WRONG = [int(0.2 * advise.SCENES_PRECISION)] * 2  # of 20; at most as many as on the scenes
+WRONG = [11, 11]  # of 20: 55 %, fewer than on the scenes of digits
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ WRONG = [int(0.2 * advise.SCENES_PRECISION)] * 2  # of 20; at most as many as on
         ({"S": [50.0], "C": [54.0]}, ("",), "One seed shows no interval, so train a second one"),
         ({"S": [50.0, 51.0], "C": [52.0, 54.0]}, ("",), "Not yet. Self-training gains 2.50 points"),
         ({"S": [50.0, 51.0], "C": [51.0, 60.0]}, ("",), "Not yet. The interval of self-training's"),
-        (GOOD, ("advice.pseudo_labels.sparse_right", WRONG), "Expect a cost."),
+        (GOOD, ("advice.pseudo_labels.sparse_right", WRONG), "Expect no gain. 55.0 %"),
         (GOOD, ("advice.bank.ready", [False, False]), "It cannot act."),
         (GOOD | {"D": [55.0, 56.3, 54.0]}, ("",), "weight 0.5: use it."),
         (GOOD | {"D": [53.0, 54.0, 52.2]}, ("",), "weight 0.5: leave it out."),
