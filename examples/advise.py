@@ -21,8 +21,8 @@ from semi_supervised.findings import CONTROL, COUNTS, SUPERVISED, Found, Paired
 # In points of mIoU. A gate of the study on photographs (benchmarks/evidence/ccp_report.py). On CamVid, self-training
 # gains 0.0 and 0.3, and the density loss shows no effect (docs/evidence.md).
 LEAST_GAIN = 3.0
-# Right pseudo labels in the sparsest fifths, in percent. On scenes of digits they are 55.6 %, and the loss costs about a
-# point (docs/should_i_use_it.md has the command). We have no evidence above.
+# Right pseudo labels in the sparsest fifths, in percent. On scenes of digits they are 55.6 %, and the loss costs about
+# a point (docs/should_i_use_it.md has the command). We have no evidence above.
 SCENES_PRECISION = 56.0
 # Labelled images of a class. The study on photographs draws them so that each class is in two. No evidence below.
 FEW_IMAGES = 2
