@@ -16,7 +16,6 @@ its own folder under --out.
 
 import argparse
 import contextlib
-import csv
 import functools
 import sys
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semi_supervised import distributed, evaluate, methods, summary
+from semi_supervised import advice, distributed, evaluate, methods, summary
 from semi_supervised.checks import check_images
 from semi_supervised.config import Config, RunKeys, value_of
 from semi_supervised.images import batches
@@ -227,7 +226,8 @@ def report(
 ) -> summary.Run | None:
     """Evaluates the predictor on the test images, and writes metrics, IoU by class and overlays.
 
-    Features and densities are always measured on whole images. The features are the teacher's.
+    The figures for advise.py are those of the validation images. Features and densities are always measured on whole
+    images. The features are the teacher's.
 
     Args:
         trainer: the finished run.
@@ -243,12 +243,13 @@ def report(
     if trainer.rank == 0:
         print(f"evaluating {len(data.test)} test images", flush=True)
     matrix = confusion_matrix(trainer, data.test, window)
+    val = matrix if data.val is data.test else confusion_matrix(trainer, data.val, window)
     # On all ranks, since each rank may hold only a shard of the bank.
-    errors = evaluate.error_by_density(
-        trainer.student, trainer.contrast, batches(data.test), data.ignore_index
-    )
-    network = evaluated_network(trainer, window)
-    strips = evaluate.overlays(network, trainer.student, trainer.contrast, data)
+    figures = advice.measure(trainer, val)
+    of_features = trainer.settings.density_of == "features"
+    source = trainer.student, trainer.contrast if of_features else None
+    errors = evaluate.error_by_density(*source, batches(data.test), data.ignore_index)
+    strips = evaluate.overlays(evaluated_network(trainer, window), *source, data)
     if trainer.rank > 0:
         return None
     features, classes = evaluate.sample_features(
@@ -265,16 +266,13 @@ def report(
         errors=errors,
         history=[record for record in trainer.history if "supervised" in record],
     )
-    with open(out / "classes.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["class", "IoU %", "labelled training pixels", "test pixels"])
-        columns = run.class_iou, data.pixels.tolist(), matrix.sum(1).tolist()
-        for c, (iou, trained, tested) in enumerate(zip(*columns, strict=True)):
-            table.writerow([c, f"{iou:.2f}", trained, tested])
+    pixels = data.pixels.tolist(), matrix.sum(1).tolist()
+    summary.write_classes(out / "classes.csv", run.class_iou, *pixels)
     measured = summary.row_of(run)
     measured |= {"settings": asdict(trainer.settings), "data": data.description()}
     measured |= {"evaluate_window": window, "passes": methods.passes_of(trainer.settings)}
-    summary.write_json(out / "metrics.json", measured | {"history": run.history})
+    measured |= {"advice": figures, "history": run.history}
+    summary.write_json(out / "metrics.json", measured)
     for name, strip in strips.items():
         Image.fromarray(strip).save(out / f"overlay-{name}.png")
     print(

@@ -42,6 +42,7 @@ class FolderData:
 
     Attributes:
         pixels: [C], labelled training pixels of each class.
+        images: [C], labelled training images that show each class.
         ignore_index: label of pixels without a class in the returned labels. The files may use another value, if their
             values are not the classes.
         val: samples for validation.
@@ -124,12 +125,12 @@ class FolderData:
             )
         self.test = splits.get("test") or splits["val"]
         self.val = splits.get("val") or self.test
-        self.pixels = self._check_labels(num_classes)
+        self.pixels, self.images = self._check_labels(num_classes)
         self.num_classes = len(self.pixels)
 
     def _check_labels(self, num_classes: int | None) -> np.ndarray:
-        """Reads every label in use and returns the labelled training pixels of each class, [C]."""
-        pixels, seen = np.zeros((2, LABELS), dtype=np.int64)
+        """Reads every label in use. Returns the labelled training pixels and images of each class, [2, C]."""
+        pixels, images, seen = np.zeros((3, LABELS), dtype=np.int64)
         where: dict[int, Path] = {}  # for each largest label, a file with it
         labelled = set(self.labelled_samples)
         for sample in dict.fromkeys([*self.labelled_samples, *self.val, *self.test]):
@@ -137,9 +138,11 @@ class FolderData:
             seen[: len(counts)] += counts
             if sample in labelled:
                 pixels[: len(counts)] += counts
+                images[: len(counts)] += counts > 0
             classes = [c for c in counts.nonzero()[0].tolist() if c != self.ignore_index]
             where |= {classes[-1]: sample.label} if classes else {}
-        return pixels[: count_classes(seen, num_classes, self.ignore_index, self.values, where)]
+        count = count_classes(seen, num_classes, self.ignore_index, self.values, where)
+        return np.stack((pixels, images))[:, :count]
 
     def description(self) -> dict:
         """Returns what must not change between save and resume."""

@@ -45,7 +45,8 @@ class DigitScenes:
         images, labels = draw_scenes(labelled + unlabelled, "train", seed)
         self.labelled_samples = list(zip(images[:labelled], labels[:labelled], strict=True))
         self.unlabelled_images = images[labelled:]
-        self.pixels = np.bincount(labels[:labelled].flatten(), minlength=self.num_classes)
+        counts = [np.bincount(x.flatten(), minlength=self.num_classes) for x in labels[:labelled]]
+        self.pixels, self.images = np.sum(counts, axis=0), np.count_nonzero(counts, axis=0)
         self.evaluated = evaluated
 
     def description(self) -> dict:

@@ -1,5 +1,6 @@
 """Summarises runs: means and spreads over the seeds, and differences seed by seed."""
 
+import csv
 import importlib.metadata
 import json
 import math
@@ -107,6 +108,17 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, value: dict) -> None:
     """Writes figures as JSON, with null for those that are not finite."""
     path.write_text(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def write_classes(
+    path: Path, class_iou: list[float], trained: list[int], tested: list[int]
+) -> None:
+    """Writes a CSV file with the IoU and the number of labelled pixels of each class."""
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", "IoU %", "labelled training pixels", "test pixels"])
+        for c, (iou, *pixels) in enumerate(zip(class_iou, trained, tested, strict=True)):
+            table.writerow([c, f"{iou:.2f}", *pixels])
 
 
 def spread(values: list[float | None]) -> dict:

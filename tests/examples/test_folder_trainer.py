@@ -53,6 +53,16 @@ def test_folder_trainer_writes_what_it_measured(divided, capsys):
         assert Image.open(overlays[0]).size == (4 * 40, 32)
 
 
+def test_densities_of_projections_are_not_drawn(divided):
+    """The bank then holds projections, so it has no density of a feature."""
+    out = train(divided, "--labelled", 4, "density_of=projections", "projection_dim=8")
+    run = out / "weight-0.5-seed-0"
+    measured = json.loads((run / "metrics.json").read_text())
+    assert measured["error_by_density"] == []
+    assert Image.open(min(run.glob("overlay-*.png"))).size == (3 * 40, 32)
+    assert sum(measured["advice"]["pseudo_labels"]["pixels"]) > 0
+
+
 def test_folder_trainer_resumes_exactly(divided, tmp_path):
     whole = train(divided, "--labelled", "1/2", out=tmp_path / "whole")
     parts = train(divided, "--labelled", "1/2", "--stop-at", 3, out=tmp_path / "parts")
