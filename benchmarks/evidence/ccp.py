@@ -62,15 +62,21 @@ def study_cases(seeds: Iterable[int]) -> list[Case]:
     return [Case(arm, FEW, seed) for seed in seeds for arm in reversed(ARMS)]
 
 
-def settings_of(case: Case, steps: int, setting: Setting = FROZEN) -> Settings:
-    """Returns a run's settings, with the warm-up scaled to the number of steps."""
-    return setting.settings(case.arm, case.seed, steps)
+def settings_of(case: Case, steps: int, setting: Setting | None = None) -> Settings:
+    """Returns a run's settings. The default setting is FROZEN, here and below."""
+    return (setting or FROZEN).settings(case.arm, case.seed, steps)
 
 
 def load(
-    case: Case, folder: Path, setting: Setting = FROZEN, device: str | torch.device = "cpu"
+    case: Case,
+    folder: Path,
+    hidden: int | None = None,
+    *,
+    setting: Setting | None = None,
+    device: str | torch.device = "cpu",
 ) -> Photos:
-    """Reads the images of a run into the memory of a device."""
+    """Reads the images of a run into the memory of a device. Training does not see the labels of a hidden class."""
+    setting = setting or FROZEN
     return Photos(
         folder,
         labelled=str(case.labelled),
@@ -82,13 +88,14 @@ def load(
         seed=case.seed,
         shown_in=2,
         device=device,
+        hidden=hidden,
     )
 
 
-def prepare(case: Case, data: Photos, steps: int, setting: Setting = FROZEN) -> Trainer:
+def prepare(case: Case, data: Photos, steps: int, setting: Setting | None = None) -> Trainer:
     """Builds a run on the device of its images. Its initial weights depend on the seed only."""
     torch.manual_seed(case.seed)
-    network = PretrainedNetwork(data.num_classes, **setting.network)
+    network = PretrainedNetwork(data.num_classes, **(setting or FROZEN).network)
     return Trainer(network, data, settings_of(case, steps, setting), data.device)
 
 
@@ -189,13 +196,15 @@ def matrix_of(trainer: Trainer, samples: list[Sample]) -> Tensor:
         )
 
 
-def missing(cases: Iterable[Case], path: Path, steps: int, setting: Setting = FROZEN) -> list[Case]:
+def missing(
+    cases: Iterable[Case], path: Path, steps: int, setting: Setting | None = None
+) -> list[Case]:
     """Returns the runs without a row.
 
     Raises:
         SystemExit: If the file holds one of the runs with other settings.
     """
-    left = dict.fromkeys(cases)
+    left, setting = dict.fromkeys(cases), setting or FROZEN
     for row in read_rows(path):
         case = Case(row["variant"], row["labelled"], row["seed"])
         if case in left:

@@ -35,7 +35,7 @@ def images_of(case: Case, options: argparse.Namespace) -> Photos:
     key = case.labelled, case.seed
     if key not in _images:
         _images.clear()
-        _images[key] = ccp.load(case, options.data, options.setting, options.device)
+        _images[key] = ccp.load(case, options.data, setting=options.setting, device=options.device)
     return _images[key]
 
 

@@ -40,6 +40,15 @@ BASE = Settings(
 )
 
 
+# What each arm changes, of the settings and of their `contrast`. All arms run the same code.
+ARMS: dict[str, dict[str, Any]] = {
+    SUPERVISED: {"contrast_weight": 0.0},  # and all steps belong to the warm-up
+    CONTROL: {"contrast_weight": 0.0},
+    METHOD: {},
+    RANDOM: {"contrast": {"anchors": "random", "keys": "average"}},
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One run.
@@ -66,7 +75,7 @@ class Setting:
 
     Attributes:
         name: of --setting.
-        base: settings of the density contrast. The other arms change them, see `changes`.
+        base: settings of the density contrast. The other arms change them, see ARMS.
         crop: height and width of the training windows.
         scale: limits of the magnification.
         network: arguments of PretrainedNetwork.
@@ -89,20 +98,13 @@ class Setting:
     workers: int = 2
     seconds: float | None = None
 
-    def changes(self, arm: str) -> dict[str, Any]:
-        """Returns how an arm changes `base`. All arms run the same code."""
-        contrast = self.base.contrast | {"anchors": "random", "keys": "average"}
-        return {
-            SUPERVISED: {"warm_up": self.base.steps, "contrast_weight": 0.0},
-            CONTROL: {"contrast_weight": 0.0},
-            METHOD: {},
-            RANDOM: {"contrast": contrast},
-        }[arm]
-
     def settings(self, arm: str, seed: int, steps: int) -> Settings:
-        """Returns a run's settings, with the warm-up scaled to the number of steps."""
-        settings = replace(self.base, seed=seed, **self.changes(arm))
-        return replace(settings, steps=steps, warm_up=settings.warm_up * steps // self.base.steps)
+        """Returns a run's settings. The warm-up is scaled to the number of steps, and is all of a supervised run."""
+        changes = dict(ARMS[arm])
+        contrast = self.base.contrast | changes.pop("contrast", {})
+        warm_up = steps if arm == SUPERVISED else self.base.warm_up * steps // self.base.steps
+        fixed = {"seed": seed, "steps": steps, "warm_up": warm_up, "contrast": contrast}
+        return replace(self.base, **fixed, **changes)
 
     def described(self, settings: Settings) -> str:
         """Returns the settings of a run that differ from the defaults, and from the frozen setting, as JSON."""
@@ -113,7 +115,6 @@ class Setting:
         return text[:-1] + "," + json.dumps(changed, separators=(",", ":"))[1:] if changed else text
 
 
-ARMS = (SUPERVISED, CONTROL, METHOD, RANDOM)
 FROZEN = Setting()
 # The backbone trains at a tenth of the head's learning rate, as in the tuned runs of run.py.
 TUNED = Setting(

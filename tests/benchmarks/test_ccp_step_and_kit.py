@@ -87,7 +87,7 @@ def make_trainer(tmp_path):
 
     def make(arm, device="cpu"):
         case = Case(arm, FEW, 0)
-        return ccp.prepare(case, ccp.load(case, tmp_path, TINY, device), 100, TINY)
+        return ccp.prepare(case, ccp.load(case, tmp_path, setting=TINY, device=device), 100, TINY)
 
     return make
 
