@@ -116,6 +116,15 @@ def cut_searches() -> Iterator[Search]:
     offsets = integers([0, *[2] * 33, 50, 50, 75])
     many = rows(80, 4, seed=1), rows(36, 600, 4, seed=2)
     yield "36 classes", many, 5, {"offsets": offsets}
+    # Only the second class is left to the exact search: more equal rows than a candidate list holds.
+    bank = rows(2, 150, 4, seed=2)
+    bank[1] = bank[1, 0].clone()
+    yield (
+        "second class of equal rows",
+        (rows(9, 4, seed=1), bank),
+        5,
+        {"offsets": integers([0, 5, 9])},
+    )
 
 
 def exact_searches() -> Iterator[Search]:
@@ -138,6 +147,10 @@ def exact_searches() -> Iterator[Search]:
     yield "exact, cut down at the end", full, 16, EXACT | {"thread": True}
     grouped = {"offsets": integers([1, 40, 40, 75]), "counts": integers([60, 3, 17])}
     yield "exact classes", (rows(80, 8, seed=1), rows(3, 64, 8)), 5, grouped | EXACT
+    # The first tile has no class. A class starts at another tile than its own number.
+    late = {"offsets": integers([65, 85, 134])}
+    pair = rows(140, 6, seed=1), rows(2, 33, 6)
+    yield "exact, 65 queries of no class", pair, 4, late | EXACT
     # Three blocks run at a time, so each takes a second class.
     several = {"offsets": torch.arange(0, 14, 2)}
     yield (
