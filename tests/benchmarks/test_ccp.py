@@ -112,7 +112,6 @@ def test_arms_differ_in_the_contrast_alone():
     }
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="no runs of the study are committed yet")
 def test_committed_runs_are_matched():
     rows = ccp_report.read_rows(COMMITTED)
     with pytest.MonkeyPatch.context() as patch:
@@ -355,3 +354,11 @@ def test_settings_in_a_row_are_those_of_the_run(study):
         settings = json.loads(row["settings"])
         assert settings["steps"] == STEPS
         assert settings["contrast"]["exclude_classes"] == [0]
+
+
+def test_the_committed_report_is_of_the_committed_runs(tmp_path, monkeypatch):
+    for module in (ccp, ccp_report, ccp_tables):
+        monkeypatch.setattr(module, "FEW", 44)
+    for name in ("runs.csv", "test.csv"):
+        (tmp_path / name).write_text((COMMITTED.parent / name).read_text())
+    assert ccp_tables.report(tmp_path) == (COMMITTED.parent / "ccp.md").read_text()
