@@ -1,4 +1,4 @@
-"""benchmarks/evidence/causes.py: each experiment changes what it names, and nothing else."""
+"""benchmarks/evidence/causes.py: each variant changes what its name says, and nothing else."""
 
 import csv
 import sys
