@@ -5,8 +5,8 @@
     python examples/advise.py runs
     python examples/train_segmentation.py --data DIR --labelled 46 --seeds 0 1   # the trial; then advise.py again
 
-All runs must be in one folder, with the same data and settings. The figures are measured on the validation images.
-docs/should_i_use_it.md has the same figures of our own studies.
+The first two commands train the baselines. All runs must be in one folder, with the same data and settings. The
+figures come from the validation images. docs/should_i_use_it.md has the same figures of our own studies.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from pathlib import Path
 from semi_supervised import findings
 from semi_supervised.findings import CONTROL, COUNTS, SUPERVISED, Found, Paired
 
-# Labelled images of a class. The study on photographs draws them so that each class is in two. No evidence below.
+# Labelled images of a class. In the study of photographs, each class is in at least two. We have no evidence for fewer.
 FEW_IMAGES = 2
 EFFECT = 0.5  # points that a trial should be able to show; the paper reports 0.2 to 1.1 over the next best method
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What decides.
+    """The figures behind the verdict.
 
     Attributes:
         runs: all runs.
         gain: of self-training over supervised training.
         effects: of the density loss over self-training, by the arm's name.
         kept: share of right pseudo labels, in percent, over all kept pixels. None: no pixel was kept.
-        classes: the same, as the mean over the classes of the density loss that have a density.
-        sparse: the same, in the sparsest fifth of each class.
+        classes: the same, averaged over the classes that the density loss uses and that have a density.
+        sparse: the same average, in the sparsest fifth of each class only.
     """
 
     runs: list[Found]
@@ -86,9 +86,9 @@ def table(figures: Figures) -> str:
         if len(effect.differences) > 1:
             needed = effect.seeds_for(EFFECT) or "over 100"
             shown = f"{effect.detectable():.2f} points; {EFFECT} points need {needed} seeds"
-            rows.append(("  shown with a power of 80 %", shown))
+            rows.append(("  detectable with 80 % power", shown))
     rows += [
-        ("right pseudo labels, all that are kept", percent(figures.kept)),
+        ("right pseudo labels, of all kept ones", percent(figures.kept)),
         ("  mean over the classes of the loss", percent(figures.classes)),
         ("  in the sparsest fifth of each class", percent(figures.sparse)),
         ("labelled images", str(controls[0].advice["labelled"])),
@@ -107,7 +107,7 @@ def percent(value: float | None) -> str:
 
 
 def scarce(images: list[list[int]], least: int) -> str:
-    """Lists the classes that some seed shows in fewer images, such as "3 (1), 7 (0)"."""
+    """Lists the classes that are in fewer images with some seed, such as "3 (1), 7 (0)": class (images)."""
     fewest = [min(counts) for counts in zip(*images, strict=True)]
     return ", ".join(f"{c} ({n})" for c, n in enumerate(fewest) if n < least) or "none"
 
@@ -125,7 +125,7 @@ def turnover(run: Found) -> str:
 
 
 def unfilled(runs: list[Found]) -> str:
-    """Lists the classes of the loss whose bank is not full in some run."""
+    """Lists the classes that the loss uses and whose bank is not full in some run."""
     short = {
         c
         for run in runs
@@ -138,7 +138,7 @@ def unfilled(runs: list[Found]) -> str:
 
 
 def idle(run: Found) -> bool:
-    """Returns whether the density loss is 0 until the end of a run, for lack of rows."""
+    """Returns whether the density loss stays 0 for the whole run, because banks lack rows."""
     bank = run.advice["bank"]
     if bank["all_full"]:
         return unfilled([run]) != "none"
@@ -150,7 +150,7 @@ def verdict(figures: Figures) -> str:
     if figures.effects:
         texts = [after_trial(arm, effect) for arm, effect in figures.effects.items()]
         if len(texts) > 1:
-            texts.append("With several weights, some intervals exclude 0 by chance.")
+            texts.append("If you try several weights, some intervals exclude 0 by chance.")
         return "\n".join(texts)
     return before_trial(figures)
 
@@ -159,7 +159,7 @@ def before_trial(figures: Figures) -> str:
     """Returns the advice if there are no runs with the density loss."""
     if any(idle(run) for run in figures.runs if run.arm == CONTROL):
         return (
-            "It cannot act. The loss stays 0, since the banks lack rows. Train longer, lower "
+            "The loss cannot act. It stays 0, because the banks have too few rows. Train longer, lower "
             "contrast.bank_capacity, or set contrast.start=per_class."
         )
     return (
@@ -178,8 +178,8 @@ def after_trial(arm: str, effect: Paired) -> str:
     if effect.mean < -effect.half:
         return f"{arm}: leave it out. It costs mIoU, and the interval is below 0."
     return (
-        f"{arm}: no difference shown. {seeds} seeds with this spread show {effect.detectable():.2f} points or more. "
-        "Leave it out, or train more seeds."
+        f"{arm}: no difference shown. With this spread, {seeds} seeds can detect {effect.detectable():.2f} points or "
+        "more. Leave the loss out, or train more seeds."
     )
 
 
@@ -202,7 +202,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(runs)} runs, {len(first['labelled_pixels'])} classes, {first['validation_images']} validation images"
     )
     if first["validated_on_test"]:
-        print("They are the test images, too: the folder has no other labelled images to hold out.")
+        print(
+            "The validation images are the test images: the folder has no other labelled images to hold out."
+        )
     if others:
         print(f"Not used: {', '.join(others)}.")
     print(f"\n{table(figures)}\n\n{verdict(figures)}")

@@ -226,7 +226,7 @@ def report(
 ) -> summary.Run | None:
     """Evaluates the predictor on the test images, and writes metrics, IoU by class and overlays.
 
-    The figures for advise.py are those of the validation images. Features and densities are always measured on whole
+    The figures for advise.py come from the validation images. Features and densities are always measured on whole
     images. The features are the teacher's.
 
     Args:

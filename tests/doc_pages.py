@@ -21,7 +21,7 @@ FENCE = re.compile(r" {0,3}(```+)([^`]*)")
 NOT_RUN = re.compile(r"<!-- not run: *(.*?) *-->")
 # Shown, not run. "" is a drawing; "{...}" is a directive of the site.
 SHOWN = re.compile(r"|bash|bibtex|cpp|yaml|toml|\{.*")
-GAP = " (?:CCP|causes) -->"  # marks where the figures of a study will go
+GAP = " (?:CCP|causes) -->"  # marks where a study's results will go
 FRACTION = re.compile(r"-?\d+\.\d+")
 LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
 FOLDERS = re.compile(r"(\./)?(\.ci|\.github|benchmarks|csrc|dgcl_ops|docs|examples|tests)/")

@@ -1,7 +1,7 @@
-"""Packs images and weights for the study on CCP: `gpu_pack --ccp DIR`.
+"""Packs images and weights for the study of photographs (CCP): `gpu_pack --ccp DIR`.
 
-The folder ccp/ of a kit holds data/, the images as they are, and site/, the packages of the backbone. Its weights are
-in half precision, 12 MB. All runs of the study start from these weights.
+A kit's folder ccp/ has two parts. data/ holds copies of the images. site/ holds the Python packages of the backbone,
+with its weights in half precision (12 MB). All runs of the study start from these weights.
 """
 
 import shutil
@@ -28,7 +28,7 @@ WHERE = "import importlib, sys; print(importlib.import_module(sys.argv[1]).__pat
 
 
 def pack_study(data: Path, folder: Path, python: str) -> None:
-    """Copies the images, and the packages of a Python's environment.
+    """Copies the images, and the backbone's packages from the environment of a Python interpreter.
 
     Raises:
         SystemExit: If images or a package are missing.
@@ -50,7 +50,7 @@ def pack_study(data: Path, folder: Path, python: str) -> None:
 
 
 def output(python: str, code: str, *arguments: object) -> str:
-    """Runs code with a Python and returns what it prints. A failure ends the program."""
+    """Runs code with a Python interpreter and returns what it prints. Exits the program on failure."""
     command = [python, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,21 +1,21 @@
-"""Why does the density loss cost mIoU on scenes of digits? Changes one thing at a time, seed by seed.
+"""Why does the density loss lower mIoU on scenes of digits? Changes one thing at a time, seed by seed.
 
     python benchmarks/evidence/causes.py             # all runs missing from the CSV file, then the table
     python benchmarks/evidence/causes.py --report    # only the table
 
-The scenes, network and settings are the demo's. The results are those of the validation digits. Each run adds one row
-to the CSV file when it ends. You can stop the program at any time; it continues when you start it again.
+The scenes, network and settings are the demo's. The results come from the validation digits. Each run adds one row to
+the CSV file when it ends. You can stop the program at any time. It continues when you start it again.
 
-Each run is compared with self-training: the run with the same seed, steps and labels, and contrast weight 0. With
-weight 0 no change below has an effect, so all runs with the same seed, steps and labels share one such run.
+Each run is compared with a self-training run: the same seed, steps and labels, with contrast weight 0. With weight 0,
+no change below has an effect. So one self-training run serves all runs with the same seed, steps and labels.
 
-Changes of what the contrast sees:
-- its labels: of the labelled pixels alone; pseudo labels that are right; the true labels of all pixels. The last two
-  use labels that nobody has.
-- fewer or more dropped pseudo labels, the strong view, banks of the teacher's features.
+Changes to what the contrast sees:
+- its labels: only those of labelled images; only pseudo labels that are right; the true labels of all pixels. In
+  practice, nobody has the labels for the last two.
+- another share of dropped pseudo labels; the strong view; banks of the teacher's features.
 
-Changes of the contrast: its weight, its start, anchors and keys, the width of the projections.
-Changes of the training: more steps, fewer labelled scenes.
+Changes to the contrast: its weight, its start, anchors and keys, the width of the projections.
+Changes to the training: more steps, fewer labelled scenes.
 """
 
 import argparse
@@ -63,7 +63,7 @@ PLAN = Plan()
 
 
 class KnownScenes(DigitScenes):
-    """Scenes that also keep the true labels of the last unlabelled batch, `truth` [B, h, w]."""
+    """Scenes that remember the true labels of the last unlabelled batch: `truth`, [B, h, w]."""
 
     def __init__(self, labelled: int, unlabelled: int, seed: int, evaluated: int):
         super().__init__(labelled, unlabelled, seed, evaluated)
@@ -84,12 +84,12 @@ class KnownScenes(DigitScenes):
 
 @dataclass(frozen=True)
 class Probe(MethodOptions):
-    """What differs from DGCL.
+    """The differences from DGCL.
 
     Attributes:
-        labels: one of LABELS.
+        labels: which labels the contrast uses, one of LABELS.
         drop: shares of pseudo labels that the contrast drops, at the start and at the end. None: as published.
-        from_progress: the contrast has weight 0 before.
+        from_progress: share of the training before which the contrast has weight 0.
         teacher_bank: whether densities and bank use the teacher's features.
     """
 
@@ -100,7 +100,7 @@ class Probe(MethodOptions):
 
 
 class ProbedDGCL(DGCL):
-    """DGCL with a change that only an experiment can make."""
+    """DGCL with changes that make sense only in an experiment."""
 
     Options = Probe
 
@@ -142,12 +142,19 @@ class ProbedDGCL(DGCL):
         return pseudo._replace(contrast=changed[self.options.labels])
 
 
-METHODS["probe"] = ProbedDGCL
+def build(data: KnownScenes, settings: Settings) -> Trainer:
+    """Builds a run. No other run knows the method "probe". The weights at the start depend on the seed only."""
+    torch.manual_seed(settings.seed)
+    METHODS["probe"] = ProbedDGCL
+    try:
+        return Trainer(SegmentationNetwork(data.num_classes), data, settings)
+    finally:
+        del METHODS["probe"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One change.
+    """One change to the demo's training.
 
     Attributes:
         probe: options of Probe.
@@ -162,7 +169,7 @@ class Variant:
     labelled: int = PLAN.labelled
 
     def settings_of(self, seed: int, steps: int) -> Settings:
-        """Returns the run's settings. `steps` is the number of steps of a variant that does not change it."""
+        """Returns the run's settings. Variants that do not change the number of steps train for `steps`."""
         base = PLAN.settings
         steps = steps * self.settings.get("steps", base.steps) // base.steps
         changes = {
@@ -205,18 +212,17 @@ def train(name: str, seed: int, steps: int) -> dict:
 
     Args:
         name: a key of VARIANTS.
-        seed: seed of scenes, weights and batches.
+        seed: seed of the scenes, weights and batches.
         steps: see `Variant.settings_of`.
 
     Returns:
-        A row of the file. "right" is the share of the contrast's pseudo labels that are right, in the last tenth of
-        the steps.
+        A row of the CSV file. "right" is the share of right pseudo labels of the contrast in the last tenth of the
+        steps.
     """
     torch.set_num_threads(1)
     started, variant = time.perf_counter(), VARIANTS[name]
     data = KnownScenes(variant.labelled, PLAN.unlabelled, seed, PLAN.evaluated)
-    torch.manual_seed(seed)  # the weights at the start
-    trainer = Trainer(SegmentationNetwork(data.num_classes), data, variant.settings_of(seed, steps))
+    trainer = build(data, variant.settings_of(seed, steps))
     trainer.run()
     sizes = data.num_classes, data.ignore_index
     held_out = list(together(data.val, 25))
@@ -246,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     add, results = parser.add_argument, Path(__file__).parent / "results"
     add("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS), metavar="NAME")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
-    add("--steps", type=int, default=PLAN.settings.steps, help="a few suffice for a trial")
+    add("--steps", type=int, default=PLAN.settings.steps, help="use few to try the program")
     add("--workers", type=int, default=available_cores(), help="runs at a time")
     add("--out", type=Path, default=results / "causes.csv", help="CSV file")
     add("--report", action="store_true", help="only the table")

@@ -1,4 +1,4 @@
-"""The table of the experiments on scenes of digits."""
+"""Builds the table of causes.py, the experiments on scenes of digits."""
 
 import csv
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def compared(rows: list[dict], name: str, metric: str) -> Paired | None:
-    """Compares a variant, seed by seed, with self-training of as many steps and labels. None without a pair."""
+    """Compares a variant, seed by seed, with self-training with the same steps and labels. None without a pair."""
     controls = {
         (row["seed"], row["steps"], row["labelled"]): row[metric]
         for row in rows

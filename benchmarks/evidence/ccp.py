@@ -1,18 +1,19 @@
-"""Does the density loss help on photographs? Trains on CCP with few labels, in matched runs, seed by seed.
+"""Does the density loss help on photographs? Trains matched runs on CCP (Clothing Co-Parsing) with few labels.
 
     python benchmarks/evidence/ccp.py --data DIR            # the gates; if they hold, all missing runs
     python benchmarks/evidence/ccp.py --data DIR --gates    # only the gates
     python benchmarks/evidence/ccp_test.py --data DIR       # then: the test images, tables and plot
     python benchmarks/evidence/ccp.py --report              # tables and plot only, no training
 
-DIR holds train/, val/ and test/, each with images/ and labels/, and unlabelled/. CCP has 14 classes, 255 for void.
+DIR holds train/, val/ and test/, each with images/ and labels/. It also holds unlabelled/. Labels are 0 to 13, and 255
+for void pixels.
 
 Each run adds a row to runs.csv when it ends, measured on the validation images. You can stop the program at any time.
-It continues when you start it again, also inside a run. ccp_test.py reads the test images once, after the last run.
+It continues when you start it again, even in the middle of a run. ccp_test.py reads the test images once, at the end.
 
 Runs with the same seed are matched: they share labelled images, initial weights, batches and random numbers.
-Self-training is the same code with contrast weight 0. Two gates decide whether the data can judge the method, with two
-seeds and on the validation images:
+Self-training is the same code with contrast weight 0. If a gate does not hold, the data cannot show an effect of the
+method. The two gates use the validation images and two seeds:
 - All labels beat few labels by 8 points.
 - Self-training beats supervised training by 3 points.
 
@@ -61,7 +62,7 @@ def gate_cases() -> list[Case]:
 
 
 def study_cases(seeds: Iterable[int]) -> list[Case]:
-    """Returns the runs of the study, seed by seed. The long ones come first."""
+    """Returns the runs of the study, seed by seed. Long runs come first."""
     return [
         Case(arm, FEW, seed)
         for seed in seeds
@@ -82,7 +83,7 @@ def load(
     device: str | torch.device = "cpu",
     hidden: int | None = None,
 ) -> Photos:
-    """Reads the images of a run into the memory of a device. Training does not see the labels of a hidden class."""
+    """Loads the images of a run into the memory of a device. The training labels omit a hidden class."""
     return Photos(
         folder,
         labelled=str(case.labelled),
@@ -99,14 +100,14 @@ def load(
 
 
 def prepare(case: Case, data: Photos, steps: int, setting: Setting) -> Trainer:
-    """Builds a run on the device of its images. Its initial weights depend on the seed only."""
+    """Builds a run on the device of its images. Its initial weights depend only on the seed."""
     torch.manual_seed(case.seed)
     network = PretrainedNetwork(data.num_classes, **setting.network)
     return Trainer(network, data, settings_of(case, steps, setting), data.device)
 
 
 class Inputs:
-    """Hashes what the student sees in every 50th step. A run that continues starts from the saved hash."""
+    """Hashes the student's inputs in every 50th step. A resumed run continues with the saved hash."""
 
     def __init__(self, trainer: Trainer, digest: str = ""):
         self.digest, self.trainer = digest, trainer
@@ -118,7 +119,7 @@ class Inputs:
 
 
 def hashed(tensors: Iterable[Tensor], before: str = "") -> str:
-    """Returns a hash of the values of tensors, and of an earlier hash."""
+    """Returns a hash of an earlier hash and of the values of tensors."""
     state = hashlib.sha256(before.encode())
     for tensor in tensors:
         state.update(tensor.detach().contiguous().cpu().numpy().tobytes())
@@ -143,13 +144,13 @@ def train(case: Case, options: argparse.Namespace) -> dict:
 def trained(
     case: Case, options: argparse.Namespace, load: Callable[[], Photos], setting: Setting
 ) -> tuple[Trainer, dict]:
-    """Returns the run after its last step, and its row of runs.csv.
+    """Trains a run, or continues it. Returns its trainer and its row of runs.csv.
 
     Args:
         case: the run.
-        options: with the number of steps, and the folder of the checkpoints.
-        load: reads the images.
-        setting: how all runs train.
+        options: the command line. It has the number of steps and the folder of the checkpoints.
+        load: loads the images.
+        setting: the setting of the study.
     """
     started = time.perf_counter()
     data = load()
@@ -170,7 +171,7 @@ def trained(
             notes[trainer.step] = inputs.digest, spent + time.perf_counter() - started
             written = note.with_suffix(".written")
             written.write_text(json.dumps(notes))
-            written.replace(note)  # at once, since the program may be stopped at any time
+            written.replace(note)  # atomic, since the program may be stopped at any time
             trainer.save(path)
 
     trainer.run(record_every=setting.saved_every, after_step=keep)
@@ -194,7 +195,7 @@ def trained(
 
 
 def matrix_of(trainer: Trainer, samples: list[Sample]) -> Tensor:
-    """Counts pixels by label and by the class that the run's network predicts, [C, C]."""
+    """Counts pixels by label and predicted class, [C, C]. The predictor is the run's."""
     data = trainer.data
     with torch.autocast(data.device.type, torch.bfloat16):
         return evaluate.confusion_matrix(
@@ -257,7 +258,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.gates:
             return
         if not all(gate.holds for gate in gates(rows)) and not options.past_gates:
-            raise SystemExit("ccp: a gate does not hold, so the data cannot judge the method")
+            raise SystemExit(
+                "ccp: a gate does not hold, so the data cannot show an effect of the method"
+            )
         train_all(study_cases(options.seeds), options)
     print(report(options.out))
 
@@ -275,7 +278,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=BASE.steps, help="steps per run; use few to try the program")
     add("--gates", action="store_true", help="only the gates")
     add("--past-gates", action="store_true", help="train all arms even if a gate does not hold")
-    add("--report", action="store_true", help="only tables and plots")
+    add("--report", action="store_true", help="only tables and plot")
     options = parser.parse_args(arguments)
     for name, least in (("steps", 5), ("workers", 1)):
         if getattr(options, name) < least:

@@ -1,10 +1,10 @@
-"""Attempts to make self-training gain on CCP, with contrast weight 0 and one seed. The results are those of validation.
+"""Looks for settings in which self-training gains on CCP, with contrast weight 0 and one seed.
 
     python benchmarks/evidence/ccp_attempts.py --data DIR
 
-The study's second gate asks that self-training beats supervised training by 3 points. These runs look for a setting in
-which it does. Each changes ccp.BASE. All but the first two use the strong view for the contrast, which has no weight
-here. This saves time.
+The study's second gate requires that self-training beats supervised training by 3 points. Each attempt changes
+ccp.BASE. The results come from the validation images. The contrast has weight 0, so all attempts use the strong view
+for it and small banks, which saves time.
 """
 
 import argparse
@@ -53,9 +53,9 @@ class Attempt:
     Attributes:
         changes: changed settings.
         labelled: number of labelled images.
-        steps: of the run. A supervised run has no other.
+        steps: number of steps. In a supervised run, all of them are warm-up.
         supervised: whether to train on labelled images only.
-        tuned: whether to train the backbone, too, at a tenth of the learning rate.
+        tuned: whether to train the backbone too, at a tenth of the learning rate.
     """
 
     changes: dict = field(default_factory=dict)

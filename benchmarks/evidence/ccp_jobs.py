@@ -1,4 +1,4 @@
-"""What each process of ccp_on_gpu.py does: it times its steps together with the others, and then trains runs."""
+"""The work of each process of ccp_on_gpu.py. It times its steps while the others do too. Then it trains runs."""
 
 import argparse
 import time
@@ -16,22 +16,22 @@ from evidence.photos import Photos, in_batches
 
 TESTED = ("miou", "class_iou", "class_pixels", *evaluate.SCORES)
 TEST_COLUMNS = ("variant", "labelled", "seed", *TESTED, "settings")
-PATIENCE = 120.0  # seconds until all processes have loaded their images
+PATIENCE = 120.0  # longest wait for all processes to load their images, in seconds
 MANY_STEPS = 1_000_000  # more than can be timed
 
-_together: Any = None  # a barrier of all processes
-_images: dict[tuple[int, int], Photos] = {}  # of the last run
+_together: Any = None  # a barrier for all processes
+_images: dict[tuple[int, int], Photos] = {}  # images of the last run
 
 
 def begin(together: Any) -> None:
-    """Prepares a process."""
+    """Prepares a process. `together` is a barrier for all processes."""
     global _together
     _together = together
     torch.set_num_threads(1)
 
 
 def images_of(case: Case, options: argparse.Namespace) -> Photos:
-    """Reads the images of a run, unless the last run had the same ones."""
+    """Loads the images of a run, or reuses those of the last run if they are the same."""
     key = case.labelled, case.seed
     if key not in _images:
         _images.clear()
@@ -40,16 +40,16 @@ def images_of(case: Case, options: argparse.Namespace) -> Photos:
 
 
 def measure_times(case: Case, options: argparse.Namespace) -> Times:
-    """Times the steps of a run, together with the other processes."""
+    """Times a run while the other processes time theirs. Releases them if this process fails."""
     try:
         return times_of(case, options)
     except BaseException:
-        _together.abort()  # the others must not wait
+        _together.abort()  # or the others would wait
         raise
 
 
 def times_of(case: Case, options: argparse.Namespace) -> Times:
-    """Times the parts of a run. The validation images stand for the test images."""
+    """Times the parts of a run. The validation images stand in for the test images."""
     setting = options.setting
     data = images_of(case, options)
     begun = time.perf_counter()
@@ -79,7 +79,7 @@ def train(case: Case, options: argparse.Namespace) -> tuple[dict, dict]:
 
 
 def test_row(case: Case, trainer: Trainer, samples: list, setting: Setting) -> dict:
-    """Measures IoU and clusters on the test images."""
+    """Measures IoU and cluster scores on some images. Returns a row of test.csv."""
     samples, data = samples[: setting.most], trainer.data
     matrix = ccp.matrix_of(trainer, samples)
     with torch.autocast(data.device.type, torch.bfloat16):

@@ -1,19 +1,19 @@
-"""The study on CCP with a tuned backbone, within ten minutes of one GPU.
+"""The study of photographs (CCP) with a tuned backbone, in under ten minutes on one GPU.
 
     python benchmarks/evidence/ccp_on_gpu.py --data DIR               # all missing runs, and the two gates
     python benchmarks/evidence/ccp_on_gpu.py --data DIR --rehearse    # 20 small steps on the CPU; results mean nothing
 
-DIR is as in ccp.py. The arms and the code are those of ccp.py. The setting "tuned" of ccp_settings.py differs: a larger
-network, trained as a whole, with larger windows and batches. All images lie on the device.
+DIR, arms and code are those of ccp.py. The setting differs: "tuned" in ccp_settings.py has a larger network, trained as
+a whole, with larger windows and batches. All images are kept on the device.
 
-There is one process per seed. It trains one run after the other. First all processes time their steps at once. This
-fixes the number of steps of all runs, so that they fit into --seconds. plan.json keeps it.
+There is one process per seed. It trains its runs in turn. First, all processes time their steps together. From these
+times, the program picks the number of steps with which all runs fit into --seconds. It stores the number in plan.json.
 
-Each run adds its row to runs.csv when it ends, measured on the validation images. It also adds a row to test.csv, since
-the checkpoint does not outlive the machine. Nothing reads test.csv before the last run.
+Each run adds a row to runs.csv when it ends, measured on the validation images. It also adds a row to test.csv, because
+its checkpoint may be lost with the machine. Nothing reads test.csv before the last run.
 
 You can stop the program at any time. It continues when you start it again with the same --out. With the same --work, it
-also continues inside a run. Its exit status is 1 while runs are missing.
+even continues in the middle of a run. The exit status is 1 while runs are missing.
 """
 
 import argparse
@@ -44,7 +44,7 @@ LEAST_STEPS = 5
 
 
 def queue_of(seed: int) -> list[Case]:
-    """Returns the runs of a seed. The most important comparison comes first, a gate's run last."""
+    """Returns the runs of a seed. The most important comparison comes first, the run for a gate last."""
     arms = (CONTROL, METHOD, RANDOM, SUPERVISED)
     gate = [case for case in ccp.gate_cases() if case.seed == seed and case.labelled != ccp.FEW]
     return [Case(arm, ccp.FEW, seed) for arm in arms] + gate
@@ -54,17 +54,17 @@ def queue_of(seed: int) -> list[Case]:
 
 
 def stored_plan(options: argparse.Namespace) -> int | None:
-    """Returns the number of steps of an earlier call, from --out or --work, or None.
+    """Reads the plan of an earlier call from --out or --work. Returns its number of steps, or None without a plan.
 
     Raises:
-        SystemExit: If the earlier call had another setting, or left runs without a plan.
+        SystemExit: If the earlier call had another setting, if two plans differ, or if there are runs without a plan.
     """
     setting, plans = options.setting.described(options.setting.base), {}
     for path in (options.out / "plan.json", options.work / "plan.json"):
         if path.exists():
             plans[path] = json.loads(path.read_text())
             if plans[path]["setting"] != setting:
-                raise SystemExit(f"ccp: {path} is of another setting: {plans[path]['setting']}")
+                raise SystemExit(f"ccp: {path} has another setting: {plans[path]['setting']}")
     if len({plan["steps"] for plan in plans.values()}) > 1:
         raise SystemExit(f"ccp: {' and '.join(map(str, plans))} differ; choose another --work")
     if not plans:
@@ -77,7 +77,7 @@ def stored_plan(options: argparse.Namespace) -> int | None:
 
 
 def write_plan(plan: dict, options: argparse.Namespace) -> None:
-    """Writes plan.json to --out and --work, each at once."""
+    """Writes plan.json to --out and --work. Each write is atomic."""
     for folder in (options.out, options.work):
         written = folder / "plan.written"
         written.write_text(json.dumps(plan, indent=1) + "\n")
@@ -87,10 +87,10 @@ def write_plan(plan: dict, options: argparse.Namespace) -> None:
 def make_plan(
     pools: list[futures.ProcessPoolExecutor], queues: list[list[Case]], options: argparse.Namespace
 ) -> int:
-    """Times the processes, and writes the number of steps to plan.json.
+    """Times the steps of all processes. Writes the number of steps that fit to plan.json, and returns it.
 
     Raises:
-        SystemExit: If too few steps fit, or if the time is over.
+        SystemExit: If too few steps fit, or if the time runs out.
     """
     setting = options.setting
     jobs = [
@@ -98,8 +98,8 @@ def make_plan(
         for pool, queue in zip(pools, queues, strict=True)
     ]
     if futures.wait(jobs, options.until - time.monotonic()).not_done:
-        raise SystemExit("ccp: the time is over before all processes have timed their steps")
-    for job in jobs:  # the others' broken barriers follow from the first error
+        raise SystemExit("ccp: the time ran out before all processes had timed their steps")
+    for job in jobs:  # raises the first error; it also breaks the barrier of the other processes
         if not isinstance(job.exception(), threading.BrokenBarrierError | None):
             job.result()
     slowest = Times(*map(max, zip(*(job.result() for job in jobs), strict=True)))
@@ -109,7 +109,7 @@ def make_plan(
     say(f"{text}; {left:.0f} s left: {steps} steps")
     if steps < LEAST_STEPS:
         raise SystemExit(
-            f"ccp: {left:.0f} s are enough for {steps} steps, and {LEAST_STEPS} are needed"
+            f"ccp: at least {LEAST_STEPS} steps must fit, got {steps} steps in {left:.0f} s"
         )
     plan = {"steps": steps, "setting": setting.described(setting.base), "processes": len(pools)}
     plan |= {"seconds": slowest._asdict(), "seconds_left": round(left, 1)}
@@ -122,7 +122,7 @@ def make_plan(
 
 @contextmanager
 def processes(count: int) -> Iterator[list[futures.ProcessPoolExecutor]]:
-    """Starts pools of one process each. In the end the processes are stopped, also inside a run."""
+    """Starts pools of one process each. On exit, it stops the processes, even in the middle of a run."""
     context = multiprocessing.get_context("spawn")
     together, others = context.Barrier(count), set(multiprocessing.active_children())
     pools = [futures.ProcessPoolExecutor(1, context, begin, (together,)) for _ in range(count)]
@@ -136,7 +136,7 @@ def processes(count: int) -> Iterator[list[futures.ProcessPoolExecutor]]:
 
 
 def study(options: argparse.Namespace) -> list[Case]:
-    """Trains the missing runs until the time is over, and writes their rows.
+    """Trains the missing runs until the time runs out, and writes their rows.
 
     Returns:
         The runs that are still missing.
@@ -167,12 +167,12 @@ def study(options: argparse.Namespace) -> list[Case]:
                 if record(job, jobs[job], options):
                     left.remove(jobs[job])
         except futures.TimeoutError:
-            say(f"the time is over; {len(left)} of {len(cases)} runs are missing")
+            say(f"the time ran out; {len(left)} of {len(cases)} runs are missing")
     return left
 
 
 def record(job: futures.Future, case: Case, options: argparse.Namespace) -> bool:
-    """Writes the rows of a run. Returns whether it has succeeded."""
+    """Writes the rows of a finished run. Returns whether the run succeeded."""
     if error := job.exception():
         say(f"{case.name} failed with {type(error).__name__}: {error}")
         return False
@@ -199,15 +199,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="CCP's folder")
-    add("--rehearse", action="store_true", help="few small steps on the CPU")
-    add("--device", help="default: cuda, in a rehearsal cpu")
-    add("--out", type=Path, help="folder of the CSV files; default: results/ccp_tuned")
+    add("--rehearse", action="store_true", help="20 small steps per run on the CPU")
+    add("--device", help="default: cuda, or cpu in a rehearsal")
+    add(
+        "--out",
+        type=Path,
+        help="folder of the CSV files; default: results/ccp_tuned next to this file",
+    )
     add("--work", type=Path, help="folder of the checkpoints; default: runs/ccp_tuned")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    add("--workers", type=int, help="processes; default: 5, in a rehearsal 1")
-    add("--steps", type=int, help="steps of a run, at most; default: 3,000, in a rehearsal 20")
-    add("--seconds", type=float, help="time for everything; default: 560, in a rehearsal 3,600")
-    add("--timing", type=float, default=16.0, help="seconds of steps that are timed")
+    add("--workers", type=int, help="processes; default: 5, or 1 in a rehearsal")
+    add("--steps", type=int, help="most steps per run; default: 3,000, or 20 in a rehearsal")
+    add("--seconds", type=float, help="seconds in all; default: 560, or 3,600 in a rehearsal")
+    add("--timing", type=float, default=16.0, help="seconds to spend on timing steps")
     options = parser.parse_args(arguments)
     options.setting = setting = REHEARSAL if options.rehearse else TUNED
     folder = f"ccp_{setting.name}"
@@ -235,5 +239,5 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the processes, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also stops the processes
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The runs of the study on CCP: reads them, checks the gates, and checks that runs of a seed are matched."""
+"""Reads the runs of the study of CCP, checks the gates, and checks that the runs of a seed are matched."""
 
 import csv
 from pathlib import Path
@@ -10,12 +10,12 @@ FEW, ALL = 44, 704  # labelled images
 
 
 class Gate(NamedTuple):
-    """A condition under which the data can judge the method.
+    """A condition that the data must meet to show an effect of the method.
 
     Attributes:
-        name: what is compared.
+        name: the comparison.
         gain: mean difference in validation mIoU, in points. None: a run is missing.
-        least: the smallest gain that is enough.
+        least: smallest gain that meets the condition.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Matching(NamedTuple):
 
     Attributes:
         name: what is hashed.
-        seeds: number of seeds with two runs or more.
-        differing: the seeds whose runs differ.
+        seeds: number of seeds with at least two runs.
+        differing: seeds whose runs differ.
     """
 
     name: str
@@ -62,7 +62,8 @@ class Matching(NamedTuple):
 def matchings(rows: list[dict]) -> list[Matching]:
     """Compares the runs with few labels, seed by seed.
 
-    All arms share labelled images and initial weights. The arms with unlabelled images share all inputs of the student.
+    All arms must share labelled images and initial weights. The arms with unlabelled images must also share all inputs
+    of the student.
     """
     few = [row for row in rows if row["labelled"] == FEW]
     unsupervised = [row for row in few if row["variant"] != SUPERVISED]
@@ -83,7 +84,7 @@ def matching(name: str, column: str, rows: list[dict]) -> Matching:
 
 
 def gates(rows: list[dict], seeds: tuple[int, ...] = (0, 1)) -> list[Gate]:
-    """Returns the two gates, measured on the validation images with the first seeds."""
+    """Returns the two gates, measured on the validation images with the given seeds."""
     chosen = [row for row in rows if row["seed"] in seeds]
     scores = {(r["variant"], r["labelled"], r["seed"]): r["val_miou"] for r in chosen}
     all_labels = [
@@ -111,6 +112,6 @@ def gates_text(rows: list[dict]) -> str:
     """Returns a line for each gate."""
     return "\n".join(
         f"{gate.name}: {'not run' if gate.gain is None else f'{gate.gain:+.2f} points'}, "
-        f"needed {gate.least:.0f}: {'holds' if gate.holds else 'does not hold'}"
+        f"at least {gate.least:.0f} needed: {'holds' if gate.holds else 'does not hold'}"
         for gate in gates(rows)
     )

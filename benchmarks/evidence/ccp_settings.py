@@ -1,4 +1,4 @@
-"""The settings of the study on CCP: a frozen backbone for CPUs, and a tuned, larger one for a GPU."""
+"""The settings of the study of CCP: a frozen backbone for CPUs, and a larger, tuned one for a GPU."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,7 @@ class Case:
     Attributes:
         arm: one of ARMS.
         labelled: number of labelled images.
-        seed: of the labelled images, weights and batches.
+        seed: seed of the labelled images, weights and batches.
     """
 
     arm: str
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The name in messages and of the checkpoint."""
+        """The run's name in messages. Its checkpoint has the same name."""
         return f"{self.arm}, {self.labelled} labels, seed {self.seed}"
 
 
@@ -65,17 +65,16 @@ class Setting:
     """A setting of the study, the same for all arms.
 
     Attributes:
-        name: of --setting.
-        base: settings of the density contrast. The other arms change them, see `changes`.
+        name: part of the default folders' names.
+        base: settings of the arm with the density contrast. The other arms change them, see `changes`.
         crop: height and width of the training windows.
-        scale: limits of the magnification.
+        scale: smallest and largest random magnification.
         network: arguments of PretrainedNetwork.
         saved_every: steps between checkpoints.
         tested: whether a run reads the test images at its end, since its checkpoint does not outlive the machine.
-        most: evaluated images of a split, at most. None: all.
+        most: largest number of images to evaluate in a split. None: all.
         workers: default number of runs at a time.
-        seconds: default time budget. A setting with a budget measures the time of a step, and then fixes the number of
-            steps. None: no limit.
+        seconds: default time budget. With a budget, the program times the steps and picks their number. None: no limit.
     """
 
     name: str = "frozen"
@@ -90,7 +89,7 @@ class Setting:
     seconds: float | None = None
 
     def changes(self, arm: str) -> dict[str, Any]:
-        """Returns how an arm changes `base`. All arms run the same code."""
+        """Returns the settings in which an arm differs from `base`. All arms run the same code."""
         contrast = self.base.contrast | {"anchors": "random", "keys": "average"}
         return {
             SUPERVISED: {"warm_up": self.base.steps, "contrast_weight": 0.0},
@@ -105,7 +104,7 @@ class Setting:
         return replace(settings, steps=steps, warm_up=settings.warm_up * steps // self.base.steps)
 
     def described(self, settings: Settings) -> str:
-        """Returns the settings of a run that differ from the defaults, and from the frozen setting, as JSON."""
+        """Returns as JSON: a run's settings that are not the defaults, and what differs from the frozen setting."""
         names = ("crop", "scale", "network", "most")
         values = {name: getattr(self, name) for name in names}
         changed = {n: value for n, value in values.items() if value != getattr(FROZEN, n)}

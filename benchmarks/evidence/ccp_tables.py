@@ -1,4 +1,4 @@
-"""Tables and plot of the study on CCP."""
+"""Tables and plot of the study of CCP."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ from evidence.report import markdown
 
 ARMS = (SUPERVISED, CONTROL, METHOD, RANDOM)
 PAIRS = ((METHOD, CONTROL), (RANDOM, CONTROL), (METHOD, RANDOM), (CONTROL, SUPERVISED))
-RARE = 0.005  # a class is rare below this share of the labelled test pixels
+RARE = 0.005  # a class with a smaller share of the labelled test pixels is rare
 IOU = (("miou", "mIoU %", 2, True), ("rare", "rare classes", 2, True))
 IOU = (*IOU, ("frequent", "other classes", 2, True))
 VALIDATION = (("val_miou", "mIoU %", 2, True),)
@@ -51,7 +51,7 @@ def report(folder: Path) -> str:
 
 
 def tested(rows: list[dict]) -> list[dict]:
-    """Returns rows of test.csv with numbers, and with the IoU of rare classes and of the others."""
+    """Converts rows of test.csv to numbers. Adds the mean IoU of the rare classes and of the others."""
     for row in rows:
         row["pixels"] = [int(each) for each in row["class_pixels"].split()]
         iou = [float(each) for each in row["class_iou"].split()]
@@ -65,17 +65,17 @@ def tested(rows: list[dict]) -> list[dict]:
 
 
 def banked_columns() -> list[str]:
-    """Returns the columns with AUROCs over all pixels whose predicted class has a bank."""
+    """Returns the columns with AUROCs: over all pixels, and over the pixels whose predicted class has a bank."""
     return ["all_entropy", "all_confidence", *(f"banked_{score}" for score in SCORES)]
 
 
 def number(text: str | float) -> float | None:
-    """Reads a figure. "-" and "" are None."""
+    """Reads a figure. Returns None for "-" and ""."""
     return None if text in ("-", "") else float(text)
 
 
 def rare_classes(pixels: list[int]) -> set[int]:
-    """Returns the classes with less than RARE of the pixels, and at least one."""
+    """Returns the classes that have pixels, but a share of less than RARE."""
     return {i for i, count in enumerate(pixels) if 0 < count < RARE * sum(pixels)}
 
 
@@ -83,9 +83,9 @@ def rare_classes(pixels: list[int]) -> set[int]:
 
 
 def smallest_shown(differences: list[float], power: float = 0.8) -> float:
-    """Returns the smallest true difference that a paired, two-sided t-test at 5 % shows with this power.
+    """Returns the smallest true difference that a paired, two-sided t-test at the 5 % level detects with this power.
 
-    It assumes normal differences with the observed standard deviation, and uses the noncentral t distribution.
+    It uses the noncentral t distribution. It assumes normal differences with the observed standard deviation.
     """
     count = len(differences)
     if count < 2:
@@ -94,7 +94,7 @@ def smallest_shown(differences: list[float], power: float = 0.8) -> float:
     error = statistics.stdev(differences) / math.sqrt(count)
 
     def missing(shift: float) -> float:
-        """Returns the power still needed if the true difference is `shift` standard errors."""
+        """Returns how much power is missing if the true difference is `shift` standard errors."""
         sides = (float(stats.nct.sf(limit, count - 1, sign * shift)) for sign in (1, -1))
         return power - sum(sides)
 
@@ -102,13 +102,13 @@ def smallest_shown(differences: list[float], power: float = 0.8) -> float:
 
 
 def of_arm(rows: list[dict], arm: str) -> list[dict]:
-    """Returns the rows of an arm with few labels, by seed."""
+    """Returns the rows of an arm with few labels, sorted by seed."""
     chosen = (row for row in rows if (row["variant"], row["labelled"]) == (arm, FEW))
     return sorted(chosen, key=lambda row: row["seed"])
 
 
 def mean_text(values: list[float | None], digits: int) -> str:
-    """Formats mean and standard deviation, or "-" without values."""
+    """Formats mean and standard deviation. Returns "-" without values."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return "-"
@@ -123,27 +123,27 @@ def heading(trained: list[dict], rows: list[dict]) -> str:
     facts = {n: ", ".join(sorted({row[n] for row in trained})) for n in ("cpu", "torch", "commit")}
     return (
         f"# Photographs with few labels: {len(trained)} runs, {len(rows)} of them tested\n\n"
-        "`python benchmarks/evidence/ccp.py --data DIR` trains and adds rows to `runs.csv`. "
-        "`python benchmarks/evidence/ccp_test.py --data DIR` reads the test images after the last run and adds rows to "
-        "`test.csv`. `--report` of the first program prints this page.\n\n"
-        "Clothing Co-Parsing at 168 x 256, 14 classes, 44 of 704 labelled images, 1,754 images without labels. "
-        "EfficientNet-Lite0 from ImageNet, frozen. For means, ± is the standard deviation over the seeds. For "
-        "differences, which are paired, ± is half of the 95 % confidence interval (Student's t). The brackets give the "
-        'number of seeds that improve. "null" means that the interval contains 0.\n\n'
+        "`python benchmarks/evidence/ccp.py --data DIR` trains the runs and adds rows to `runs.csv`. After the last "
+        "run, `python benchmarks/evidence/ccp_test.py --data DIR` reads the test images and adds rows to `test.csv`. "
+        "`python benchmarks/evidence/ccp.py --report` prints this page.\n\n"
+        "The data are Clothing Co-Parsing (CCP) at 168 x 256, with 14 classes. Training uses 44 of 704 labelled images "
+        "and 1,754 unlabelled ones. The backbone is EfficientNet-Lite0 with frozen ImageNet weights. ± after a mean is "
+        "the standard deviation over the seeds. ± after a paired difference is half of its 95 % confidence interval "
+        '(Student\'s t). Brackets give the number of seeds that improve. "null": the interval contains 0.\n\n'
         f"Machine: {facts['cpu']}; torch {facts['torch']}; commits {facts['commit']}; one thread per run."
     )
 
 
 def gates_part(trained: list[dict]) -> str:
-    """Lists the gates, and whether the runs of a seed are matched."""
+    """Lists the gates, and the check that the runs of a seed are matched."""
     lines = [*gates_text(trained).splitlines(), *(each.text() for each in matchings(trained))]
-    return "## Gates on the validation images, and hashes of matched runs\n\n" + "\n".join(
+    return "## Gates on the validation images, and checks that runs are matched\n\n" + "\n".join(
         f"- {line}" for line in lines
     )
 
 
 def comparison(rows: list[dict], metrics: tuple, power: bool) -> str:
-    """Returns means of the arms and paired differences."""
+    """Returns a table with the means of the arms, and the paired differences between arms."""
     body = [
         [arm, str(len(found)), *(mean_text([r[m] for r in found], d) for m, _, d, _ in metrics)]
         for arm in ARMS
@@ -161,7 +161,7 @@ def comparison(rows: list[dict], metrics: tuple, power: bool) -> str:
     if power:
         body = [[*line, *[""] * (len(metrics) + 3 - len(line))] for line in body]
     header = ["", "seeds", *(title for _, title, *_ in metrics)]
-    return markdown([*header, "mIoU shown with 80 % power"] if power else header, body)
+    return markdown([*header, "mIoU detectable with 80 % power"] if power else header, body)
 
 
 def iou_table(rows: list[dict]) -> str:
@@ -173,10 +173,10 @@ def iou_table(rows: list[dict]) -> str:
     return (
         "## mIoU of the teacher on the 200 test images\n\n"
         f"{comparison(rows, IOU, True)}\n\n"
-        f"A class is rare if it has less than {100 * RARE} % of the labelled test pixels: {rare}. "
+        f"Rare classes have less than {100 * RARE} % of the labelled test pixels: {rare}. "
         "The other classes include the background.\n\n"
-        "The last column is the smallest true difference that a paired, two-sided t-test at 5 % shows in 80 % of such "
-        "studies, with the observed spread (noncentral t distribution)."
+        "The last column is the smallest true difference in mIoU that 80 % of such studies would detect. It assumes a "
+        "paired, two-sided t-test at the 5 % level and the observed spread (noncentral t distribution)."
     )
 
 
@@ -188,7 +188,7 @@ def cluster_table(rows: list[dict]) -> str:
 
 
 def error_table(rows: list[dict]) -> str:
-    """Returns the AUROCs of errors, and the differences of scores from entropy in the same run."""
+    """Returns the AUROC of each score for wrong pixels, and its difference from that of entropy in the same run."""
     body = []
     for arm in ARMS:
         found = of_arm(rows, arm)
@@ -203,18 +203,19 @@ def error_table(rows: list[dict]) -> str:
     return (
         "## Which score finds the student's wrong pixels? AUROC on the test images\n\n"
         f"{markdown(['', *titles], body)}\n\n"
-        "Background has no bank. So all columns but the first two leave out the pixels that the student labels as "
-        "background. The regression is fitted on the validation images. Supervised runs have no bank."
+        "AUROC is the probability that a random wrong pixel scores higher than a random right one; 0.5 is chance. "
+        "Density needs a bank, and the background has none. So all columns but the first two leave out pixels that the "
+        "student labels as background. The regression is fitted to the validation images. Supervised runs have no bank."
     )
 
 
 def less_entropy(rows: list[dict], column: str) -> str:
-    """Formats the difference of a score's AUROC from that of entropy among the same pixels."""
+    """Formats the difference between a score's AUROC and that of entropy, for the same pixels."""
     return less(rows, column, "all_entropy" if column.startswith("all") else "banked_entropy")
 
 
 def less(rows: list[dict], column: str, base: str) -> str:
-    """Formats the difference of two columns of the same runs."""
+    """Formats the paired difference of two columns. Returns "" for the same column, "-" without values."""
     if column == base:
         return ""
     pairs = [(row[column], row[base]) for row in rows if None not in (row[column], row[base])]
@@ -223,7 +224,7 @@ def less(rows: list[dict], column: str, base: str) -> str:
 
 
 def class_table(rows: list[dict]) -> str:
-    """Returns the AUROCs by predicted class, with the contrast."""
+    """Returns the AUROCs by predicted class, for the runs with the density contrast."""
     found = of_arm(rows, METHOD)
     if not found:
         return ""
@@ -233,9 +234,9 @@ def class_table(rows: list[dict]) -> str:
         if any(value is not None for value in by_score["entropy"]):
             body.append([CLASSES[i], *(mean_text(values, 3) for values in by_score.values())])
     return (
-        f"## The same by predicted class, {METHOD}\n\n"
+        f"## AUROC of wrong pixels by predicted class, {METHOD}\n\n"
         f"{markdown(['class', *TITLES.values()], body)}\n\n"
-        "A run counts for a class with 100 right and 100 wrong sampled pixels or more."
+        "A run counts for a class only if at least 100 right and 100 wrong pixels were sampled."
     )
 
 
@@ -264,7 +265,7 @@ def plot(rows: list[dict], path: Path) -> None:
         left.scatter([x] * len(values), values, s=22, color=COLOURS[arm], zorder=2)
     short = ("supervised", "self-training", "density\ncontrast", "random\ncontrast")
     left.set_xticks(range(len(ARMS)), short)
-    left.set_title("test mIoU, %; a line is a seed", fontsize=10, loc="left")
+    left.set_title("test mIoU, %; one line per seed", fontsize=10, loc="left")
     for y, (treated, control) in enumerate(PAIRS):
         change = paired(rows, treated, control, FEW, "miou")
         if change is None:

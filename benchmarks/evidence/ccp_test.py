@@ -1,4 +1,4 @@
-"""Reads the test images of the study on CCP, after its last run.
+"""Measures the runs of the study of CCP on the test images, after the last run.
 
     python benchmarks/evidence/ccp_test.py --data DIR --work DIR    # all rows missing from test.csv, then the report
     python benchmarks/evidence/ccp_test.py --data DIR --work DIR --split val    # validation images, into val.csv
@@ -7,8 +7,8 @@ It loads each run's checkpoint and measures:
 - with the teacher: IoU, and how tight the clusters of features are,
 - with the student: how well density, entropy and confidence find wrong pixels, see detection.py.
 
-It refuses to read the test images while a run of the study is missing from runs.csv. Each run adds its row when it is
-measured. You can stop the program at any time; it continues when you start it again.
+It refuses to read the test images while a run of the study is missing from runs.csv. It writes a run's row as soon as
+the run is measured. You can stop the program at any time. It continues when you start it again.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
         A row of test.csv or val.csv.
 
     Raises:
-        ValueError: If the checkpoint is not one of the run's last step.
+        ValueError: If the checkpoint is not from the run's last step.
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -56,7 +56,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
     path = checkpoint_of(case, options)
     trainer.load(path)
     if trainer.step != options.steps:
-        raise ValueError(f"{path} must be of step {options.steps}, got {trainer.step}")
+        raise ValueError(f"{path} must be from step {options.steps}, got step {trainer.step}")
     sizes = data.num_classes, data.ignore_index
     images = list(in_batches(getattr(data, options.split), 10))  # read once
     with torch.autocast("cpu", torch.bfloat16):  # as in the training
@@ -91,10 +91,10 @@ def checkpoint_of(case: Case, options: argparse.Namespace) -> Path:
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Measures every run of the study that is missing from test.csv.
+    """Measures every run of the study that is missing from test.csv or val.csv.
 
     Raises:
-        SystemExit: If runs are missing, unless the split is val, or if files do not fit the settings.
+        SystemExit: If a file holds a run with other settings. For the split "test": also if runs are missing.
     """
     trained, cases = read_rows(options.out / "runs.csv"), ccp.study_cases(options.seeds)
     settings = {
@@ -109,7 +109,7 @@ def measure_all(options: argparse.Namespace) -> None:
     missing = [case.name for case in cases if case not in ready]
     if missing and options.split == "test":
         raise SystemExit(
-            f"ccp: the test images are read after the last run; {len(missing)} of {len(cases)} runs are missing from "
+            f"ccp: the test images must wait for the last run; {len(missing)} of {len(cases)} runs are missing from "
             f"{options.out / 'runs.csv'} or have no checkpoint in {options.work}: {'; '.join(missing[:4])}"
             f"{', ...' if len(missing) > 4 else ''}"
         )
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--work", type=Path, default=Path("runs/ccp"), help="folder of the checkpoints")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     add("--steps", type=int, default=ccp.BASE.steps, help="steps of the runs")
-    add("--split", choices=("test", "val"), default="test", help="images to read")
+    add("--split", choices=("test", "val"), default="test", help="images to measure on")
     options = parser.parse_args(arguments)
     measure_all(options)
     if options.split == "test":

@@ -1,4 +1,4 @@
-"""How long the runs of the study on CCP take, and how many steps fit into a time."""
+"""Estimates how long the runs of the study of CCP take, and how many steps fit into a time budget."""
 
 import bisect
 import time
@@ -14,12 +14,12 @@ SPARE = 1.1  # runs are planned as if they took this much longer than measured
 
 
 class Times(NamedTuple):
-    """Seconds that a process needs while all of them work.
+    """Seconds that each part of a run takes while all processes are busy.
 
     Attributes:
-        warm_up: for a step of the warm-up, with labelled images only.
-        step: for a later step.
-        ends: for the rest of a run: building the networks, evaluation, a checkpoint.
+        warm_up: a step of the warm-up, with labelled images only.
+        step: a later step.
+        ends: the rest of a run: building the networks, evaluation, a checkpoint.
     """
 
     warm_up: float
@@ -27,7 +27,7 @@ class Times(NamedTuple):
     ends: float
 
     def of(self, cases: Iterable[Case], steps: int, setting: Setting) -> float:
-        """Returns the seconds of some runs, one after the other."""
+        """Returns the seconds that some runs take in turn."""
         total = 0.0
         for case in cases:
             warm_up = setting.settings(case.arm, case.seed, steps).warm_up
@@ -38,7 +38,7 @@ class Times(NamedTuple):
 def steps_within(
     seconds: float, queues: list[list[Case]], times: Times, setting: Setting, most: int
 ) -> int:
-    """Returns the largest number of steps, at most `most`, with which each queue of runs takes at most `seconds`."""
+    """Returns the largest number of steps with which each queue of runs fits into `seconds`, but at most `most`."""
 
     def longest(steps: int) -> float:
         return SPARE * max(times.of(queue, steps, setting) for queue in queues)
@@ -48,7 +48,7 @@ def steps_within(
 
 
 def seconds_per_step(trainer: Trainer, seconds: float) -> float:
-    """Trains for about this many seconds, at least one step. Returns the seconds of a step."""
+    """Trains for about this many seconds, and for at least one step. Returns the seconds per step."""
     wait_for(trainer.device)
     begun, steps = time.perf_counter(), 0
     while not steps or time.perf_counter() - begun < seconds:

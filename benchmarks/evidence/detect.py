@@ -1,16 +1,17 @@
-"""Does density find wrong pixels on road scenes, and pixels of an unknown class on photographs? Trains and measures.
+"""Does density find wrong pixels in road scenes, and pixels of an unknown class in photographs? Trains and measures.
 
     python benchmarks/evidence/detect.py --study unknown --data CCP       # all runs missing from unknown.csv
     python benchmarks/evidence/detect.py --study errors --data CAMVID     # all runs missing from errors.csv
     python benchmarks/evidence/detect.py --report                         # tables only, no training
 
-- unknown: CCP with 44 labels, trained as in ccp.py, but without one class: its labelled pixels are ignored. The class
-  still occurs in the unlabelled images. The figures compare its pixels with other labelled pixels that are not
-  background, on the test images.
-- errors: CamVid with 12 labels, trained as in run.py, but the contrast uses the weak view, as published.
+- unknown: CCP with 44 labelled images, trained as in ccp.py, but without the labels of one class. The class still
+  occurs in the unlabelled images. On the test images, the figures compare its pixels with all other labelled pixels
+  except the background.
+- errors: CamVid with 12 labelled images, trained as in run.py, but the contrast uses the weak view, as published.
 
-Both train self-training and the density contrast. detection.py defines scores and figures. Each run adds its row when
-it ends. You can stop the program at any time. It continues when you start it again, also inside a run.
+Both studies train two arms: self-training and the density contrast. detection.py defines scores and figures. Each run
+adds its row when it ends. You can stop the program at any time. It continues when you start it again, even in the
+middle of a run.
 """
 
 import argparse
@@ -52,8 +53,8 @@ class Case:
     Attributes:
         study: a key of STUDIES.
         arm: CONTROL or METHOD.
-        seed: of the labelled images, weights and batches.
-        hidden: a class that training does not see, or None.
+        seed: seed of the labelled images, weights and batches.
+        hidden: a class that the training labels omit, or None.
     """
 
     study: str
@@ -63,7 +64,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The name in messages and of the checkpoint."""
+        """The run's name in messages. Its checkpoint has the same name."""
         without = "" if self.hidden is None else f", without class {self.hidden}"
         return f"{self.study}, {self.arm}{without}, seed {self.seed}"
 
@@ -82,12 +83,12 @@ def photos(case: Case, folder: Path) -> Photos:
 
 
 def photo_settings(case: Case, steps: int) -> Settings:
-    """Returns the settings of the study on CCP."""
+    """Returns the settings of the study of CCP."""
     return ccp.settings_of(ccp.Case(case.arm, FEW, case.seed), steps, ccp.FROZEN)
 
 
 def unknown_figures(case: Case, trainer: Trainer) -> dict:
-    """Returns the figures of a run without a class, on the test images."""
+    """Measures on the test images how well each score finds pixels of the hidden class."""
     data = trainer.data
     samples = in_batches(data.test, 10)
     pixels = detection.sample_pixels(trainer.student, trainer.contrast, samples, data.ignore_index)
@@ -115,7 +116,7 @@ def road_settings(case: Case, steps: int) -> Settings:
 
 
 def error_figures(case: Case, trainer: Trainer) -> dict:
-    """Returns how well each score finds wrong pixels on the test images."""
+    """Measures on the test images how well each score finds wrong pixels."""
     data, student = trainer.data, (trainer.student, trainer.contrast)
     validation, pixels = (
         detection.sample_pixels(*student, run.together(samples), data.ignore_index)
@@ -136,9 +137,9 @@ class Study:
         settings: returns a run's settings for a number of steps.
         figures: measures a trained run.
         measured: the columns that `figures` returns.
-        steps: steps of a run.
-        hidden: the classes to hide, one at a time. None: none.
-        seeds: the seeds.
+        steps: default number of steps.
+        hidden: default classes to hide, one at a time. None: no hidden class.
+        seeds: default seeds.
     """
 
     read: Callable[[Case, Path], Any]
@@ -272,11 +273,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.report:
         return options
     if options.study is None or options.data is None:
-        parser.error("--study and --data must be given")
+        parser.error("--study and --data are required without --report")
     if not (options.data / "train").is_dir():
         parser.error(f"--data must hold train/, val/ and test/, got {options.data}")
     if options.hidden and options.study == "errors":
-        parser.error("--hidden is an option of the study 'unknown'")
+        parser.error("--hidden needs --study unknown")
     if options.hidden and not all(0 < hidden < len(CLASSES) for hidden in options.hidden):
         parser.error(f"--hidden must lie in [1, {len(CLASSES) - 1}], got {options.hidden}")
     if options.steps is None:

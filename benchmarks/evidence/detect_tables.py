@@ -48,8 +48,8 @@ def machine_text(rows: list[dict]) -> str:
     }
     return (
         f"{len(rows)} runs of {facts['steps']} steps. Machine: {facts['cpu']}; torch {facts['torch']}; commits "
-        f"{facts['commit']}; one thread per run. ± is the standard deviation over the seeds. For differences, which "
-        "are paired, it is half of the 95 % confidence interval."
+        f"{facts['commit']}; one thread per run. ± after a mean is the standard deviation over the seeds. ± after a "
+        "paired difference is half of its 95 % confidence interval."
     )
 
 
@@ -64,7 +64,7 @@ def errors_part(rows: list[dict]) -> str:
             cells = (less(found, column, "banked_entropy") for column in FIGURES["errors"])
             body.append([f"*{arm}: minus entropy*", "", "", *cells])
     return (
-        "## Wrong pixels on road scenes: AUROC on the test images of CamVid\n\n"
+        "## Wrong pixels in road scenes: AUROC on the test images of CamVid\n\n"
         f"{markdown(['', 'seeds', 'mIoU %', *TITLES.values()], body)}\n\n{machine_text(rows)}"
     )
 
@@ -84,9 +84,9 @@ def unknown_part(rows: list[dict]) -> str:
     titles = [TITLES[name] for name in SINGLE]
     header = ["unknown class", "", "seeds", *titles, *(f"{title}, on persons" for title in titles)]
     return (
-        "## Pixels of an unknown class on photographs: AUROC on the test images of CCP\n\n"
+        "## Pixels of an unknown class in photographs: AUROC on the test images of CCP\n\n"
         f"{markdown([*header, 'predicted as not background'], body)}\n\n"
-        "The training does not see the labels of the class. Its pixels are compared with all other labelled pixels "
-        'that are not background. Density is that of the likeliest class with a bank. "On clothes": only pixels that '
-        f"the student does not label as background. {machine_text(rows)}"
+        "The training labels omit the class. The AUROC compares its pixels with all other labelled pixels except the "
+        'background. Density is that of the likeliest class with a bank. "On persons": only pixels that the student '
+        f"does not label as background. {machine_text(rows)}"
     )

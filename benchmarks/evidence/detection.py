@@ -1,4 +1,4 @@
-"""How well density, entropy and confidence find pixels that the student gets wrong, or pixels of an unknown class.
+"""Measures how well density, entropy and confidence find wrong pixels of the student, or pixels of an unknown class.
 
 All scores come from the student in float32, since the bank holds the student's features. A score is higher where the
 student is less certain:
@@ -6,12 +6,12 @@ student is less certain:
 - entropy: of the class probabilities, in nats,
 - confidence: 1 minus the largest probability.
 
-Two scores combine density and entropy: the sum of their ranks, and a logistic regression that is fitted on the
-validation images. The figure of a score is its AUROC: the probability that a random wrong pixel scores higher than a
-random right one. Ties count half. 0.5 is chance.
+Two scores combine density and entropy: the sum of their ranks, and a logistic regression, fitted to the validation
+images. The figure of a score is its AUROC: the probability that a random wrong pixel scores higher than a random right
+one. For an unknown class, its pixels take the place of the wrong ones. Ties count half. 0.5 is chance.
 
-Classes that the contrast excludes have no bank. Pixels that the student assigns to them have no density. They are left
-out wherever densities are compared.
+Classes that the contrast excludes have no bank. So pixels that the student assigns to them have no density of their
+class. Comparisons of densities leave these pixels out, unless they say otherwise.
 """
 
 from collections.abc import Iterable
@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from dgcl_ops import DensityContrastLoss, FeatureTap
 from dgcl_ops.viz import feature_density
 
-PER_IMAGE = 4000  # sampled pixels
-LEAST = 100  # right and wrong pixels of a class, for an AUROC of that class
+PER_IMAGE = 4000  # most pixels to sample
+LEAST = 100  # a class needs as many right and as many wrong pixels for an AUROC
 SINGLE = ("density", "entropy", "confidence")
 SCORES = (*SINGLE, "ranks", "regression")
 
@@ -76,17 +76,17 @@ def sample_pixels(
     ignore_index: int,
     per_image: int = PER_IMAGE,
 ) -> Pixels:
-    """Scores random labelled pixels of each image. Their choice depends on the labels and the order of images only.
+    """Scores random labelled pixels of each image. The choice of pixels depends only on labels and image order.
 
-    A pixel's feature is the bilinear interpolation of the map before the classifier, a 1x1 convolution. So the
-    classifier turns this very feature into the pixel's logits.
+    A pixel's feature is the map before the classifier, interpolated bilinearly at the pixel. The classifier is a 1x1
+    convolution, so it turns this feature into the pixel's logits.
 
     Args:
         network: the student.
         contrast: the loss with the bank of the student's features.
         samples: batches of images [B, 3, H, W] and labels [B, H, W].
         ignore_index: label of pixels that are not sampled.
-        per_image: pixels per image, at most.
+        per_image: most pixels to sample per image.
     """
     network.eval()
     bank, parts, seen = contrast.bank, [], 0
@@ -121,7 +121,7 @@ def scores_of(rows: Tensor, classifier: nn.Module, bank: nn.Module, ready: Tenso
 
 
 def auroc(scores: NDArray, positive: NDArray, least: int = 1) -> float | None:
-    """Returns the AUROC, or None with fewer than `least` pixels on a side, or if a score is not finite."""
+    """Returns the AUROC. Returns None if a side has fewer than `least` pixels, or if a score is not finite."""
     count = int(positive.sum())
     if min(count, len(positive) - count) < least or not np.isfinite(scores).all():
         return None
@@ -129,15 +129,17 @@ def auroc(scores: NDArray, positive: NDArray, least: int = 1) -> float | None:
 
 
 def summed_ranks(pixels: Pixels) -> NDArray:
-    """Returns the sum of the ranks of density and entropy among these pixels. Equal scores share their mean rank."""
+    """Returns the sum of each pixel's ranks by density and by entropy. Equal scores share their mean rank."""
     return rankdata(pixels.density) + rankdata(pixels.entropy)
 
 
 def fitted(pixels: Pixels) -> Pipeline | None:
-    """Fits the logistic regression of errors on density and entropy to pixels whose class has a bank.
+    """Fits a logistic regression that predicts errors from density and entropy.
+
+    It uses the pixels whose predicted class has a bank.
 
     Returns:
-        The regression, or None if it cannot be fitted: without a bank, or without both right and wrong pixels.
+        The regression. None if there is no bank, or if the pixels are all right or all wrong.
     """
     pixels = pixels.where(pixels.known)
     if not 0 < pixels.wrong.sum() < len(pixels.wrong):
@@ -152,7 +154,7 @@ def both(pixels: Pixels) -> NDArray:
 
 
 def scored(pixels: Pixels, regression: Pipeline | None) -> dict[str, NDArray]:
-    """Returns every score in SCORES, [N] each. A score that does not exist is NaN.
+    """Returns every score in SCORES, [N] each. Missing scores are NaN.
 
     Args:
         pixels: pixels whose predicted class has a bank, for scores with density.
@@ -189,12 +191,13 @@ def error_columns(pixels: Pixels, regression: Pipeline | None, num_classes: int)
 
     Returns:
         wrong_all: share of wrong pixels.
-        all_*: AUROC over all pixels. Not for density: some predicted classes may have no bank.
-        share_banked: share of pixels whose predicted class has a bank. wrong_banked: share of wrong ones among them.
-        banked_*: AUROC over these pixels. The background, if excluded from the contrast, is not among them.
+        all_*: AUROC over all pixels. There is none for density, since some predicted classes may have no bank.
+        share_banked: share of the pixels whose predicted class has a bank.
+        wrong_banked: share of wrong pixels among those.
+        banked_*: AUROC over those.
         class_wrong: share of wrong pixels of each predicted class, C numbers.
-        class_*: AUROC over the pixels of each predicted class, C numbers. "-" if fewer than LEAST are right or wrong,
-            or if the class has no bank.
+        class_*: AUROC over the pixels of each predicted class, C numbers. "-" if fewer than LEAST are right or wrong.
+            For scores with density: also "-" if the class has no bank.
     """
     known = pixels.where(pixels.known)
     overall = scored(known, regression)
@@ -203,7 +206,7 @@ def error_columns(pixels: Pixels, regression: Pipeline | None, num_classes: int)
     for number in range(num_classes):
         some = pixels.where(pixels.predicted == number)
         errors.append(share(some.wrong))
-        banked = some.known.all()  # vacuously, if there are none: their AUROC is None anyway
+        banked = some.known.all()  # also True without pixels, whose AUROC is None anyway
         for name, values in scored(some, regression).items():
             usable = banked or name in ("entropy", "confidence")
             by_class[name].append(auroc(values, some.wrong, LEAST) if usable else None)
@@ -222,7 +225,7 @@ def error_columns(pixels: Pixels, regression: Pipeline | None, num_classes: int)
 
 
 def unknown_columns(pixels: Pixels, hidden: int, background: int | None) -> dict:
-    """Measures how well each score finds pixels of a class that training did not see, among other labelled pixels.
+    """Measures how well each score tells pixels of a class without training labels from other labelled pixels.
 
     Args:
         pixels: sampled pixels.
@@ -230,8 +233,8 @@ def unknown_columns(pixels: Pixels, hidden: int, background: int | None) -> dict
         background: a class whose labelled pixels do not count, or None.
 
     Returns:
-        hidden_pixels: number of pixels of the class. hidden_share_banked: share of them whose predicted class has a
-            bank.
+        hidden_pixels: number of pixels of the class.
+        hidden_share_banked: share of these pixels whose predicted class has a bank.
         hidden_*: AUROC over all pixels. Density uses the likeliest class that has a bank.
         hidden_banked_*: AUROC over the pixels whose predicted class has a bank.
     """
@@ -251,10 +254,10 @@ def unknown_columns(pixels: Pixels, hidden: int, background: int | None) -> dict
 
 
 def share(chosen: NDArray) -> str:
-    """Formats the share of chosen pixels, or "-" if there are no pixels."""
+    """Formats the share of chosen pixels. Returns "-" without pixels."""
     return text(chosen.mean() if len(chosen) else None)
 
 
 def text(value: float | None) -> str:
-    """Formats a figure, or "-" for None."""
+    """Formats a figure. Returns "-" for None."""
     return "-" if value is None else f"{value:.4f}"

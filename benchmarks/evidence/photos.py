@@ -1,4 +1,4 @@
-"""Photographs that are kept in memory, so that a step reads no file."""
+"""Keeps photographs in memory, so that training steps read no files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class Photos(FolderData):
-    """A folder whose images lie in memory, or on a GPU, with one byte per value.
+    """A folder whose images are kept in CPU or GPU memory, with one byte per value.
 
     Args:
         data: see FolderData.
-        device: where the images lie. The windows are cut there.
-        hidden: a class that training does not see. Its labelled pixels are ignored. Evaluation sees it.
+        device: device that holds the images. The training windows are cut there.
+        hidden: a class that the training labels omit: its pixels are ignored. Evaluation labels keep it.
         **options: see FolderData.
     """
 
@@ -64,12 +64,12 @@ class Photos(FolderData):
 
 
 def as_float(image: Tensor) -> Tensor:
-    """Returns an image of bytes in [0, 1]. The values equal those of `read_image`."""
+    """Converts bytes to floats in [0, 1]. The values equal those of `read_image`."""
     return image.float() / 255
 
 
 def in_batches(samples: list[Sample], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields images [B, 3, H, W] in [0, 1] and labels [B, H, W] of samples of one size."""
+    """Yields images [B, 3, H, W] in [0, 1] and labels [B, H, W]. All samples must have the same size."""
     for start in range(0, len(samples), count):
         images, labels = zip(*(s.read() for s in samples[start : start + count]), strict=True)
         yield torch.stack(images), torch.stack(labels)

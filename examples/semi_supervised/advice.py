@@ -1,4 +1,4 @@
-"""The figures that decide whether the density loss is worth a trial. A run measures them at its end, for advise.py."""
+"""Measures what advise.py needs, at the end of a run: the figures that say if the density loss is worth a trial."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -29,11 +29,11 @@ def measure(trainer: "Trainer", matrix: Tensor) -> dict:
     Returns:
         A dict of plain numbers with
             validation_miou: in percent.
-            validation_images: their number.
-            validated_on_test: whether they are the test images, too.
-            network: its class and its number of parameters.
+            validation_images: number of validation images.
+            validated_on_test: whether these are also the test images.
+            network: the network's class and number of parameters.
             labelled: number of labelled images.
-            labelled_images, labelled_pixels: [C], how many show each class.
+            labelled_images, labelled_pixels: [C], numbers of labelled images and pixels of each class.
             pseudo_labels: see `pseudo_labels`. None without a density loss.
             bank: see `bank`. None without a density loss.
     """
@@ -57,8 +57,12 @@ def bank(trainer: "Trainer") -> dict:
     """Describes the bank of a finished run.
 
     Returns:
-        A dict with the bank's `capacity`, `rows_per_push` and `pushes`, and for each class: `rows`; `ready`, whether
-        they are enough for a density; `included`, whether the density loss uses the class.
+        A dict with
+            capacity, rows_per_push, pushes: of the bank.
+            rows: [C], rows that the bank holds.
+            ready: [C], whether these are enough for a density.
+            included: [C], whether the density loss uses the class.
+            all_full: whether the loss waits until all banks are full.
     """
     contrast = trainer.contrast
     state = contrast.diagnostics()
@@ -77,23 +81,23 @@ def bank(trainer: "Trainer") -> dict:
 def pseudo_labels(
     trainer: "Trainer", samples: Iterable[tuple[Tensor, Tensor]], *, per_group: int = 20_000
 ) -> dict[str, list[int]]:
-    """Counts the contrast's pseudo labels that are right, as they are at the end of the training.
+    """Counts how many pseudo labels of the contrast are right at the end of training.
 
-    The teacher labels whole images in eval mode. The entropy filter drops its final share, from `settings.batch` images
-    at a time. Densities are those of the student's features in the bank of the pseudo label's class. Only pixels with a
-    true label count.
+    The teacher labels whole images in eval mode. The entropy filter drops as large a share of the pixels as in the last
+    step, from `settings.batch` images at a time. A pixel's density is that of the student's feature in the bank of the
+    pseudo label's class. Pixels without a true label do not count.
 
     Args:
         trainer: the run.
         samples: batches of images and labels.
-        per_group: random pixels of `settings.batch` images, at most.
+        per_group: largest number of pixels to draw from `settings.batch` images.
 
     Returns:
         Four lists with a count for each class that the pseudo labels name, [C]:
             pixels: kept pixels.
-            right: those whose pseudo label is the true label.
-            sparse_pixels, sparse_right: the same for the fifth of the class's kept pixels that has the lowest
-                densities, rounded up. The anchors come from these. 0 for a class without a density.
+            right: kept pixels whose pseudo label is the true label.
+            sparse_pixels, sparse_right: the same for the sparsest fifth of the class's kept pixels, rounded up. The
+                anchors come from these pixels. 0 for a class without a density.
     """
     rng = np.random.default_rng(0)
     kept: list[list[Tensor]] = []
@@ -135,7 +139,7 @@ def _groups(
             features = tap.pop()
         logits, small = trainer.teacher.two_sizes(images)
         maps = trainer.method.density_source(features, trainer.method.head.module(features))
-        # The strong view filters labels at full size. Here its logits shrink first.
+        # In training, the strong view filters labels at full size. Here the logits shrink first.
         logits = small if weak else _resized(logits, maps.shape[-2:])
         truth = resize_labels(labels.to(trainer.device), maps.shape[-2:])
         group.append([x.movedim(1, -1).flatten(0, -2) for x in (logits, maps, truth[:, None])])
@@ -148,7 +152,7 @@ def _groups(
 
 
 def _resized(logits: Tensor, size: torch.Size) -> Tensor:
-    """[B, C, H, W] -> [B, C, h, w], by the rule of `resize_labels`."""
+    """Resizes [B, C, H, W] to [B, C, h, w]. Picks the same pixels as `resize_labels`."""
     for dim, side in zip((2, 3), size, strict=True):
         places = torch.arange(side, device=logits.device) * logits.shape[dim] // side
         logits = logits.index_select(dim, places)

@@ -97,7 +97,7 @@ def with_border(image: Tensor, sides: tuple[int, int, int, int], colour: str) ->
 
 
 def colour_of_border(colour: str, like: Tensor) -> Tensor:
-    """Returns the colour, [3, 1, 1]. It is filled in where `like` is, since a copy from the host would sync."""
+    """Returns the colour, [3, 1, 1], on the device of `like`. It is not copied from the host: a copy would sync."""
     return torch.stack([like.new_full((1, 1), value) for value in BORDER_COLOURS[colour]])
 
 

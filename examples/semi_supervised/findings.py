@@ -1,4 +1,4 @@
-"""Reads the runs of a folder, checks that they can be compared, and compares them seed by seed."""
+"""Reads the runs in a folder, checks that they are comparable, and compares them seed by seed."""
 
 import itertools
 import json
@@ -44,8 +44,8 @@ class Found(NamedTuple):
     Attributes:
         path: its metrics.json.
         arm: SUPERVISED, CONTROL, or "density loss, weight W".
-        seed: of labelled images, weights and batches.
-        metrics: what the file holds.
+        seed: seed of the labelled images, weights and batches.
+        metrics: the content of metrics.json.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Found(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Differences in validation mIoU of the seeds that two arms share."""
+    """Differences in validation mIoU between two arms, one for each seed that both have."""
 
     differences: list[float]
 
@@ -71,16 +71,19 @@ class Paired(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half of the 95 % confidence interval of the mean, by Student's t. Infinite for one seed."""
+        """Half the width of the mean's 95 % confidence interval (Student's t). Infinite for one seed."""
         n = len(self.differences)
         if n < 2:
             return math.inf
         return float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(self.differences) / math.sqrt(n)
 
     def detectable(self, seeds: int | None = None) -> float:
-        """Returns the smallest effect that so many seeds show with a power of 80 %. None: as many as there are.
+        """Returns the smallest effect that a number of seeds can detect with 80 % power.
 
-        The spread is taken from the differences. Infinite for one seed.
+        It uses the spread of the differences, so it is infinite for one difference.
+
+        Args:
+            seeds: the number of seeds. None: as many as there are differences.
         """
         if len(self.differences) < 2:
             return math.inf
@@ -89,7 +92,7 @@ class Paired(NamedTuple):
         return factor * statistics.stdev(self.differences) / math.sqrt(n)
 
     def seeds_for(self, effect: float, most: int = 100) -> int | None:
-        """Returns how many seeds show an effect with a power of 80 %. None: one seed has no spread, or over `most`."""
+        """Returns how many seeds detect an effect with 80 % power. None: more than `most`, or there is no spread."""
         return next((n for n in range(2, most + 1) if self.detectable(n) <= effect), None)
 
     def __str__(self) -> str:
@@ -106,11 +109,12 @@ def read_runs(root: Path) -> tuple[list[Found], list[str]]:
         root: --out of train_segmentation.py.
 
     Returns:
-        The runs of the three arms, and the names of the other subfolders: other methods, and runs that have not ended.
+        The runs of the arms that advise.py compares, and the names of the other subfolders. Those hold other methods
+        or unfinished runs.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder has no runs of the arms, or a file does not hold what a run writes.
+        ValueError: If the folder has no runs of the arms, or a metrics.json lacks what a run writes.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"advise: RUNS must be a folder, got {root}")
@@ -129,7 +133,7 @@ def read_runs(root: Path) -> tuple[list[Found], list[str]]:
 
 
 def read_run(path: Path) -> Found | None:
-    """Reads a run. None: it has another method."""
+    """Reads a run. Returns None for other methods."""
     try:
         metrics = json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -175,7 +179,11 @@ def entry(metrics: Any, key: str, kind: Any, path: Path) -> Any:
 
 
 def check(runs: list[Found]) -> None:
-    """Raises ValueError unless the runs differ in arm and seed only, and self-training and supervised runs exist."""
+    """Checks that the runs differ only in arm and seed.
+
+    Raises:
+        ValueError: If they differ in more, or if there is no supervised or no self-training run.
+    """
     for arm, trained_by in TRAINED_BY.items():
         if not any(run.arm == arm for run in runs):
             there = ", ".join(dict.fromkeys(run.arm for run in runs))
@@ -199,7 +207,7 @@ def check(runs: list[Found]) -> None:
 
 
 def must_match(one: Found, other: Found, facts: Any) -> None:
-    """Raises ValueError for the first fact that differs between two runs."""
+    """Raises ValueError if a fact differs between two runs, and names the first one."""
     ours, theirs = facts(one), facts(other)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
@@ -229,7 +237,7 @@ def of_seed(run: Found) -> dict:
 
 
 def of_method(run: Found) -> dict:
-    """Returns what all runs with a bank must share, in addition."""
+    """Returns what all runs with a bank must also share."""
     return {name: run.metrics["settings"].get(name) for name in DGCL.keys - FREE}
 
 

@@ -28,7 +28,7 @@ class PretrainedNetwork(nn.Module):
         align_corners: option of the bilinear upsampling, see torch.nn.functional.interpolate.
 
     Raises:
-        ValueError: If there is no such size.
+        ValueError: If `size` is not one of SIZES.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Backbone(nn.Module):
         size: one of SIZES.
 
     Attributes:
-        tapped: the blocks whose outputs are returned, the last ones at strides 4, 8, 16 and 32. The very last block
-            only widens the map for the head.
-        widths: their output channels.
+        tapped: indices of the blocks whose outputs are returned: the last ones at strides 4, 8, 16 and 32. The
+            network's final block is left out, since it only widens the map for the head.
+        widths: output channels of these blocks.
     """
 
     def __init__(self, size: int = 0):

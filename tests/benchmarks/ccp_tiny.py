@@ -1,4 +1,4 @@
-"""A setting and images for tests of the study on CCP that take seconds."""
+"""A small setting and small images, so that tests of the study of CCP take seconds."""
 
 import sys
 from dataclasses import replace
@@ -25,7 +25,7 @@ TINY = replace(
 
 
 def draw_folder(folder):
-    """6 + 2 + 2 images of three classes in stripes, and 3 without labels."""
+    """Draws stripes of three classes: 6 + 2 + 2 labelled images, and 3 without labels."""
     rng = np.random.default_rng(0)
     for split, count in (("train", ALL), ("val", 2), ("test", 2), ("unlabelled", 3)):
         images, labels = folder / split / "images", folder / split / "labels"

@@ -1,4 +1,4 @@
-"""A folder like CCP with few small images, for tests."""
+"""Writes a small folder in the layout of CCP, for tests."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ BAG, OUTERWEAR = 11, 4
 
 
 def write_photos(folder: Path) -> Path:
-    """Writes images of four stripes: background, skin, and two of hair, outerwear and bag in turn."""
+    """Writes images of four stripes: background, skin, and in turn two of hair, outerwear and bag."""
     rng = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("val", 3), ("test", 4)):
         for kind in ("images", "labels"):

@@ -1,4 +1,4 @@
-"""benchmarks/evidence/causes.py: each experiment changes what it names, and nothing else."""
+"""benchmarks/evidence/causes.py: each variant changes what its name says, and nothing else."""
 
 import csv
 import sys
@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 from evidence import causes, causes_report  # noqa: E402
 from evidence.compare import CONTROL, METHOD  # noqa: E402
-from semi_supervised.network import SegmentationNetwork  # noqa: E402
+from semi_supervised.methods import METHODS  # noqa: E402
 from semi_supervised.scenes import DigitScenes  # noqa: E402
 
 from dgcl_ops import resize_labels  # noqa: E402
@@ -26,11 +26,15 @@ STEPS = 6
 def trainer_of(name, steps=STEPS, **changes):
     """A trainer on a few scenes, after the warm-up."""
     data = causes.KnownScenes(4, 6, 0, 2)
-    torch.manual_seed(0)
     settings = replace(causes.VARIANTS[name].settings_of(0, steps), batch=2, **changes)
-    trainer = causes.Trainer(SegmentationNetwork(data.num_classes), data, settings)
+    trainer = causes.build(data, settings)
     trainer.run(until=settings.warm_up)
     return trainer
+
+
+def test_no_other_program_sees_the_probe():
+    trainer_of(METHOD)
+    assert "probe" not in METHODS
 
 
 def test_known_scenes_draw_the_batches_of_the_demo():

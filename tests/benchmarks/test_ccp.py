@@ -1,4 +1,4 @@
-"""benchmarks/evidence/ccp.py: runs are matched, resumed bit for bit and guarded by the gates; the test comes last."""
+"""benchmarks/evidence/ccp.py: runs are matched, resume bit for bit, and need the gates. The test comes last."""
 
 import csv
 import json
@@ -319,7 +319,7 @@ def test_an_unfinished_checkpoint_is_not_measured(study, photos, tmp_path):
     case = ccp.Case(METHOD, LABELLED, 0)
     state = torch.load(study / f"{case.name}.pt", weights_only=True)
     torch.save(state | {"step": 4}, tmp_path / f"{case.name}.pt")
-    with pytest.raises(ValueError, match=r"must be of step 6, got 4"):
+    with pytest.raises(ValueError, match=r"must be from step 6, got step 4"):
         ccp_test.measure(case, options_of(photos, tmp_path, split="val"))
 
 

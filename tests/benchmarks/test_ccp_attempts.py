@@ -1,4 +1,4 @@
-"""benchmarks/evidence/ccp_attempts.py: the committed runs have the settings that it names, without contrast."""
+"""benchmarks/evidence/ccp_attempts.py: the committed runs have the settings of their attempt, and no contrast."""
 
 import csv
 import json

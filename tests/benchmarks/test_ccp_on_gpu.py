@@ -25,7 +25,7 @@ CHANGING = ("seconds", "date", "others", "commit")
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A setting of seconds. Worker processes get it with the command line."""
+    """A setting that trains in seconds. Worker processes get it with the options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "REHEARSAL", TINY)
         for name, value in (("FEW", FEW), ("ALL", ALL)):
@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_continues_with_the_same_result(finished, tmp_pat
     kept = ccp.Trainer.train_step
 
     def stopped(trainer):
-        if trainer.step == 4:  # after a checkpoint, and a step that is lost
+        if trainer.step == 4:  # after a checkpoint and one more step, which is lost
             raise KeyboardInterrupt
         return kept(trainer)
 
@@ -139,7 +139,7 @@ def test_the_end_of_the_time_keeps_rows_and_a_second_call_trains_the_rest(
     whole = runs.read_text().splitlines(keepends=True)
     runs.write_text("".join(whole[:-1]))
     assert study.main(command(folder, "--seconds", 1)) == 1
-    assert "the time is over; 1 of 10 runs are missing" in capsys.readouterr().err
+    assert "the time ran out; 1 of 10 runs are missing" in capsys.readouterr().err
     assert runs.read_text() == "".join(whole[:-1])
 
     assert study.main(command(folder)) == 0
@@ -168,7 +168,7 @@ def test_a_plan_of_another_setting_is_refused(finished, tmp_path):
     folder = copied(finished, tmp_path)
     path = folder / "out" / "plan.json"
     path.write_text(path.read_text().replace("[32, 32]", "[48, 32]").replace("[32,32]", "[48,32]"))
-    with pytest.raises(SystemExit, match=r"plan\.json is of another setting"):
+    with pytest.raises(SystemExit, match=r"plan\.json has another setting"):
         study.main(command(folder))
 
 
@@ -212,7 +212,7 @@ def test_the_slowest_queue_decides_how_many_steps_fit():
     long = [*queue, Case(SUPERVISED, ccp.ALL, 2)]
     for most, seconds in ((3000, 400.0), (3000, 90.0)):
         steps = steps_within(seconds, [queue, long], times, TUNED, most)
-        # 3 arms with a fifth of warm-up steps, 2 with warm-up steps alone
+        # In 3 arms a fifth of the steps are warm-up. In 2 arms all steps are.
         cost = lambda n: 3 * (n // 5 * 0.01 + (n - n // 5) * 0.05) + 2 * n * 0.01 + 5 * 4.0
         assert SPARE * cost(steps) <= seconds < SPARE * cost(steps + 11)
         assert steps % 10 == 0

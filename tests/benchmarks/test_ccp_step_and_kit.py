@@ -1,4 +1,4 @@
-"""A step of the study on CCP on a GPU, tested without one; its network; and the kit that carries it."""
+"""The GPU study of CCP, tested without a GPU: a training step, the network, and the kit that carries the study."""
 
 import contextlib
 import subprocess
@@ -57,10 +57,10 @@ def test_an_unknown_size_is_refused():
 
 
 class Copies(TorchDispatchMode):
-    """Records copies from the host to a device that would block a GPU.
+    """Records the copies from the host that would block on a GPU.
 
-    `lift_fresh` makes a tensor from a list or from NumPy's numbers. The numbers may go to a GPU without blocking. A
-    list is copied there before `lift_fresh`, and blocks. NumPy's numbers are float64, unlike all lists here.
+    `lift_fresh` makes a tensor from a list or a NumPy array. A list is copied to the GPU before `lift_fresh`, and the
+    copy blocks. An array can be copied later, without blocking. Here all arrays are float64, and no list is.
     """
 
     def __init__(self):
@@ -93,7 +93,7 @@ def make_trainer(tmp_path):
 
 
 def test_a_step_copies_nothing_to_the_device_that_blocks(make_trainer):
-    """The optimizer is left out: its counters lie on the host."""
+    """The test leaves out the optimizer, whose counters are on the host."""
     trainer = make_trainer(METHOD)
     with Copies() as watched:
         batch, rng = trainer.batches.take(50)
@@ -102,13 +102,13 @@ def test_a_step_copies_nothing_to_the_device_that_blocks(make_trainer):
             losses = trainer.method.losses(views)
         losses["total"].backward()
         trainer.teacher.follow(trainer.student, 50)
-    assert len(watched.drawn) == 8, "the factors of both jitters"
+    assert len(watched.drawn) == 8, "expected the factors of both jitters"
     assert watched.blocking == []
 
 
 @pytest.mark.parametrize("arm", [CONTROL, METHOD, RANDOM])
 def test_a_step_reads_no_value_and_mixes_no_devices(make_trainer, arm, monkeypatch):
-    """On the device "meta" tensors have no values, so reading one is an error. So is mixing it with the CPU."""
+    """Tensors on the device "meta" have no values. Reading one is an error, and so is mixing it with CPU tensors."""
     monkeypatch.setattr(ccp.Trainer, "autocast", lambda *_: contextlib.nullcontext())  # not on meta
     trainer = make_trainer(arm, "meta")
     trainer.train_step()  # of the warm-up

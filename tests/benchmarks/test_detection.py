@@ -1,4 +1,4 @@
-"""benchmarks/evidence/detection.py and detect.py: scores, AUROC, and the runs that are measured with them."""
+"""benchmarks/evidence/detection.py and detect.py: scores, AUROC, and the runs of both studies."""
 
 import csv
 import sys
@@ -27,7 +27,7 @@ BACKGROUND, IGNORE = 0, 255
 
 
 def planted(count=4000, seed=0):
-    """Pixels of three classes. Class 0 has no bank. Density and entropy see independent halves of the errors."""
+    """Pixels of three classes. Class 0 has no bank. Density and entropy see the errors with independent noise."""
     rng = np.random.default_rng(seed)
     predicted, wrong = rng.integers(3, size=count), rng.random(count) < 0.4
     labels = np.where(wrong, (predicted + 1) % 3, predicted)
@@ -144,7 +144,7 @@ def test_unknown_pixels_are_compared_with_labelled_foreground():
 
 @pytest.fixture
 def student():
-    """A network, a loss whose bank lacks class 0 and is not full, and images with labels."""
+    """A network, a loss, and images with labels. The bank lacks class 0 and is not full."""
     torch.manual_seed(0)
     network = SegmentationNetwork(3).eval()
     width = network.classifier.in_channels
@@ -152,7 +152,7 @@ def student():
     images, labels = torch.rand(3, 3, 40, 48), torch.randint(3, (3, 40, 48))
     labels[:, :5] = IGNORE
     with torch.no_grad(), FeatureTap(network, "classifier") as tap:
-        # So that each class is predicted somewhere.
+        # Each class must be predicted somewhere.
         network.classifier.bias -= network(images).mean((0, 2, 3))
         features = tap.pop()
     small = torch.randint(1, 3, (3, *features.shape[-2:]))
@@ -169,7 +169,7 @@ def test_scores_are_those_of_the_network_at_each_pixel(student):
     with torch.no_grad():
         logits = network(images).movedim(1, -1).flatten(0, 2)[kept]
     assert np.array_equal(pixels.labels, labels.flatten()[kept])
-    # Two ways to round: few pixels lie so close to a border that the class may change.
+    # The two sides round differently. The class may change at the few pixels where two logits are almost equal.
     same = torch.from_numpy(pixels.predicted) == logits.argmax(1)
     assert same.double().mean() > 0.999
     probabilities = logits.double().softmax(1).numpy()
@@ -179,7 +179,7 @@ def test_scores_are_those_of_the_network_at_each_pixel(student):
     assert np.array_equal(pixels.known, pixels.predicted > 0)
     assert set(pixels.predicted.tolist()) == {0, 1, 2}
 
-    # At one pixel: the bilinear feature in the bank of the likeliest class that has one.
+    # The density of the bilinear feature, in the bank of the likeliest class that has a bank.
     likeliest = torch.from_numpy(probabilities)[:, 1:].argmax(1) + 1
     with torch.no_grad(), FeatureTap(network, "classifier") as tap:
         network(images)
@@ -189,7 +189,7 @@ def test_scores_are_those_of_the_network_at_each_pixel(student):
     np.testing.assert_allclose(pixels.density, -expected.double().numpy(), rtol=1e-4)
     np.testing.assert_array_equal(likeliest[pixels.known], pixels.predicted[pixels.known])
 
-    # The figure of the example trainer interpolates densities instead of features. It ranks pixels alike.
+    # The example trainer interpolates densities instead of features. This ranks pixels similarly.
     _, density = predict_with_density(network, contrast, images)
     density = density.flatten()[kept].numpy()
     common = pixels.known & (density > 0)
@@ -248,7 +248,7 @@ def arguments_of(study, photos, folder, *further):
 
 
 def rows_of(path):
-    """Reads rows without times."""
+    """Reads rows, without the columns that hold times."""
     with path.open(newline="") as file:
         return [
             {n: v for n, v in row.items() if n not in ("seconds", "date")}
@@ -312,10 +312,13 @@ def test_error_runs_use_the_weak_view_and_differ_in_the_weight_alone(small, tmp_
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--study", "errors"], "--study and --data must be given"),
+        (["--study", "errors"], "--study and --data are required without --report"),
         (["--study", "errors", "--data", "nowhere"], "--data must hold train/, val/ and test/"),
         (["--study", "unknown", "--data", "PHOTOS", "--hidden", "0"], r"--hidden must lie in"),
-        (["--study", "errors", "--data", "PHOTOS", "--hidden", "4"], "option of the study"),
+        (
+            ["--study", "errors", "--data", "PHOTOS", "--hidden", "4"],
+            "--hidden needs --study unknown",
+        ),
         (["--study", "errors", "--data", "PHOTOS", "--steps", "2"], "--steps must be at least 5"),
     ],
 )

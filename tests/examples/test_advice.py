@@ -1,4 +1,4 @@
-"""What a run measures for advise.py: right pseudo labels, counts of the labelled images, and a real run."""
+"""What a run measures for advise.py: right pseudo labels, counts of labelled images. Also runs the whole program."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ from semi_supervised.trainer import Trainer  # noqa: E402
 
 
 class Colours(nn.Module):
-    """The features are every second pixel's colour times a tint. Full-size logits prefer class 0."""
+    """The features are the colours of every second pixel times a tint. Logits at full size favour class 0."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Colours(nn.Module):
 
 
 class Drawn:
-    """Three images of random colours, with random labels. The first row has none."""
+    """Three images of random colours with random labels. Their first rows have no labels."""
 
     num_classes, ignore_index, labelled_samples = 3, 255, ()
     pixels = images = np.ones(3, dtype=np.int64)
@@ -82,7 +82,7 @@ def constructed(view: str, density_of: str) -> Trainer:
 
 
 def direct(trainer: Trainer) -> dict[str, list[int]]:
-    """Counts in float64, pixel by pixel."""
+    """Computes the same counts in float64, pixel by pixel."""
     tint = trainer.student.tint.detach()
     rows = trainer.contrast.bank.features.double().numpy()
     shift = np.array([trainer.settings.contrast_view == "strong", 0, 0])

@@ -92,7 +92,7 @@ GOOD = {"S": [50.0, 51.0, 49.0], "C": [54.0, 55.2, 53.1]}  # self-training gains
     ("scores", "change", "expected"),
     [
         (GOOD, ("",), "Only a trial can say."),
-        (GOOD, ("advice.bank.ready", [False, False]), "It cannot act."),
+        (GOOD, ("advice.bank.ready", [False, False]), "The loss cannot act."),
         (GOOD | {"D": [55.0, 56.3, 54.0]}, ("",), "weight 0.5: use it."),
         (GOOD | {"D": [53.0, 54.0, 52.2]}, ("",), "weight 0.5: leave it out."),
         (GOOD | {"D": [55.0, 54.2, 53.0]}, ("",), "weight 0.5: no difference shown."),
@@ -112,7 +112,7 @@ def test_a_full_bank_is_needed_only_if_the_loss_waits_for_it(tmp_path, capsys):
     for path in tmp_path.glob("self_training*/metrics.json"):
         waiting = changed(json.loads(path.read_text()), "advice.bank.all_full", True)
         path.write_text(json.dumps(waiting))
-    assert "It cannot act." in said(tmp_path, capsys)
+    assert "The loss cannot act." in said(tmp_path, capsys)
 
 
 def test_the_table_has_the_figures(tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_the_table_has_the_figures(tmp_path, capsys):
         "9 runs, 2 classes, 7 validation images",
         "Not used: unfinished-seed-0.",
         f"self-training minus supervised, mIoU {gain.mean():+.2f} ± {half:.2f} (3 seeds)",
-        "right pseudo labels, all that are kept 90.0 %",
+        "right pseudo labels, of all kept ones 90.0 %",
         "in the sparsest fifth of each class 80.0 %",
         "classes in fewer than 2 of them 1 (1)",
         "labelled pixels of the rarest class 60 (class 1)",
@@ -144,7 +144,7 @@ def test_the_precision_is_the_mean_over_classes_with_a_density(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 12])
-def test_the_effect_that_is_shown_has_a_power_of_80_percent(seeds):
+def test_the_detectable_effect_has_a_power_of_80_percent(seeds):
     """The sum of two quantiles of t is an approximation. The exact power is that of the noncentral t distribution."""
     pair = Paired(np.random.default_rng(0).normal(size=seeds).tolist())
     deviation = np.std(pair.differences, ddof=1)

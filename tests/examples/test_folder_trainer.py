@@ -54,7 +54,7 @@ def test_folder_trainer_writes_what_it_measured(divided, capsys):
 
 
 def test_densities_of_projections_are_not_drawn(divided):
-    """The bank then holds projections, so it has no density of a feature."""
+    """With this setting the bank holds projections, so it has no densities of features."""
     out = train(divided, "--labelled", 4, "density_of=projections", "projection_dim=8")
     run = out / "weight-0.5-seed-0"
     measured = json.loads((run / "metrics.json").read_text())

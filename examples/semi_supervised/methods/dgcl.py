@@ -105,7 +105,7 @@ class DGCL(Method):
         return {"total": total, **parts}
 
     def density_source(self, features: Tensor, projections: Tensor) -> Tensor:
-        """Returns the maps whose densities are computed and that enter the bank, [B, D, h, w]."""
+        """Returns the maps, [B, D, h, w], that the bank stores and whose densities it computes."""
         return features if self.trainer.settings.density_of == "features" else projections
 
     def contrast_drop(self, progress: float) -> float:
@@ -149,9 +149,9 @@ class DGCL(Method):
 
 
 def teaches_labelled(settings: Settings) -> bool:
-    """Returns whether the teacher sees the labelled images, too.
+    """Returns whether the teacher also sees the labelled images.
 
-    In train mode they are part of its batch statistics. The contrast may also need their confidence.
+    In train mode, they contribute to its batch statistics. The contrast may also need their confidence.
     """
     strategy = (settings.contrast.get("anchors"), settings.contrast.get("keys"))
     return settings.teacher_mode == "train" or any("confidence" in str(x) for x in strategy)
