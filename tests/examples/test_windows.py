@@ -141,7 +141,7 @@ def test_a_window_is_a_height_and_a_width(window):
 
 
 def test_a_run_evaluates_by_windows(tmp_path, monkeypatch):
-    """Validation, test and overlays use windows. Features and densities use whole images and do not change."""
+    """Validation (twice), test and overlays use windows. Features and densities use whole images and do not change."""
     for seed, (split, count) in enumerate({"train": 8, "val": 2, "test": 3}.items()):
         data_trees.folder(tmp_path / "data" / split, count, seed)
     seen = []
@@ -161,7 +161,7 @@ def test_a_run_evaluates_by_windows(tmp_path, monkeypatch):
         train_segmentation.main([str(argument) for argument in arguments])
         [path] = (tmp_path / window).glob("*/metrics.json")
         measured[window] = json.loads(path.read_text())
-        assert seen == ([] if window == "null" else [(32, 40)] * (2 + 3 + 3))
+        assert seen == ([] if window == "null" else [(32, 40)] * (2 + 2 + 3 + 3))
     whole, windows = measured["null"], measured["[16,24]"]
     assert whole["evaluate_window"] is None
     assert windows["evaluate_window"] == [16, 24]
