@@ -6,12 +6,11 @@
 The scenes, network and settings are the demo's. The results are those of the validation digits. Each run adds one row
 to the CSV file when it ends. You can stop the program at any time; it continues when you start it again.
 
-Each run is compared with self-training: the run with the same seed, steps and labels, and contrast weight 0. With
-weight 0 no change below has an effect, so all runs with the same seed, steps and labels share one such run.
+Each run is compared with self-training: the run with the same seed, steps, labels and view, and contrast weight 0. With
+weight 0 no other change has an effect. The view has one: the student's batch norms see the weak view, or do not.
 
 Changes of what the contrast sees:
-- its labels: of the labelled pixels alone; pseudo labels that are right; the true labels of all pixels. The last two
-  use labels that nobody has.
+- its labels: of the labelled pixels alone; right pseudo labels; the true labels of all pixels. Nobody has the last two.
 - fewer or more dropped pseudo labels, the strong view, banks of the teacher's features.
 
 Changes of the contrast: its weight, its start, anchors and keys, the width of the projections.
@@ -175,7 +174,7 @@ class Variant:
         return replace(base, seed=seed, **changes)
 
 
-WEIGHTLESS = {"contrast_weight": 0.0}
+WEIGHTLESS, STRONG = {"contrast_weight": 0.0}, {"contrast_view": "strong"}
 LONG, FEW = {"steps": 2 * PLAN.settings.steps}, 10
 VARIANTS = {
     CONTROL: Variant(settings=WEIGHTLESS),
@@ -184,7 +183,8 @@ VARIANTS = {
     "right pseudo labels": Variant({"labels": "right"}),
     "true labels": Variant({"labels": "true"}),
     "drops 80 to 50 %": Variant({"drop": [0.8, 0.5]}),
-    "strong view": Variant(settings={"contrast_view": "strong"}),
+    f"{CONTROL}, strong view": Variant(settings=STRONG | WEIGHTLESS),
+    "strong view": Variant(settings=STRONG),
     "bank of the teacher's features": Variant({"teacher_bank": True}),
     "weight 0.1": Variant(settings={"contrast_weight": 0.1}),
     "from half of the training": Variant({"from_progress": 0.5}),
