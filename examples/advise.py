@@ -10,13 +10,12 @@ figures come from the validation images. docs/should_i_use_it.md has the same fi
 """
 
 import argparse
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from semi_supervised import findings
-from semi_supervised.findings import CONTROL, COUNTS, SUPERVISED, Found, Paired
+from semi_supervised.findings import CONTROL, SUPERVISED, Found, Paired, mean
 
 # Labelled images of a class. In the study of photographs, each class is in at least two. We have no evidence for fewer.
 FEW_IMAGES = 2
@@ -51,28 +50,13 @@ def figures_of(runs: list[Found]) -> Figures:
         arm for arm in dict.fromkeys(r.arm for r in runs) if arm not in (SUPERVISED, CONTROL)
     ]
     controls = [run for run in runs if run.arm == CONTROL]
+    precisions = [findings.precision(run.advice["pseudo_labels"]) for run in controls]
     return Figures(
         runs,
         findings.compare(runs, CONTROL, SUPERVISED),
         {arm: findings.compare(runs, arm, CONTROL) for arm in treated},
-        *(mean(part) for part in zip(*map(precision, controls), strict=True)),
+        *(mean(part) for part in zip(*precisions, strict=True)),
     )
-
-
-def precision(run: Found) -> tuple[float | None, float | None, float | None]:
-    """Returns a run's `kept`, `classes` and `sparse`, see Figures."""
-    table = zip(*(run.advice["pseudo_labels"][name] for name in COUNTS), strict=True)
-    rows = [(pixels, right, few, few_right) for pixels, right, few, few_right in table]
-    pixels, right = sum(row[0] for row in rows), sum(row[1] for row in rows)
-    of_classes = mean([100 * row[1] / row[0] for row in rows if row[2]])
-    sparse = mean([100 * row[3] / row[2] for row in rows if row[2]])
-    return (100 * right / pixels if pixels else None), of_classes, sparse
-
-
-def mean(values: list | tuple) -> float | None:
-    """Returns the mean of the values that are not None, or None if there are none."""
-    values = [value for value in values if value is not None]
-    return statistics.fmean(values) if values else None
 
 
 def table(figures: Figures) -> str:

@@ -6,8 +6,8 @@
 The scenes, network and settings are the demo's. The results come from the validation digits. Each run adds one row to
 the CSV file when it ends. You can stop the program at any time. It continues when you start it again.
 
-Each run is compared with a self-training run: the same seed, steps and labels, with contrast weight 0. With weight 0,
-no change below has an effect. So one self-training run serves all runs with the same seed, steps and labels.
+Each run is compared with a self-training run: the same seed, steps, labels and view, with contrast weight 0. With
+weight 0 no other change has an effect. The view has one: the student's batch norms may see the weak view.
 
 Changes to what the contrast sees:
 - its labels: only those of labelled images; only pseudo labels that are right; the true labels of all pixels. In
@@ -79,7 +79,7 @@ class Variant:
         return replace(base, seed=seed, **changes)
 
 
-WEIGHTLESS = {"contrast_weight": 0.0}
+WEIGHTLESS, STRONG = {"contrast_weight": 0.0}, {"contrast_view": "strong"}
 LONG, FEW = {"steps": 2 * PLAN.settings.steps}, 10
 VARIANTS = {
     CONTROL: Variant(settings=WEIGHTLESS),
@@ -88,7 +88,8 @@ VARIANTS = {
     "right pseudo labels": Variant({"labels": "right"}),
     "true labels": Variant({"labels": "true"}),
     "drops 80 to 50 %": Variant({"drop": [0.8, 0.5]}),
-    "strong view": Variant(settings={"contrast_view": "strong"}),
+    f"{CONTROL}, strong view": Variant(settings=STRONG | WEIGHTLESS),
+    "strong view": Variant(settings=STRONG),
     "bank of the teacher's features": Variant({"teacher_bank": True}),
     "weight 0.1": Variant(settings={"contrast_weight": 0.1}),
     "from half of the training": Variant({"from_progress": 0.5}),

@@ -1,6 +1,7 @@
 """Builds the table of causes.py, the experiments on scenes of digits."""
 
 import csv
+import json
 from pathlib import Path
 
 from evidence.compare import CONTROL, Paired
@@ -20,20 +21,24 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def compared(rows: list[dict], name: str, metric: str) -> Paired | None:
-    """Compares a variant, seed by seed, with self-training with the same steps and labels. None without a pair."""
-    controls = {
-        (row["seed"], row["steps"], row["labelled"]): row[metric]
-        for row in rows
-        if row["variant"].startswith(CONTROL)
-    }
+    """Compares a variant, seed by seed, with self-training. None without a pair.
+
+    Both have the same steps, labels and view of the contrast.
+    """
+    controls = {key_of(row): row[metric] for row in rows if row["variant"].startswith(CONTROL)}
     pairs = [
-        (row[metric], controls[key])
+        (row[metric], controls[key_of(row)])
         for row in sorted(rows, key=lambda row: row["seed"])
-        if row["variant"] == name
-        and (key := (row["seed"], row["steps"], row["labelled"])) in controls
+        if row["variant"] == name and key_of(row) in controls
     ]
     differences = [ours - theirs for ours, theirs in pairs]
     return Paired(differences, sum(d > 0 for d in differences)) if differences else None
+
+
+def key_of(row: dict) -> tuple:
+    """Returns what a run shares with its control."""
+    view = json.loads(row["settings"]).get("contrast_view")
+    return row["seed"], row["steps"], row["labelled"], view
 
 
 def table(rows: list[dict]) -> str:

@@ -5,6 +5,7 @@
 
 It loads each run's checkpoint and measures:
 - with the teacher: IoU, and how tight the clusters of features are,
+- on the validation images: how many pseudo labels of the contrast are right, see `advice.pseudo_labels`,
 - with the student: how well density, entropy and confidence find wrong pixels, see detection.py.
 
 It refuses to read the test images while a run of the study is missing from runs.csv. It writes a run's row as soon as
@@ -22,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import MACHINE_COLUMNS, ROOT, append_rows, machine, say
 
 sys.path.insert(0, str(ROOT / "examples"))
-from semi_supervised import evaluate
+from semi_supervised import advice, evaluate
+from semi_supervised.findings import precision
 
 from evidence import ccp, detection
 from evidence.ccp import Case
@@ -30,9 +32,11 @@ from evidence.ccp_report import read_rows
 from evidence.ccp_tables import report
 from evidence.photos import in_batches
 
+# Right pseudo labels in percent: of all kept pixels, and in the mean over the classes in the sparsest fifth of each.
+LABELS = ("kept_right", "sparse_right")
 COLUMNS = (
     *("variant", "labelled", "seed", "miou", "class_iou", "class_pixels", *evaluate.SCORES),
-    *(*detection.ERRORS, "seconds", "settings", *MACHINE_COLUMNS),
+    *(*LABELS, *detection.ERRORS, "seconds", "settings", *MACHINE_COLUMNS),
 )
 
 
@@ -70,6 +74,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
         if options.split == "val"
         else detection.sample_pixels(*student, in_batches(data.val, 10), data.ignore_index)
     )
+    kept, _, sparse = precision(advice.pseudo_labels(trainer, in_batches(data.val, 10)))
     return {
         "variant": case.arm,
         "labelled": case.labelled,
@@ -78,6 +83,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict:
         "class_iou": " ".join(f"{value:.2f}" for value in evaluate.class_iou(matrix).tolist()),
         "class_pixels": " ".join(map(str, matrix.sum(1).tolist())),
         **{name: None if value is None else round(value, 4) for name, value in scores.items()},
+        **{n: detection.text(v) for n, v in zip(LABELS, (kept, sparse), strict=True)},
         **detection.error_columns(pixels, detection.fitted(held_out), data.num_classes),
         "seconds": round(time.perf_counter() - started, 1),
         "settings": ccp.FROZEN.described(trainer.settings),

@@ -257,3 +257,26 @@ def compare(runs: Iterable[Found], treated: str, control: str) -> Paired:
             f"advise: {treated} and {control} must share a seed, got seeds {seeds[treated]} and {seeds[control]}"
         )
     return Paired([scores[treated, seed] - scores[control, seed] for seed in shared])
+
+
+def precision(counts: dict[str, list[int]]) -> tuple[float | None, float | None, float | None]:
+    """Returns how many pseudo labels are right, in percent.
+
+    Args:
+        counts: see `advice.pseudo_labels`.
+
+    Returns:
+        The share over all kept pixels; the mean over the classes that have a density; the same for the sparsest fifth
+        of each class. None if there are none.
+    """
+    rows = list(zip(*(counts[name] for name in COUNTS), strict=True))
+    pixels, right = sum(row[0] for row in rows), sum(row[1] for row in rows)
+    of_classes = mean([100 * row[1] / row[0] for row in rows if row[2]])
+    sparse = mean([100 * row[3] / row[2] for row in rows if row[2]])
+    return (100 * right / pixels if pixels else None), of_classes, sparse
+
+
+def mean(values: list | tuple) -> float | None:
+    """Returns the mean of the values that are not None, or None if there are none."""
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else None

@@ -4,7 +4,6 @@ import copy
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from scipy import stats  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import advise  # noqa: E402
+from semi_supervised import findings  # noqa: E402
 from semi_supervised.findings import Paired  # noqa: E402
 
 # ---- planted runs ---------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_the_precision_is_the_mean_over_classes_with_a_density(tmp_path):
     run = metrics_of("C", 0, 50.0)
     labels = {"pixels": [900, 100], "right": [900, 20], "sparse_pixels": [0, 20]}
     run["advice"]["pseudo_labels"] = labels | {"sparse_right": [0, 1]}
-    assert advise.precision(SimpleNamespace(advice=run["advice"])) == (92.0, 20.0, 5.0)
+    assert findings.precision(run["advice"]["pseudo_labels"]) == (92.0, 20.0, 5.0)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 12])
