@@ -61,3 +61,12 @@ def move(average: Tensor, new: Tensor, weight: float) -> None:
     """Moves an average towards a new value, in place. With weight 1 it copies the value, and always an integer."""
     copied = weight >= 1 or not average.is_floating_point()
     average.copy_(new) if copied else average.lerp_(new, weight)
+
+
+def sees_labelled(settings: Settings) -> bool:
+    """Returns whether the teacher also sees the labelled images.
+
+    In train mode, they contribute to its batch statistics. The contrast may also need their confidence.
+    """
+    strategy = (settings.contrast.get("anchors"), settings.contrast.get("keys"))
+    return settings.teacher_mode == "train" or any("confidence" in str(x) for x in strategy)

@@ -27,6 +27,7 @@ from semi_supervised.loading import Batch
 from semi_supervised.methods import representations as reps
 from semi_supervised.methods.base import Method, Passes
 from semi_supervised.settings import Settings, contrast_loss
+from semi_supervised.teacher import sees_labelled
 from semi_supervised.views import Views
 
 
@@ -69,7 +70,7 @@ class DGCL(Method):
     @classmethod
     def passes(cls, settings: Settings, options: Any) -> Passes:
         trained = 3 if settings.contrast_view == "weak" else 2
-        return Passes(trained, forward=2 if teaches_labelled(settings) else 1)
+        return Passes(trained, forward=2 if sees_labelled(settings) else 1)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Returns the losses of one step."""
@@ -116,7 +117,7 @@ class DGCL(Method):
         """Labels the weak view with the teacher and ignores the least certain pixels."""
         trainer, settings = self.trainer, self.trainer.settings
         count, images = len(batch.weak), batch.weak
-        if teaches_labelled(settings):
+        if sees_labelled(settings):
             images = torch.cat((batch.images, images))
         with torch.no_grad(), trainer.autocast("bfloat16"):
             logits, small = trainer.teacher.two_sizes(images)
@@ -146,12 +147,3 @@ class DGCL(Method):
         ready = state["ready"]
         density = (state["mean_density"] * ready).sum() / ready.sum().clamp(min=1)
         return {"density": float(density)}
-
-
-def teaches_labelled(settings: Settings) -> bool:
-    """Returns whether the teacher also sees the labelled images.
-
-    In train mode, they contribute to its batch statistics. The contrast may also need their confidence.
-    """
-    strategy = (settings.contrast.get("anchors"), settings.contrast.get("keys"))
-    return settings.teacher_mode == "train" or any("confidence" in str(x) for x in strategy)
