@@ -21,7 +21,6 @@ FENCE = re.compile(r" {0,3}(```+)([^`]*)")
 NOT_RUN = re.compile(r"<!-- not run: *(.*?) *-->")
 # Shown, not run. "" is a drawing; "{...}" is a directive of the site.
 SHOWN = re.compile(r"|bash|bibtex|cpp|yaml|toml|\{.*")
-GAP = " (?:CCP|causes) -->"  # marks where a study's results will go
 FRACTION = re.compile(r"-?\d+\.\d+")
 LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
 FOLDERS = re.compile(r"(\./)?(\.ci|\.github|benchmarks|csrc|dgcl_ops|docs|examples|tests)/")
@@ -97,7 +96,7 @@ def code_problems(page: str, names: dict[str, Any]) -> list[str]:
             if not (after and after.kind == "py"):
                 problems.append(f"{line}: 'not run' must stand before a py block")
         elif kind in ("prose", "indented"):
-            if re.search(rf"~~~|```|<!--(?! not run:|{GAP})", text):
+            if re.search(r"~~~|```|<!--(?! not run:)", text):
                 problems.append(f"{line}: a fence or comment that no rule knows")
         elif not SHOWN.fullmatch(kind):
             problems.append(f"{line}: unknown fence {kind!r}")

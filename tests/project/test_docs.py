@@ -90,8 +90,6 @@ NOT_RUN = "<!-- not run: needs a GPU -->\n```py\nimport no_such_package\n```\n"
         ("    ```python\n    x = 1\n    ```\n", "no rule knows"),
         ("<!--setup\nx = 1\n-->\n", "no rule knows"),
         ("```\na drawing\n```\n```cpp\nint i;\n```\n```{toctree}\n:hidden:\n```\n", None),
-        ("Words. <!-- CCP -->\n", None),
-        ("Words. <!-- CCP\n", "no rule knows"),
         (NOT_RUN, None),
         (NOT_RUN.replace("needs a GPU", ""), "needs <!-- not run"),
         (NOT_RUN.partition("\n")[2], "needs <!-- not run"),
