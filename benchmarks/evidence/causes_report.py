@@ -1,19 +1,15 @@
 """Builds the table of causes.py, the experiments on scenes of digits."""
 
-import csv
 import json
 from pathlib import Path
 
-from evidence.compare import CONTROL, Paired
+from evidence.compare import CONTROL, Paired, stored_rows
 from evidence.report import markdown
 
 
 def read_rows(path: Path) -> list[dict]:
     """Reads the runs of a CSV file. A file that does not exist has none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stored_rows(path)
     for row in rows:
         row |= {name: int(row[name]) for name in ("seed", "steps", "labelled")}
         row |= {name: float(row[name]) for name in ("miou", "calinski_harabasz", "right")}

@@ -1,10 +1,9 @@
 """Reads the runs of the study of CCP, checks the gates, and checks that the runs of a seed are matched."""
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from evidence.compare import CONTROL, SUPERVISED, paired
+from evidence.compare import CONTROL, SUPERVISED, paired, stored_rows
 
 FEW, ALL = 44, 704  # labelled images
 
@@ -30,10 +29,7 @@ class Gate(NamedTuple):
 
 def read_rows(path: Path) -> list[dict]:
     """Reads the runs of a CSV file. A file that does not exist has none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stored_rows(path)
     for row in rows:
         row |= {"labelled": int(row["labelled"]), "seed": int(row["seed"])}
         row |= {name: float(row[name]) for name in ("val_miou", "miou") if name in row}

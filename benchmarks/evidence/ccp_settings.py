@@ -71,7 +71,6 @@ class Setting:
         scale: smallest and largest random magnification.
         network: arguments of PretrainedNetwork.
         saved_every: steps between checkpoints.
-        tested: whether a run reads the test images at its end, since its checkpoint does not outlive the machine.
         most: largest number of images to evaluate in a split. None: all.
         workers: default number of runs at a time.
         seconds: default time budget. With a budget, the program times the steps and picks their number. None: no limit.
@@ -83,7 +82,6 @@ class Setting:
     scale: tuple[float, float] = (0.5, 2.0)
     network: dict[str, Any] = field(default_factory=lambda: {"frozen": True})
     saved_every: int = 250
-    tested: bool = False
     most: int | None = None
     workers: int = 2
     seconds: float | None = None
@@ -121,7 +119,6 @@ TUNED = Setting(
     crop=(224, 160),
     network={"size": 2},
     saved_every=1000,
-    tested=True,
     workers=5,
     seconds=560.0,
 )
@@ -135,4 +132,3 @@ REHEARSAL = replace(
     workers=1,
     seconds=3600.0,
 )
-SETTINGS = {each.name: each for each in (FROZEN, TUNED, REHEARSAL)}

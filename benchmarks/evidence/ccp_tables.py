@@ -4,7 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
-from scipy import optimize, stats
+from semi_supervised.intervals import detectable
 
 from evidence.ccp_report import FEW, gates_text, matchings, read_rows
 from evidence.ccp_settings import CLASSES
@@ -82,23 +82,11 @@ def rare_classes(pixels: list[int]) -> set[int]:
 # ---- statistics --------------------------------------------------------------------------------------
 
 
-def smallest_shown(differences: list[float], power: float = 0.8) -> float:
-    """Returns the smallest true difference that a paired, two-sided t-test at the 5 % level detects with this power.
-
-    It uses the noncentral t distribution. It assumes normal differences with the observed standard deviation.
-    """
-    count = len(differences)
-    if count < 2:
+def smallest_shown(differences: list[float]) -> float:
+    """Returns the smallest true difference that a paired t-test with the observed spread detects with 80 % power."""
+    if len(differences) < 2:
         return math.inf
-    limit = stats.t.ppf(0.975, count - 1)
-    error = statistics.stdev(differences) / math.sqrt(count)
-
-    def missing(shift: float) -> float:
-        """Returns how much power is missing if the true difference is `shift` standard errors."""
-        sides = (float(stats.nct.sf(limit, count - 1, sign * shift)) for sign in (1, -1))
-        return power - sum(sides)
-
-    return error * float(optimize.brentq(missing, 0.0, limit + 6))
+    return detectable(len(differences)) * statistics.stdev(differences)
 
 
 def of_arm(rows: list[dict], arm: str) -> list[dict]:

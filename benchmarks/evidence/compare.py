@@ -1,12 +1,11 @@
 """Compares the study's runs seed by seed, with confidence intervals."""
 
 import csv
-import math
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy import stats
+from semi_supervised.intervals import half_interval
 
 # column, title, digits, and whether more is better
 METRICS = (
@@ -20,6 +19,14 @@ RANDOM, CONFIDENCE = (
     "anchors random, keys average",
     "anchors low_confidence, keys high_confidence",
 )
+
+
+def stored_rows(path: Path) -> list[dict]:
+    """Reads a CSV file as text, by column. A file that does not exist has no rows."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -52,11 +59,7 @@ class Paired(NamedTuple):
     @property
     def half(self) -> float:
         """Half of the 95 % confidence interval of the mean, by Student's t. Infinite for one seed."""
-        n = len(self.differences)
-        if n < 2:
-            return math.inf
-        spread = statistics.stdev(self.differences) / math.sqrt(n)
-        return float(stats.t.ppf(0.975, n - 1)) * spread
+        return half_interval(self.differences)
 
     def text(self, digits: int) -> str:
         """Formats the mean with its interval."""

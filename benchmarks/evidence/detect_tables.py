@@ -1,12 +1,11 @@
 """Tables of `detect.py`."""
 
-import csv
 import statistics
 from pathlib import Path
 
 from evidence.ccp_settings import CLASSES
 from evidence.ccp_tables import TITLES, less, mean_text, number
-from evidence.compare import CONTROL, METHOD
+from evidence.compare import CONTROL, METHOD, stored_rows
 from evidence.detection import SCORES, SINGLE
 from evidence.report import markdown
 
@@ -19,10 +18,7 @@ FIGURES = {
 
 def read_rows(path: Path) -> list[dict]:
     """Reads the runs of a CSV file. A file that does not exist has none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stored_rows(path)
     for row in rows:
         row |= {"seed": int(row["seed"]), "miou": float(row["miou"])}
         row |= {name: number(row[name]) for name in FIGURES[path.stem]}

@@ -225,7 +225,7 @@ def error_columns(pixels: Pixels, regression: Pipeline | None, num_classes: int)
 
 
 def unknown_columns(pixels: Pixels, hidden: int, background: int | None) -> dict:
-    """Measures how well each score tells pixels of a class without training labels from other labelled pixels.
+    """Measures how well each score finds the pixels of a class without training labels, among all labelled pixels.
 
     Args:
         pixels: sampled pixels.

@@ -1,15 +1,14 @@
 """Tables and plot of the comparison of the methods."""
 
-import csv
 import re
 import statistics
 from pathlib import Path
 
-from scipy import optimize, stats
+from semi_supervised.intervals import detectable
 from semi_supervised.methods import METHODS, choose
 from semi_supervised.settings import Settings
 
-from evidence.compare import Paired
+from evidence.compare import Paired, stored_rows
 from evidence.report import markdown
 
 BUDGETS = ("steps", "passes")
@@ -19,10 +18,7 @@ INTEGERS = ("seed", "steps", "passes", "networks")
 
 def read_rows(path: Path) -> list[dict]:
     """Reads the runs of a CSV file. A file that does not exist has none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stored_rows(path)
     for row in rows:
         row |= {name: int(row[name]) for name in INTEGERS}
         row |= {name: float(row[name]) for name in ("miou", "val_miou", "cpu_seconds")}
@@ -164,16 +160,6 @@ def power(rows: list[dict]) -> str:
 
 def of_budget(rows: list[dict], matched: str) -> list[dict]:
     return [row for row in rows if row["budget"] == matched]
-
-
-def detectable(seeds: int, chance: float = 0.8) -> float:
-    """Returns the mean, in standard deviations, that a two-sided t test at 5 % finds with this chance."""
-    limit = stats.t.ppf(0.975, seeds - 1)
-
-    def missing(effect: float) -> float:
-        return stats.nct.sf(limit, seeds - 1, effect * seeds**0.5) - chance
-
-    return float(optimize.brentq(missing, 0, 20))
 
 
 def facts(rows: list[dict]) -> str:

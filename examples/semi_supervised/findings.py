@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy import stats
-
+from semi_supervised.intervals import detectable, half_interval
 from semi_supervised.methods.dgcl import DGCL
 
 SUPERVISED, CONTROL = "supervised", "self-training"
@@ -72,10 +71,7 @@ class Paired(NamedTuple):
     @property
     def half(self) -> float:
         """Half the width of the mean's 95 % confidence interval (Student's t). Infinite for one seed."""
-        n = len(self.differences)
-        if n < 2:
-            return math.inf
-        return float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(self.differences) / math.sqrt(n)
+        return half_interval(self.differences)
 
     def detectable(self, seeds: int | None = None) -> float:
         """Returns the smallest effect that a number of seeds can detect with 80 % power.
@@ -87,9 +83,7 @@ class Paired(NamedTuple):
         """
         if len(self.differences) < 2:
             return math.inf
-        n = seeds or len(self.differences)
-        factor = float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1))
-        return factor * statistics.stdev(self.differences) / math.sqrt(n)
+        return detectable(seeds or len(self.differences)) * statistics.stdev(self.differences)
 
     def seeds_for(self, effect: float, most: int = 100) -> int | None:
         """Returns how many seeds detect an effect with 80 % power. None: more than `most`, or there is no spread."""

@@ -143,14 +143,14 @@ def test_the_precision_is_the_mean_over_classes_with_a_density(tmp_path):
     assert findings.precision(run["advice"]["pseudo_labels"]) == (92.0, 20.0, 5.0)
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 12])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
 def test_the_detectable_effect_has_a_power_of_80_percent(seeds):
-    """The sum of two quantiles of t is an approximation. The exact power is that of the noncentral t distribution."""
     pair = Paired(np.random.default_rng(0).normal(size=seeds).tolist())
     deviation = np.std(pair.differences, ddof=1)
     effect = pair.detectable() * np.sqrt(seeds) / deviation
-    power = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, effect)
-    assert power == pytest.approx(0.8, abs=0.04)
+    drawn = np.random.default_rng(1).normal(effect / np.sqrt(seeds), 1, (seeds, 100_000))
+    power = (stats.ttest_1samp(drawn, 0).pvalue < 0.05).mean()
+    assert power == pytest.approx(0.8, abs=0.006)  # the standard error is 0.0013
     assert pair.detectable(seeds + 1) < pair.detectable()
     needed = pair.seeds_for(deviation)
     assert pair.detectable(needed) <= deviation < pair.detectable(needed - 1)
